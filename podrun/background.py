@@ -1,0 +1,85 @@
+"""A step in the background: its ``up`` runs in a forked child, which hands its facts back through a pipe."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import time
+
+from podrun import jsontext
+from podrun.errors import Failure, of_oserror
+from podrun.record import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from podrun.chain import World
+    from podrun.hook import Facts, Hook, Step
+    from podrun.journal import Writer
+    from podrun.podfile import StepText
+
+_PR_SET_PDEATHSIG = 1
+_SIGKILL = 9
+
+
+class Background(NamedTuple):
+    """A step under way. ``began`` is on the monotonic clock."""
+
+    pid: int
+    pipe: int
+    n: int
+    text: StepText
+    journal: Writer
+    gives: Sequence[str]
+    began: float
+
+    def join(self) -> Facts:
+        """Waits for the child; returns its facts or raises the Failure that it had."""
+        with open(self.pipe, encoding="utf-8") as pipe:
+            answer = pipe.read()
+        status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        if not answer:
+            raise Failure(f"its process in the background ended with {status} and said nothing")
+        told = jsontext.loads(answer)
+        if "failure" in told:
+            what, code, hint = told["failure"]
+            raise Failure(what, code=code, hint=hint)
+        facts: Facts = told["facts"]
+        return facts
+
+    def kill(self) -> None:
+        """Ends the child without asking what it did: the step's ``down`` finds out."""
+        os.kill(self.pid, _SIGKILL)
+        os.waitpid(self.pid, 0)
+        os.close(self.pipe)
+
+
+def begin(hook: Hook, step: Step, facts: Facts, n: int, text: StepText, journal: Writer, world: World) -> Background:
+    """Starts ``hook.up`` in a child that dies with the launcher."""
+    began = time.monotonic()
+    here, there = os.pipe2(os.O_CLOEXEC)
+    launcher = os.getpid()
+    child = os.fork()
+    if child:
+        os.close(there)
+        return Background(child, here, n, text, journal, getattr(hook, "gives", ()), began)
+    try:
+        world.forked()
+        os.close(here)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0)
+        if os.getppid() != launcher:
+            os._exit(1)
+        try:
+            told: dict[str, object] = {"facts": hook.up(step, facts) or {}}
+        except Failure as error:
+            told = {"failure": [error.what, error.code, error.hint]}
+        except OSError as error:
+            failure = of_oserror(error)
+            told = {"failure": [failure.what, failure.code, failure.hint]}
+        except Exception as error:
+            told = {"failure": [f"the hook failed: {type(error).__name__}: {error}", 76, "--debug shows where"]}
+        with open(there, "w", encoding="utf-8") as pipe:
+            pipe.write(jsontext.dumps(told))
+    finally:
+        os._exit(0)

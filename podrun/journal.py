@@ -1,0 +1,279 @@
+"""The journal: an append-only record of what has been started and done. Teardown reads it and nothing else.
+
+One file per segment of a pod, JSON Lines. The first line is the header (the pod as it was at ``up``); every later one
+says what became of a step::
+
+    {"v":1,"pod":{"name":"web",...},"segment":"pod","order":0,"file":"/etc/podrun/web.toml","boot_id":"...",...}
+    {"n":0,"at":"starting","step":{"hook":"network","name":"network","options":{...}}}
+    {"n":0,"at":"up","facts":{"netns":"/run/netns/podrun-web"},"ms":4.1}
+    {"at":"ready"}
+    {"n":0,"at":"stopping"}
+    {"n":0,"at":"down"}
+
+Intent is written before the act and the result after it, each with one write(2) of a whole line to an O_APPEND file: a
+kill -9 leaves at most a torn last line, which is ignored when read and cut off before anything is appended.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+
+from podrun import jsontext
+from podrun.errors import BUSY, CANNOT_CREATE, Failure
+from podrun.hook import Facts, Pod
+from podrun.record import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from typing import Any
+
+VERSION = 1
+#: The segment of what comes before the first resident step. No container may have its name.
+POD_SEGMENT = "pod"
+
+
+class Entry(NamedTuple):
+    """A step as its journal tells it. ``step`` is what was resolved at ``up``: hook, name, options, optional, for..."""
+
+    n: int
+    step: Mapping[str, Any]
+    #: starting | up | failed (optional, and its up failed) | stopping | down
+    at: str = "starting"
+    #: As returned by ``up``, {} before that.
+    facts: Facts = {}
+    milliseconds: float = 0.0
+    #: What a resident step announced before its ``up`` was over: {"pid", "start"}.
+    process: Mapping[str, int] | None = None
+    why: str = ""
+
+
+class Header(NamedTuple):
+    """Who wrote a journal, and where: the first line."""
+
+    pod: Pod
+    segment: str
+    order: int
+    file: str
+    boot_id: str
+    #: The launcher: pid and start time (field 22 of proc(5) stat).
+    pid: int
+    start: int
+    version: int = VERSION
+
+
+class Journal(NamedTuple):
+    """The content of one journal file. ``header`` is None when podrun was killed before the first line was whole."""
+
+    path: str
+    header: Header | None
+    entries: tuple[Entry, ...]
+    ready: bool = False
+    stopping: bool = False
+
+
+def boot_id() -> str:
+    """This boot's id (random(4)): what tells a journal of an earlier boot from today's."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()
+
+
+def start_time(pid: int) -> int:
+    """When a process started, in clock ticks since boot (proc(5) stat, field 22); 0 when there is none."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            # The second field is the command's name in parentheses and may hold anything: count from the last one.
+            return int(file.read().rpartition(b")")[2].split()[19])
+    except (OSError, IndexError):
+        return 0
+
+
+# --- where journals and locks live ---------------------------------------------------------------------------------
+
+
+def directory(run: str, pod: str) -> str:
+    """The pod's directory below the run directory."""
+    return f"{run}/pods/{pod}"
+
+
+def pods(run: str) -> list[str]:
+    """The names of the pods that have a directory, sorted."""
+    try:
+        return sorted(name for name in os.listdir(f"{run}/pods") if not name.startswith("."))
+    except FileNotFoundError:
+        return []
+
+
+def journals(run: str, pod: str) -> list[Journal]:
+    """The pod's journals in the order in which its segments start."""
+    try:
+        names = os.listdir(directory(run, pod))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    found = [read(f"{directory(run, pod)}/{name}") for name in names if name.endswith(".journal")]
+    return sorted(found, key=lambda journal: journal.header.order if journal.header else -1)
+
+
+class Lock:
+    """The pod's lock, held while this object is open. Use as a context manager.
+
+    flock(2) on a file that is never unlinked (an unlinked one could be held by two). A forked child shares it with us:
+    it must call :meth:`close` first thing, so that the lock dies with the launcher.
+    """
+
+    def __init__(self, run: str, pod: str, *, wait: bool) -> None:
+        os.makedirs(f"{run}/locks", mode=0o700, exist_ok=True)
+        self.fd = os.open(f"{run}/locks/{pod}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self.fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            self.close()
+            raise Failure(
+                "another podrun is working on it", code=BUSY, hint=f"see 'podrun ps', or wait: 'podrun down {pod}' does"
+            ) from None
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Releases the lock; may be called again."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def __enter__(self) -> Lock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def is_locked(run: str, pod: str) -> bool:
+    """True when a podrun is at work on the pod right now."""
+    try:
+        fd = os.open(f"{run}/locks/{pod}", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+# --- reading -------------------------------------------------------------------------------------------------------
+
+
+def read(path: str) -> Journal:
+    """The journal at ``path``; an absent or torn one reads as far as it is whole."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read()
+    except FileNotFoundError:
+        text = ""
+    lines = list(_whole_lines(text))
+    if not lines:
+        return Journal(path, None, ())
+    entries: dict[int, Entry] = {}
+    ready = stopping = False
+    for line in lines[1:]:
+        at = line.get("at")
+        if "n" not in line:
+            ready = ready or at == "ready"
+            stopping = stopping or at == "stopping"
+        elif at == "starting":
+            entries[line["n"]] = Entry(line["n"], line["step"])
+        else:
+            changes: dict[str, Any] = {key: line[key] for key in ("at", "facts", "process", "why") if key in line}
+            if "ms" in line:
+                changes["milliseconds"] = line["ms"]
+            entries[line["n"]] = entries[line["n"]]._replace(**changes)
+    return Journal(path, _header(lines[0]), tuple(entries[n] for n in sorted(entries)), ready, stopping)
+
+
+def _whole_lines(text: str) -> Iterator[dict[str, Any]]:
+    for line in text[: text.rfind("\n") + 1].splitlines():
+        yield jsontext.loads(line)
+
+
+def _header(line: Mapping[str, Any]) -> Header:
+    told = line["pod"]
+    pod = Pod(**{key: told[key] for key in Pod._fields if key in told})
+    return Header(
+        pod, line["segment"], line["order"], line["file"], line["boot_id"], line["pid"], line["start"], line["v"]
+    )
+
+
+# --- writing -------------------------------------------------------------------------------------------------------
+
+
+class Writer:
+    """Appends to one journal. Close it, or use it as a context manager; closing releases nothing but the descriptor."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        self._cut_torn_line()
+
+    def _cut_torn_line(self) -> None:
+        size = os.fstat(self.fd).st_size
+        end = size
+        while end and os.pread(self.fd, 1, end - 1) != b"\n":
+            # A torn line is short work only because lines are: read back in blocks.
+            block = os.pread(self.fd, min(end, 4096), max(0, end - 4096))
+            found = block.rfind(b"\n")
+            end = max(0, end - 4096) + (found + 1 if found >= 0 else 0)
+        if end != size:
+            os.ftruncate(self.fd, end)
+
+    def _append(self, line: Mapping[str, Any]) -> None:
+        data = (jsontext.dumps(line) + "\n").encode()
+        if os.write(self.fd, data) != len(data):
+            raise Failure(f"{self.path}: the journal could not be written", code=CANNOT_CREATE, hint="is /run full?")
+
+    def header(self, header: Header) -> None:
+        """The first line."""
+        line = {**header._asdict(), "pod": header.pod._asdict()}
+        line["v"] = line.pop("version")
+        self._append(line)
+
+    def starting(self, n: int, step: Mapping[str, Any]) -> None:
+        """The intent of a step, before its ``up``."""
+        self._append({"n": n, "at": "starting", "step": step})
+
+    def process(self, n: int, pid: int, start: int) -> None:
+        """A resident step's process, as soon as it exists."""
+        self._append({"n": n, "process": {"pid": pid, "start": start}})
+
+    def up(self, n: int, facts: Facts, milliseconds: float) -> None:
+        """The facts of a step whose ``up`` is done."""
+        self._append({"n": n, "at": "up", "facts": facts, "ms": round(milliseconds, 2)})
+
+    def failed(self, n: int, why: str) -> None:
+        """An optional step that failed and was skipped; its ``down`` still runs."""
+        self._append({"n": n, "at": "failed", "why": why})
+
+    def ready(self) -> None:
+        """Every step of the segment is up."""
+        self._append({"at": "ready"})
+
+    def stopping(self, n: int | None = None) -> None:
+        """Before a step's ``down``; without ``n``: the whole segment is being undone."""
+        self._append({"at": "stopping"} if n is None else {"n": n, "at": "stopping"})
+
+    def down(self, n: int) -> None:
+        """A step is undone."""
+        self._append({"n": n, "at": "down"})
+
+    def close(self) -> None:
+        """Closes the file."""
+        os.close(self.fd)
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
