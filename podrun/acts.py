@@ -1,0 +1,98 @@
+"""Carrying out the plain commands: up, down and run, from their parameters to the exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from podrun.errors import INTERNAL, WRONG_FILE, Failure, Interrupted
+from podrun.launch import ROOT, RUN, Host, report
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+def act(command: str, given: dict[str, Any], host: Host | None = None) -> int:
+    """Carries out up, down or run with the parameters that podrun.arguments declares."""
+    name = str(given.get("word", given.get("name") or ""))
+    host = host or host_of(given, name)
+    try:
+        return _ACTS[command](given, host)
+    except (Failure, Interrupted) as error:
+        return report(error, _shown(name), given["debug"])
+    except KeyboardInterrupt:
+        print(f"podrun: {_shown(name)}: interrupted; run it again to go on", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if given["debug"]:
+            raise
+        print(f"podrun: internal error: {type(error).__name__}: {error}; --debug shows where", file=sys.stderr)
+        return INTERNAL
+
+
+def host_of(given: dict[str, Any], name: str) -> Host:
+    """The machine, with the directories that the command line or the environment names."""
+
+    def say(line: str) -> None:
+        print(f"podrun: {_shown(name)}: {line}", file=sys.stderr, flush=True)
+
+    def watch(event: str, label: str) -> None:
+        print(f"podrun: {_shown(name)}: {event} {label}", file=sys.stderr, flush=True)
+
+    root = given.get("root") or os.environ.get("PODRUN_ROOT") or ROOT
+    run = given.get("run") or os.environ.get("PODRUN_RUN") or RUN
+    told = {"watch": watch} if given.get("debug") else {}
+    return Host(os.path.abspath(root), os.path.abspath(run), os.environ, say, **told)
+
+
+def name_of(word: str, host: Host) -> str:
+    """The pod that a FILE or NAME word means: for a file the pod that was started from it, else what it says itself."""
+    if "/" not in word and not word.endswith(".toml"):
+        return _valid(word)
+    from podrun import find, podfile, show
+
+    started = show.file_of(host.run, word)
+    if len(started) == 1:
+        return started[0]
+    if os.path.exists(word):
+        return podfile.load(word, environ=host.environ, load_hook=find.load).name
+    return _valid(_shown(word))
+
+
+def _valid(name: str) -> str:
+    """The name of a pod, refused when it could mean another path."""
+    if not name or name.startswith(".") or "/" in name or "\0" in name:
+        raise Failure(f"{name!r} is not the name of a pod", code=WRONG_FILE)
+    return name
+
+
+def _up(given: dict[str, Any], host: Host) -> int:
+    from podrun import find, launch, podfile, systemd
+
+    text = podfile.load(
+        given["word"], environ=host.environ, load_hook=find.load, in_unit=systemd.takes_over(host.environ)
+    )
+    return launch.up(text, host, detach=given["detach"])
+
+
+def _down(given: dict[str, Any], host: Host) -> int:
+    from podrun import launch
+
+    return launch.down(name_of(given["word"], host), host, invocation=given["invocation"], force=given["force"])
+
+
+def _run(given: dict[str, Any], host: Host) -> int:
+    from podrun import run
+
+    return run.run(given, host)
+
+
+_ACTS = {"up": _up, "down": _down, "run": _run}
+
+
+def _shown(word: str) -> str:
+    """The pod's name in a FILE or NAME word: what messages and journals call it."""
+    if "/" in word or word.endswith(".toml"):
+        return word.rsplit("/", 1)[-1].removesuffix(".toml")
+    return word

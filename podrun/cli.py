@@ -1,0 +1,373 @@
+"""The command line beyond the plain forms of up, down and run: click reads it, podrun's modules do the work."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+
+from podrun import __version__, chain, find, foreground, launch, podfile, show
+from podrun import journal as journals
+from podrun.acts import act, host_of, name_of
+from podrun.arguments import COMMANDS, GLOBAL, Flag
+from podrun.errors import BUSY, INTERNAL, STEP_FAILED, UNAVAILABLE, WRONG_FILE, Failure, Interrupted
+from podrun.hook import Pod
+from podrun.launch import Host
+
+#: Where pods have their files.
+ETC = "/etc/podrun"
+#: Groups of commands that a first-party hook brings along.
+OF_HOOKS = {"image": "podrun_hooks.image.cli", "network": "podrun_hooks.network.cli"}
+
+
+class _Commands(click.Group):
+    """Commands in the order of a pod's life; those of hooks are imported when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*self.commands, *(name for name in OF_HOOKS if name not in self.commands)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in OF_HOOKS:
+            from importlib import import_module
+
+            try:
+                group: click.Command = import_module(OF_HOOKS[cmd_name]).group
+            except ModuleNotFoundError:
+                return None
+            return group
+        return super().get_command(ctx, cmd_name)
+
+
+def _option(flag: Flag) -> click.Option:
+    if not flag.value:
+        return click.Option([*flag.names, flag.key], is_flag=True, help=flag.doc)
+    return click.Option(
+        [*flag.names, flag.key], metavar=flag.value, multiple=flag.many, default=flag.default, help=flag.doc
+    )
+
+
+def _planned(name: str, doc: str) -> click.Command:
+    """The click command of an entry in podrun.arguments: the same options, carried out by the same code."""
+    declared = COMMANDS[name]
+
+    @click.pass_context
+    def callback(ctx: click.Context, /, **given: Any) -> None:
+        given = {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}
+        ctx.exit(act(name, {**ctx.obj, **given}))
+
+    words: list[click.Parameter] = [click.Argument([word], metavar=_METAVARS[word]) for word in declared.words]
+    if declared.rest:
+        words.append(click.Argument(["command"], metavar="[COMMAND...]", nargs=-1, type=click.UNPROCESSED))
+    settings = {"allow_interspersed_args": not declared.rest}
+    return click.Command(
+        name,
+        callback=callback,
+        params=[*(_option(flag) for flag in declared.flags), *words],
+        help=doc,
+        context_settings=settings,
+    )
+
+
+_METAVARS = {"word": "FILE|NAME", "ref": "REF"}
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="podrun")
+@click.pass_context
+def podrun(ctx: click.Context, /, **given: Any) -> None:
+    """Start container pods the way systemd starts services: no daemon, no shim, nothing left resident."""
+    ctx.obj = given
+
+
+podrun.params = [*(_option(flag) for flag in GLOBAL), *podrun.params]
+podrun.add_command(_planned("up", "Start a pod and stay until it ends; with -d return when it is ready."))
+podrun.add_command(_planned("run", "Start a pod without a file."))
+podrun.add_command(_planned("down", "Undo a pod, in reverse."))
+
+
+def _command(*parameters: click.Parameter) -> Callable[[Callable[..., int | None]], click.Command]:
+    """Declares a command whose function takes the Host first and returns an exit code (None: 0)."""
+
+    def declare(function: Callable[..., int | None]) -> click.Command:
+        @click.pass_context
+        def callback(ctx: click.Context, /, **given: Any) -> None:
+            word = given.get("word") or ""
+            ctx.exit(guarded(lambda: function(host_of(ctx.obj, word), **given), word, ctx.obj["debug"]))
+
+        name = function.__name__.strip("_")
+        # What follows the first word of exec is the payload's, options included.
+        settings = {"allow_interspersed_args": name != "exec"}
+        command = click.Command(
+            name, callback=callback, params=list(parameters), help=function.__doc__, context_settings=settings
+        )
+        podrun.add_command(command)
+        return command
+
+    return declare
+
+
+def guarded(act: Callable[[], int | None], name: str, debug: bool) -> int:
+    """Runs what a command does; what goes wrong is told in one line and becomes the exit code."""
+    try:
+        return act() or 0
+    except (Failure, Interrupted) as error:
+        return launch.report(error, name, debug)
+    except BrokenPipeError:
+        # The reader (less, head) has had enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    except OSError as error:
+        if debug:
+            raise
+        click.echo(f"podrun: {name + ': ' if name else ''}{error}", err=True)
+        return STEP_FAILED
+    except Exception as error:
+        if debug:
+            raise
+        click.echo(f"podrun: internal error: {type(error).__name__}: {error}; --debug shows where", err=True)
+        return INTERNAL
+
+
+_word = click.Argument(["word"], metavar="FILE|NAME")
+_format = click.Option(
+    ["--format", "form"], type=click.Choice(["table", "json"]), default="table", help="How to print."
+)
+_quiet = click.Option(["-q", "--quiet"], is_flag=True, help="Names only.")
+_container = click.Option(["-c", "--container"], default="", metavar="NAME", help="Which container; default: the last.")
+
+
+@_command(_word)
+def restart(host: Host, word: str) -> int:
+    """Undo a pod and start it again, detached, from the file that it was started from."""
+    name = name_of(word, host)
+    found = journals.journals(host.run, name)
+    file = next((journal.header.file for journal in found if journal.header), word)
+    text = podfile.load(file, environ=host.environ, load_hook=find.load)
+    launch.down(name, host)
+    return launch.up(text, host, detach=True)
+
+
+@_command(
+    _format, _quiet, click.Option(["--filter", "filters"], multiple=True, metavar="KEY=VALUE", help="Only these.")
+)
+def ps(host: Host, form: str, quiet: bool, filters: Sequence[str]) -> None:
+    """List the pods that are not absent."""
+    rows = show.rows(host.run)
+    for condition in filters:
+        key, equals, value = condition.partition("=")
+        if not equals or key not in ("name", "state", "image", "file"):
+            raise Failure(f"--filter {condition!r}: expected name=, state=, image= or file=", code=WRONG_FILE)
+        rows = [row for row in rows if str(row[key]) == value]
+    if quiet:
+        for row in rows:
+            click.echo(row["name"])
+    else:
+        printed(rows, form)
+
+
+@_command(_word)
+def inspect(host: Host, word: str) -> None:
+    """Print everything that is known of a pod as JSON."""
+    name = name_of(word, host)
+    whole = show.inspect(host.run, name)
+    if whole is None:
+        raise Failure("there is no such pod", code=UNAVAILABLE, hint="'podrun ps' lists those that there are")
+    click.echo(json.dumps(whole, indent=2))
+
+
+@_command(
+    _word, _container, click.Option(["-f", "--follow"], is_flag=True, help="Go on until the container has ended.")
+)
+def logs(host: Host, word: str, container: str, follow: bool) -> None:
+    """Print what a container has written."""
+    name = name_of(word, host)
+    found = show.resident(host.run, name, container)
+    if found is None:
+        raise Failure("there is no such container", code=UNAVAILABLE, hint=f"see 'podrun inspect {name}'")
+    path = found[1].facts.get("log", {}).get("file")
+    if not path:
+        raise Failure(
+            "its output went where podrun's own went", code=UNAVAILABLE, hint="a unit's is in journalctl -u UNIT"
+        )
+    process = found[1].facts.get("process") or found[1].process or {"pid": 0, "start": 0}
+    with open(path, "rb") as file:
+        while True:
+            running = chain.alive(process["pid"], process["start"])
+            while block := file.read(65536):
+                sys.stdout.buffer.write(block)
+                sys.stdout.buffer.flush()
+            if not follow or not running:
+                return
+            _pause(0.1)
+
+
+@_command(
+    click.Option(["-i", "--interactive"], is_flag=True, help="Accepted: standard input is always passed on."),
+    click.Option(["-t", "--tty"], is_flag=True, help="Give the command a terminal."),
+    click.Option(["-e", "--env"], multiple=True, metavar="KEY=VALUE", help="An environment variable."),
+    click.Option(["-u", "--user"], default="", metavar="UID[:GID]", help="As whom."),
+    click.Option(["-w", "--workdir"], default="", metavar="DIR", help="The working directory."),
+    _container,
+    _word,
+    click.Argument(["command"], nargs=-1, required=True, type=click.UNPROCESSED),
+)
+def exec_(host: Host, word: str, command: Sequence[str], container: str, **given: Any) -> int:
+    """Run a command in a container."""
+    name = name_of(word, host)
+    found = show.resident(host.run, name, container)
+    if found is None or found[0].header is None:
+        raise Failure("there is no such container", code=UNAVAILABLE, hint=f"see 'podrun inspect {name}'")
+    _, entry = found
+    process = entry.facts.get("process") or entry.process
+    if not process or not chain.alive(process["pid"], process["start"]):
+        raise Failure("the container has ended", code=BUSY, hint=f"'podrun restart {name}' starts it again")
+    hook = find.load(entry.step["hook"])
+    step = chain.resolve(found[0].header.pod, hook, entry.step)
+    enter = getattr(hook, "enter", None)
+    if enter is None:
+        raise Failure(f"{step.label}: its hook cannot run commands in it")
+    result: int = enter(
+        step,
+        entry.facts,
+        list(command),
+        tty=given["tty"],
+        env=list(given["env"]),
+        user=given["user"],
+        workdir=given["workdir"],
+    )
+    return result
+
+
+@_command(_word)
+def wait(host: Host, word: str) -> int:
+    """Wait until the pod's last container has ended."""
+    name = name_of(word, host)
+    waiting = launch.residents(host.run, name)
+    if not waiting:
+        raise Failure("it has no container to wait for", code=UNAVAILABLE)
+    last = waiting[-1]
+    while chain.alive(last.pid, last.start):
+        _pause(0.05)
+    return foreground.reap(last)
+
+
+@_command(_word)
+def check(host: Host, word: str) -> int:
+    """Say what is wrong with a pod file, and what would keep the pod from starting."""
+    text = podfile.load(word, environ=host.environ, load_hook=find.load)
+    code = 0
+    for label, problem in _problems(text, host):
+        kind = "error" if problem.fatal else "warning"
+        click.echo(f"{label}: {kind}: {problem.what}{'; ' + problem.hint if problem.hint else ''}")
+        if problem.fatal:
+            code = code or problem.code
+    if not code:
+        click.echo(f"{text.name}: {len(text.steps)} steps, nothing wrong")
+    return code
+
+
+@_command(_word, _format)
+def plan(host: Host, word: str, form: str) -> None:
+    """Show what up would do, in order, and what down would undo now."""
+    if _is_file(word) or os.path.exists(f"{ETC}/{word}.toml"):
+        text = podfile.load(word, environ=host.environ, load_hook=find.load)
+        name, steps, problems = text.name, show.plan_up(text), _problems(text, host)
+    else:
+        name, steps, problems = word, [], []
+    undo = show.plan_down(journals.journals(host.run, name))
+    if form == "json":
+        told = [{"step": label, **problem._asdict()} for label, problem in problems]
+        click.echo(json.dumps({"pod": name, "up": steps, "problems": told, "down": undo}, indent=2))
+        return
+    for number, step in enumerate(steps, 1):
+        notes = f"  ({', '.join(step['notes'])})" if step["notes"] else ""
+        options = " ".join(f"{key}={json.dumps(value)}" for key, value in step["options"].items())
+        click.echo(f"up   {number:2} {step['step']}{notes}  {options}".rstrip())
+    for label, problem in problems:
+        click.echo(f"     {'!' if problem.fatal else '?'}  {label}: {problem.what}")
+    for number, step in enumerate(undo, 1):
+        click.echo(f"down {number:2} {step['step']}")
+    if not steps and not undo:
+        click.echo(f"{name}: nothing to start and nothing to undo")
+
+
+@_command(click.Option(["--check", "only_check"], is_flag=True, help="Say what would be removed, remove nothing."))
+def gc(host: Host, only_check: bool) -> int:
+    """Undo pods that are dead, failed or from before the reboot, and remove what belongs to none."""
+    found = 0
+    for name in journals.pods(host.run):
+        state = chain.state(host.run, name)
+        if state not in ("dead", "failed", "absent"):
+            continue
+        found += 1
+        click.echo(f"{name}: {state}")
+        if not only_check:
+            launch.down(name, host)
+    for hook in find.FIRST_PARTY:
+        collect = getattr(find.load(hook), "collect", None)
+        for line in collect(host.root, host.run, set(journals.pods(host.run)), only_check) if collect else ():
+            found += 1
+            click.echo(f"{hook}: {line}")
+    return 1 if found and only_check else 0
+
+
+@_command()
+def schema(host: Host) -> None:
+    """Print the JSON Schema of a pod file, for editors."""
+    from podrun.schema import schema as schema_of
+
+    click.echo(json.dumps(schema_of({name: find.load(name) for name in find.FIRST_PARTY}), indent=2))
+
+
+def _problems(text: podfile.PodText, host: Host) -> list[tuple[str, Any]]:
+    pod = Pod(text.name, host.root, host.run, tag=launch.tag(text.name, host.run), thorough=True)
+    world = chain.World(find.load, chain.quiet, chain.quiet, chain.quiet, lambda: None)
+    return chain.problems(pod, text.steps, world)
+
+
+def printed(rows: Sequence[dict[str, Any]], form: str) -> None:
+    """Prints rows: a table for people, or JSON Lines."""
+    if form == "json":
+        for row in rows:
+            click.echo(json.dumps(row))
+        return
+    if not rows:
+        return
+    table = [[head.upper() for head in rows[0]], *([_cell(value) for value in row.values()] for row in rows)]
+    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+    for cells in table:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(str(item) for item in value) or "-"
+    return "-" if value is None else str(value)
+
+
+def _is_file(word: str) -> bool:
+    return "/" in word or word.endswith(".toml")
+
+
+def _pause(seconds: float) -> None:
+    from time import sleep
+
+    sleep(seconds)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the click command line; returns the exit code."""
+    try:
+        result = podrun.main(list(arguments), prog_name="podrun", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except click.exceptions.Exit as ended:
+        return ended.exit_code
+    except click.Abort:
+        return 130
+    except click.ClickException as wrong:
+        wrong.show()
+        return WRONG_FILE

@@ -1,0 +1,132 @@
+"""podrun in the foreground: it waits for the payload, passes signals on, and tells how it ended."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+from podrun.chain import alive
+from podrun.errors import Interrupted
+from podrun.record import NamedTuple
+
+# ``signal`` builds enums (3 ms): the start path takes the numbers from the module below it.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal as _signal
+    from collections.abc import Sequence
+    from types import FrameType
+else:
+    import _signal
+
+_PR_SET_CHILD_SUBREAPER = 36
+
+SIGHUP, SIGINT, SIGQUIT, SIGTERM = _signal.SIGHUP, _signal.SIGINT, _signal.SIGQUIT, _signal.SIGTERM
+#: Signals that ask for the end of the pod.
+ENDING = (SIGINT, SIGTERM)
+#: Signals that are the payload's own business.
+PASSED_ON = (SIGHUP, SIGQUIT, _signal.SIGUSR1, _signal.SIGUSR2, _signal.SIGCONT, _signal.SIGWINCH)
+
+
+class Resident(NamedTuple):
+    """A process that a step left running. ``n`` is the step's number in the chain."""
+
+    n: int
+    label: str
+    pid: int
+    start: int
+
+
+def adopt_orphans() -> None:
+    """Makes the containers' inits children of podrun once their runtime has exited (prctl(2) PR_SET_CHILD_SUBREAPER)."""
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def interruptible() -> None:
+    """From here on SIGINT, SIGTERM and SIGHUP raise Interrupted, once: what follows the first one is the undoing."""
+
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        for signal in (*ENDING, SIGHUP):
+            _signal.signal(signal, _signal.SIG_IGN)
+        raise Interrupted(number)
+
+    for signal in (*ENDING, SIGHUP):
+        if _signal.getsignal(signal) != _signal.SIG_IGN:  # nohup(1) means it
+            _signal.signal(signal, interrupt)
+
+
+def wait(residents: Sequence[Resident]) -> tuple[int, bool]:
+    """Waits until every resident has ended, or one of them has failed; returns (exit status, all have ended).
+
+    The status is that of the first resident that failed, 128+n by signal n, else 0. Raises Interrupted on SIGINT and
+    SIGTERM; other signals go to the residents.
+    """
+    waiting = {resident.pid: resident for resident in residents}
+    interruptible()
+
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        for resident in waiting.values():
+            send(resident, number)
+
+    for signal in PASSED_ON:
+        if signal != SIGHUP or _signal.getsignal(SIGHUP) != _signal.SIG_IGN:
+            _signal.signal(signal, pass_on)
+    while waiting:
+        try:
+            pid, status = os.waitpid(-1, 0)
+        except ChildProcessError:
+            # Somebody else's children: podrun was killed and started again, or the kernel gave them to another reaper.
+            return 0, not any(alive(resident.pid, resident.start) for resident in waiting.values())
+        if pid in waiting:
+            del waiting[pid]
+            code = exit_code(status)
+            if code:
+                return code, not waiting
+    return 0, True
+
+
+def await_end(resident: Resident, seconds: float) -> int | None:
+    """Waits for one resident, a child of podrun, to end; its exit code, or None when it has not after ``seconds``."""
+    import select
+
+    try:
+        fd = os.pidfd_open(resident.pid)
+    except ProcessLookupError:
+        return 0
+    try:
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        if not poll.poll(None if seconds == float("inf") else int(seconds * 1000)):
+            return None
+    finally:
+        os.close(fd)
+    return reap(resident)
+
+
+def reap(resident: Resident) -> int:
+    """The exit code of a resident that has ended; 0 when it was not podrun's child or has been reaped."""
+    try:
+        pid, status = os.waitpid(resident.pid, os.WNOHANG)
+    except ChildProcessError:
+        return 0
+    return exit_code(status) if pid else 0
+
+
+def send(resident: Resident, number: int) -> None:
+    """Sends a signal to the very process, never to one that got its pid later (pidfd_send_signal(2))."""
+    try:
+        fd = os.pidfd_open(resident.pid)
+    except ProcessLookupError:
+        return
+    try:
+        if alive(resident.pid, resident.start):
+            _signal.pidfd_send_signal(fd, number)
+    except ProcessLookupError:
+        pass
+    finally:
+        os.close(fd)
+
+
+def exit_code(status: int) -> int:
+    """A wait status as a shell shows it: the exit status, 128+n for signal n."""
+    code = os.waitstatus_to_exitcode(status)
+    return code if code >= 0 else 128 - code

@@ -1,0 +1,192 @@
+"""What ``podrun up``, ``down`` and ``run`` do, from the pod's lock to the exit code. This is the start path."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from podrun import chain, find, foreground, systemd
+from podrun import journal as journals
+from podrun.errors import BUSY, STEP_FAILED, Failure, Interrupted
+from podrun.foreground import Resident
+from podrun.hook import Pod
+from podrun.journal import Lock
+from podrun.record import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from podrun.chain import World
+    from podrun.podfile import PodText
+
+ROOT = "/var/lib/podrun"
+RUN = "/run/podrun"
+
+
+class Host(NamedTuple):
+    """The machine as podrun sees it; tests hand in another one."""
+
+    root: str = ROOT
+    run: str = RUN
+    environ: Mapping[str, str] = os.environ
+    say: Callable[[str], None] = chain.quiet
+    watch: Callable[[str, str], None] = chain.quiet
+
+
+def up(text: PodText, host: Host, *, detach: bool = False, interactive: bool = False) -> int:
+    """Starts a pod; returns the exit code. In the foreground that is after the payload has ended and is undone.
+
+    Raises Failure: BUSY when the pod is up or another podrun works on it, else what the failing step says.
+    """
+    residents_wanted = sum(bool(getattr(find.load(step.hook), "resident", False)) for step in text.steps)
+    taking_over = systemd.takes_over(host.environ)
+    handing_off = taking_over and residents_wanted == 1 and text.type != "job"
+    staying = bool(residents_wanted) and not handing_off and not detach
+    cgroup = systemd.delegated_cgroup() if taking_over else ""
+    pod = Pod(
+        name=text.name,
+        root=host.root,
+        run=host.run,
+        tag=tag(text.name, host.run),
+        stop_timeout=text.stop_timeout,
+        invocation=host.environ.get("INVOCATION_ID") or os.urandom(16).hex(),
+        attached=not detach,
+        interactive=interactive and not detach,
+        cgroup=cgroup,
+    )
+    lock = Lock(host.run, pod.name, wait=False)
+    world = _world(host, lock, listening=taking_over, handing_off=handing_off)
+    with lock:
+        _clear(pod, world)
+        _refuse_problems(pod, text, world)
+        foreground.interruptible()
+        if staying:
+            foreground.adopt_orphans()
+        if cgroup:
+            systemd.leave_room(cgroup)
+        chain.up(pod, text.file, text.steps, world)
+        if taking_over:
+            systemd.notify(host.environ, "READY=1")
+            systemd.barrier(host.environ)
+    return _attend(pod, host) if staying else 0
+
+
+def down(name: str, host: Host, *, invocation: str = "", force: bool = False) -> int:
+    """Undoes a pod; 0 also when there is nothing to undo. With ``invocation``, only a pod that this one started."""
+    with _patient_lock(name, host) as lock:
+        found = journals.journals(host.run, name)
+        if invocation and any(journal.header and journal.header.pod.invocation != invocation for journal in found):
+            return 0
+        chain.down(host.run, name, _world(host, lock), force=force)
+    return 0
+
+
+def tag(name: str, run: str) -> str:
+    """What the pod's kernel objects are called; runtimes take no "@" in a container's id."""
+    plain = name.replace("@", "+")
+    if run == RUN:
+        return f"podrun-{plain}"
+    from _blake2 import blake2s
+
+    return f"podrun-{blake2s(run.encode(), digest_size=2).hexdigest()}-{plain}"
+
+
+def residents(run: str, name: str) -> list[Resident]:
+    """The processes that the pod's steps left running, in start order."""
+    return [
+        Resident(entry.n, chain.label_of(entry.step), entry.facts["process"]["pid"], entry.facts["process"]["start"])
+        for entry in chain.entries(journals.journals(run, name))
+        if "process" in entry.facts
+    ]
+
+
+def _world(host: Host, lock: Lock, *, listening: bool = False, handing_off: bool = False) -> World:
+    def notify(assignments: str) -> None:
+        # MAINPID is for systemd only when podrun hands off: while podrun stays, podrun is the main process.
+        lines = [line for line in assignments.splitlines() if handing_off or not line.startswith("MAINPID=")]
+        if lines and listening:
+            systemd.notify(host.environ, "\n".join(lines))
+
+    return chain.World(find.load, host.say, notify, host.watch, lock.close)
+
+
+def _clear(pod: Pod, world: World) -> None:
+    """Undoes what an earlier start left behind; refuses when the pod is up."""
+    found = journals.journals(pod.run, pod.name)
+    if not found:
+        return
+    # The lock is ours: what looks like work in progress is a podrun that was killed.
+    processes = [entry.facts["process"] for entry in chain.entries(found) if "process" in entry.facts]
+    whole = all(journal.ready and not journal.stopping for journal in found)
+    today = all(journal.header and journal.header.boot_id == journals.boot_id() for journal in found)
+    running = not processes or any(chain.alive(process["pid"], process["start"]) for process in processes)
+    if whole and today and running:
+        raise Failure("it is already up", code=BUSY, hint=f"'podrun down {pod.name}' stops it")
+    undone = chain.down(pod.run, pod.name, world)
+    world.say(f"an earlier start had left something behind; undone: {', '.join(undone) or 'its journal'}")
+
+
+def _refuse_problems(pod: Pod, text: PodText, world: World) -> None:
+    """Raises the first fatal problem that the hooks' checks found: nothing has been created yet."""
+    for label, problem in chain.problems(pod, text.steps, world):
+        if problem.fatal:
+            hint = f"{problem.hint}; nothing was started" if problem.hint else "nothing was started"
+            raise Failure(f"{label}: {problem.what}", code=problem.code, hint=hint)
+
+
+def _attend(pod: Pod, host: Host) -> int:
+    """Waits in the foreground for the payload, then undoes the pod; returns the payload's status."""
+    waiting = residents(pod.run, pod.name)
+    try:
+        status, _ = foreground.wait(waiting)
+    except Interrupted as interrupted:
+        status = _stop(pod, host, waiting, interrupted.signal)
+    down(pod.name, host, invocation=pod.invocation)
+    return status
+
+
+def _stop(pod: Pod, host: Host, waiting: Sequence[Resident], signal: int) -> int:
+    """The pod was asked to end: undo what follows the last resident, pass the signal to it, and return its status.
+
+    What is left of the chain, that resident included if it does not end in time, is undone by the caller.
+    """
+    last = waiting[-1]
+    with _patient_lock(pod.name, host) as lock:
+        found = journals.journals(pod.run, pod.name)
+        if not found or not found[0].header or found[0].header.pod.invocation != pod.invocation:
+            return foreground.reap(last)
+        chain.down(pod.run, pod.name, _world(host, lock), after=last.n)
+    foreground.send(last, signal)
+    status = foreground.await_end(last, pod.stop_timeout)
+    if status is None:
+        down(pod.name, host, invocation=pod.invocation)
+        status = foreground.reap(last)
+    return status
+
+
+def _patient_lock(name: str, host: Host) -> Lock:
+    """The pod's lock; says so when it has to wait for another podrun."""
+    try:
+        return Lock(host.run, name, wait=False)
+    except Failure:
+        host.say("waiting for another podrun that is at work on it")
+        return Lock(host.run, name, wait=True)
+
+
+def report(error: BaseException, name: str, debug: bool) -> int:
+    """Prints what went wrong in one line on standard error; returns the exit code."""
+    if debug:
+        import traceback
+
+        traceback.print_exception(error)
+    subject = f"{name}: " if name else ""
+    if isinstance(error, Interrupted):
+        names = {1: "SIGHUP", 2: "SIGINT", 15: "SIGTERM"}
+        told = f"; {error.hint}" if error.hint else ""
+        print(f"podrun: {subject}stopped by {names.get(error.signal, error.signal)}{told}", file=sys.stderr)
+        return 128 + error.signal
+    if isinstance(error, Failure):
+        print(f"podrun: {subject}{error}", file=sys.stderr)
+        return error.code or STEP_FAILED
+    raise error

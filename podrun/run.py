@@ -1,0 +1,105 @@
+"""``podrun run``: the pod that a command line describes, as the tables that a pod file would hold."""
+
+from __future__ import annotations
+
+import os
+
+from podrun import find, launch, podfile
+from podrun.errors import WRONG_FILE, Failure
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from podrun.launch import Host
+
+
+def run(given: dict[str, Any], host: Host) -> int:
+    """Starts the pod of a ``run`` command line (the parameters of podrun.arguments); returns the exit code."""
+    name = given["name"] or _name_for(given["ref"])
+    given["name"] = name
+    pod = tables(given, host)
+    text = podfile.from_tables(_literal(pod), file="", name=name, environ={}, load_hook=find.load)
+    if given["save"]:
+        _save(given["save"], pod, name)
+        return 0
+    return launch.up(text, host, detach=given["detach"], interactive=given["interactive"])
+
+
+def tables(given: dict[str, Any], host: Host) -> dict[str, Any]:
+    """The pod file of a command line: image, network, container."""
+    image = {"hook": "image", "ref": given["ref"], **_given(given, pull="pull")}
+    network = {"hook": "network", "mode": given["network"], **_given(given, publish="publish", hostname="hostname")}
+    container = {
+        "hook": "container",
+        **_given(given, command="command", user="user", workdir="workdir", volumes="volumes", memory="memory"),
+        **_given(given, cap_add="cap_add", cap_drop="cap_drop", read_only="read_only", init="init"),
+    }
+    if given["entrypoint"] is not None:
+        container["entrypoint"] = [given["entrypoint"]] if given["entrypoint"] else []
+    if given["env"]:
+        container["env"] = _environment(given["env"], host)
+    return {"pod": {"name": given["name"]}, "chain": [image, network, container]}
+
+
+def _literal(value: Any) -> Any:
+    """The same value with every "${" escaped: the shell has substituted what it was to substitute."""
+    if isinstance(value, str):
+        return value.replace("${", "$${")
+    if isinstance(value, list):
+        return [_literal(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _literal(item) for key, item in value.items()}
+    return value
+
+
+def _given(given: dict[str, Any], **keys: str) -> dict[str, Any]:
+    return {option: given[key] for key, option in keys.items() if given[key]}
+
+
+def _environment(pairs: list[str], host: Host) -> dict[str, str]:
+    """-e KEY=VALUE, or -e KEY for the value in podrun's own environment, skipped when there is none as docker does."""
+    values = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not key:
+            raise Failure(f"-e {pair!r}: expected KEY=VALUE or KEY", code=WRONG_FILE)
+        if equals:
+            values[key] = value
+        elif key in host.environ:
+            values[key] = host.environ[key]
+    return values
+
+
+def _name_for(ref: str) -> str:
+    """A name nobody has chosen: the image's own word and four random digits."""
+    word = ref.partition("@")[0].rstrip("/").rpartition("/")[2].partition(":")[0] or ref.partition(":")[0]
+    plain = "".join(letter if letter.isalnum() and letter.isascii() else "-" for letter in word.lower()).strip("-")
+    return f"{plain[:40] or 'pod'}-{os.urandom(2).hex()}"
+
+
+def _save(path: str, pod: dict[str, Any], name: str) -> None:
+    """Writes the pod file; an existing file is not overwritten."""
+    lines = ["[pod]", f"name = {_toml(name)}"]
+    for step in pod["chain"]:
+        lines += ["", "[[chain]]", *(f"{key} = {_toml(value)}" for key, value in step.items())]
+    try:
+        with open(path, "x", encoding="utf-8") as file:
+            file.write("\n".join(lines) + "\n")
+    except FileExistsError:
+        raise Failure(f"{path} exists", code=WRONG_FILE, hint="--save does not overwrite") from None
+
+
+def _toml(value: Any) -> str:
+    """A value in TOML. Strings are basic strings; a literal ${ is escaped as the pod file wants it."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("${", "$${")
+        plain = "".join(c if c.isprintable() else f"\\u{ord(c):04X}" if ord(c) < 65536 else c for c in escaped)
+        return f'"{plain}"'
+    if isinstance(value, list):
+        return f"[{', '.join(_toml(item) for item in value)}]"
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{_toml(key)} = {_toml(item)}" for key, item in value.items()) + " }"
+    return str(value)

@@ -1,0 +1,143 @@
+"""What there is to see of pods: the rows of ``ps``, the JSON of ``inspect``, the lines of ``plan``."""
+
+from __future__ import annotations
+
+import os
+
+from podrun import chain, find
+from podrun import journal as journals
+from podrun.hook import merged
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    from podrun.journal import Entry, Journal
+    from podrun.podfile import PodText
+
+
+def inspect(run: str, name: str) -> dict[str, Any] | None:
+    """Everything that is known of a pod, as JSON; None when there is no such pod."""
+    found = journals.journals(run, name)
+    if not found:
+        return None
+    header = next((journal.header for journal in found if journal.header), None)
+    entries = chain.entries(found)
+    given = merged([entry.facts for entry in entries])
+    return {
+        "name": name,
+        "state": chain.state(run, name),
+        "file": header.file if header else None,
+        "invocation": header.pod.invocation if header else None,
+        "boot_id": header.boot_id if header else None,
+        "netns": given.get("netns"),
+        "addresses": given.get("addresses", []),
+        "containers": [_container(entry, _image_of(entry, given)) for entry in entries if _is_resident(entry)],
+        "steps": [_step(entry) for entry in entries],
+    }
+
+
+def rows(run: str) -> list[dict[str, Any]]:
+    """One row for each pod that is not absent: name, state, pid, addresses, image, since (seconds), file."""
+    shown = []
+    for name in journals.pods(run):
+        whole = inspect(run, name)
+        if whole is None:
+            continue
+        containers = whole["containers"]
+        shown.append(
+            {
+                "name": name,
+                "state": whole["state"],
+                "containers": len(containers),
+                "pid": next((container["pid"] for container in reversed(containers) if container["pid"]), None),
+                "image": next((container["image"] for container in reversed(containers)), None),
+                "addresses": whole["addresses"],
+                "file": whole["file"],
+            }
+        )
+    return shown
+
+
+def plan_up(text: PodText) -> list[dict[str, Any]]:
+    """What ``up`` would do, in order."""
+    lines = []
+    for segment, members in chain.segments(text.steps, find.load):
+        for step in members:
+            notes = [word for word, on in (("optional", step.optional), ("background", step.background)) if on]
+            if step.for_:
+                notes.append(f"for {', '.join(step.for_)}")
+            label = chain.label_of(step._asdict())
+            lines.append({"segment": segment, "step": label, "options": step.options, "notes": notes})
+    return lines
+
+
+def plan_down(found: Sequence[Journal]) -> list[dict[str, Any]]:
+    """What ``down`` would undo, in order."""
+    return [
+        {"step": chain.label_of(entry.step), "state": entry.at, "facts": entry.facts}
+        for entry in reversed(chain.entries(found))
+        if entry.at != "down"
+    ]
+
+
+def log_of(run: str, name: str, container: str = "") -> tuple[str, dict[str, Any]] | None:
+    """(container, its "log" fact) of a pod's container: the named one, else the last; None when there is none."""
+    for entry in reversed(chain.entries(journals.journals(run, name))):
+        if _is_resident(entry) and (not container or entry.step["name"] == container):
+            return entry.step["name"], entry.facts.get("log", {})
+    return None
+
+
+def resident(run: str, name: str, container: str = "") -> tuple[Journal, Entry] | None:
+    """The journal and the entry of a pod's container: the named one, else the last."""
+    for journal in reversed(journals.journals(run, name)):
+        for entry in reversed(journal.entries):
+            if _is_resident(entry) and (not container or entry.step["name"] == container):
+                return journal, entry
+    return None
+
+
+def _is_resident(entry: Entry) -> bool:
+    return bool(entry.process or "process" in entry.facts)
+
+
+def _image_of(entry: Entry, given: dict[str, Any]) -> str | None:
+    """The reference of the image that a container was started from."""
+    chosen = given.get("images", {}).get(entry.step["options"].get("image") or given.get("image"), {})
+    ref: str | None = chosen.get("ref")
+    return ref
+
+
+def _container(entry: Entry, image: str | None) -> dict[str, Any]:
+    process = entry.facts.get("process") or entry.process or {}
+    running = bool(process) and chain.alive(process["pid"], process["start"])
+    return {
+        "name": entry.step["name"],
+        "pid": process.get("pid") if running else None,
+        "state": "running" if running else "ended",
+        "image": image,
+        "ready": bool(entry.facts.get("ready")) and running,
+    }
+
+
+def _step(entry: Entry) -> dict[str, Any]:
+    return {
+        "hook": entry.step["hook"],
+        "name": entry.step["name"],
+        "state": entry.at,
+        "facts": entry.facts,
+        "milliseconds": entry.milliseconds,
+        **({"why": entry.why} if entry.why else {}),
+    }
+
+
+def file_of(run: str, path: str) -> list[str]:
+    """The pods that were started from the pod file at ``path``."""
+    wanted = os.path.realpath(path)
+    return [
+        name
+        for name in journals.pods(run)
+        if any(journal.header and journal.header.file == wanted for journal in journals.journals(run, name))
+    ]
