@@ -1,0 +1,176 @@
+"""The system calls that Python 3.11's os module lacks: namespaces, the mount API, prctl.
+
+Flags are those of the uapi headers <linux/mount.h>, <linux/sched.h> and <linux/prctl.h>; errors are OSError.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+CLONE_NEWNS = 0x00020000
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWNET = 0x40000000
+
+MS_RDONLY = 1
+MS_NOSUID = 2
+MS_NODEV = 4
+MS_NOEXEC = 8
+MS_REMOUNT = 32
+MS_BIND = 4096
+MS_MOVE = 8192
+MS_REC = 16384
+MS_PRIVATE = 1 << 18
+MS_SLAVE = 1 << 19
+MS_SHARED = 1 << 20
+MNT_DETACH = 2
+UMOUNT_NOFOLLOW = 8
+
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+
+AT_FDCWD = -100
+AT_EMPTY_PATH = 0x1000
+AT_RECURSIVE = 0x8000
+
+# mount(2)'s successors have the same numbers on every architecture (kernel 5.2, mount_setattr 5.12).
+_SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_FSOPEN, _SYS_FSCONFIG, _SYS_FSMOUNT, _SYS_OPENAT2 = 428, 429, 430, 431, 432, 437
+_SYS_MOUNT_SETATTR = 442
+_SYS_CLOSE_RANGE, _CLOSE_RANGE_CLOEXEC, _ANY_FD = 436, 4, 0xFFFFFFFF
+
+OPEN_TREE_CLONE = 1
+MOVE_MOUNT_F_EMPTY_PATH = 4
+MOVE_MOUNT_T_EMPTY_PATH = 0x40
+FSCONFIG_SET_FLAG, FSCONFIG_SET_STRING, FSCONFIG_CMD_CREATE = 0, 1, 6
+MOUNT_ATTR_RDONLY = 1
+MOUNT_ATTR_NOSUID = 2
+MOUNT_ATTR_NODEV = 4
+MOUNT_ATTR_NOEXEC = 8
+
+RESOLVE_NO_MAGICLINKS = 2
+RESOLVE_NO_SYMLINKS = 4
+RESOLVE_BENEATH = 8
+RESOLVE_IN_ROOT = 16
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+
+
+def _checked(result: int, path: str | bytes | None = None) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), path)
+    return result
+
+
+def _bytes(text: str | bytes | None) -> bytes | None:
+    return os.fsencode(text) if text is not None else None
+
+
+def _syscall(number: int, *arguments: object, path: str | bytes | None = None) -> int:
+    # syscall(2) takes longs: a bare Python int would go as a 32-bit int and leave the register's upper half undefined.
+    wide = [ctypes.c_long(value) if isinstance(value, int) else value for value in arguments]
+    return _checked(_libc.syscall(ctypes.c_long(number), *wide), path)
+
+
+def unshare(flags: int) -> None:
+    """unshare(2). Call it in a forked child only: the launcher itself stays in the host's namespaces."""
+    _checked(_libc.unshare(flags))
+
+
+def setns(fd: int, kind: int = 0) -> None:
+    """setns(2), in a forked child only. ``kind``: the CLONE_NEW* that the descriptor must be of; 0: any."""
+    _checked(_libc.setns(fd, kind))
+
+
+def mount(source: str | None, target: str, fstype: str | None = None, flags: int = 0, data: str | None = None) -> None:
+    """mount(2). ``data`` is cut at 4 KiB by the kernel: stack many layers with :func:`fsmount`."""
+    result = _libc.mount(_bytes(source), _bytes(target), _bytes(fstype), ctypes.c_ulong(flags), _bytes(data))
+    _checked(result, target)
+
+
+def umount(target: str, flags: int = 0) -> None:
+    """umount2(2)."""
+    _checked(_libc.umount2(_bytes(target), flags), target)
+
+
+def fsmount(fstype: str, options: list[tuple[str, str | None]], attributes: int = 0) -> int:
+    """A detached mount of a new file system (fsopen, fsconfig, fsmount: kernel 5.2); returns its descriptor.
+
+    ``options`` are pairs of key and value, None for a flag. Raises OSError, with the kernel's own message where the
+    file system left one in its context (fsopen(2) "message retrieval").
+    """
+    context = _syscall(_SYS_FSOPEN, _bytes(fstype), 1, path=fstype)
+    try:
+        for key, value in options:
+            command = FSCONFIG_SET_FLAG if value is None else FSCONFIG_SET_STRING
+            _syscall(_SYS_FSCONFIG, context, command, _bytes(key), _bytes(value), 0, path=f"{fstype}: {key}={value}")
+        _syscall(_SYS_FSCONFIG, context, FSCONFIG_CMD_CREATE, None, None, 0, path=fstype)
+        return _syscall(_SYS_FSMOUNT, context, 1, attributes, path=fstype)
+    except OSError as error:
+        try:
+            error.strerror = os.read(context, 4096).decode(errors="replace").strip() or error.strerror
+        except OSError:
+            pass
+        raise
+    finally:
+        os.close(context)
+
+
+def open_tree(path: str, *, clone: bool = True, recursive: bool = False, dirfd: int = AT_FDCWD) -> int:
+    """A descriptor of the mount at ``path``; with ``clone`` a detached copy of it, as a bind mount is (kernel 5.2)."""
+    flags = (OPEN_TREE_CLONE if clone else 0) | (AT_RECURSIVE if recursive else 0) | os.O_CLOEXEC
+    return _syscall(_SYS_OPEN_TREE, dirfd, _bytes(path), flags, path=path)
+
+
+def move_mount(fd: int, target: str | int) -> None:
+    """Attaches a detached mount at a path, or at an open descriptor of a directory or file (kernel 5.2)."""
+    if isinstance(target, int):
+        flags = MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH
+        _syscall(_SYS_MOVE_MOUNT, fd, b"", target, b"", flags)
+    else:
+        _syscall(_SYS_MOVE_MOUNT, fd, b"", AT_FDCWD, _bytes(target), MOVE_MOUNT_F_EMPTY_PATH, path=target)
+
+
+class _MountAttr(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_uint64) for name in ("attr_set", "attr_clr", "propagation", "userns_fd")]
+
+
+def mount_setattr(fd: int, attributes: int, *, recursive: bool = False, propagation: int = 0) -> None:
+    """Sets MOUNT_ATTR_* on a mount given by descriptor, with ``recursive`` on those below it (kernel 5.12)."""
+    wanted = _MountAttr(attributes, 0, propagation, 0)
+    flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
+    _syscall(_SYS_MOUNT_SETATTR, fd, b"", flags, ctypes.byref(wanted), ctypes.sizeof(wanted))
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_uint64) for name in ("flags", "mode", "resolve")]
+
+
+def openat2(dirfd: int, path: str | bytes, flags: int, *, mode: int = 0, resolve: int = RESOLVE_IN_ROOT) -> int:
+    """openat2(2) (kernel 5.6), close-on-exec. RESOLVE_IN_ROOT: "/", ".." and symlinks stay below ``dirfd``."""
+    how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve)
+    return _syscall(_SYS_OPENAT2, dirfd, _bytes(path), ctypes.byref(how), ctypes.sizeof(how), path=path)
+
+
+def syncfs(fd: int) -> None:
+    """syncfs(2): everything written to the file system of ``fd`` is on the disk; raises what the disk reported."""
+    _checked(_libc.syncfs(fd))
+
+
+def prctl(option: int, value: int) -> None:
+    """prctl(2) with one argument."""
+    _checked(_libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0))
+
+
+def die_with_parent(parent: int, signal: int = 9) -> None:
+    """In a forked child: end when ``parent`` (its pid) does, also when it has ended already."""
+    prctl(PR_SET_PDEATHSIG, signal)
+    if os.getppid() != parent:
+        os._exit(128 + signal)
+
+
+def close_on_exec_from(first: int) -> None:
+    """Marks every descriptor from ``first`` on close-on-exec (close_range(2), kernel 5.11)."""
+    _syscall(_SYS_CLOSE_RANGE, first, _ANY_FD, _CLOSE_RANGE_CLOEXEC)
