@@ -1,0 +1,87 @@
+"""Fixtures: a podrun of the test's own (directories, command line), and a listing of everything it could leave behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+class Podrun:
+    """A podrun with its own root and run directories; call it like the command line."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.root = home / "root"
+        self.run = home / "run"
+        self.environ = {
+            **{key: value for key, value in os.environ.items() if key not in ("NOTIFY_SOCKET", "INVOCATION_ID")},
+            "PODRUN_ROOT": str(self.root),
+            "PODRUN_RUN": str(self.run),
+            "PYTHONPATH": f"{HERE.parent}:{HERE.parent / 'hooks'}",
+        }
+
+    def argv(self, *words: str) -> list[str]:
+        return [sys.executable, "-m", "podrun", *words]
+
+    def __call__(
+        self, *words: str, check: bool = False, timeout: float = 60, **more: str
+    ) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            self.argv(*words),
+            env={**self.environ, **more},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            stdin=subprocess.DEVNULL,
+        )
+        if check:
+            assert done.returncode == 0, done.stderr
+        return done
+
+    def start(self, *words: str, **options: object) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            self.argv(*words),
+            env=self.environ,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            **options,  # type: ignore[call-overload]
+        )
+
+    def file(self, name: str, text: str) -> str:
+        """Writes a pod file; returns its path."""
+        path = self.home / f"{name}.toml"
+        path.write_text(text)
+        return str(path)
+
+    def journals(self) -> list[str]:
+        return sorted(str(path.relative_to(self.run)) for path in self.run.glob("pods/*/*"))
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A directory that only root can change, on a short path: executables as hooks are refused elsewhere."""
+    place = Path(tempfile.mkdtemp(prefix="podrun-test-", dir="/var/lib" if os.geteuid() == 0 else None))
+    place.chmod(0o755)
+    yield place
+    shutil.rmtree(place)
+
+
+@pytest.fixture
+def podrun(home: Path) -> Podrun:
+    return Podrun(home)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if os.geteuid() != 0:
+        for item in items:
+            if "root" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="needs root"))
