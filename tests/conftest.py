@@ -76,8 +76,16 @@ def home() -> Iterator[Path]:
 
 
 @pytest.fixture
-def podrun(home: Path) -> Podrun:
-    return Podrun(home)
+def podrun(home: Path) -> Iterator[Podrun]:
+    """A podrun of the test's own. Afterwards ``gc`` takes away what its pods shared (the bridge), and that is checked."""
+    own = Podrun(home)
+    yield own
+    if own.run.exists() and os.geteuid() == 0:
+        for name in os.listdir(own.run / "pods") if (own.run / "pods").exists() else ():
+            own("down", "--force", name)
+        own("gc", check=True)
+        links = subprocess.run(["ip", "link"], capture_output=True, text=True, check=True).stdout
+        assert str(own.run) not in links, "gc left a link behind"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
