@@ -207,12 +207,18 @@ def read(options: type[Any], table: Any) -> Any:
             try:
                 values[key] = field.kind.parse(table[key])
             except Wrong as wrong:
-                raise Wrong(wrong.what if wrong.where else f"{key}: {wrong.what}", (key, *wrong.where)) from None
+                raise _below(key, wrong) from None
         elif field.default is REQUIRED:
             raise Wrong(f"{key} is missing", ())
         else:
             values[key] = field.default
     return options(**values)
+
+
+def _below(key: str, wrong: Wrong) -> Wrong:
+    """The same one level up. Its message names the innermost key that is wrong."""
+    named = any(type(part) is str for part in wrong.where)
+    return Wrong(wrong.what if named else f"{key}: {wrong.what}", (key, *wrong.where))
 
 
 def unknown(word: str, known: Sequence[str], what: str = "key") -> str:
@@ -292,7 +298,8 @@ def _size(value: Any) -> int:
         if unit.isdigit():
             number, unit = value, "B"
         if unit in "BKMGTPE" and number.isascii() and number.replace(".", "", 1).isdigit() and len(number) < 20:
-            return int(float(number) * 1024 ** "BKMGTPE".index(unit))
+            scale = 1024 ** "BKMGTPE".index(unit)
+            return int(number) * scale if number.isdigit() else int(float(number) * scale)
     raise Wrong(f"expected a size such as '256M' (systemd.resource-control(5)), not {value!r}")
 
 
@@ -357,7 +364,7 @@ def table_of(kind: Kind[T]) -> Kind[dict[str, T]]:
             try:
                 values[key] = kind.parse(item)
             except Wrong as wrong:
-                raise Wrong(wrong.what, (key, *wrong.where)) from None
+                raise _below(key, wrong) from None
         return values
 
     return Kind(parse, {"type": "object", "additionalProperties": kind.schema})
