@@ -15,14 +15,13 @@ if TYPE_CHECKING:
 
 def act(command: str, given: dict[str, Any], host: Host | None = None) -> int:
     """Carries out up, down or run with the parameters that podrun.arguments declares."""
-    name = str(given.get("word", given.get("name") or ""))
-    host = host or host_of(given, name)
+    host = host or host_of(given)
     try:
         return _ACTS[command](given, host)
     except (Failure, Interrupted) as error:
-        return report(error, _shown(name), given["debug"])
+        return report(error, _subject(given), given["debug"])
     except KeyboardInterrupt:
-        print(f"podrun: {_shown(name)}: interrupted; run it again to go on", file=sys.stderr)
+        print(f"podrun: {_subject(given)}interrupted; run it again to go on", file=sys.stderr)
         return 130
     except Exception as error:
         if given["debug"]:
@@ -31,14 +30,14 @@ def act(command: str, given: dict[str, Any], host: Host | None = None) -> int:
         return INTERNAL
 
 
-def host_of(given: dict[str, Any], name: str) -> Host:
+def host_of(given: dict[str, Any]) -> Host:
     """The machine, with the directories that the command line or the environment names."""
 
     def say(line: str) -> None:
-        print(f"podrun: {_shown(name)}: {line}", file=sys.stderr, flush=True)
+        print(f"podrun: {_subject(given)}{line}", file=sys.stderr, flush=True)
 
     def watch(event: str, label: str) -> None:
-        print(f"podrun: {_shown(name)}: {event} {label}", file=sys.stderr, flush=True)
+        say(f"{event} {label}")
 
     root = given.get("root") or os.environ.get("PODRUN_ROOT") or ROOT
     run = given.get("run") or os.environ.get("PODRUN_RUN") or RUN
@@ -86,6 +85,12 @@ def _run(given: dict[str, Any], host: Host) -> int:
     from podrun import run
 
     return run.run(given, host)
+
+
+def _subject(given: dict[str, Any]) -> str:
+    """The pod in front of a message: "web: ", or nothing while it has no name."""
+    name = _shown(str(given.get("word") or given.get("name") or ""))
+    return f"{name}: " if name else ""
 
 
 _ACTS = {"up": _up, "down": _down, "run": _run}

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from podrun import __version__, chain, find, foreground, launch, podfile, show
+from podrun import __version__, chain, find, foreground, launch, podfile, run, show
 from podrun import journal as journals
 from podrun.acts import act, host_of, name_of
 from podrun.arguments import COMMANDS, GLOBAL, Flag
@@ -95,8 +95,8 @@ def _command(*parameters: click.Parameter) -> Callable[[Callable[..., int | None
     def declare(function: Callable[..., int | None]) -> click.Command:
         @click.pass_context
         def callback(ctx: click.Context, /, **given: Any) -> None:
-            word = given.get("word") or ""
-            ctx.exit(guarded(lambda: function(host_of(ctx.obj, word), **given), word, ctx.obj["debug"]))
+            host = host_of({**ctx.obj, **given})
+            ctx.exit(guarded(lambda: function(host, **given), given.get("word", ""), ctx.obj["debug"]))
 
         name = function.__name__.strip("_")
         # What follows the first word of exec is the payload's, options included.
@@ -115,7 +115,7 @@ def guarded(act: Callable[[], int | None], name: str, debug: bool) -> int:
     try:
         return act() or 0
     except (Failure, Interrupted) as error:
-        return launch.report(error, name, debug)
+        return launch.report(error, f"{name}: " if name else "", debug)
     except BrokenPipeError:
         # The reader (less, head) has had enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -227,19 +227,12 @@ def exec_(host: Host, word: str, command: Sequence[str], container: str, **given
         raise Failure("the container has ended", code=BUSY, hint=f"'podrun restart {name}' starts it again")
     hook = find.load(entry.step["hook"])
     step = chain.resolve(found[0].header.pod, hook, entry.step)
-    enter = getattr(hook, "enter", None)
-    if enter is None:
+    exec_into = getattr(hook, "exec_into", None)
+    if exec_into is None:
         raise Failure(f"{step.label}: its hook cannot run commands in it")
-    result: int = enter(
-        step,
-        entry.facts,
-        list(command),
-        tty=given["tty"],
-        env=list(given["env"]),
-        user=given["user"],
-        workdir=given["workdir"],
-    )
-    return result
+    env = run.environment(list(given["env"]), host)
+    exec_into(step, entry.facts, command, tty=given["tty"], env=env, user=given["user"], workdir=given["workdir"])
+    return 0  # not reached: this process has become the runtime
 
 
 @_command(_word)

@@ -37,7 +37,7 @@ class Resident(NamedTuple):
 
 
 def adopt_orphans() -> None:
-    """Makes the containers' inits children of podrun once their runtime has exited (prctl(2) PR_SET_CHILD_SUBREAPER)."""
+    """Makes the containers' inits children of podrun once their runtime has exited (prctl(2), CHILD_SUBREAPER)."""
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 

@@ -174,13 +174,12 @@ def _patient_lock(name: str, host: Host) -> Lock:
         return Lock(host.run, name, wait=True)
 
 
-def report(error: BaseException, name: str, debug: bool) -> int:
-    """Prints what went wrong in one line on standard error; returns the exit code."""
+def report(error: BaseException, subject: str, debug: bool) -> int:
+    """Prints what went wrong in one line on standard error, ``subject`` ("web: ") in front; returns the exit code."""
     if debug:
         import traceback
 
         traceback.print_exception(error)
-    subject = f"{name}: " if name else ""
     if isinstance(error, Interrupted):
         names = {1: "SIGHUP", 2: "SIGINT", 15: "SIGTERM"}
         told = f"; {error.hint}" if error.hint else ""

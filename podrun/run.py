@@ -38,7 +38,7 @@ def tables(given: dict[str, Any], host: Host) -> dict[str, Any]:
     if given["entrypoint"] is not None:
         container["entrypoint"] = [given["entrypoint"]] if given["entrypoint"] else []
     if given["env"]:
-        container["env"] = _environment(given["env"], host)
+        container["env"] = environment(given["env"], host)
     return {"pod": {"name": given["name"]}, "chain": [image, network, container]}
 
 
@@ -57,7 +57,7 @@ def _given(given: dict[str, Any], **keys: str) -> dict[str, Any]:
     return {option: given[key] for key, option in keys.items() if given[key]}
 
 
-def _environment(pairs: list[str], host: Host) -> dict[str, str]:
+def environment(pairs: list[str], host: Host) -> dict[str, str]:
     """-e KEY=VALUE, or -e KEY for the value in podrun's own environment, skipped when there is none as docker does."""
     values = {}
     for pair in pairs:
