@@ -13,10 +13,11 @@ from podrun_hooks.container import place as places
 from podrun_hooks.container import processes, runtime
 
 BUSYBOX = "/bin/busybox"
-APPLETS = (
-    "sh true false sleep cat echo env id ls mount umount mkdir mknod dd httpd nc kill head hostname pwd stat test touch "
-    "ps wget chroot unshare setarch ln rm grep sync readlink ip date"
-).split()
+APPLETS = [
+    "sh", "true", "false", "sleep", "cat", "echo", "env", "id", "ls", "mount", "umount", "mkdir", "mknod", "dd",
+    "httpd", "nc", "kill", "head", "hostname", "pwd", "stat", "test", "touch", "ps", "wget", "chroot", "unshare",
+    "setarch", "ln", "rm", "grep", "sync", "readlink", "ip", "date",
+]  # fmt: skip
 
 
 def busybox_root(directory: Path, passwd: str = "") -> Path:
@@ -107,10 +108,12 @@ class Case:
         return ended.output
 
     def left(self) -> list[str]:
-        """What a container left behind: processes, mounts, cgroups, files. The pod's and the store's own do not count."""
+        """What a container left behind: processes, mounts, cgroups, files."""
         place = places.of(self.step())
         found = [f"process {process.pid}" for process in processes.with_mount(place.mark)]
-        found += [f"mount {line}" for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(self.tmp) in line]
+        found += [
+            f"mount {line}" for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(self.tmp) in line
+        ]
         found += [path for path in runtime.cgroups(place) if os.path.exists(path)]
         for top in (self.pod.run, self.pod.storage):
             for directory, _, files in os.walk(top):

@@ -1,6 +1,7 @@
 """The plain forms of up, down and run mean the same whether podrun reads them itself or click does."""
 
 import pytest
+
 from podrun import acts, arguments, cli
 
 

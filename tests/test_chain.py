@@ -5,6 +5,7 @@ import time
 
 import pytest
 from fakes import Hooks, pod_in, step
+
 from podrun import chain
 from podrun import journal as journals
 from podrun.errors import CANNOT_CREATE, NOT_FOUND, STEP_FAILED, Failure, Interrupted

@@ -6,6 +6,7 @@ import subprocess
 import time
 
 import pytest
+
 from podrun.errors import NOT_ALLOWED, STEP_FAILED, UNAVAILABLE, WRONG_FILE, Failure
 from podrun.hook import Pod, Step
 from podrun_hooks import command

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import image_builder as build
 import pytest
-from podrun_hooks.image import layer, publish, stream
-from podrun_hooks.image.layer import Summary
 
 from podrun.errors import MALFORMED, Failure
+from podrun_hooks.image import layer, publish, stream
+from podrun_hooks.image.layer import Summary
 
 pytestmark = pytest.mark.root
 
@@ -520,7 +520,8 @@ def test_a_bomb_is_refused_before_it_fills_the_disk(
     place: Path, compression: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stream, "RATIO_FREE_BYTES", 4 << 20)
-    bomb = build.Layer(build.tar(build.file("zeros", bytes(64 << 20))), compression).blob()
+    plain = build.tar(build.file("zeros", bytes(64 << 20)))
+    bomb = gzip.compress(plain, 9) if compression == "gzip" else build.Layer(plain, compression).blob()
     assert "times its size" in refused(place, bomb)
     assert (place / "layer/zeros").stat().st_size < 16 << 20
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from podrun_hooks.image import reference
 
 from podrun.errors import WRONG_FILE, Failure
+from podrun_hooks.image import reference
 
 PIN = "sha256:" + "0123456789abcdef" * 4
 

@@ -3,6 +3,7 @@
 import os
 
 import pytest
+
 from podrun import journal as journals
 from podrun.errors import BUSY, Failure
 from podrun.hook import Pod

@@ -4,6 +4,7 @@ import json
 import time
 
 import pytest
+
 from podrun.hook import Pod, Step, Wrong, read
 from podrun_hooks import register
 

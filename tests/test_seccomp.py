@@ -42,7 +42,9 @@ ARGUMENTS = [
 
 def verdict(program: bytes, arch: int, number: int, arguments: tuple[int, ...]) -> int:
     """Runs a classic BPF program, as far as seccomp(2) allows one, on a struct seccomp_data."""
-    data = struct.pack("<iIQ6Q", number - (1 << 32) if number >> 31 else number, arch, 0, *arguments, *[0] * (6 - len(arguments)))
+    data = struct.pack(
+        "<iIQ6Q", number - (1 << 32) if number >> 31 else number, arch, 0, *arguments, *[0] * (6 - len(arguments))
+    )
     accumulator = 0
     at = 0
     memory = [0] * 16
@@ -69,7 +71,7 @@ def verdict(program: bytes, arch: int, number: int, arguments: tuple[int, ...]) 
 
 
 def translated(capabilities: frozenset[str]) -> dict[str, object]:
-    return profile.translated(b"", capabilities, "x86_64", "6.1.0")
+    return profile.translated(None, capabilities, "x86_64", "6.1.0")
 
 
 def points() -> list[tuple[int, int, tuple[int, ...]]]:
@@ -91,7 +93,9 @@ def test_the_binary_tree_gives_the_verdicts_of_the_plain_filter(capabilities: fr
 
 @pytest.mark.root
 @pytest.mark.parametrize("capabilities", [DEFAULT, frozenset({"CHOWN"})], ids=["default", "chown only"])
-def test_the_filter_gives_the_verdicts_of_the_one_that_crun_compiles(tmp_path: Path, capabilities: frozenset[str]) -> None:
+def test_the_filter_gives_the_verdicts_of_the_one_that_crun_compiles(
+    tmp_path: Path, capabilities: frozenset[str]
+) -> None:
     oci = translated(capabilities)
     program = crun_compiles(tmp_path, oci)
     ours = profile.compiled(oci)
@@ -161,7 +165,9 @@ def test_conditions_on_one_argument_are_alternatives() -> None:
     oci = {
         "defaultAction": "SCMP_ACT_ERRNO",
         "architectures": ["SCMP_ARCH_X86_64"],
-        "syscalls": [{"names": ["close"], "action": "SCMP_ACT_ALLOW", "args": [{**rule, "value": 3}, {**rule, "value": 7}]}],
+        "syscalls": [
+            {"names": ["close"], "action": "SCMP_ACT_ALLOW", "args": [{**rule, "value": 3}, {**rule, "value": 7}]}
+        ],
     }
     program = profile.compiled(oci)
     assert [verdict(program, X86_64, 3, (n,)) == ALLOW for n in (3, 5, 7)] == [True, False, True]
@@ -171,10 +177,14 @@ def test_the_pinned_profile_is_the_one_that_the_cache_knows() -> None:
     from _blake2 import blake2b
 
     digest = blake2b(PINNED.read_bytes(), digest_size=4).hexdigest()
-    assert digest in seccomp.PINNED, f"seccomp.json has changed: PINNED has to name {digest}, or old filters stay in use"
+    assert digest in seccomp.PINNED, (
+        f"seccomp.json has changed: PINNED has to name {digest}, or old filters stay in use"
+    )
 
 
-def test_the_second_start_reads_the_filter_and_compiles_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_second_start_reads_the_filter_and_compiles_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def filter_of() -> str:
         config = {"annotations": {}, "linux": {}}
         seccomp.apply(config, "default", str(tmp_path), DEFAULT, "crun")
@@ -192,7 +202,9 @@ def test_filters_of_other_capabilities_and_profiles_are_others(tmp_path: Path) -
     custom = tmp_path / "mine.json"
     for content, capabilities in (("", DEFAULT), ("", DEFAULT - {"CHOWN"}), ("ALLOW", DEFAULT), ("LOG", DEFAULT)):
         custom.write_text(json.dumps({"defaultAction": f"SCMP_ACT_{content}", "syscalls": []}))
-        seccomp.apply({"annotations": {}, "linux": {}}, str(custom) if content else "default", str(tmp_path), capabilities, "crun")
+        seccomp.apply(
+            {"annotations": {}, "linux": {}}, str(custom) if content else "default", str(tmp_path), capabilities, "crun"
+        )
     assert len(list((tmp_path / "seccomp").iterdir())) == 4
 
 
@@ -213,7 +225,11 @@ def test_the_cached_path_imports_no_json_and_no_profile(tmp_path: Path) -> None:
     )
     lines = [
         subprocess.run(
-            ["/usr/bin/python3", "-c", code], check=True, capture_output=True, text=True, env=dict(os.environ, PYTHONPATH=":".join(_paths()))
+            ["/usr/bin/python3", "-c", code],
+            check=True,
+            capture_output=True,
+            text=True,
+            env=dict(os.environ, PYTHONPATH=":".join(_paths())),
         ).stdout.strip()
         for _ in range(2)
     ]

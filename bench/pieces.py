@@ -1,0 +1,42 @@
+"""Runs podrun's command line and prints where its time went, as JSON: [[piece, milliseconds], ...]."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+began = float(os.environ["BEGAN"])
+at = [("interpreter", time.monotonic())]
+
+from podrun import acts, arguments, find  # noqa: E402  # the imports are one of the pieces
+from podrun.podfile import load  # noqa: E402, F401
+
+at.append(("import of the launcher", time.monotonic()))
+
+
+def watch(event: str, label: str) -> None:
+    at.append((f"{event} {label.split('MAINPID=')[0]}".replace("notify ", "to "), time.monotonic()))
+
+
+def main() -> None:
+    recognised = arguments.plain(sys.argv[1:])
+    assert recognised
+    command, given = recognised
+    for name in ("image", "network", "container"):
+        find.load(name)
+    at.append(("import of the hooks", time.monotonic()))
+    code = acts.act(command, given, acts.host_of(given)._replace(watch=watch))
+    at.append(("end", time.monotonic()))
+    import json
+
+    before = began
+    rows = []
+    for name, moment in at:
+        rows.append([name, (moment - before) * 1000])
+        before = moment
+    print(json.dumps(rows))
+    sys.exit(code)
+
+
+main()
