@@ -54,9 +54,11 @@ def name_of(word: str, host: Host) -> str:
     started = show.file_of(host.run, word)
     if len(started) == 1:
         return started[0]
-    if os.path.exists(word):
-        return podfile.load(word, environ=host.environ, load_hook=find.load).name
-    return _valid(_shown(word))
+    try:
+        return podfile.load(word, environ=None, load_hook=find.load).name
+    except Failure:
+        # Broken or gone: what it was started as is the best guess, and down has to work.
+        return _valid(_shown(word))
 
 
 def _valid(name: str) -> str:

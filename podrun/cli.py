@@ -313,7 +313,7 @@ def schema(host: Host) -> None:
     """Print the JSON Schema of a pod file, for editors."""
     from podrun.schema import schema as schema_of
 
-    click.echo(json.dumps(schema_of({name: find.load(name) for name in find.FIRST_PARTY}), indent=2))
+    click.echo(json.dumps(schema_of(find.known()), indent=2))
 
 
 def _problems(text: podfile.PodText, host: Host) -> list[tuple[str, Any]]:

@@ -32,6 +32,8 @@ def load(name: str) -> Hook:
     cannot be imported or lacks a verb.
     """
     if name.startswith("exec:"):
+        if not name.startswith("exec:/"):
+            raise Failure(f"{name!r}: an executable is named by its absolute path", code=WRONG_FILE)
         return _module(EXECUTABLE)
     if name in FIRST_PARTY:
         return _module(FIRST_PARTY[name])
@@ -39,8 +41,8 @@ def load(name: str) -> Hook:
 
     installed = entry_points(group=ENTRY_POINTS)
     if name not in installed.names:
-        known = [*FIRST_PARTY, *sorted(installed.names)]
-        raise Failure(unknown(name, known, "hook"), code=WRONG_FILE, hint="or exec:/path for an executable")
+        names = [*FIRST_PARTY, *sorted(installed.names)]
+        raise Failure(unknown(name, names, "hook"), code=WRONG_FILE, hint="or exec:/path for an executable")
     try:
         hook: Hook = installed[name].load()
     except Exception as error:
@@ -49,6 +51,13 @@ def load(name: str) -> Hook:
     if missing:
         raise Failure(f"the hook {name!r} lacks {', '.join(missing)}", code=WRONG_FILE, hint="see docs/hooks.md")
     return hook
+
+
+def known() -> dict[str, Hook]:
+    """Every hook that a pod file can name, executables apart: first-party ones and those of installed packages."""
+    from importlib.metadata import entry_points
+
+    return {name: load(name) for name in [*FIRST_PARTY, *sorted(entry_points(group=ENTRY_POINTS).names)]}
 
 
 def _module(name: str) -> Hook:

@@ -68,7 +68,8 @@ def _ask(step: Step, verb: str, facts: Facts, own: Facts) -> Facts:
     path = _path_of(step)
     question = {
         "version": VERSION,
-        "pod": step.pod._asdict(),
+        # JSON has no infinity: null stands for "as long as it takes".
+        "pod": {key: None if value == float("inf") else value for key, value in step.pod._asdict().items()},
         "step": {"hook": step.hook, "name": step.name, "options": step.options},
         "facts": facts,
         "own": own,
