@@ -52,7 +52,7 @@ def up(pod: Pod, file: str, steps: Sequence[StepText], world: World) -> Facts:
     Raises Failure, naming the step and what was undone, when a step that is not optional fails.
     """
     os.makedirs(pod.directory, mode=0o700, exist_ok=True)
-    run = _Run(pod, world)
+    run = _Run(pod, world, len(steps))
     written: list[Writer] = []
     n = 0
     try:
@@ -130,9 +130,10 @@ def _undo(journal: Journal, header: Header, world: World, undone: list[str], for
 class _Run:
     """One walk up the chain: what the steps gave so far, and what is still under way in the background."""
 
-    def __init__(self, pod: Pod, world: World) -> None:
+    def __init__(self, pod: Pod, world: World, total: int) -> None:
         self.pod = pod
         self.world = world
+        self.total = total
         #: Facts by step, with the containers they are for; () means all.
         self.given: dict[int, tuple[Sequence[str], Facts]] = {}
         self.pending: list[Background] = []
@@ -151,6 +152,7 @@ class _Run:
         record = text._asdict()
         label = label_of(record)
         journal.starting(n, record)
+        self.world.notify(f"STATUS={n + 1}/{self.total} {label}")
         self.world.watch("starting", label)
         step = resolve(self.pod, hook, record, self._teller(n, label, journal))
         if text.background:

@@ -67,7 +67,7 @@ def up(text: PodText, host: Host, *, detach: bool = False, interactive: bool = F
             systemd.leave_room(cgroup)
         chain.up(pod, text.file, text.steps, world)
         if taking_over:
-            systemd.notify(host.environ, "READY=1")
+            systemd.notify(host.environ, f"READY=1\nSTATUS=up, {len(text.steps)} steps")
             systemd.barrier(host.environ)
     return _attend(pod, host) if staying else 0
 

@@ -193,7 +193,7 @@ def test_the_main_process_is_in_the_journal_before_anybody_hears_of_it(hooks, tm
     hooks.add("container", {"x": 1}, resident=True, during=announce)
     up(hooks, tmp_path, step("container", "app"))
     assert seen == [os.getpid()]
-    assert hooks.notified[-1] == f"MAINPID={os.getpid()}"
+    assert hooks.notified == ["STATUS=1/1 container app", f"MAINPID={os.getpid()}"]
 
 
 def test_a_journal_of_an_earlier_boot_is_undone_with_empty_facts(hooks, tmp_path):
