@@ -215,9 +215,25 @@ def test_ports_are_back_at_the_next_start_after_somebody_flushed_the_ruleset(pla
     pod(publish=[f"{port}:80"])
     run("nft", "delete", "table", "inet", place.table())
     assert call("", "127.0.0.1", port, timeout=0.5) == ""
+    assert not inspect.networks(place.run)[0]["guarded"]
     place.up("three")
     place.down("three")
+    assert inspect.networks(place.run)[0]["guarded"]
     assert call("", "127.0.0.1", port).startswith("web-tcp to ")
+
+
+def test_a_flushed_ruleset_is_laid_for_all_bridges_of_the_run_directory(place):
+    place.up("elsewhere", bridge="t-net-second")
+    try:
+        run("nft", "delete", "table", "inet", place.table())
+        place.up("three")
+        place.down("three")
+        text = run("nft", "list", "set", "inet", place.table(), "bridges")
+        assert "t-net-second" in text
+        assert place.bridge() in text
+    finally:
+        place.down("elsewhere")
+        assert inspect.remove_bridges(place.run) == ["t-net-second"]
 
 
 def test_an_address_that_changes_hands_leads_to_its_new_pod_at_once(place):

@@ -1,0 +1,115 @@
+"""The pod's own /etc/hosts, /etc/resolv.conf and /etc/hostname, generated on the host and mounted over the image's."""
+
+from __future__ import annotations
+
+import os
+from errno import ENOENT
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
+
+    from podrun.hook import Step
+
+_NAMES = ("hosts", "resolv.conf", "hostname")
+_RESOLV = "/etc/resolv.conf"
+#: Where systemd-resolved lists the servers behind its stub 127.0.0.53 (systemd-resolved.service(8)).
+_UPSTREAM = "/run/systemd/resolve/resolv.conf"
+_LOCALHOST = """127.0.0.1\tlocalhost
+::1\tlocalhost ip6-localhost ip6-loopback
+"""
+
+
+def path_of(step: Step, name: str) -> str:
+    """Where the generated file is."""
+    return f"{step.pod.directory}/{step.name}.{name}"
+
+
+def write(step: Step, content: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Writes /etc/NAME for each of ``content``; returns the mounts (CDI) that put them into a container."""
+    for name, text in content.items():
+        path = path_of(step, name)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        with open(fd, "w", encoding="utf-8") as file:
+            # The launcher's umask is not the payload's business: it reads these as any user.
+            os.fchmod(fd, 0o644)
+            file.write(text)
+    return [
+        {
+            "hostPath": path_of(step, name),
+            "containerPath": f"/etc/{name}",
+            "type": "bind",
+            "options": ["bind", "nosuid", "nodev", "noexec"],
+        }
+        for name in content
+    ]
+
+
+def remove(step: Step) -> None:
+    """Removes what :func:`write` made; nothing when it is gone."""
+    for name in _NAMES:
+        try:
+            os.unlink(path_of(step, name))
+        except OSError as error:
+            if error.errno != ENOENT:
+                raise
+
+
+def hosts(hostname: str, addresses: Sequence[str], more: Mapping[str, str]) -> str:
+    """/etc/hosts of a pod; ``addresses`` are its own and ``more`` are names with theirs."""
+    own = [f"{address}\t{_names(hostname)}" for address in addresses or ["127.0.1.1"]]
+    others = [f"{address}\t{name}" for name, address in more.items()]
+    return _LOCALHOST + "".join(f"{line}\n" for line in own + others)
+
+
+def host_hosts(more: Mapping[str, str]) -> str:
+    """/etc/hosts of a pod in the host's network: the host's own, and ``more``."""
+    text = _content("/etc/hosts") or _LOCALHOST
+    return (
+        text + ("" if text.endswith("\n") else "\n") + "".join(f"{address}\t{name}\n" for name, address in more.items())
+    )
+
+
+def _names(hostname: str) -> str:
+    short, dot, _ = hostname.partition(".")
+    return f"{hostname} {short}" if dot else hostname
+
+
+def resolv(servers: Sequence[str], *, reachable_loopback: bool) -> str:
+    """resolv.conf(5) of a pod: the host's, with ``servers`` instead of its name servers where some are given.
+
+    Unless ``reachable_loopback``, name servers on the host's loopback are left out: they are not in the pod.
+    """
+    text = _content(_RESOLV)
+    if servers:
+        lines = [line for line in text.splitlines() if not _server(line)]
+        return "".join(f"{line}\n" for line in [*lines, *(f"nameserver {server}" for server in servers)])
+    if reachable_loopback:
+        return text
+    kept = _without_loopback(text)
+    if not any(map(_server, kept)) and any(map(_server, text.splitlines())):
+        kept = _without_loopback(_content(_UPSTREAM)) or kept
+    return "".join(f"{line}\n" for line in kept)
+
+
+def has_server(text: str) -> bool:
+    """True when a resolv.conf names a server."""
+    return any(map(_server, text.splitlines()))
+
+
+def _without_loopback(text: str) -> list[str]:
+    return [line for line in text.splitlines() if not (_server(line).startswith("127.") or _server(line) == "::1")]
+
+
+def _server(line: str) -> str:
+    words = line.split()
+    return words[1] if len(words) > 1 and words[0] == "nameserver" else ""
+
+
+def _content(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except FileNotFoundError:
+        return ""

@@ -1,0 +1,219 @@
+"""What there is of a run directory's networks, and the removal of what no pod needs any more. Off the start path."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from pyroute2 import IPRoute
+
+from podrun_hooks import process
+
+from . import bridge as bridges
+from . import lease, namespace, ports, rtnetlink
+from . import ledger as ledgers
+from .bridge import Bridge
+from .ledger import Ledger
+
+_ENODEV = 19
+_MAPS = ("host4", "host6", "any4", "any6")
+
+
+def networks(run: str) -> list[dict[str, Any]]:
+    """The bridges: name, subnet, subnet6, up, ports (names of the links on it), leases (how many), table, guarded.
+
+    ``guarded`` is False when somebody has flushed the table: published ports are closed, pods cannot get out, and they
+    can reach the host's loopback; the next start of any pod lays it again.
+    """
+    with IPRoute() as route:
+        found = [_described(link) for link in route.get_links()]
+    rows = []
+    for bridge in bridges.known_in(run):
+        link = next((one for one in found if one["name"] == bridge.name), None)
+        rows.append(
+            {
+                "name": bridge.name,
+                "subnet": str(bridge.pool),
+                "subnet6": str(bridge.pool6 or ""),
+                "up": bool(link and link["up"]),
+                "ports": [one["name"] for one in found if link and one["master"] == link["ifindex"]],
+                "leases": len(_listed(f"{bridge.directory}/leases")),
+                "table": bridge.table,
+                "guarded": bridges.has_table(bridge.table),
+            }
+        )
+    return rows
+
+
+def leases(run: str) -> list[dict[str, Any]]:
+    """The leased addresses: bridge, address, pod, alive."""
+    return [
+        {"bridge": bridge.name, "address": address, "pod": ledger.last("pod"), "alive": ledgers.alive(run, ledger)}
+        for bridge in bridges.known_in(run)
+        for address in _listed(f"{bridge.directory}/leases")
+        for ledger in [ledgers.read(f"{bridge.directory}/leases/{address}")]
+    ]
+
+
+def published(run: str) -> list[dict[str, Any]]:
+    """The ports that pods have published: ip, port, proto, pod, address and target_port of the pod."""
+    rows = []
+    for ledger in _ledgers(run):
+        for line in ledger.all("publish"):
+            ip, host, inner, proto, address, _ = line.split(" ")
+            row = {"ip": ip, "port": int(host), "proto": proto, "pod": ledger.last("pod"), "address": address}
+            rows.append({**row, "target_port": int(inner)})
+    return rows
+
+
+def namespaces(run: str) -> list[dict[str, Any]]:
+    """The pinned namespaces that are this run directory's: path, tag, alive (False: no pod's ledger knows it)."""
+    inodes = {inode for ledger in _ledgers(run) if ledgers.alive(run, ledger) for inode in ledger.all("netns")}
+    rows = []
+    for tag in _listed(namespace.DIRECTORY):
+        path = namespace.path_of(tag)
+        if not (tag.startswith("podrun-") and namespace.is_netns(path)):
+            continue
+        if namespace.loopback_alias(path) == namespace.mark(tag, run):
+            rows.append({"path": path, "tag": tag, "alive": str(os.stat(path).st_ino) in inodes})
+    return rows
+
+
+def links(run: str) -> list[dict[str, Any]]:
+    """The host's ends of pods' veth pairs: name, tag, bridge, up, rx_bytes and tx_bytes as the pod sees them."""
+    with IPRoute() as route:
+        found = [_described(link) for link in route.get_links()]
+    names = {bridge.name for bridge in bridges.known_in(run)}
+    indexes = {link["ifindex"]: link["name"] for link in found if link["name"] in names}
+    return [
+        {
+            "name": link["name"],
+            "tag": link["alias"],
+            "bridge": indexes[link["master"]],
+            "up": link["up"],
+            "rx_bytes": link["tx_bytes"],
+            "tx_bytes": link["rx_bytes"],
+        }
+        for link in found
+        if link["master"] in indexes and link["kind"] == "veth"
+    ]
+
+
+def collect(run: str, *, keep: bool = False) -> list[dict[str, str]]:
+    """Removes what pods without a journal left behind; returns what it was: kind, name, pod. ``keep``: only looks."""
+    gone = [
+        {"kind": "lease", "name": address, "pod": pod}
+        for bridge in bridges.known_in(run)
+        for address, pod in lease.collect(bridge.directory, run, keep=keep)
+    ]
+    for row in namespaces(run):
+        if not row["alive"]:
+            gone.append({"kind": "netns", "name": row["tag"], "pod": ""})
+            if not keep:
+                namespace.remove(row["path"])
+    gone += _collect_links(run, keep)
+    for bridge in bridges.known_in(run):
+        gone += _collect_ports(run, bridge, keep)
+    for ledger in _ledgers(run):
+        if not ledgers.alive(run, ledger):
+            gone.append({"kind": "ledger", "name": ledger.path, "pod": ledger.last("pod")})
+            if not keep:
+                _remove_files(ledger)
+    return gone
+
+
+def remove_bridges(run: str) -> list[str]:
+    """Removes the bridges without a living pod, with the table when it was the last one's; returns their names."""
+    busy = {name for ledger in _ledgers(run) if ledgers.alive(run, ledger) for name in ledger.all("bridge")}
+    kept = [bridge for bridge in bridges.known_in(run) if bridge.name in busy]
+    removed = []
+    for bridge in bridges.known_in(run):
+        if bridge.name in busy:
+            continue
+        with rtnetlink.Socket() as socket:
+            link = socket.link(bridge.name)
+            if link and link.alias == bridges.owner(run):
+                socket.send(rtnetlink.remove(bridge.name, tolerated=(_ENODEV,)))
+        if not any(one.table == bridge.table for one in kept):
+            ports.remove_table(bridge.table)
+        for name in _listed(f"{bridge.directory}/leases"):
+            os.unlink(f"{bridge.directory}/leases/{name}")
+        os.rmdir(f"{bridge.directory}/leases")
+        for name in _listed(bridge.directory):
+            os.unlink(f"{bridge.directory}/{name}")
+        os.rmdir(bridge.directory)
+        removed.append(bridge.name)
+    return removed
+
+
+def _collect_links(run: str, keep: bool) -> list[dict[str, str]]:
+    """Links whose namespace is not pinned any more, but which a process that lives in it keeps."""
+    gone = []
+    for link in links(run):
+        if not os.path.exists(namespace.path_of(link["tag"])):
+            gone.append({"kind": "link", "name": link["name"], "pod": link["tag"]})
+            if not keep:
+                with rtnetlink.Socket() as socket:
+                    socket.send(rtnetlink.remove(link["name"], tolerated=(_ENODEV,)))
+    return gone
+
+
+def _collect_ports(run: str, bridge: Bridge, keep: bool) -> list[dict[str, str]]:
+    """Elements of the table whose pod is dead."""
+    alive = [ledger for ledger in _ledgers(run) if ledgers.alive(run, ledger)]
+    tags = {line.rpartition(" ")[2] for ledger in alive for line in ledger.all("publish")}
+    gone = []
+    for name in _MAPS:
+        ended = process.run([process.find("nft", "nftables"), "-nj", "list", "map", "inet", bridge.table, name])
+        if ended.status:
+            continue
+        found = next(item["map"] for item in json.loads(ended.output)["nftables"] if "map" in item)
+        for key, _ in found.get("elem", []):
+            fields = [str(field) for field in key["elem"]["val"]["concat"]]
+            if key["elem"].get("comment") in tags:
+                continue
+            gone.append({"kind": "port", "name": " ".join(fields), "pod": key["elem"].get("comment", "")})
+            if not keep:
+                ports.delete_element(bridge.table, name, fields)
+    return gone
+
+
+def _remove_files(ledger: Ledger) -> None:
+    """The ledger and the generated files beside it, which have its name with another suffix."""
+    stem = ledger.path.removesuffix("network")
+    for path in (*(f"{stem}{name}" for name in ("hosts", "resolv.conf", "hostname")), ledger.path):
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            pass
+    try:
+        os.rmdir(os.path.dirname(ledger.path))
+    except OSError:  # something else is in there
+        pass
+
+
+def _described(link: Any) -> dict[str, Any]:
+    stats = link.get_attr("IFLA_STATS64") or {}
+    info = link.get_attr("IFLA_LINKINFO")
+    return {
+        "ifindex": link["index"],
+        "name": link.get_attr("IFLA_IFNAME"),
+        "alias": link.get_attr("IFLA_IFALIAS") or "",
+        "kind": (info.get_attr("IFLA_INFO_KIND") if info else "") or "",
+        "master": link.get_attr("IFLA_MASTER") or 0,
+        "up": bool(link["flags"] & 1),
+        "rx_bytes": stats.get("rx_bytes", 0),
+        "tx_bytes": stats.get("tx_bytes", 0),
+    }
+
+
+def _ledgers(run: str) -> list[Ledger]:
+    return [ledger for pod in _listed(f"{run}/pods") for ledger in ledgers.of(run, pod)]
+
+
+def _listed(directory: str) -> list[str]:
+    try:
+        return sorted(os.listdir(directory))
+    except FileNotFoundError:
+        return []

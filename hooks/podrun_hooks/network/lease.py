@@ -1,0 +1,182 @@
+"""The addresses of one bridge: a directory with one file per leased address, a hard link to the holder's ledger.
+
+link(2) is exclusive, so two pods never get the same address and nobody waits for anybody. Leases are removed under the
+bridge's lock only: between "this one is dead" and its removal no other pod can have taken the address.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from _socket import AF_INET, AF_INET6, inet_ntop, inet_pton
+
+from podrun.errors import BUSY, WRONG_FILE, Failure
+from podrun.record import NamedTuple
+
+from . import ledger as ledgers
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .ledger import Ledger
+
+
+class Subnet(NamedTuple):
+    """A network in CIDR terms: its lowest address as a number, and the prefix length in bits."""
+
+    base: int
+    length: int
+    version: int = 4
+
+    @property
+    def size(self) -> int:
+        """How many addresses it spans."""
+        return 1 << ((32 if self.version == 4 else 128) - self.length)
+
+    @property
+    def hosts(self) -> int:
+        """How many pods it has room for: all but its own, its broadcast and the gateway's address."""
+        return self.size - 3
+
+    def host(self, n: int) -> str:
+        """The address ``n`` above the lowest; 1 is the gateway's."""
+        family, length = (AF_INET, 4) if self.version == 4 else (AF_INET6, 16)
+        return inet_ntop(family, (self.base + n).to_bytes(length, "big"))
+
+    def offset(self, address: str) -> int:
+        """The inverse of :meth:`host`; outside of 0 to size - 1 for an address of another subnet."""
+        return number(address) - self.base
+
+    def __str__(self) -> str:
+        return f"{self.host(0)}/{self.length}"
+
+
+def number(address: str) -> int:
+    """An address as a number. Raises ValueError for what is none."""
+    try:
+        return int.from_bytes(inet_pton(AF_INET6 if ":" in address else AF_INET, address), "big")
+    except OSError:
+        raise ValueError(f"{address!r} is not an IP address") from None
+
+
+def subnet(text: str) -> Subnet:
+    """Reads "10.88.0.0/16". Raises ValueError for what is no network address with a prefix length."""
+    address, slash, length = text.partition("/")
+    version = 6 if ":" in address else 4
+    if not slash or not length.isdecimal() or int(length) > (32 if version == 4 else 128):
+        raise ValueError(f"{text!r} is not a subnet such as 10.1.0.0/16")
+    found = Subnet(number(address), int(length), version)
+    if found.base % found.size:
+        raise ValueError(f"{text!r} has bits set behind its prefix; {found._replace(base=found.base & -found.size)}?")
+    return found
+
+
+def claim(directory: str, run: str, ledger: str, fd: int, pool: Subnet, seed: str, wanted: str = "") -> str:
+    """Leases an address of ``pool`` to the ledger at path ``ledger``, open for notes at ``fd``, and returns it.
+
+    The search starts where a hash of ``seed`` points: a pod gets the same address again as long as it is free, and
+    finding one does not take longer the more are leased. Raises Failure (BUSY) when ``wanted`` is another pod's, or all
+    are leased and none of them is dead.
+    """
+    leases = f"{directory}/leases"
+    if wanted:
+        if not _link(ledger, fd, leases, wanted) and not (
+            collect(directory, run, wanted) and _link(ledger, fd, leases, wanted)
+        ):
+            holder = ledgers.read(f"{leases}/{wanted}").last("pod")
+            raise Failure(f"address {wanted} is leased to pod {holder}", code=BUSY)
+        return wanted
+    for n in _guesses(pool, seed):
+        if _link(ledger, fd, leases, pool.host(n)):
+            return pool.host(n)
+    collect(directory, run)
+    taken = set(os.listdir(leases))
+    for n in range(2, pool.size - 1):
+        if pool.host(n) not in taken and _link(ledger, fd, leases, pool.host(n)):
+            return pool.host(n)
+    raise Failure(
+        f"all {pool.hosts} addresses of {pool} are leased",
+        code=BUSY,
+        hint="take a pod down, or give the pods a larger subnet",
+    )
+
+
+def _guesses(pool: Subnet, seed: str) -> Iterator[int]:
+    from _blake2 import blake2b
+
+    digest = blake2b(seed.encode(), digest_size=32).digest()
+    for at in range(0, 32, 4):
+        yield 2 + int.from_bytes(digest[at : at + 4], "big") % pool.hosts
+
+
+def _link(ledger: str, fd: int, leases: str, address: str) -> bool:
+    lease = f"{leases}/{address}"
+    if os.path.exists(lease):
+        return False
+    ledgers.note(fd, "address", address)
+    try:
+        os.link(ledger, lease)
+    except FileExistsError:
+        return False
+    return True
+
+
+def release(directory: str, ledger: Ledger) -> None:
+    """Gives the addresses of a ledger back; those that it only tried for stay with their holder."""
+    try:
+        mine = os.stat(ledger.path).st_ino
+    except FileNotFoundError:
+        return
+    for address in ledger.all("address"):
+        lease = f"{directory}/leases/{address}"
+        with _Locked(directory):
+            try:
+                if os.stat(lease).st_ino == mine:
+                    os.unlink(lease)
+            except FileNotFoundError:
+                pass
+
+
+def collect(directory: str, run: str, only: str = "", *, keep: bool = False) -> list[tuple[str, str]]:
+    """Removes the leases of dead pods, or ``only`` that one if it is dead; returns pairs of address and pod.
+
+    With ``keep`` they are only looked for.
+    """
+    dead = []
+    for address in [only] if only else _listed(f"{directory}/leases"):
+        lease = f"{directory}/leases/{address}"
+        with _Locked(directory):
+            ledger = ledgers.read(lease)
+            if not ledgers.alive(run, ledger):
+                dead.append((address, ledger.last("pod")))
+                if not keep and os.path.exists(lease):
+                    os.unlink(lease)
+    return dead
+
+
+def _listed(directory: str) -> list[str]:
+    try:
+        return sorted(os.listdir(directory))
+    except FileNotFoundError:
+        return []
+
+
+class _Locked:
+    """The lock under which the leases of a bridge are removed."""
+
+    def __init__(self, directory: str) -> None:
+        self.path = f"{directory}/leases.lock"
+
+    def __enter__(self) -> None:
+        self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self.fd, fcntl.LOCK_EX)
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.fd)
+
+
+def fixed(pool: Subnet, address: str) -> None:
+    """Raises Failure (WRONG_FILE) when a pod cannot have ``address`` in ``pool``."""
+    if not 2 <= pool.offset(address) < pool.size - 1:
+        raise Failure(f"address {address} is not one of a pod's in {pool}", code=WRONG_FILE)

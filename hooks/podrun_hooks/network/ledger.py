@@ -1,0 +1,87 @@
+"""What one network step holds, noted line by line before it is taken: all that ``down`` goes by after a kill -9.
+
+The file is append-only, and every note is one write(2): a kill leaves a whole line or none. The lease of an address is
+a hard link to it (lease.py), so "is this lease ours" is a comparison of inodes.
+"""
+
+from __future__ import annotations
+
+import os
+
+from podrun.record import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from podrun.hook import Step
+
+
+class Ledger(NamedTuple):
+    """The notes of one step, in the order they were written."""
+
+    path: str
+    notes: Sequence[tuple[str, str]] = ()
+
+    def all(self, key: str) -> list[str]:
+        """The values noted under ``key``: pod, boot, netns, link, address, publish."""
+        return [value for noted, value in self.notes if noted == key]
+
+    def last(self, key: str) -> str:
+        """The latest value of ``key``, or ""."""
+        return next((value for noted, value in reversed(self.notes) if noted == key), "")
+
+
+def path_of(step: Step) -> str:
+    """Where the notes of a step are."""
+    return f"{step.pod.directory}/{step.name}.network"
+
+
+def begin(step: Step) -> int:
+    """Creates the step's notes, with its owner, and returns a descriptor that appends. There must not be any."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    fd = os.open(path_of(step), flags, 0o600)
+    pod = step.pod
+    os.write(fd, f"pod {pod.name}\ninvocation {pod.invocation}\nboot {boot_id()}\n".encode())
+    return fd
+
+
+def note(fd: int, key: str, value: str) -> None:
+    """Appends one line."""
+    os.write(fd, f"{key} {value}\n".encode())
+
+
+def read(path: str) -> Ledger:
+    """The notes at ``path``; empty when there are none."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            lines = file.read().splitlines()
+    except FileNotFoundError:
+        return Ledger(path)
+    pairs = (line.partition(" ") for line in lines)
+    return Ledger(path, [(key, value) for key, _, value in pairs])
+
+
+def alive(run: str, ledger: Ledger) -> bool:
+    """True while the pod of these notes has a journal of this boot."""
+    if ledger.last("boot") != boot_id():
+        return False
+    try:
+        return any(name.endswith(".journal") for name in os.listdir(f"{run}/pods/{ledger.last('pod')}"))
+    except FileNotFoundError:
+        return False
+
+
+def boot_id() -> str:
+    """The kernel's id of this boot."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as file:
+        return file.read().strip()
+
+
+def of(run: str, pod: str) -> list[Ledger]:
+    """The ledgers of a pod's network steps."""
+    where = f"{run}/pods/{pod}"
+    try:
+        return [read(f"{where}/{name}") for name in sorted(os.listdir(where)) if name.endswith(".network")]
+    except FileNotFoundError:
+        return []

@@ -1,0 +1,235 @@
+"""A pod's network namespace: pinned at /run/netns as ``ip netns add`` does it, set up by one forked child.
+
+The child alone enters the namespace, and dies with podrun; the launcher stays in the host's.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from _socket import if_nametoindex
+from errno import EINVAL
+
+from podrun.errors import CANNOT_CREATE, Failure
+from podrun.record import NamedTuple
+from podrun_hooks import linux
+
+from . import ledger as ledgers
+from . import rtnetlink
+from .child import Child
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .bridge import Bridge
+    from .ledger import Ledger
+
+DIRECTORY = "/run/netns"
+_OURS = "/proc/self/ns/net"
+_NS_GET_NSTYPE = 0xB703  # ioctl_ns(2)
+
+# Docker's users rely on the first two: a payload that is not root may listen on port 80 and ping. The others: no pod
+# becomes another one's router, and an address is usable at once and announced when the link comes up.
+_SYSCTLS = (
+    ("net/ipv4/ip_unprivileged_port_start", "0"),
+    ("net/ipv4/ping_group_range", "0 2147483647"),
+    ("net/ipv4/conf/default/arp_notify", "1"),
+    ("net/ipv6/conf/default/accept_ra", "0"),
+    ("net/ipv6/conf/default/accept_dad", "0"),
+    ("net/ipv6/conf/default/ndisc_notify", "1"),
+)
+
+
+class Plug(NamedTuple):
+    """A pod's place on a bridge: the bridge, and the number of the pod's addresses on it."""
+
+    bridge: Bridge
+    n: int
+    #: The pod may call its own published ports.
+    hairpin: bool = False
+
+
+def path_of(tag: str) -> str:
+    """Where a pod's namespace is pinned."""
+    return f"{DIRECTORY}/{tag}"
+
+
+def mark(tag: str, run: str) -> str:
+    """The alias of the namespace's loopback link: tells whose it is when the run directory is gone."""
+    return f"{tag} {run}"[:255]
+
+
+def begin(tag: str, run: str, fd: int, plug: Plug | None) -> Child:
+    """Starts making the namespace of a pod, with its end of the bridge when it has a ``plug``.
+
+    The ledger open at ``fd`` is told of everything first. Raises Failure (CANNOT_CREATE) for a foreign object at the
+    namespace's place; Child.join raises the rest.
+    """
+    share()
+    _clear(tag, run)
+    socket = rtnetlink.Socket() if plug else None
+
+    def make() -> None:
+        linux.unshare(linux.CLONE_NEWNET)
+        for name, value in _SYSCTLS:
+            try:
+                with open(f"/proc/sys/{name}", "w", encoding="utf-8") as file:
+                    file.write(value)
+            except FileNotFoundError:  # a kernel without IPv6
+                pass
+        inode = os.stat(_OURS).st_ino
+        with rtnetlink.Socket() as inside:
+            inside.send(rtnetlink.change("lo", up=True, alias=mark(tag, run)))
+            ledgers.note(fd, "netns", str(inode))
+            _pin(tag)
+            if plug and socket:
+                _plug_in(tag, inode, fd, plug, socket, inside)
+
+    try:
+        return Child(make)
+    finally:
+        if socket:
+            socket.close()
+
+
+def _plug_in(tag: str, inode: int, fd: int, plug: Plug, outside: rtnetlink.Socket, inside: rtnetlink.Socket) -> None:
+    """Makes the veth pair: one end a port of the bridge, the other the pod's eth0."""
+    bridge, n = plug.bridge, plug.n
+    name = _port(tag, inode)
+    netns = os.open(_OURS, os.O_RDONLY | os.O_CLOEXEC)
+    outside.send(
+        rtnetlink.veth(name, "eth0", netns, bridge.mac(n)),
+        rtnetlink.change(name, up=True, alias=tag, master=bridge.ifindex, no_link_local=bridge.pool6 is not None),
+        *([rtnetlink.hairpin(name)] if plug.hairpin else []),
+    )
+    eth0 = if_nametoindex("eth0")
+    addresses = [rtnetlink.address(eth0, cidr) for cidr in bridge.addresses(n)]
+    routes = [rtnetlink.default_route(eth0, cidr.partition("/")[0]) for cidr in bridge.addresses(1)]
+    inside.send(*addresses, rtnetlink.change("eth0", up=True), *routes)
+    found = outside.link(name)
+    ledgers.note(fd, "link", f"{name} {found.ifindex if found else 0}")
+
+
+def _port(tag: str, inode: int) -> str:
+    """The name of the host's end. The namespace's inode is in it because the kernel takes its time to delete a link:
+    the next start of the same pod does not meet the one before.
+    """
+    from _blake2 import blake2b
+
+    return f"pr{blake2b(f'{tag} {inode}'.encode(), digest_size=6).hexdigest()}"
+
+
+# --- the place in /run/netns ---------------------------------------------------------------------------------------
+
+
+def share() -> None:
+    """Makes /run/netns a shared mount, as iproute2 does, so that other mount namespaces see what is pinned later."""
+    try:
+        linux.mount(None, DIRECTORY, "none", linux.MS_SHARED | linux.MS_REC)
+        return
+    except FileNotFoundError:
+        os.makedirs(DIRECTORY, mode=0o755, exist_ok=True)
+    except OSError as error:
+        if error.errno != EINVAL:  # EINVAL: not a mount point yet
+            raise
+    lock = os.open(DIRECTORY, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        # The same lock as iproute2's: two at once would stack two mounts.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            linux.mount(None, DIRECTORY, "none", linux.MS_SHARED | linux.MS_REC)
+        except OSError as error:
+            if error.errno != EINVAL:
+                raise
+            linux.mount(DIRECTORY, DIRECTORY, "none", linux.MS_BIND | linux.MS_REC)
+            linux.mount(None, DIRECTORY, "none", linux.MS_SHARED | linux.MS_REC)
+    finally:
+        os.close(lock)
+
+
+def _pin(tag: str) -> None:
+    """Keeps the current namespace alive at its place."""
+    path = path_of(tag)
+    # Mode 0 and empty, as ``ip netns add`` leaves it before the mount: see _is_unfinished.
+    os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0))
+    linux.mount(_OURS, path, "none", linux.MS_BIND)
+
+
+def unpin(tag: str, ledger: Ledger) -> None:
+    """Lets the ledger's namespace go; the kernel deletes its links within a second. A foreign object stays."""
+    path = path_of(tag)
+    inodes = ledger.all("netns")
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return
+    if inodes and found.st_dev == os.stat(_OURS).st_dev:
+        if str(found.st_ino) in inodes:
+            remove(path)
+    elif inodes and _is_unfinished(found):
+        os.unlink(path)
+
+
+def silence(ledger: Ledger) -> None:
+    """Closes the pod's port of the bridge at once: while the kernel takes its time to delete the link, the old
+    namespace would answer for an address that may be the next pod's.
+    """
+    name, _, index = ledger.last("link").partition(" ")
+    try:
+        if name and if_nametoindex(name) == int(index):
+            with rtnetlink.Socket() as socket:
+                socket.send(rtnetlink.silence(int(index)))
+    except OSError:  # the link is gone, or no port of a bridge any more
+        pass
+
+
+def remove(path: str) -> None:
+    """Takes a pinned namespace from its place; it ends with the last process in it."""
+    linux.umount(path, linux.MNT_DETACH | linux.UMOUNT_NOFOLLOW)
+    os.unlink(path)
+
+
+def _is_unfinished(found: os.stat_result) -> bool:
+    """What a kill between creating the file and the mount leaves behind."""
+    return found.st_mode == 0o100000 and found.st_size == 0 and found.st_uid == 0
+
+
+def _clear(tag: str, run: str) -> None:
+    """Makes room: removes a dead namespace of this pod. Raises Failure (CANNOT_CREATE) when it is somebody else's."""
+    path = path_of(tag)
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return
+    if _is_unfinished(found):
+        os.unlink(path)
+    elif is_netns(path) and loopback_alias(path) == mark(tag, run):
+        remove(path)
+    else:
+        raise Failure(f"{path} is not podrun's", code=CANNOT_CREATE, hint="remove it, or give the pod another name")
+
+
+def is_netns(path: str) -> bool:
+    """True when a network namespace is mounted at ``path``; does not block on a FIFO or follow a symlink."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return fcntl.ioctl(fd, _NS_GET_NSTYPE) == linux.CLONE_NEWNET
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+
+
+def loopback_alias(path: str) -> str:
+    """The alias of the loopback link in the namespace at ``path``, "" without one."""
+
+    def ask() -> str:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        linux.setns(fd, linux.CLONE_NEWNET)
+        with rtnetlink.Socket() as socket:
+            found = socket.link("lo")
+        return found.alias if found else ""
+
+    return Child(ask).join()
