@@ -16,30 +16,11 @@ from podrun.acts import act, host_of, name_of
 from podrun.arguments import COMMANDS, GLOBAL, Flag
 from podrun.errors import BUSY, INTERNAL, STEP_FAILED, UNAVAILABLE, WRONG_FILE, Failure, Interrupted
 from podrun.hook import Pod
+from podrun.images import image
 from podrun.launch import Host
 
 #: Where pods have their files.
 ETC = "/etc/podrun"
-#: Groups of commands that a first-party hook brings along.
-OF_HOOKS = {"image": "podrun_hooks.image.cli", "network": "podrun_hooks.network.cli"}
-
-
-class _Commands(click.Group):
-    """Commands in the order of a pod's life; those of hooks are imported when they are asked for."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return [*self.commands, *(name for name in OF_HOOKS if name not in self.commands)]
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name in OF_HOOKS:
-            from importlib import import_module
-
-            try:
-                group: click.Command = import_module(OF_HOOKS[cmd_name]).group
-            except ModuleNotFoundError:
-                return None
-            return group
-        return super().get_command(ctx, cmd_name)
 
 
 def _option(flag: Flag) -> click.Option:
@@ -75,7 +56,7 @@ def _planned(name: str, doc: str) -> click.Command:
 _METAVARS = {"word": "FILE|NAME", "ref": "REF"}
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="podrun")
 @click.pass_context
 def podrun(ctx: click.Context, /, **given: Any) -> None:
@@ -87,6 +68,7 @@ podrun.params = [*(_option(flag) for flag in GLOBAL), *podrun.params]
 podrun.add_command(_planned("up", "Start a pod and stay until it ends; with -d return when it is ready."))
 podrun.add_command(_planned("run", "Start a pod without a file."))
 podrun.add_command(_planned("down", "Undo a pod, in reverse."))
+podrun.add_command(image)
 
 
 def _command(*parameters: click.Parameter) -> Callable[[Callable[..., int | None]], click.Command]:

@@ -75,7 +75,7 @@ class Journal(NamedTuple):
 
 def boot_id() -> str:
     """This boot's id (random(4)): what tells a journal of an earlier boot from today's."""
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+    with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as file:
         return file.read().strip()
 
 

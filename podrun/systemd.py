@@ -90,7 +90,7 @@ def leave_room(cgroup: str, cgroups: str = CGROUPS) -> None:
     unit = cgroups + cgroup
     os.makedirs(f"{unit}/{LAUNCHER}", exist_ok=True)
     _write(f"{unit}/{LAUNCHER}/cgroup.procs", str(os.getpid()))
-    with open(f"{unit}/cgroup.controllers", encoding="ascii") as file:
+    with open(f"{unit}/cgroup.controllers", encoding="utf-8") as file:
         for controller in file.read().split():
             try:
                 _write(f"{unit}/cgroup.subtree_control", f"+{controller}")
@@ -100,5 +100,5 @@ def leave_room(cgroup: str, cgroups: str = CGROUPS) -> None:
 
 
 def _write(path: str, text: str) -> None:
-    with open(path, "w", encoding="ascii") as file:
+    with open(path, "w", encoding="utf-8") as file:
         file.write(text)

@@ -112,7 +112,7 @@ def _path(step: Step) -> str:
 def _record(step: Step, facts: Facts) -> dict[str, Any]:
     options: Options = step.options
     addresses = facts.get("addresses") or []
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+    with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as file:
         boot_id = file.read().strip()
     return {
         "v": 1,

@@ -12,7 +12,7 @@ from . import ledger as ledgers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Sequence, Set
 
     from podrun.hook import Facts, Step
 
@@ -161,6 +161,16 @@ def check(step: Step) -> list[Problem]:
             what = "no name server of the host can be reached from the pod"
             problems.append(Problem(what, hint="give the step dns", fatal=False))
     return problems
+
+
+def collect(root: str, run: str, pods: Set[str], only_look: bool) -> list[str]:
+    """Removes what dead pods left in the kernel, and the bridges when no pod is left; returns what it was."""
+    from . import inspect
+
+    found = [f"{one['kind']} {one['name']}" for one in inspect.collect(run, keep=only_look)]
+    if not pods and not only_look:
+        found += [f"bridge {name}" for name in inspect.remove_bridges(run)]
+    return found
 
 
 def _in_the_hosts(step: Step) -> Facts:
