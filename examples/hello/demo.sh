@@ -25,7 +25,7 @@ before=$(objects)
 show "$podrun" plan hello.toml
 show "$podrun" up -d hello.toml
 show "$podrun" ps
-address=$("$podrun" inspect hello | sed -n 's|.*"\([0-9.]*\)/16".*|\1|p' | head -n 1)
+address=$("$podrun" inspect hello | sed -n 's|.*"\([0-9.]*\)/[0-9]*".*|\1|p' | head -n 1)
 show curl -sS --max-time 5 "http://$address/"
 printf '\nno process of podrun is left, the container is its own:\n'
 pgrep -af 'podrun (up|run)' || echo '(none)'
