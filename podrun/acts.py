@@ -19,9 +19,9 @@ def act(command: str, given: dict[str, Any], host: Host | None = None) -> int:
     try:
         return _ACTS[command](given, host)
     except (Failure, Interrupted) as error:
-        return report(error, _subject(given), given["debug"])
+        return report(error, subject(given), given["debug"])
     except KeyboardInterrupt:
-        print(f"podrun: {_subject(given)}interrupted; run it again to go on", file=sys.stderr)
+        print(f"podrun: {subject(given)}interrupted; run it again to go on", file=sys.stderr)
         return 130
     except Exception as error:
         if given["debug"]:
@@ -34,7 +34,7 @@ def host_of(given: dict[str, Any]) -> Host:
     """The machine, with the directories that the command line or the environment names."""
 
     def say(line: str) -> None:
-        print(f"podrun: {_subject(given)}{line}", file=sys.stderr, flush=True)
+        print(f"podrun: {subject(given)}{line}", file=sys.stderr, flush=True)
 
     def watch(event: str, label: str) -> None:
         say(f"{event} {label}")
@@ -89,7 +89,7 @@ def _run(given: dict[str, Any], host: Host) -> int:
     return run.run(given, host)
 
 
-def _subject(given: dict[str, Any]) -> str:
+def subject(given: dict[str, Any]) -> str:
     """The pod in front of a message: "web: ", or nothing while it has no name."""
     name = _shown(str(given.get("word") or given.get("name") or ""))
     return f"{name}: " if name else ""

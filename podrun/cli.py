@@ -12,7 +12,7 @@ import click
 
 from podrun import __version__, chain, find, foreground, launch, podfile, run, show
 from podrun import journal as journals
-from podrun.acts import act, host_of, name_of
+from podrun.acts import act, host_of, name_of, subject
 from podrun.arguments import COMMANDS, GLOBAL, Flag
 from podrun.errors import BUSY, INTERNAL, STEP_FAILED, UNAVAILABLE, WRONG_FILE, Failure, Interrupted
 from podrun.hook import Pod
@@ -78,7 +78,7 @@ def _command(*parameters: click.Parameter) -> Callable[[Callable[..., int | None
         @click.pass_context
         def callback(ctx: click.Context, /, **given: Any) -> None:
             host = host_of({**ctx.obj, **given})
-            ctx.exit(guarded(lambda: function(host, **given), given.get("word", ""), ctx.obj["debug"]))
+            ctx.exit(guarded(lambda: function(host, **given), subject({**ctx.obj, **given}), ctx.obj["debug"]))
 
         name = function.__name__.strip("_")
         # What follows the first word of exec is the payload's, options included.
@@ -92,12 +92,12 @@ def _command(*parameters: click.Parameter) -> Callable[[Callable[..., int | None
     return declare
 
 
-def guarded(act: Callable[[], int | None], name: str, debug: bool) -> int:
-    """Runs what a command does; what goes wrong is told in one line and becomes the exit code."""
+def guarded(act: Callable[[], int | None], whose: str, debug: bool) -> int:
+    """Runs what a command does; what goes wrong is told in one line, ``whose`` in front, and becomes the exit code."""
     try:
         return act() or 0
     except (Failure, Interrupted) as error:
-        return launch.report(error, f"{name}: " if name else "", debug)
+        return launch.report(error, whose, debug)
     except BrokenPipeError:
         # The reader (less, head) has had enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -105,7 +105,7 @@ def guarded(act: Callable[[], int | None], name: str, debug: bool) -> int:
     except OSError as error:
         if debug:
             raise
-        click.echo(f"podrun: {name + ': ' if name else ''}{error}", err=True)
+        click.echo(f"podrun: {whose}{error}", err=True)
         return STEP_FAILED
     except Exception as error:
         if debug:
