@@ -5,24 +5,38 @@ from __future__ import annotations
 import os
 import sys
 
-from podrun.errors import INTERNAL, WRONG_FILE, Failure, Interrupted
+from podrun.errors import INTERNAL, WRONG_FILE, Failure, Interrupted, of_oserror
 from podrun.launch import ROOT, RUN, Host, report
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 
 def act(command: str, given: dict[str, Any], host: Host | None = None) -> int:
-    """Carries out up, down or run with the parameters that podrun.arguments declares."""
-    host = host or host_of(given)
+    """Carries out up, down or run with the parameters that podrun.arguments declares; returns the exit code."""
+    return guarded(lambda: _ACTS[command](given, host or host_of(given)), given)
+
+
+def guarded(work: Callable[[], int | None], given: dict[str, Any]) -> int:
+    """Does a command's work; what goes wrong is told in one line and becomes the exit code.
+
+    ``given`` are the parameters: they have the pod's name, and whether tracebacks are wanted.
+    """
     try:
-        return _ACTS[command](given, host)
+        return work() or 0
     except (Failure, Interrupted) as error:
         return report(error, subject(given), given["debug"])
     except KeyboardInterrupt:
         print(f"podrun: {subject(given)}interrupted; run it again to go on", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        # The reader of our output (less, head) has had enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    except OSError as error:
+        return report(of_oserror(error), subject(given), given["debug"])
     except Exception as error:
         if given["debug"]:
             raise

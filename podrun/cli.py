@@ -12,9 +12,9 @@ import click
 
 from podrun import __version__, chain, find, foreground, launch, podfile, run, show
 from podrun import journal as journals
-from podrun.acts import act, host_of, name_of, subject
+from podrun.acts import act, guarded, host_of, name_of
 from podrun.arguments import COMMANDS, GLOBAL, Flag
-from podrun.errors import BUSY, INTERNAL, STEP_FAILED, UNAVAILABLE, WRONG_FILE, Failure, Interrupted
+from podrun.errors import BUSY, UNAVAILABLE, WRONG_FILE, Failure
 from podrun.hook import Pod
 from podrun.images import image
 from podrun.launch import Host
@@ -78,7 +78,7 @@ def _command(*parameters: click.Parameter) -> Callable[[Callable[..., int | None
         @click.pass_context
         def callback(ctx: click.Context, /, **given: Any) -> None:
             host = host_of({**ctx.obj, **given})
-            ctx.exit(guarded(lambda: function(host, **given), subject({**ctx.obj, **given}), ctx.obj["debug"]))
+            ctx.exit(guarded(lambda: function(host, **given), {**ctx.obj, **given}))
 
         name = function.__name__.strip("_")
         # What follows the first word of exec is the payload's, options included.
@@ -90,28 +90,6 @@ def _command(*parameters: click.Parameter) -> Callable[[Callable[..., int | None
         return command
 
     return declare
-
-
-def guarded(act: Callable[[], int | None], whose: str, debug: bool) -> int:
-    """Runs what a command does; what goes wrong is told in one line, ``whose`` in front, and becomes the exit code."""
-    try:
-        return act() or 0
-    except (Failure, Interrupted) as error:
-        return launch.report(error, whose, debug)
-    except BrokenPipeError:
-        # The reader (less, head) has had enough.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 0
-    except OSError as error:
-        if debug:
-            raise
-        click.echo(f"podrun: {whose}{error}", err=True)
-        return STEP_FAILED
-    except Exception as error:
-        if debug:
-            raise
-        click.echo(f"podrun: internal error: {type(error).__name__}: {error}; --debug shows where", err=True)
-        return INTERNAL
 
 
 _word = click.Argument(["word"], metavar="FILE|NAME")

@@ -13,8 +13,8 @@ import click
 
 from podrun import chain, find
 from podrun import journal as journals
-from podrun.errors import INTERNAL, Failure
-from podrun.launch import Host, report
+from podrun.acts import guarded, host_of
+from podrun.launch import Host
 
 
 def _store() -> Any:
@@ -41,30 +41,14 @@ def image() -> None:
 
 
 def _host(ctx: click.Context) -> Host:
-    from podrun.acts import host_of
-
     return host_of(ctx.obj)
 
 
-def _told(ctx: click.Context, failure: Failure) -> None:
-    ctx.exit(report(failure, "", ctx.obj["debug"]))
-
-
 class _Guarded(click.Command):
-    """A command whose Failure is told in one line and becomes the exit code."""
+    """A command whose failures are told as every command's are."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except Failure as failure:
-            return _told(ctx, failure)
-        except (click.exceptions.Exit, click.ClickException, click.Abort):
-            raise
-        except Exception as error:
-            if ctx.obj["debug"]:
-                raise
-            click.echo(f"podrun: internal error: {type(error).__name__}: {error}; --debug shows where", err=True)
-            return ctx.exit(INTERNAL)
+        ctx.exit(guarded(lambda: super(_Guarded, self).invoke(ctx), ctx.obj))
 
 
 def _progress() -> Any:
