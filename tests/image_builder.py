@@ -215,7 +215,7 @@ def layout(path: str, images: dict[str, Built]) -> str:
 
 def multi_platform(path: str, name: str, images: dict[str, Built]) -> str:
     """Writes a layout with one image index for images by "os/architecture[/variant]"; returns the index's digest."""
-    layout(path, {platform: built for platform, built in images.items()})
+    layout(path, dict(images.items()))
     manifests = []
     for platform, built in images.items():
         system, architecture, *variant = platform.split("/")

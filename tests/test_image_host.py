@@ -71,7 +71,7 @@ def test_the_hosts_directory_is_made_once_until_something_changes(
     assert changed.digest != first.digest
     commands.prune(str(tmp_path), lambda: {first.digest})
     assert os.path.isdir(first.layers[0])
-    commands.prune(str(tmp_path), lambda: set())
+    commands.prune(str(tmp_path), set)
     assert not os.path.isdir(first.layers[0])
     assert os.path.isdir(changed.layers[0])
 

@@ -1,0 +1,274 @@
+"""``podrun image``: what the command line does with the store. Data in, data out; nothing here prints."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from collections.abc import Set as AbstractSet
+from typing import Any, NamedTuple
+
+from podrun.errors import BUSY, UNAVAILABLE, WRONG_FILE, Failure, of_oserror
+
+from . import host, manifest, publish, reference, store
+from .pull import pull as _pull
+from .reference import Reference
+from .stack import attribute_layer_name, visible
+from .stream import malformed
+
+#: What pods use now: digests of the facts of their image steps, and the ``ref`` of every image step in a journal.
+Used = Callable[[], AbstractSet[str]]
+
+
+class Listed(NamedTuple):
+    """An image in the store. ``size`` is that of its blobs in bytes, ``pulled`` seconds since 1970."""
+
+    ref: str
+    digest: str
+    platform: str
+    size: int
+    pulled: float
+
+
+class Removed(NamedTuple):
+    """What went: names of images, and bytes on the disk."""
+
+    refs: list[str]
+    freed: int
+
+
+def _quietly(_assignments: str) -> None:
+    pass
+
+
+def pull(
+    root: str,
+    ref: str,
+    policy: str = "always",
+    platform: str = "",
+    notify: Callable[[str], None] = _quietly,
+    cwd: str = "",
+) -> store.Image:
+    """Brings an image of any kind into the store. Its ``digest`` is what ``podrun image pull`` prints.
+
+    Relative paths in ``ref`` start from ``cwd`` (absolute). Raises Failure as the hook does.
+    """
+    named = reference.parse(ref, cwd)
+    if named.kind == reference.HOST:
+        return host.make(root)
+    if named.kind == reference.DIR:
+        if not os.path.isdir(named.path):
+            raise Failure(f"{named.path} is not a directory", code=WRONG_FILE)
+        return store.Image(named.text, "", [named.path], {})
+    return store.cached(root, named, policy, platform) or _pull(root, named, policy, platform, notify)
+
+
+def import_(root: str, path: str, notify: Callable[[str], None] = _quietly) -> list[store.Image]:
+    """Imports a layout, an archive of one or a docker archive, whichever the path is; every image that it names."""
+    path = os.path.abspath(path)
+    if os.path.isdir(path):
+        return [pull(root, f"oci:{path}{tag}", notify=notify) for tag in _tags_of_layout(f"{path}/index.json")]
+    from . import archive
+
+    named = Reference(reference.OCI_ARCHIVE, path, path=path)
+    publish.prepare(root)
+    with publish.work(root) as scratch:
+        kind, tags = archive.contents(named, scratch)
+    return [pull(root, f"{kind}:{path}{tag}", notify=notify) for tag in tags]
+
+
+def _tags_of_layout(index: str) -> list[str]:
+    from .archive import tags_of
+
+    try:
+        with open(index, "rb") as file:
+            return tags_of(manifest.document(file.read(), index))
+    except FileNotFoundError:
+        raise Failure(f"{index} is not there", code=WRONG_FILE) from None
+    except OSError as error:
+        raise of_oserror(error) from None
+
+
+def ls(root: str) -> list[Listed]:
+    """The images of the store by name."""
+    return sorted(Listed(one.ref, one.digest, one.platform, one.size, one.pulled) for _, one in _records(root))
+
+
+def inspect(root: str, ref: str, cwd: str = "") -> list[dict[str, Any]]:
+    """What is known of the images with a name or digest: a record, its layer directories, its whole configuration.
+
+    Raises Failure (UNAVAILABLE) when there is none.
+    """
+    shown = []
+    for _, one in _found(root, ref, cwd):
+        image = store.image(root, one)
+        found = _manifest(root, one.digest)
+        shown.append(
+            {
+                **{key: value for key, value in one._asdict().items() if key not in ("layers", "source", "stdio")},
+                "layers": image.layers,
+                "manifest": json.loads(_read(store.blob(root, one.digest))),
+                "configuration": json.loads(_read(store.blob(root, found.config.digest))),
+            }
+        )
+    return shown
+
+
+def rm(root: str, refs: list[str], used: Used, cwd: str = "") -> Removed:
+    """Removes names, and the data that no other name and no pod needs.
+
+    Raises Failure: UNAVAILABLE for a name that is not there, BUSY for one that a pod uses; nothing is removed then.
+    """
+    if not os.path.isdir(store.base(root)):
+        raise Failure(f"{refs[0]} is not in the store" if refs else "nothing to remove", code=UNAVAILABLE)
+    with publish.locked(root, "store", wait=False), publish.work(root) as scratch:
+        wanted = [pair for ref in refs for pair in _found(root, ref, cwd)]
+        return _remove(root, scratch, wanted, used, strict=True)
+
+
+def prune(root: str, used: Used, unused: bool = False) -> Removed:
+    """Removes what is left over: data that no name and no pod needs; with ``unused`` also names that no pod uses."""
+    if not os.path.isdir(store.base(root)):
+        return Removed([], 0)
+    publish.prepare(root)
+    publish.sweep(root)
+    with publish.locked(root, "store", wait=False), publish.work(root) as scratch:
+        return _remove(root, scratch, list(_records(root)) if unused else [], used, strict=False)
+
+
+def collect(root: str) -> None:
+    """Removes what killed processes left in the store; what is at work is left alone."""
+    if os.path.isdir(store.base(root)):
+        publish.sweep(root)
+
+
+# --- finding
+
+
+def _records(root: str) -> list[tuple[str, store.Stored]]:
+    directory = f"{store.base(root)}/refs"
+    if not os.path.isdir(directory):
+        return []
+    pairs = ((f"{directory}/{name}", store.read(f"{directory}/{name}")) for name in sorted(os.listdir(directory)))
+    return [(path, one) for path, one in pairs if one is not None]
+
+
+def _found(root: str, ref: str, cwd: str) -> list[tuple[str, store.Stored]]:
+    """Records by name (every platform of it), by digest, or by the first digits of a digest."""
+    digits = ref.removeprefix("sha256:")
+    records = _records(root)
+    try:
+        text = reference.parse(ref, cwd).text
+    except Failure:
+        text = ""
+    found = [pair for pair in records if pair[1].ref == text]
+    if not found and len(digits) >= 6:
+        found = [pair for pair in records if pair[1].digest.removeprefix("sha256:").startswith(digits)]
+    if not found:
+        raise Failure(f"{text or ref} is not in the store", code=UNAVAILABLE, hint="see podrun image ls")
+    return found
+
+
+def _read(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read(manifest.MAX_DOCUMENT + 1)
+    except FileNotFoundError:
+        raise malformed(f"the store lacks {os.path.basename(path)[:12]}; pull the image again") from None
+
+
+def _manifest(root: str, digest: str) -> manifest.Manifest:
+    content = _read(store.blob(root, digest))
+    return manifest.manifest(content, manifest.Descriptor("", digest, len(content)), digest[:19])
+
+
+# --- removing
+
+
+def _remove(root: str, scratch: str, wanted: list[tuple[str, store.Stored]], used: Used, *, strict: bool) -> Removed:
+    """Takes the names away first and asks only then what is in use: a pod that has read a name has written its
+    intent into its journal before, and one that finds no name waits for our lock to pull."""
+    busy = {_spelled(text) for text in used()}
+    free = [pair for pair in wanted if pair[1].ref not in busy and pair[1].digest not in busy]
+    if strict and len(free) < len(wanted):
+        ref = next(one.ref for path, one in wanted if (path, one) not in free)
+        raise Failure(f"{ref} is in use by a pod", code=BUSY, hint="podrun ps shows which")
+    aside = [(path, one, f"{scratch}/{number}") for number, (path, one) in enumerate(free)]
+    moved = []
+    gone = []
+    try:
+        for path, one, kept in aside:
+            if os.path.exists(path):
+                os.rename(path, kept)
+                moved.append((path, one, kept))
+        busy = {_spelled(text) for text in used()}
+        for path, one, kept in moved:
+            if one.ref in busy or one.digest in busy:
+                if strict:
+                    raise Failure(f"{one.ref} is in use by a pod", code=BUSY, hint="podrun ps shows which")
+                os.rename(kept, path)
+            else:
+                gone.append(one)
+    except BaseException:
+        for path, _, kept in moved:
+            if os.path.exists(kept):
+                os.rename(kept, path)
+        raise
+    left = {one.ref for _, one in _records(root)}
+    for one in gone:
+        if one.ref not in left:
+            publish.list_in_index(root, scratch, reference.layout_name(reference.parse(one.ref)), None)
+    return Removed([one.ref for one in gone], _garbage(root, scratch, busy))
+
+
+def _spelled(text: str) -> str:
+    try:
+        return text if reference.is_digest(text) or text.startswith("host:") else reference.parse(text).text
+    except Failure:
+        return text
+
+
+def _garbage(root: str, scratch: str, busy: AbstractSet[str]) -> int:
+    """Removes the blobs and layers that neither a record nor a digest in ``busy`` needs; bytes freed."""
+    records = [one for _, one in _records(root)]
+    blobs = {digest.removeprefix("sha256:") for digest in publish.listed_digests(root)}
+    layers: set[str] = {name for one in records for name in one.layers}
+    layers |= {f"host-{text.removeprefix('host:')}" for text in busy if text.startswith("host:")}
+    for digest in {one.digest for one in records} | {text for text in busy if reference.is_digest(text)}:
+        if not os.path.exists(store.blob(root, digest)):
+            continue
+        found = _manifest(root, digest)
+        text = _read(store.blob(root, found.config.digest))
+        diff_ids = manifest.configuration(text, len(found.layers), digest[:19]).diff_ids
+        blobs |= {digest[7:], found.config.digest[7:], *(layer.digest[7:] for layer in found.layers)}
+        layers |= {diff_id[7:] for diff_id in diff_ids}
+        layers.add(attribute_layer_name(visible(root, diff_ids)))
+    freed = 0
+    base = store.base(root)
+    for name in os.listdir(f"{base}/blobs/sha256"):
+        if name not in blobs:
+            freed += os.lstat(f"{base}/blobs/sha256/{name}").st_blocks * 512
+            os.unlink(f"{base}/blobs/sha256/{name}")
+    now = host.ready(root)
+    layers |= {os.path.basename(path) for path in (now.layers if now else [])}
+    for name in os.listdir(f"{base}/layers"):
+        if name.removesuffix(".json") in layers:
+            continue
+        path = f"{base}/layers/{name}"
+        if name.endswith(".json"):
+            os.unlink(path)
+            continue
+        freed += _on_disk(path)
+        os.rename(path, f"{scratch}/{name}")
+        publish.remove(f"{scratch}/{name}")
+    return freed
+
+
+def _on_disk(path: str) -> int:
+    """Bytes below a directory, each file counted once."""
+    inodes: dict[int, int] = {}
+    for directory, _, names in os.walk(path):
+        for name in names:
+            status = os.lstat(f"{directory}/{name}")
+            inodes[status.st_ino] = status.st_blocks * 512
+    return sum(inodes.values())

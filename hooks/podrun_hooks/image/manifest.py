@@ -1,0 +1,237 @@
+"""Manifests, indexes and configurations (image-spec; docker's schema 2), checked before anything relies on them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from typing import Any, NamedTuple
+
+from podrun.errors import UNAVAILABLE, Failure
+
+from . import reference
+from .stream import malformed
+
+OCI_INDEX = "application/vnd.oci.image.index.v1+json"
+OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
+OCI_LAYER = "application/vnd.oci.image.layer.v1.tar"
+DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
+DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+
+_CONFIGS = frozenset((OCI_CONFIG, "application/vnd.docker.container.image.v1+json"))
+
+#: Manifests, indexes and configurations are read into memory.
+MAX_DOCUMENT = 8 << 20
+#: overlayfs stacks no more (OVL_MAX_STACK).
+MAX_LAYERS = 500
+
+# uname(2)'s machine as Go's GOARCH and variant.
+_ARCHITECTURES = {
+    "x86_64": ("amd64", ""),
+    "aarch64": ("arm64", ""),
+    "armv7l": ("arm", "v7"),
+    "armv6l": ("arm", "v6"),
+    "i686": ("386", ""),
+    "i386": ("386", ""),
+    "ppc64le": ("ppc64le", ""),
+    "riscv64": ("riscv64", ""),
+    "s390x": ("s390x", ""),
+    "loongarch64": ("loong64", ""),
+}
+
+
+class Descriptor(NamedTuple):
+    """What a manifest says of a blob."""
+
+    media_type: str
+    digest: str
+    size: int
+
+
+class Manifest(NamedTuple):
+    """An image manifest: its configuration and its layers, lowest first."""
+
+    descriptor: Descriptor
+    config: Descriptor
+    layers: list[Descriptor]
+
+
+class Configuration(NamedTuple):
+    """An image configuration, as far as running it needs."""
+
+    #: Of each layer, as in the manifest: digests of the plain tar streams.
+    diff_ids: list[str]
+    #: Entrypoint, Cmd, Env, User, WorkingDir, ...
+    config: dict[str, Any]
+    os: str
+    architecture: str
+
+
+class Platform(NamedTuple):
+    """What an image index is searched for."""
+
+    os: str
+    architecture: str
+    variant: str
+
+
+def platform(text: str) -> Platform:
+    """The Platform of "os/architecture[/variant]"; of "" this machine's."""
+    if text:
+        system, architecture, variant = ([*text.split("/"), ""])[:3]
+        if architecture in ("x86_64", "aarch64"):
+            architecture = _ARCHITECTURES[architecture][0]
+        return Platform(system, architecture, variant)
+    machine = os.uname().machine
+    return Platform("linux", *_ARCHITECTURES.get(machine, (machine, "")))
+
+
+def digest_of(content: bytes) -> str:
+    """ "sha256:..." of some bytes."""
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
+def document(content: bytes, what: str) -> dict[str, Any]:
+    """A JSON object; Failure (MALFORMED) for anything else."""
+    if len(content) > MAX_DOCUMENT:
+        raise malformed(f"{what} is larger than {MAX_DOCUMENT} bytes")
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError):
+        raise malformed(f"{what} is not JSON") from None
+    if not isinstance(value, dict):
+        raise malformed(f"{what} is not a JSON object")
+    return value
+
+
+def descriptor(value: Any, what: str) -> Descriptor:
+    """A descriptor object, checked."""
+    if not isinstance(value, dict):
+        raise malformed(f"{what} is not a descriptor")
+    digest, size = value.get("digest"), value.get("size")
+    if not isinstance(digest, str) or not reference.is_digest(digest):
+        raise malformed(f"{what}: {str(digest)[:100]!r} is not a sha256 digest")
+    if type(size) is not int or not 0 <= size < 1 << 50:
+        raise malformed(f"{what}: {str(size)[:40]} is not a size")
+    return Descriptor(str(value.get("mediaType") or ""), digest, size)
+
+
+def media_type(value: dict[str, Any], told: str = "") -> str:
+    """A document's own media type, else what its source said, else what it looks like."""
+    own = value.get("mediaType")
+    if isinstance(own, str) and own:
+        return own
+    if told.partition(";")[0].strip() in (OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST):
+        return told.partition(";")[0].strip()
+    return OCI_INDEX if "manifests" in value else OCI_MANIFEST
+
+
+def is_index(kind: str) -> bool:
+    """Whether a media type is that of an image index or manifest list."""
+    return kind in (OCI_INDEX, DOCKER_LIST)
+
+
+def choose(index: dict[str, Any], wanted: Platform, what: str) -> Descriptor:
+    """The manifest of an index for a platform: the exact variant, else none given, else the first.
+
+    Failure (UNAVAILABLE) names the platforms that there are.
+    """
+    items = index.get("manifests")
+    if not isinstance(items, list):
+        raise malformed(f"{what} has no manifests")
+    offered, fitting = [], []
+    for item in items:
+        of = item.get("platform") if isinstance(item, dict) else None
+        if not isinstance(of, dict):
+            # Without a platform it serves any: that is how a layout lists its only image.
+            fitting.append((3, item))
+            continue
+        theirs = Platform(*(str(of.get(key) or "") for key in ("os", "architecture", "variant")))
+        if theirs.os != "unknown":
+            offered.append("/".join(part for part in theirs if part))
+        if theirs[:2] == wanted[:2]:
+            exact = _variant(theirs) == _variant(wanted)
+            if exact or not wanted.variant or not theirs.variant:
+                fitting.append((0 if exact else 1 if not theirs.variant else 2, item))
+    if not fitting:
+        name = "/".join(part for part in wanted if part)
+        has = f"there is {', '.join(sorted(set(offered)))}" if offered else ""
+        raise Failure(f"{what} has no image for {name}", code=UNAVAILABLE, hint=has)
+    return descriptor(min(fitting, key=lambda pair: pair[0])[1], what)
+
+
+def _variant(of: Platform) -> str:
+    return "v8" if of.architecture == "arm64" and not of.variant else of.variant
+
+
+def manifest(content: bytes, told: Descriptor, what: str) -> Manifest:
+    """An image manifest, checked."""
+    value = document(content, what)
+    kind = media_type(value, told.media_type)
+    if value.get("schemaVersion") == 1 or "fsLayers" in value:
+        raise malformed(f"{what} is of docker's schema 1, which nothing verifies; push the image again")
+    if kind not in (OCI_MANIFEST, DOCKER_MANIFEST):
+        raise malformed(f"{what} is {kind[:100]!r}, not an image manifest")
+    config = descriptor(value.get("config"), f"{what}: config")
+    if config.media_type not in _CONFIGS:
+        raise malformed(f"{what} is no container image: its configuration is {config.media_type[:100]!r}")
+    layers = value.get("layers")
+    if not isinstance(layers, list) or len(layers) > MAX_LAYERS:
+        raise malformed(f"{what} has no list of at most {MAX_LAYERS} layers")
+    found = [descriptor(item, f"{what}: layer {number}") for number, item in enumerate(layers)]
+    for layer in found:
+        if "tar" not in layer.media_type:
+            raise malformed(f"{what} has a layer of {layer.media_type[:100]!r}")
+        if "encrypted" in layer.media_type:
+            raise malformed(f"{what} has encrypted layers")
+    return Manifest(Descriptor(kind, digest_of(content), len(content)), config, found)
+
+
+def as_oci(found: Manifest) -> bytes:
+    """The OCI manifest of the same blobs as a docker one: skopeo and umoci look for no other kind in a layout."""
+    layers = []
+    for layer in found.layers:
+        suffix = next((f"+{kind}" for kind in ("gzip", "zstd") if layer.media_type.endswith(kind)), "")
+        layers.append(layer._replace(media_type=OCI_LAYER + suffix))
+    return oci_manifest(found.config._replace(media_type=OCI_CONFIG), layers)
+
+
+def oci_manifest(config: Descriptor, layers: list[Descriptor]) -> bytes:
+    """The text of an OCI image manifest."""
+    described = [{"mediaType": of.media_type, "digest": of.digest, "size": of.size} for of in (config, *layers)]
+    value = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": described[0], "layers": described[1:]}
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def configuration(content: bytes, layers: int, what: str) -> Configuration:
+    """An image configuration, checked against the number of layers in the manifest."""
+    value = document(content, what)
+    rootfs = value.get("rootfs")
+    diff_ids = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
+    if diff_ids is None and not layers:
+        diff_ids = []
+    if not isinstance(diff_ids, list) or not all(
+        isinstance(item, str) and reference.is_digest(item) for item in diff_ids
+    ):
+        raise malformed(f"{what} has no list of diffIDs")
+    if len(diff_ids) != layers:
+        raise malformed(f"{what} names {len(diff_ids)} layers, the manifest {layers}")
+    config = value.get("config") or {}
+    if not isinstance(config, dict):
+        raise malformed(f"{what}: config is not an object")
+    for key in ("Entrypoint", "Cmd", "Env"):
+        words = config.get(key)
+        if words is not None and not (isinstance(words, list) and all(map(_is_text, words))):
+            raise malformed(f"{what}: {key} is not a list of strings")
+    for key in ("User", "WorkingDir", "StopSignal"):
+        if config.get(key) is not None and not _is_text(config[key]):
+            raise malformed(f"{what}: {key} is not a string")
+    for key in ("Volumes", "ExposedPorts", "Labels"):
+        if config.get(key) is not None and not isinstance(config[key], dict):
+            raise malformed(f"{what}: {key} is not an object")
+    return Configuration(diff_ids, config, str(value.get("os") or ""), str(value.get("architecture") or ""))
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and "\0" not in value

@@ -1,0 +1,314 @@
+"""How things get into the store and out of it: locks, work in progress, and what becomes visible only when it is whole.
+
+Everything is written below tmp/ first, in a directory that its process holds locked; then syncfs(2), rename(2) and
+fsync(2) of the directory it went to. A power cut may lose what was written last, but nothing under a valid name is
+ever incomplete (rename without the syncfs is not enough: the name can reach the disk before the data).
+A lock ends with its process, so whoever finds work in progress unlocked may remove it.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from podrun.errors import BUSY, Failure, of_oserror
+
+from .. import linux
+from . import store
+
+_DIRECTORIES = ("blobs", "blobs/sha256", "layers", "refs", "tmp", "locks")
+#: Seconds between two looks at a lock that somebody else holds.
+_POLL = 0.02
+_LAYOUT = '{"imageLayoutVersion":"1.0.0"}'
+
+
+def prepare(root: str) -> None:
+    """Makes the store's directories; raises Failure when that is not possible."""
+    base = store.base(root)
+    try:
+        os.makedirs(root, 0o755, exist_ok=True)
+        for name in ("", *_DIRECTORIES):
+            try:
+                os.mkdir(f"{base}/{name}", 0o700)
+            except FileExistsError:
+                continue
+        if not os.path.exists(f"{base}/index.json"):
+            with locked(root, "index"), work(root) as scratch:
+                if not os.path.exists(f"{base}/index.json"):
+                    _replace(scratch, f"{base}/oci-layout", _LAYOUT)
+                    _replace(scratch, f"{base}/index.json", json.dumps({"schemaVersion": 2, "manifests": []}))
+    except OSError as error:
+        raise of_oserror(error, "the image store") from None
+
+
+# --- locks
+
+
+@contextmanager
+def locked(
+    root: str, name: str, *, shared: bool = False, wait: bool = True, idle: Callable[[], None] | None = None
+) -> Iterator[None]:
+    """Holds the lock ``name``; with ``wait`` False raises Failure (BUSY) instead of waiting.
+
+    While it waits it calls ``idle``, which may raise to give up. The file is removed with the lock: who has waited for
+    it looks whether it is still the one that others would open.
+    """
+    path = f"{store.base(root)}/locks/{name.removeprefix('sha256:')}"
+    how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait and not idle else fcntl.LOCK_NB)
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, how)
+            if _is_same(fd, path):
+                break
+        except BlockingIOError:
+            os.close(fd)
+            if idle:
+                idle()
+                time.sleep(_POLL)
+                continue
+            raise Failure("the image store is in use by another podrun", code=BUSY, hint="try again") from None
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
+    try:
+        yield
+    finally:
+        try:
+            if shared:
+                # Only the last one out may take the file away.
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_same(fd, path):
+                os.unlink(path)
+        except (BlockingIOError, FileNotFoundError):
+            pass
+        finally:
+            os.close(fd)
+
+
+def _is_same(fd: int, path: str) -> bool:
+    try:
+        there, ours = os.stat(path), os.fstat(fd)
+    except FileNotFoundError:
+        return False
+    return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)
+
+
+# --- work in progress
+
+
+@contextmanager
+def work(root: str) -> Iterator[str]:
+    """A locked directory in tmp/, removed afterwards whatever happens."""
+    parent = f"{store.base(root)}/tmp"
+    while True:
+        path = f"{parent}/{os.getpid()}-{os.urandom(6).hex()}"
+        os.mkdir(path, 0o700)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        # A sweep may have found it between mkdir and flock.
+        if _is_same(fd, path):
+            break
+        os.close(fd)
+    try:
+        yield path
+    finally:
+        try:
+            remove(path)
+        except OSError as error:
+            # A thread that is still being stopped has written once more: the next sweep takes it.
+            if error.errno != errno.ENOTEMPTY:
+                raise
+        finally:
+            os.close(fd)
+
+
+def sweep(root: str) -> None:
+    """Removes the work and the locks of processes that are gone."""
+    base = store.base(root)
+    for directory, how in ((f"{base}/tmp", remove), (f"{base}/locks", os.unlink)):
+        for name in _names(directory):
+            path = f"{directory}/{name}"
+            try:
+                fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            except OSError:
+                continue
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if _is_same(fd, path):
+                    how(path)
+            except (BlockingIOError, FileNotFoundError):
+                continue
+            finally:
+                os.close(fd)
+
+
+def _names(directory: str) -> list[str]:
+    try:
+        return os.listdir(directory)
+    except FileNotFoundError:
+        return []
+
+
+def remove(path: str) -> None:
+    """Removes a directory tree of any depth; what is gone already is fine.
+
+    Deeper directories are moved up to the top before they are emptied: an image may nest them deeper than a path can
+    name, a stack recurse or descriptors be held.
+    """
+    token = os.urandom(6).hex()
+    moved = 0
+    deeper = True
+    while deeper:
+        deeper = False
+        for directory in [item.path for item in _items(path) if _is_kept_directory(item)]:
+            deeper = True
+            for item in _items(directory):
+                if _is_kept_directory(item):
+                    moved += 1
+                    os.rename(item.path, f"{path}/{token}-{moved}")
+            os.rmdir(directory)
+    try:
+        os.rmdir(path)
+    except FileNotFoundError:
+        pass
+
+
+def _items(directory: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(directory) as items:
+            return list(items)
+    except FileNotFoundError:
+        return []
+
+
+def _is_kept_directory(item: os.DirEntry[str]) -> bool:
+    """Removes a file or an empty directory; True for a directory with something in it."""
+    try:
+        if item.is_dir(follow_symlinks=False):
+            os.rmdir(item.path)
+        else:
+            os.unlink(item.path)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        if error.errno != errno.ENOTEMPTY:
+            raise
+        return True
+    return False
+
+
+# --- publishing
+
+
+def sync(path: str) -> None:
+    """Everything written so far to the file system of ``path`` is on the disk."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        linux.syncfs(fd)
+    finally:
+        os.close(fd)
+
+
+def _sync_directory(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _replace(scratch: str, path: str, text: str | bytes) -> None:
+    """Writes a small file so that readers see either the old or the new one."""
+    new = f"{scratch}/{os.urandom(6).hex()}"
+    with open(new, "wb") as file:
+        file.write(text.encode() if isinstance(text, str) else text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.rename(new, path)
+    _sync_directory(os.path.dirname(path))
+
+
+def put_blob(root: str, scratch: str, digest: str, content: bytes) -> None:
+    """Stores a small blob (a manifest, a configuration) whose digest the caller has checked."""
+    path = store.blob(root, digest)
+    if not os.path.exists(path):
+        _replace(scratch, path, content)
+
+
+def publish_blob(root: str, written: str, digest: str) -> None:
+    """Moves a written and synced file to its place among the blobs."""
+    os.rename(written, store.blob(root, digest))
+    _sync_directory(f"{store.base(root)}/blobs/sha256")
+
+
+def publish_layer(root: str, scratch: str, unpacked: str, name: str, about: dict[str, Any]) -> None:
+    """Moves a written and synced directory to its place among the layers, with what is known of it beside it."""
+    path = store.layer(root, name)
+    _replace(scratch, f"{path}.json", json.dumps(about, separators=(",", ":")))
+    try:
+        os.rename(unpacked, path)
+    except OSError:
+        # Somebody else was faster: another compression of the same layer.
+        if not os.path.isdir(path):
+            raise
+        return
+    _sync_directory(os.path.dirname(path))
+
+
+def about_layer(root: str, name: str) -> dict[str, Any] | None:
+    """What publish_layer was told of a layer; None when the layer is not there."""
+    path = store.layer(root, name)
+    try:
+        os.lstat(path)
+        with open(f"{path}.json", encoding="utf-8") as file:
+            value = json.load(file)
+            return value if isinstance(value, dict) else None
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def put_record(root: str, scratch: str, stored: store.Stored) -> None:
+    """Makes an image known by its name: to podrun only, see :func:`list_in_index`."""
+    _replace(scratch, store.record(root, stored.ref, stored.platform), store.write_form(stored))
+
+
+def list_in_index(root: str, scratch: str, name: str, descriptor: dict[str, Any] | None) -> None:
+    """Sets, or with None removes, the entry ``name`` of index.json."""
+    path = f"{store.base(root)}/index.json"
+    with locked(root, "index"):
+        try:
+            with open(path, encoding="utf-8") as file:
+                index = json.load(file)
+        except (FileNotFoundError, ValueError):
+            index = {"schemaVersion": 2, "manifests": []}
+        before = json.dumps(index)
+        index["manifests"] = [item for item in index["manifests"] if _name_of(item) != name]
+        if descriptor:
+            named = {**descriptor, "annotations": {"org.opencontainers.image.ref.name": name}}
+            index["manifests"].append(named)
+        if json.dumps(index) != before:
+            _replace(scratch, path, json.dumps(index, separators=(",", ":")))
+
+
+def listed_digests(root: str) -> set[str]:
+    """The digests of the manifests that index.json lists."""
+    try:
+        with open(f"{store.base(root)}/index.json", encoding="utf-8") as file:
+            return {str(item.get("digest")) for item in json.load(file)["manifests"]}
+    except (FileNotFoundError, ValueError, LookupError):
+        return set()
+
+
+def _name_of(item: dict[str, Any]) -> str:
+    return str((item.get("annotations") or {}).get("org.opencontainers.image.ref.name", ""))

@@ -1,0 +1,138 @@
+"""Pulling: an image from any source into the store, and its name into the records, last of all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable
+
+from podrun.errors import UNAVAILABLE, Failure, of_oserror
+
+from . import manifest, publish, reference, store
+from .fetch import fetch
+from .reference import Reference
+from .source import Source, image_manifest, small
+from .stack import stacked
+
+Notify = Callable[[str], None]
+
+
+def pull(root: str, named: Reference, policy: str, platform: str, notify: Notify) -> store.Image:
+    """The image of a reference, fetched and unpacked as far as the store lacks it.
+
+    ``policy`` is one of the hook's words. Raises Failure: WRONG_FILE, UNAVAILABLE, NOT_ALLOWED, MALFORMED,
+    CANNOT_CREATE; nothing of an image that failed becomes visible under its name.
+    """
+    if named.kind == reference.HOST:
+        from . import host
+
+        return host.make(root)
+    if policy == "never":
+        found = store.cached(root, named, policy, platform)
+        if found is None:
+            raise Failure(f"{named.text} is not in the store", code=UNAVAILABLE, hint="pull is 'never'")
+        return found
+    notify(f"STATUS=Pulling {named.text}")
+    publish.prepare(root)
+    publish.sweep(root)
+    # What prune would take for garbage is only on its way to becoming an image.
+    with publish.locked(root, "store", shared=True), publish.locked(root, f"ref-{_short(named.text + platform)}"):
+        # Whoever held the lock has pulled it.
+        found = store.cached(root, named, policy, platform)
+        if found is not None:
+            return found
+        known = store.stored(root, named.text, platform)
+        try:
+            return _pull(root, named, platform, known, notify)
+        except Failure as failure:
+            if policy == "newer" and known and failure.code == UNAVAILABLE:
+                notify(f"STATUS={failure.what}; going on with what is stored")
+                return store.image(root, known)
+            raise
+        except OSError as error:
+            raise of_oserror(error, f"pulling {named.text}") from None
+
+
+def _short(text: str) -> str:
+    return hashlib.sha256(os.fsencode(text)).hexdigest()[:24]
+
+
+def _pull(root: str, named: Reference, platform: str, known: store.Stored | None, notify: Notify) -> store.Image:
+    with publish.work(root) as scratch:
+        stamp = store.stamp(store.source_file(named))
+        source = _source(named, known.remote if known else "", scratch)
+        if source is None and known:
+            return store.image(root, known)
+        assert source is not None
+        try:
+            return _import(root, named, platform, source, stamp, scratch, notify)
+        finally:
+            source.close()
+
+
+def _source(named: Reference, known: str, scratch: str) -> Source | None:
+    """Where the image is to be read from; None when that would bring what the digest ``known`` stands for."""
+    if named.kind == reference.REGISTRY:
+        from . import registry
+
+        return registry.source(named, known)
+    if named.kind == reference.DOCKER_DAEMON:
+        from . import daemon
+
+        return daemon.source(named, known, scratch)
+    from . import archive
+
+    opening = {
+        reference.OCI: archive.layout,
+        reference.OCI_ARCHIVE: archive.oci_archive,
+        reference.DOCKER_ARCHIVE: archive.docker_archive,
+    }
+    return opening[named.kind](named, scratch)
+
+
+def _import(
+    root: str, named: Reference, platform: str, source: Source, stamp: list[int], scratch: str, notify: Notify
+) -> store.Image:
+    content, told = image_manifest(source, manifest.platform(platform))
+    found = manifest.manifest(content, told, source.what)
+    config_text = small(source, found.config, "configuration")
+    config = manifest.configuration(config_text, len(found.layers), f"{source.what}: configuration")
+    _check_platform(config, platform, source.what)
+    notify(f"STATUS=Pulling {named.text}: {len(found.layers)} layers")
+    fetch(root, source, dict.fromkeys(zip(found.layers, config.diff_ids, strict=True)), scratch, notify)
+    notify(f"STATUS=Storing {named.text}")
+    publish.put_blob(root, scratch, found.config.digest, config_text)
+    publish.put_blob(root, scratch, found.descriptor.digest, content)
+    stack = stacked(root, scratch, config.diff_ids)
+    stored = store.Stored(
+        ref=named.text,
+        digest=found.descriptor.digest,
+        remote=source.remote,
+        platform=platform,
+        layers=stack.layers,
+        config=config.config,
+        stdio=stack.stdio,
+        source=stamp,
+        pulled=time.time(),
+        size=len(content) + len(config_text) + sum(layer.size for layer in dict.fromkeys(found.layers)),
+    )
+    publish.put_record(root, scratch, stored)
+    notify(f"STATUS=Listing {named.text}")
+    listed = content if found.descriptor.media_type == manifest.OCI_MANIFEST else manifest.as_oci(found)
+    publish.put_blob(root, scratch, manifest.digest_of(listed), listed)
+    described = {
+        "mediaType": manifest.OCI_MANIFEST,
+        "digest": manifest.digest_of(listed),
+        "size": len(listed),
+        "platform": {"os": config.os or "linux", "architecture": config.architecture},
+    }
+    publish.list_in_index(root, scratch, reference.layout_name(named), described)
+    return store.image(root, stored)
+
+
+def _check_platform(config: manifest.Configuration, platform: str, what: str) -> None:
+    """A single manifest is taken as it is, unless a platform was asked for and it says that it is another."""
+    wanted = manifest.platform(platform)
+    if platform and config.architecture and (config.os, config.architecture) != wanted[:2]:
+        raise Failure(f"{what} is for {config.os}/{config.architecture}, not {platform}", code=UNAVAILABLE)
