@@ -159,11 +159,13 @@ class Wrong(ValueError):
 class Kind(Generic[T]):
     """A type of option: how its TOML value is read (``parse`` raises Wrong) and its JSON Schema."""
 
-    __slots__ = ("parse", "schema")
+    __slots__ = ("parse", "refers_to", "schema")
 
-    def __init__(self, parse: Callable[[Any], T], schema: Mapping[str, Any]) -> None:
+    def __init__(self, parse: Callable[[Any], T], schema: Mapping[str, Any], refers_to: str = "") -> None:
         self.parse = parse
         self.schema = schema
+        #: The fact whose giver the value names; see step_giving().
+        self.refers_to = refers_to
 
 
 class Option:
@@ -373,6 +375,11 @@ def table_of(kind: Kind[T]) -> Kind[dict[str, T]]:
 def record(options: type[T]) -> Kind[T]:
     """A table declared by an Options record of its own."""
     return Kind(lambda value: read(options, value), schema_of(options))
+
+
+def step_giving(fact: str) -> Kind[str]:
+    """The name of an earlier step whose hook gives ``fact``; "" means the nearest one, and there has to be one."""
+    return Kind(TEXT.parse, TEXT.schema, fact)
 
 
 def checked(kind: Kind[U], parse: Callable[[U], T], schema: Mapping[str, Any] | None = None) -> Kind[T]:

@@ -292,7 +292,25 @@ def _steps(chain: Sequence[_Table], load_hook: LoadHook, known: bool) -> tuple[S
         if getattr(hook, "resident", False):
             later.append(step.name)
         steps.append(step)
+    for index, table in enumerate(chain):
+        _told(table, _check_references, table.values, load_hook, chain[:index])
     return tuple(reversed(steps))
+
+
+def _check_references(values: dict[str, Any], load_hook: LoadHook, earlier: Sequence[_Table]) -> None:
+    """Options that name an earlier step by what it gives (``step_giving``): such a step has to be there."""
+    declared = load_hook(values["hook"]).Options
+    for key, field in declared._field_defaults.items() if declared is not None else ():
+        fact = field.kind.refers_to
+        givers = [(load_hook(step.values["hook"]), step.values["name"]) for step in earlier] if fact else []
+        # What declares nothing (an executable) may give anything.
+        if not fact or any(hook.Options is None for hook, _ in givers):
+            continue
+        names = [name for hook, name in givers if fact in getattr(hook, "gives", ())]
+        if not names:
+            raise Wrong(f"no step above it gives {fact}", ("hook",))
+        if values.get(key) and values[key] not in names:
+            raise Wrong(f"{key}: {unknown(values[key], names, 'step')}", (key,))
 
 
 def _check_name(key: tuple[str, str], taken: Collection[tuple[str, str]]) -> None:

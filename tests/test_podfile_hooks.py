@@ -32,8 +32,8 @@ from podrun.podfile import PodText
         ("network", "publish = ['70000:80']"),
         ("network", "publish = [80]"),
         ("network", "publsh = []"),
-        ("storage", "target = 'data'"),
-        ("storage", "target = '/a/../b'"),
+        ("storage", "source = '/etc'\ntarget = 'data'"),
+        ("storage", "source = '/etc'\ntarget = '/a/../b'"),
         ("image", "pull = 'often'\nref = 'x'"),
         ("image", "rfe = 'x'"),
         ("register", "port = 0\nservice = 'web'"),
@@ -98,3 +98,25 @@ def test_any_text_is_a_pod_or_a_failure_in_one_line(tmp_path_factory, text):
         assert str(failure).startswith(f"{path}:")
     else:
         assert isinstance(pod, PodText)
+
+
+@pytest.mark.parametrize(
+    ("chain", "what"),
+    [
+        ('[{ hook = "container", command = ["true"] }]', "no step above it gives images"),
+        (
+            '[{ hook = "image", ref = "host:", name = "web" }, { hook = "container", command = ["true"], image = "wib" }]',
+            "did you mean 'web'",
+        ),
+        (
+            '[{ hook = "container", command = ["true"] }, { hook = "image", ref = "host:" }]',
+            "no step above it gives images",
+        ),
+    ],
+)
+def test_a_container_needs_an_image_step_above_it(tmp_path, chain, what):
+    path = tmp_path / "web.toml"
+    path.write_text(f"chain = {chain}\n")
+    path.chmod(0o644)
+    with pytest.raises(Failure, match=what):
+        podfile.load(str(path), environ={}, load_hook=find.load)
