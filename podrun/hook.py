@@ -201,18 +201,17 @@ def read(options: type[Any], table: Any) -> Any:
         raise Wrong(f"expected a table, not {_say(table)}")
     declared: dict[str, Option] = options._field_defaults
     values = {}
-    for key in table:
+    for key, value in table.items():
         if key not in declared:
             raise Wrong(unknown(key, list(declared)), (key,))
+        try:
+            values[key] = declared[key].kind.parse(value)
+        except Wrong as wrong:
+            raise _below(key, wrong) from None
     for key, field in declared.items():
-        if key in table:
-            try:
-                values[key] = field.kind.parse(table[key])
-            except Wrong as wrong:
-                raise _below(key, wrong) from None
-        elif field.default is REQUIRED:
-            raise Wrong(f"{key} is missing", ())
-        else:
+        if key not in values:
+            if field.default is REQUIRED:
+                raise Wrong(f"{key} is missing", ())
             values[key] = field.default
     return options(**values)
 
