@@ -13,7 +13,7 @@ from . import reference, store
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Sequence, Set
     from typing import Any
 
     from podrun.hook import Facts, Step
@@ -63,11 +63,7 @@ def up(step: Step, facts: Facts) -> Facts:
 
 def down(step: Step, own: Facts) -> None:
     """The store outlives the pod; what a killed pull left behind does not."""
-    work = f"{store.base(step.pod.root)}/tmp"
-    if os.path.isdir(work) and os.listdir(work):
-        from .publish import sweep
-
-        sweep(step.pod.root)
+    _sweep(step.pod.root)
 
 
 def check(step: Step) -> Sequence[Problem]:
@@ -91,6 +87,22 @@ def check(step: Step) -> Sequence[Problem]:
         what = "no OCI image layout (index.json) is there" if os.path.isdir(named.path) else "no such file or directory"
         return [Problem(f"{named.path}: {what}", WRONG_FILE)]
     return []
+
+
+def collect(root: str, run: str, pods: Set[str], only_look: bool) -> list[str]:
+    """Removes what killed pulls left behind; what is at work is left alone. There is nothing to tell of it."""
+    if not only_look:
+        _sweep(root)
+    return []
+
+
+def _sweep(root: str) -> None:
+    """Sweeps the store's scratch space when there is anything in it."""
+    work = f"{store.base(root)}/tmp"
+    if os.path.isdir(work) and os.listdir(work):
+        from .publish import sweep
+
+        sweep(root)
 
 
 def _ready(root: str, named: Any, policy: str, platform: str) -> store.Image | None:
