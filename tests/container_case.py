@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,7 @@ class Case:
         self.pod = Pod(pod, str(tmp_path / "root"), str(tmp_path / "run"), f"podrun-{pod}", **fields)
         self.name = name
         self.said: list[str] = []
+        self.before = set(os.listdir("/tmp"))
         os.makedirs(self.pod.directory, mode=0o700, exist_ok=True)
         self.config: dict[str, Any] = {}
         self.layers = [str(self.layer)]
@@ -97,13 +99,8 @@ class Case:
     def log(self) -> str:
         return Path(self.own["log"]["file"]).read_text(errors="replace")
 
-    def exec(self, *argv: str, **options: Any) -> str:
-        process = processes.Process(**self.own["process"])
-        line = container.enter(self.step(), process, argv, **options)
-        chosen = runtime.Runtime(os.path.basename(line[0]), line[0])
-        from podrun_hooks import process as programs
-
-        ended = programs.run(line, env={"PATH": "/bin"}, before=runtime.private(chosen))
+    def exec(self, *argv: str, **wanted: Any) -> str:
+        ended = container.exec_and_wait(self.step(), self.own, argv, **wanted)
         assert ended.status == 0, ended
         return ended.output
 
@@ -115,19 +112,28 @@ class Case:
             f"mount {line}" for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(self.tmp) in line
         ]
         found += [path for path in runtime.cgroups(place) if os.path.exists(path)]
-        for top in (self.pod.run, self.pod.storage):
+        for top in (place.runtime, place.bundle, self.pod.storage):
             for directory, _, files in os.walk(top):
                 found += [f"{directory}/{file}" for file in files]
-                if directory not in (self.pod.run, f"{self.pod.run}/pods", self.pod.directory, self.pod.storage):
-                    found.append(directory)
-        for pid in filter(str.isdigit, os.listdir("/proc")):
-            try:
-                words = Path(f"/proc/{pid}/environ").read_bytes() + Path(f"/proc/{pid}/cmdline").read_bytes()
-            except OSError:
-                continue
-            if str(self.tmp).encode() in words and int(pid) != os.getpid():
-                found.append(f"process {pid}: {words[-200:]!r}")
-        return found
+                found += [directory] if directory != self.pod.storage else []
+        found += [f"/tmp/{name}" for name in os.listdir("/tmp") if name.startswith("crun.") and name not in self.before]
+        return found + self._processes()
+
+    def _processes(self) -> list[str]:
+        """Processes with the test's directory in their command line or environment. A killed child takes a moment."""
+        deadline = time.monotonic() + 0.5
+        while True:
+            found = []
+            for pid in filter(str.isdigit, os.listdir("/proc")):
+                try:
+                    words = Path(f"/proc/{pid}/environ").read_bytes() + Path(f"/proc/{pid}/cmdline").read_bytes()
+                except OSError:
+                    continue
+                if str(self.tmp).encode() in words and int(pid) != os.getpid():
+                    found.append(f"process {pid}: {words[-200:]!r}")
+            if not found or time.monotonic() > deadline:
+                return found
+            time.sleep(0.005)
 
 
 def netns(name: str) -> str:

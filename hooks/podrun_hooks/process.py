@@ -40,7 +40,7 @@ def run(
     *,
     env: Mapping[str, str] | None = None,
     before: Callable[[], None] | None = None,
-    stdin: bytes = b"",
+    stdin: bytes | int = b"",
     keep: Sequence[int] = (),
     stdout: int | None = None,
     stderr: int | None = None,
@@ -49,11 +49,15 @@ def run(
 
     ``before`` runs in the child before exec: namespaces, mounts; what it raises ends up in ``errors`` with status 125.
     Output is captured through unnamed files rather than pipes: a container that a runtime leaves behind would keep a
-    pipe open, and nobody could tell the end of the output. ``stdout`` and ``stderr`` take a descriptor instead.
+    pipe open, and nobody could tell the end of the output. ``stdout`` and ``stderr`` take a descriptor instead,
+    ``stdin`` bytes or a descriptor.
     The child, and what execve(2) makes of it, is killed when podrun dies.
     """
     captured = [_unnamed() if given is None else given for given in (stdout, stderr)]
-    source = _unnamed(stdin) if stdin else os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+    if isinstance(stdin, int):
+        source = os.dup(stdin)
+    else:
+        source = _unnamed(stdin) if stdin else os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
     parent = os.getpid()
     try:
         child = os.fork()

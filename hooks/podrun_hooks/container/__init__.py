@@ -1,0 +1,275 @@
+"""The container hook: assembles the root file system, has the runtime create and start the container, waits for it."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from podrun import jsontext
+from podrun.errors import BUSY, NOT_ALLOWED, STEP_FAILED, UNAVAILABLE, WRONG_FILE, Failure
+from podrun.hook import Facts, Problem
+
+from .. import process as programs
+from . import place as places
+from . import processes, rootfs, seccomp, spec, streams
+from . import runtime as runtimes
+from .options import Options as Options
+from .processes import SIGKILL, Process
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any, NoReturn
+
+    from podrun.hook import Step
+
+    from .place import Place
+
+takes = None
+gives = ("process", "id", "runtime", "log", "ready")
+resident = True
+default_name = "main"
+
+#: The launcher's cgroup, the pod segment, the pod's mounts: names that a container would collide with.
+_TAKEN = ("podrun", "pod", "mnt")
+#: podman's annotation; it tells ``down`` what the image wants, also when ``up`` was killed.
+_STOP_SIGNAL = "org.opencontainers.image.stopSignal"
+
+
+def up(step: Step, facts: Facts) -> Facts:
+    """Creates and starts the container in what the facts say; returns when it is ready."""
+    options = step.options
+    place = places.of(step)
+    image = _image(step, facts)
+    runtime = runtimes.choose(options.runtime)
+    isolation = runtimes.isolation(step, place, runtime)
+    listening, listen = _listening()
+    step.notify(f"STATUS=assembling the root of {step.name}")
+    places.prepare(place, persist=options.persist)
+    sock = _notify_socket(place) if options.ready and options.ready.notify else None
+    root = rootfs.stack(place, image["layers"], volatile=not options.persist)
+    try:
+        tree = rootfs.Tree(root)
+        config = spec.build(step, facts, image, tree, place, isolation, listen)
+        config["annotations"].setdefault(_STOP_SIGNAL, str(spec.stop_signal(image.get("config") or {}, options)))
+        seccomp.apply(config, options.seccomp, step.pod.root, spec.capabilities(options, isolation), runtime.name)
+        _write(place.config, jsontext.dumps(config))
+        output = streams.open_streams(step, place, tree)
+        step.notify(f"STATUS=creating {step.name}")
+        try:
+            own_cgroup = bool(isolation.cgroup)
+            pid = runtimes.create(runtime, place, root, output.fds, own_cgroup=own_cgroup, listening=listening)
+        finally:
+            output.close()
+    finally:
+        os.close(root)
+    started = processes.identify(pid)
+    # Before start: systemd does not take a main process that has ended already.
+    step.notify(f"MAINPID={pid}")
+    if not isolation.devices_ruled:
+        runtimes.forbid_devices(pid)
+    runtimes.start(runtime, place, config, own_cgroup=own_cgroup)
+    if started is None:
+        raise Failure("the container ended before it was started", code=STEP_FAILED)
+    step.notify(f"STATUS=started {step.name}")
+    if options.ready:
+        step.notify(f"STATUS=waiting until {step.name} is ready")
+        _await_ready(step, facts, place, started, output.log, sock)
+    return {
+        "process": {"pid": started.pid, "start": started.start},
+        "id": place.id,
+        "runtime": runtime.name,
+        "log": output.log,
+        "ready": True,
+    }
+
+
+def down(step: Step, own: Facts) -> None:
+    """Stops the payload and removes everything that ``up`` made or was about to make."""
+    place = places.of(step)
+    found = _process(place, own)
+    if found:
+        # A container that was created but never started has no payload to ask: its init waits at exec.fifo.
+        signal = SIGKILL if os.path.exists(f"{place.state}/exec.fifo") else _stop_signal(step, place)
+        timeout = step.pod.stop_timeout if step.options.stop_timeout is None else step.options.stop_timeout
+        processes.stop(found, signal, timeout, step.notify)
+    step.notify(f"STATUS=removing {step.name}")
+    # PID 1 of a namespace takes every process of it along. Who it was is only in doubt when up was killed.
+    held = processes.kill_all(lambda: [] if own.get("process") else processes.with_mount(place.mark))
+    held += processes.kill_all(lambda: [found for pid in runtimes.members(place) if (found := processes.identify(pid))])
+    if held:
+        raise Failure(
+            f"process {held[0].pid} of the container does not end", code=BUSY, hint="is it stuck in the kernel?"
+        )
+    words = ""
+    if os.path.isdir(place.state):
+        runtime = runtimes.of_state(place, step.options.runtime)
+        words = runtimes.delete(runtime, place) if runtime else ""
+        step.notify(f"STATUS=removing the files of {step.name}")
+        places.clear(place.state)
+    _remove_cgroups(place, words)
+    places.remove(place, persist=step.options.persist)
+
+
+def check(step: Step) -> list[Problem]:
+    """What makes a container impossible here, found before anything is created."""
+    problems = []
+    name = step.name
+    plain = name.replace("-", "").replace("_", "")
+    if name in _TAKEN or len(name) > 63 or not (plain.isalnum() and plain.isascii() and name[0].isalnum()):
+        problems.append(Problem(f"a container cannot be called {name!r}", WRONG_FILE, "letters, digits, - and _"))
+    if os.geteuid():
+        problems.append(Problem("containers need root", NOT_ALLOWED))
+    for program in (lambda: runtimes.choose(step.options.runtime), *_programs(step)):
+        try:
+            program()
+        except Failure as failure:
+            problems.append(Problem(failure.what, UNAVAILABLE, failure.hint))
+    if step.options.volumes:
+        from .. import storage
+
+        problems += [found for text in step.options.volumes for found in storage.missing(storage.docker_source(text))]
+    return problems
+
+
+def exec_into(step: Step, own: Facts, argv: Sequence[str], **wanted: Any) -> NoReturn:
+    """Becomes the runtime's ``exec`` of ``argv`` in the running container: replaces this process.
+
+    ``wanted`` as for :func:`podrun_hooks.container.inside.process_of`: tty, env, user, workdir. Raises Failure when the
+    container has ended.
+    """
+    from . import inside
+
+    inside.become(step, _running(step, own), argv, **wanted)
+
+
+def exec_and_wait(step: Step, own: Facts, argv: Sequence[str], **wanted: Any) -> programs.Ended:
+    """Runs ``argv`` in the running container and waits for it, its output captured; otherwise as exec_into."""
+    from . import inside
+
+    return inside.run(step, _running(step, own), argv, **wanted)
+
+
+# --- parts of up ---------------------------------------------------------------------------------------------------
+
+
+def _image(step: Step, facts: Facts) -> Facts:
+    name = step.options.image or facts.get("image", "")
+    images: Mapping[str, Facts] = facts.get("images", {})
+    if name not in images:
+        what = f"there is no image step {name!r}" if name else "there is no image step above"
+        raise Failure(what, code=WRONG_FILE, hint=f"there are: {', '.join(images)}" if images else "add one")
+    return images[name]
+
+
+def _listening() -> tuple[int, list[str]]:
+    """The number of sockets that systemd passed to podrun, and their variables for the container (sd_listen_fds(3))."""
+    environ = os.environ
+    count = environ.get("LISTEN_FDS", "")
+    if environ.get("LISTEN_PID") != str(os.getpid()) or not count.isdigit():
+        return 0, []
+    names = [f"LISTEN_FDNAMES={environ['LISTEN_FDNAMES']}"] if "LISTEN_FDNAMES" in environ else []
+    return int(count), [f"LISTEN_FDS={count}", "LISTEN_PID=1", *names]
+
+
+def _notify_socket(place: Place) -> Any:
+    """A socket for sd_notify(3) that any user of the container may write to."""
+    import _socket
+
+    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC)
+    try:
+        os.unlink(place.notify)
+    except FileNotFoundError:
+        pass
+    directory = os.open(place.bundle, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        # sun_path holds 108 bytes; names of pods and containers may be longer together.
+        sock.bind(f"/proc/self/fd/{directory}/{os.path.basename(place.notify)}")
+    finally:
+        os.close(directory)
+    os.chmod(place.notify, 0o666)
+    return sock
+
+
+def _write(path: str, text: str) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(path, flags, 0o600)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
+
+
+def _await_ready(step: Step, facts: Facts, place: Place, process: Process, log: Facts, sock: Any) -> None:
+    from . import ready
+
+    def tail() -> str:
+        return streams.last_words(log)
+
+    if sock is not None:
+        ready.wait_for_notification(step.options.ready, process, sock, step.notify, tail)
+        return
+
+    def command(argv: Sequence[str]) -> tuple[int, str]:
+        from . import inside
+
+        ended = inside.run(step, process, argv)
+        return ended.status, ended.errors or ended.output
+
+    netns = facts.get("netns") or f"/proc/{process.pid}/ns/net"
+    ready.wait(step.options.ready, process, netns, facts.get("addresses", ()), command, tail)
+
+
+# --- parts of down -------------------------------------------------------------------------------------------------
+
+
+def _process(place: Place, own: Facts) -> Process | None:
+    """The container's PID 1, from the facts; when up was killed, from the runtime's pid file if it is still ours."""
+    if own.get("process"):
+        return Process(own["process"]["pid"], own["process"]["start"])
+    try:
+        with open(place.pid_file, encoding="utf-8") as file:
+            pid = int(file.read())
+        with open(f"/proc/{pid}/mountinfo", encoding="utf-8", errors="replace") as file:
+            ours = f" {place.mark} " in file.read()
+    except (OSError, ValueError):
+        return None
+    return processes.identify(pid) if ours else None
+
+
+def _stop_signal(step: Step, place: Place) -> int:
+    if step.options.stop_signal:
+        return int(step.options.stop_signal)
+    try:
+        with open(place.config, encoding="utf-8") as file:
+            return int(jsontext.loads(file.read())["annotations"][_STOP_SIGNAL])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 15
+
+
+def _remove_cgroups(place: Place, words: str) -> None:
+    """The kernel lets go of a cgroup a moment after its last process has ended."""
+    deadline = time.monotonic() + 5
+    while True:
+        try:
+            runtimes.remove_cgroups(place)
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                hint = words or str(error.strerror)
+                raise Failure(f"cgroup {place.cgroup} cannot be removed", code=BUSY, hint=hint) from error
+            time.sleep(0.005)
+
+
+# --- others --------------------------------------------------------------------------------------------------------
+
+
+def _programs(step: Step) -> list[Any]:
+    return [lambda: programs.find("catatonit", "catatonit")] if step.options.init else []
+
+
+def _running(step: Step, own: Facts) -> Process:
+    process = _process(places.of(step), own)
+    if process is None or processes.identify(process.pid) != process:
+        raise Failure(f"{step.name} is not running", code=STEP_FAILED)
+    return process

@@ -1,0 +1,100 @@
+"""Commands inside a running container: what ``podrun exec`` and the ready probe run there."""
+
+from __future__ import annotations
+
+import os
+
+from podrun import jsontext
+from podrun.errors import UNAVAILABLE, Failure
+
+from .. import process as programs
+from . import place as places
+from . import rootfs, runtime, users
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any, NoReturn
+
+    from podrun.hook import Step
+
+    from .place import Place
+    from .processes import Process
+    from .runtime import Runtime
+
+
+def become(step: Step, process: Process, argv: Sequence[str], **wanted: Any) -> NoReturn:
+    """Replaces this process by the runtime's ``exec`` of ``argv``; ``wanted`` as for :func:`process_of`."""
+    place = places.of(step)
+    chosen = _runtime(step, place)
+    fd = _file(process_of(place, process, argv, **wanted))
+    command = runtime.exec_command(chosen, place, f"/proc/self/fd/{fd}")
+    runtime.private(chosen)()
+    os.set_inheritable(fd, True)
+    os.execve(command[0], command, {**runtime.environment(place), "TERM": os.environ.get("TERM", "xterm")})
+
+
+def run(step: Step, process: Process, argv: Sequence[str], **wanted: Any) -> programs.Ended:
+    """Runs ``argv`` and waits for it, its output captured."""
+    place = places.of(step)
+    chosen = _runtime(step, place)
+    fd = _file(process_of(place, process, argv, **wanted))
+    try:
+        command = runtime.exec_command(chosen, place, f"/proc/self/fd/{fd}")
+        return programs.run(command, env=runtime.environment(place), before=runtime.private(chosen), keep=(fd,))
+    finally:
+        os.close(fd)
+
+
+def process_of(
+    place: Place,
+    process: Process,
+    argv: Sequence[str],
+    *,
+    tty: bool = False,
+    env: Mapping[str, str] | None = None,
+    user: str = "",
+    workdir: str = "",
+) -> dict[str, Any]:
+    """OCI's "process" object for ``argv``: the payload's own, changed where asked.
+
+    ``user`` is "user[:group]" as the container's own files have it. Raises Failure.
+    """
+    with open(place.config, encoding="utf-8") as file:
+        wanted: dict[str, Any] = jsontext.loads(file.read())["process"]
+    variables = dict(pair.partition("=")[::2] for pair in wanted["env"])
+    # Sockets and readiness are the payload's own business.
+    for name in ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "NOTIFY_SOCKET"):
+        variables.pop(name, None)
+    if tty:
+        variables.setdefault("TERM", os.environ.get("TERM", "xterm"))
+    if user:
+        found = _user(process, user)
+        wanted["user"] = {"uid": found.uid, "gid": found.gid, "additionalGids": [found.gid, *found.groups]}
+        variables["HOME"] = found.home
+    variables.update(env or {})
+    wanted["env"] = [f"{name}={value}" for name, value in variables.items()]
+    return {**wanted, "terminal": tty, "args": list(argv), "cwd": workdir or wanted["cwd"]}
+
+
+def _user(process: Process, user: str) -> users.User:
+    root = os.open(f"/proc/{process.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return users.resolve(user, rootfs.Tree(root, ()), of_image=False)
+    finally:
+        os.close(root)
+
+
+def _runtime(step: Step, place: Place) -> Runtime:
+    chosen = runtime.of_state(place, step.options.runtime)
+    if chosen is None:
+        raise Failure("the runtime of this container is not installed", code=UNAVAILABLE)
+    return chosen
+
+
+def _file(process: Mapping[str, Any]) -> int:
+    """An unnamed file: an environment on a command line could be read by every user of the host."""
+    fd = os.memfd_create("process", os.MFD_CLOEXEC)
+    os.write(fd, jsontext.dumps(process).encode())
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd

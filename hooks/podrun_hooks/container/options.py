@@ -1,0 +1,211 @@
+"""What a container step may say in the pod file."""
+
+from __future__ import annotations
+
+from podrun.hook import (
+    ABSOLUTE,
+    BOOLEAN,
+    DURATION,
+    SIZE,
+    TEXT,
+    Kind,
+    Wrong,
+    checked,
+    choice,
+    list_of,
+    option,
+    record,
+    step_giving,
+    table_of,
+)
+from podrun.record import NamedTuple
+
+from .users import spelled
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+#: capabilities(7) in the order of their numbers: CAP_CHOWN is bit 0.
+CAPABILITIES = [
+    "CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP",
+    "LINUX_IMMUTABLE", "NET_BIND_SERVICE", "NET_BROADCAST", "NET_ADMIN", "NET_RAW", "IPC_LOCK", "IPC_OWNER",
+    "SYS_MODULE", "SYS_RAWIO", "SYS_CHROOT", "SYS_PTRACE", "SYS_PACCT", "SYS_ADMIN", "SYS_BOOT", "SYS_NICE",
+    "SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "MKNOD", "LEASE", "AUDIT_WRITE", "AUDIT_CONTROL", "SETFCAP",
+    "MAC_OVERRIDE", "MAC_ADMIN", "SYSLOG", "WAKE_ALARM", "BLOCK_SUSPEND", "AUDIT_READ", "PERFMON", "BPF",
+    "CHECKPOINT_RESTORE",
+]  # fmt: skip
+
+#: signal(7); real-time signals count from 34 (32 and 33 belong to the C library).
+_SIGNALS = [
+    "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE", "ALRM", "TERM",
+    "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH", "IO",
+    "PWR", "SYS",
+]  # fmt: skip
+
+
+def _capability(text: str) -> str:
+    name = text.upper().removeprefix("CAP_")
+    if name != "ALL" and name not in CAPABILITIES:
+        from podrun.hook import unknown
+
+        raise Wrong(unknown(text, CAPABILITIES, "capability"))
+    return name
+
+
+def signal_number(text: Any) -> int:
+    """The number of "SIGTERM", "term", "RTMIN+3", 15 or "15"; raises Wrong."""
+    name = str(text).upper().removeprefix("SIG")
+    if name in _SIGNALS:
+        return _SIGNALS.index(name) + 1
+    for word, base, sign in (("RTMIN", 34, 1), ("RTMAX", 64, -1)):
+        offset = name.removeprefix(word).lstrip("+-") or "0"
+        if name.startswith(word) and offset.isascii() and offset.isdigit() and 34 <= base + sign * int(offset) <= 64:
+            return base + sign * int(offset)
+    if name.isascii() and name.isdigit() and 0 < int(name) <= 64:
+        return int(name)
+    raise Wrong(f"expected a signal such as 'SIGTERM' or 15, not {text!r}")
+
+
+def _cpus(value: Any) -> float:
+    try:
+        number = float(value) if type(value) in (int, float, str) else 0.0
+    except ValueError:
+        number = 0.0
+    if not 0.01 <= number <= 100000:
+        raise Wrong(f"expected a number of processors such as 1.5, not {value!r}")
+    return number
+
+
+def _word(value: Any) -> str:
+    """Text; numbers and booleans, which TOML tells apart, are spelled out."""
+    if type(value) is bool:
+        return "true" if value else "false"
+    return str(value) if type(value) in (int, float) else str(TEXT.parse(value))
+
+
+def _variables(table: dict[str, str]) -> dict[str, str]:
+    for name in table:
+        if not name or "=" in name or "\0" in name:
+            raise Wrong(f"{name!r} cannot be the name of a variable", (name,))
+    return table
+
+
+def _at_least_one(value: Any) -> int:
+    if type(value) is not int or value < 1:
+        raise Wrong(f"expected a number from 1, not {value!r}")
+    return value
+
+
+def _log(text: str) -> str:
+    if text in ("auto", "direct", "pipe") or text.startswith("file:/"):
+        return text
+    raise Wrong(f"expected 'auto', 'direct', 'pipe' or 'file:/path', not {text!r}")
+
+
+def _profile(text: str) -> str:
+    if text in ("default", "unconfined") or text.startswith("/"):
+        return text
+    raise Wrong(f"expected 'default', 'unconfined' or the absolute path of a profile, not {text!r}")
+
+
+def _volume(text: str) -> str:
+    from ..storage import from_docker
+
+    from_docker(text, "/")
+    return text
+
+
+def _tmpfs(text: str) -> str:
+    if not text.startswith("/") or ".." in text.split("/"):
+        raise Wrong(f"expected /target or /target:options, not {text!r}")
+    return text
+
+
+def _host_name(text: str) -> str:
+    labels = text.split(".")
+    if len(text) > 63 or not all(label.replace("-", "a").isalnum() and label.isascii() for label in labels):
+        raise Wrong(f"{text!r} cannot be a host name (hostname(7))")
+    return text
+
+
+class Capabilities(NamedTuple):
+    """``capabilities = { add = [...], drop = [...] }``."""
+
+    add: list[str] = option(list_of(checked(TEXT, _capability)), "capabilities to add to the default ones", [])
+    drop: list[str] = option(list_of(checked(TEXT, _capability)), "capabilities to take away; ALL: every one", [])
+
+
+class Ready(NamedTuple):
+    """``ready = { ... }``: exactly one of http, tcp, exec and notify."""
+
+    http: str = option(TEXT, "ready when a GET of HOST:PORT/PATH, from inside, is answered with 2xx or 3xx", "")
+    tcp: str = option(TEXT, "ready when HOST:PORT accepts a connection from inside; ':80' is any own address", "")
+    exec: list[str] = option(list_of(TEXT), "ready when this command, run in the container, exits 0", [])
+    notify: bool = option(BOOLEAN, "ready when the payload sends READY=1 (sd_notify(3))", False)
+    timeout: float = option(DURATION, "how long it may take", 30.0)
+    interval: float = option(DURATION, "the longest time between two attempts", 0.2)
+
+
+def _one_probe(value: Ready) -> Ready:
+    if sum(map(bool, (value.http, value.tcp, value.exec, value.notify))) != 1:
+        raise Wrong("expected exactly one of http, tcp, exec and notify")
+    from .ready import target
+
+    for text in (value.http, value.tcp):
+        if text:
+            target(text)
+    return value
+
+
+ENV: Kind[dict[str, str]] = checked(
+    table_of(Kind(_word, {"type": ["string", "number", "boolean"]})),
+    _variables,
+    {"propertyNames": {"pattern": "^[^=]+$"}},
+)
+USER: Kind[str] = Kind(
+    lambda value: spelled(str(value) if type(value) is int else TEXT.parse(value)),
+    {"type": ["string", "integer"], "examples": ["1000:1000", "www-data"]},
+)
+CAPABILITY_LIST: Kind[list[str]] = list_of(checked(TEXT, _capability, {"enum": [*CAPABILITIES, "ALL"]}))
+NO_CAPABILITIES = Capabilities([], [])
+
+
+class Options(NamedTuple):
+    """The options of a container step."""
+
+    image: str = option(step_giving("images"), "the name of an image step; default: the nearest one above", "")
+    command: list[str] | None = option(list_of(TEXT), "replaces the image's CMD", None)
+    entrypoint: list[str] | None = option(list_of(TEXT), "replaces the image's ENTRYPOINT, and drops its CMD", None)
+    env: dict[str, str] = option(ENV, "variables; they win over the image's and over injected ones", {})
+    user: str = option(USER, "user[:group], names as the image's passwd has them; default: the image's USER", "")
+    workdir: str = option(ABSOLUTE, "the working directory; default: the image's WORKDIR", "")
+    hostname: str = option(checked(TEXT, _host_name), "default: the pod's", "")
+    read_only: bool = option(BOOLEAN, "mount the root read-only", False)
+    volumes: list[str] = option(
+        list_of(checked(TEXT, _volume)), "mounts of this container in docker's spelling: /host:/target[:ro]", []
+    )
+    tmpfs: list[str] = option(
+        list_of(checked(TEXT, _tmpfs)), "tmpfs mounts in docker's spelling: /target[:options]", []
+    )
+    persist: bool = option(BOOLEAN, "keep the writable layer when the pod goes down", False)
+    memory: int = option(SIZE, "limit of memory", 0)
+    cpus: float = option(
+        Kind(_cpus, {"type": ["number", "string"]}), "limit of processor time, 1.5 is one and a half", 0.0
+    )
+    pids: int = option(Kind(_at_least_one, {"type": "integer", "minimum": 1}), "limit of processes and threads", 0)
+    capabilities: Capabilities = option(record(Capabilities), "capabilities to add and to drop", NO_CAPABILITIES)
+    cap_add: list[str] = option(CAPABILITY_LIST, "the same as capabilities.add", [])
+    cap_drop: list[str] = option(CAPABILITY_LIST, "the same as capabilities.drop", [])
+    seccomp: str = option(checked(TEXT, _profile), "default, unconfined, or the path of a profile", "default")
+    init: bool = option(BOOLEAN, "run catatonit as PID 1, which passes signals on and reaps", False)
+    ready: Ready | None = option(checked(record(Ready), _one_probe), "when the container counts as started", None)
+    stop_signal: int = option(
+        Kind(signal_number, {"type": ["string", "integer"]}), "default: the image's STOPSIGNAL, else SIGTERM", 0
+    )
+    stop_timeout: float | None = option(DURATION, "time from the signal to SIGKILL; default: the pod's", None)
+    log: str = option(checked(TEXT, _log), "where the output goes: auto, direct, pipe, or file:/path", "auto")
+    interactive: bool = option(BOOLEAN, "give the container podrun's standard input", False)
+    runtime: str = option(choice("auto", "crun", "runc"), "the OCI runtime; auto: crun, else runc", "auto")
+    annotations: dict[str, str] = option(table_of(TEXT), "annotations in the runtime's configuration", {})
+    labels: dict[str, str] = option(table_of(TEXT), "the same, docker's word for it", {})

@@ -1,0 +1,175 @@
+"""Processes by identity: pid and start time, signalled and awaited through pidfds, found by what they have mounted."""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+
+from podrun.record import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal as _signal
+    from collections.abc import Callable
+else:
+    import _signal
+
+SIGKILL = 9
+
+
+class Process(NamedTuple):
+    """A process that no later one of the same pid is mistaken for: ``start`` is field 22 of /proc/PID/stat."""
+
+    pid: int
+    start: int
+
+
+def stat_fields(pid: int) -> list[bytes]:
+    """Fields 3 and up of /proc/PID/stat (proc(5)); [] when there is no such process."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
+            return file.read().rpartition(b")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+def identify(pid: int) -> Process | None:
+    """The process that has ``pid`` now; None when it has ended, a zombie included."""
+    fields = stat_fields(pid)
+    return Process(pid, int(fields[19])) if fields and fields[0] not in (b"Z", b"X") else None
+
+
+def exit_status(process: Process) -> int | None:
+    """How an ended process ended, 128+n by signal n, while it waits to be reaped; None when nobody can tell any more.
+
+    Field 52 of /proc/PID/stat is what waitpid(2) will tell the parent: looking does not reap.
+    """
+    fields = stat_fields(process.pid)
+    if not fields or int(fields[19]) != process.start or fields[0] != b"Z":
+        return None
+    code = os.waitstatus_to_exitcode(int(fields[49]))
+    return code if code >= 0 else 128 - code
+
+
+def opened(process: Process) -> int | None:
+    """A pidfd of the very process; None when it has ended."""
+    try:
+        fd = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return None
+    if identify(process.pid) == process:
+        return fd
+    os.close(fd)
+    return None
+
+
+def ended(pidfd: int, seconds: float) -> bool:
+    """Waits up to ``seconds`` (may be infinite) for the process to end."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(None if seconds == float("inf") else max(0, seconds * 1000)))
+
+
+def stop(process: Process, signal: int, timeout: float, tell: Callable[[str], None]) -> None:
+    """Ends a container's PID 1: ``signal``, up to ``timeout`` seconds of patience, SIGKILL; returns when it is gone."""
+    pidfd = opened(process)
+    if pidfd is None:
+        return
+    try:
+        if signal != SIGKILL:
+            if _handles(process, signal, pidfd):
+                tell(f"STATUS=stopping: signal {signal} sent to process {process.pid}")
+                _send(pidfd, signal)
+                if ended(pidfd, timeout):
+                    return
+                tell(f"STATUS=process {process.pid} has not ended after {timeout:g} s: killing it")
+            elif not ended(pidfd, 0):
+                tell(f"STATUS=the payload handles no signal {signal}: killing it; init = true would pass the signal on")
+        _send(pidfd, SIGKILL)
+        ended(pidfd, float("inf"))
+    finally:
+        os.close(pidfd)
+
+
+def _send(pidfd: int, signal: int) -> None:
+    try:
+        _signal.pidfd_send_signal(pidfd, signal)
+    except ProcessLookupError:
+        pass
+
+
+def _handles(process: Process, signal: int, pidfd: int) -> bool:
+    """Whether a signal will reach the payload. In its first second it is given time to install a handler.
+
+    The kernel drops a signal that PID 1 of a namespace neither handles nor blocks (pid_namespaces(7)): one sent before
+    the handler is there is lost, and stopping would take the whole timeout.
+    """
+    while True:
+        caught = _caught_or_blocked(process.pid)
+        if caught >> (signal - 1) & 1:
+            return True
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - process.start / os.sysconf("SC_CLK_TCK")
+        if age > 1.0 or ended(pidfd, 0.01):
+            return False
+
+
+def _caught_or_blocked(pid: int) -> int:
+    """SigCgt and SigBlk of proc(5) as one mask; a blocked signal is taken by sigwait(3) or signalfd(2).
+
+    What runc's own init catches does not count: Go has handlers for all signals, and execve(2) drops them.
+    """
+    mask = 0
+    try:
+        with open(f"/proc/{pid}/status", "rb", buffering=0) as file:
+            for line in file.read().splitlines():
+                if line.startswith(b"Name:\trunc:["):
+                    return 0
+                if line.startswith((b"SigCgt:", b"SigBlk:")):
+                    mask |= int(line[7:], 16)
+    except (FileNotFoundError, ProcessLookupError):
+        pass
+    return mask
+
+
+def with_mount(mark: str) -> list[Process]:
+    """The processes in a mount namespace that has a mount whose source is ``mark``."""
+    needle = f" {mark} ".encode()
+    own = os.readlink("/proc/self/ns/mnt")
+    seen: dict[str, bool] = {own: False}
+    found = []
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
+            continue
+        try:
+            namespace = os.readlink(f"/proc/{name}/ns/mnt")
+            if not seen.get(namespace, True):
+                continue
+            with open(f"/proc/{name}/mountinfo", "rb") as file:
+                has = needle in file.read()
+        except OSError:
+            continue
+        # The namespace of a process that is about to pivot its root shows the mount as well: no answer changes.
+        seen[namespace] = has
+        process = identify(int(name)) if has else None
+        if process:
+            found.append(process)
+    return found
+
+
+def kill_all(find: Callable[[], list[Process]], seconds: float = 10.0) -> list[Process]:
+    """Kills what ``find`` finds until it finds nothing; returns who is still there after ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while True:
+        found = find()
+        if not found or time.monotonic() > deadline:
+            return found
+        for process in found:
+            pidfd = opened(process)
+            if pidfd is None:
+                continue
+            try:
+                _send(pidfd, SIGKILL)
+                ended(pidfd, 0.2)
+            finally:
+                os.close(pidfd)

@@ -1,0 +1,266 @@
+"""crun and runc: their command lines, and the private mount namespace that each call of them gets."""
+
+from __future__ import annotations
+
+import os
+
+from podrun.errors import UNAVAILABLE, Failure
+from podrun.record import NamedTuple
+
+from .. import linux, process
+from .spec import PATH, Isolation
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any
+
+    from podrun.hook import Step
+
+    from .place import Place
+
+_CGROUPS = "/sys/fs/cgroup"
+_HYBRID = f"{_CGROUPS}/unified"
+_CAP_SYS_RESOURCE = 24
+
+
+class Runtime(NamedTuple):
+    """An OCI runtime: "crun" or "runc", and where it is."""
+
+    name: str
+    path: str
+
+    def command(self, place: Place, *, own_cgroup: bool = True) -> list[str]:
+        """The start of every command line: the program and its global options."""
+        argv = [self.path, "--root", place.runtime]
+        if self.name == "crun":
+            argv.append(f"--cgroup-manager={'cgroupfs' if own_cgroup else 'disabled'}")
+        return argv
+
+
+def choose(wanted: str) -> Runtime:
+    """The runtime that ``wanted`` ("auto", "crun", "runc") stands for; Failure (UNAVAILABLE) naming the package."""
+    if wanted != "auto":
+        return Runtime(wanted, process.find(wanted, wanted))
+    for name in ("crun", "runc"):
+        try:
+            return Runtime(name, process.find(name, name))
+        except Failure:
+            continue
+    raise Failure("there is no OCI runtime", code=UNAVAILABLE, hint="apt install crun")
+
+
+def isolation(step: Step, place: Place, runtime: Runtime) -> Isolation:
+    """Which cgroup the container gets and who enforces device rules there.
+
+    A container has a cgroup of its own where systemd delegated one, or for limits; runc cannot do without.
+    """
+    options = step.options
+    unified = os.path.exists(f"{_CGROUPS}/cgroup.controllers")
+    # On v2 device rules are a BPF program; loading it makes crun raise RLIMIT_MEMLOCK. On v1 they are a file.
+    able = not unified or _has_capability(_CAP_SYS_RESOURCE)
+    if step.pod.cgroup:
+        return Isolation(place.cgroup, True, able, unified)
+    if options.memory or options.cpus or options.pids or runtime.name == "runc":
+        return Isolation(place.cgroup, able, able, unified)
+    return Isolation("", False, False, unified)
+
+
+def _has_capability(number: int) -> bool:
+    with open("/proc/self/status", "rb", buffering=0) as file:
+        effective = file.read().partition(b"CapEff:")[2].split(None, 1)[0]
+    return bool(int(effective, 16) >> number & 1)
+
+
+def private(runtime: Runtime, then: Callable[[], None] | None = None) -> Callable[[], None]:
+    """What a forked child does before it becomes the runtime: a private mount namespace, then ``then``.
+
+    crun 1.8.1 refuses a host that mounts cgroup v2 with a controller beside v1 ("cgroups in hybrid mode not
+    supported"), whatever its manager: in the private namespace that mount is taken away.
+    """
+    hide = runtime.name == "crun" and _has_hybrid_controller()
+
+    def before() -> None:
+        if hide or then:
+            linux.unshare(linux.CLONE_NEWNS)
+            # Slave: what the host unmounts meanwhile is not held here, and nothing of ours gets out.
+            linux.mount(None, "/", None, linux.MS_REC | linux.MS_SLAVE)
+        if hide:
+            linux.umount(_HYBRID, linux.MNT_DETACH)
+        if then:
+            then()
+        linux.close_on_exec_from(3)
+
+    return before
+
+
+def _has_hybrid_controller() -> bool:
+    try:
+        with open(f"{_HYBRID}/cgroup.controllers", "rb", buffering=0) as file:
+            return bool(file.read(64).strip())
+    except OSError:
+        return False
+
+
+def create(
+    runtime: Runtime, place: Place, root: int, streams: Sequence[int], *, own_cgroup: bool, listening: int
+) -> int:
+    """``create``: the container's init, which waits for :func:`start`; returns its pid.
+
+    ``root``: the detached overlay; ``streams``: descriptors of the container's stdin, stdout and stderr; descriptors
+    3 up to 3+``listening`` are passed on (sd_listen_fds(3)). Raises Failure with the runtime's words.
+    """
+    argv = [*runtime.command(place, own_cgroup=own_cgroup), f"--log={place.runtime_log}", "--log-format=json", "create"]
+    argv += ["--bundle", place.bundle, "--pid-file", place.pid_file]
+    variables = environment(place)
+    if listening:
+        variables["LISTEN_FDS"] = str(listening)
+        argv += ["--preserve-fds", str(listening)] if runtime.name == "runc" else []
+    ended = process.run(
+        [*argv, place.id],
+        env=variables,
+        before=private(runtime, lambda: linux.move_mount(root, place.rootfs)),
+        stdin=streams[0],
+        stdout=streams[1],
+        stderr=streams[2],
+        keep=range(3, 3 + listening),
+    )
+    if ended.status:
+        raise Failure(f"{runtime.name} create: {_words(place.runtime_log) or ended.errors or f'status {ended.status}'}")
+    with open(place.pid_file, encoding="utf-8") as file:
+        return int(file.read())
+
+
+def forbid_devices(pid: int) -> None:
+    """Makes device nodes in the root of a created container unusable (nodev), before anything runs in it.
+
+    For a container without device rules: its image may hold a node of the host's disk. (crun 1.8.1 remounts the root
+    with no flags but its own: nodev on the overlay is lost.)
+    """
+    parent = os.getpid()
+    namespace = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            linux.die_with_parent(parent)
+            linux.setns(namespace, linux.CLONE_NEWNS)
+            linux.mount_setattr(os.open("/", os.O_PATH | os.O_CLOEXEC), linux.MOUNT_ATTR_NODEV)
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(namespace)
+    if os.waitpid(child, 0)[1]:
+        raise Failure("device nodes in the root file system cannot be made unusable")
+
+
+def start(runtime: Runtime, place: Place, config: Mapping[str, Any], *, own_cgroup: bool) -> None:
+    """``start``: lets the init run the payload. Raises Failure when it has ended instead.
+
+    ``crun start`` itself writes one byte into exec.fifo and runs the poststart hooks: without such hooks the byte is
+    all there is to do, and a process less to start (4 ms, mostly its dynamic linking).
+    """
+    if runtime.name == "crun" and not config["hooks"].get("poststart"):
+        fifo = f"{place.state}/exec.fifo"
+        try:
+            fd = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            pass
+        else:
+            os.unlink(fifo)
+            os.write(fd, b"\0")
+            os.close(fd)
+            return
+    argv = [*runtime.command(place, own_cgroup=own_cgroup), "start", place.id]
+    ended = process.run(argv, env=environment(place), before=private(runtime))
+    if ended.status:
+        raise Failure(f"{runtime.name} start: {ended.errors.splitlines()[-1] if ended.errors else 'failed'}")
+
+
+def delete(runtime: Runtime, place: Place) -> str:
+    """``delete -f``, which succeeds or not; returns its words, "" for success."""
+    own_cgroup = any(os.path.isdir(path) for path in cgroups(place))
+    argv = [*runtime.command(place, own_cgroup=own_cgroup), "delete", "-f", place.id]
+    ended = process.run(argv, env=environment(place), before=private(runtime))
+    return ended.errors or f"status {ended.status}" if ended.status else ""
+
+
+def of_state(place: Place, wanted: str) -> Runtime | None:
+    """The runtime that made the state directory, by the file it keeps there; None: it has been uninstalled."""
+    made_by_runc = os.path.exists(f"{place.state}/state.json")
+    name = "runc" if made_by_runc else "crun" if os.path.exists(f"{place.state}/status") else wanted
+    try:
+        return choose(name)
+    except Failure:
+        return None
+
+
+def environment(place: Place) -> dict[str, str]:
+    """The runtime's environment: nothing of podrun's, NOTIFY_SOCKET least of all.
+
+    crun protects its own binary from the container with a copy that it makes in this directory, else in /tmp: one that
+    was killed meanwhile leaves a file there.
+    """
+    directory = {"_LIBCONTAINER_STATEDIR": place.written} if os.path.isdir(place.written) else {}
+    return {"PATH": PATH, **directory}
+
+
+def exec_command(runtime: Runtime, place: Place, process_file: str) -> list[str]:
+    """The command line that runs what ``process_file`` (OCI's "process" object) says in a started container."""
+    own_cgroup = any(os.path.isdir(path) for path in cgroups(place))
+    return [*runtime.command(place, own_cgroup=own_cgroup), "exec", "--process", process_file, place.id]
+
+
+def cgroups(place: Place) -> list[str]:
+    """Where the container's own cgroup may be: below the v2 mount, or below each of v1's."""
+    if os.path.exists(f"{_CGROUPS}/cgroup.controllers"):
+        return [f"{_CGROUPS}{place.cgroup}"]
+    try:
+        with os.scandir(_CGROUPS) as entries:
+            return [entry.path + place.cgroup for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except FileNotFoundError:
+        return []
+
+
+def members(place: Place) -> list[int]:
+    """The pids in the container's own cgroup and in those below it."""
+    pids: set[int] = set()
+    for path in cgroups(place):
+        for directory, _, _ in os.walk(path):
+            try:
+                with open(f"{directory}/cgroup.procs", encoding="utf-8") as file:
+                    pids.update(map(int, file.read().split()))
+            except OSError:
+                continue
+    return sorted(pids - {0})
+
+
+def remove_cgroups(place: Place) -> None:
+    """Removes the container's cgroups and, when nothing else is in it, podrun's own above them."""
+    for path in cgroups(place):
+        for directory, _, _ in os.walk(path, topdown=False):
+            os.rmdir(directory)
+        if place.cgroup.startswith("/podrun/"):
+            try:
+                os.rmdir(os.path.dirname(path))
+            except OSError:
+                continue
+
+
+def _words(log: str) -> str:
+    """The last error in a runtime's log of JSON lines."""
+    from podrun import jsontext
+
+    words = ""
+    try:
+        with open(log, encoding="utf-8", errors="replace") as file:
+            for line in file:
+                try:
+                    entry = jsontext.loads(line)
+                except ValueError:
+                    continue
+                if isinstance(entry, dict) and entry.get("level") in ("error", "fatal"):
+                    words = str(entry.get("msg", ""))
+    except FileNotFoundError:
+        pass
+    return words

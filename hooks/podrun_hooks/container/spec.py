@@ -1,0 +1,307 @@
+"""The OCI runtime configuration: what image, options and facts say, put together as docker would."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from podrun.errors import CANNOT_EXECUTE, NOT_FOUND, WRONG_FILE, Failure
+from podrun.hook import Facts, Wrong
+from podrun.record import NamedTuple
+
+from . import rootfs, users
+from .options import CAPABILITIES, signal_number
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
+
+    from podrun.hook import Step
+
+    from .place import Place
+    from .rootfs import Tree
+    from .users import User
+
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+#: Where catatonit is mounted with ``init = true``: below /dev, which is fresh in every container.
+INIT = "/dev/init"
+#: The socket of ``ready = { notify = true }`` as the container sees it.
+NOTIFY = "/dev/podrun-notify"
+
+#: What docker leaves to root in a container.
+DEFAULT_CAPABILITIES = frozenset([
+    "CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP", "NET_BIND_SERVICE", "NET_RAW",
+    "SYS_CHROOT", "MKNOD", "AUDIT_WRITE", "SETFCAP",
+])  # fmt: skip
+
+# The union of what crun and podman hide and protect by default.
+_MASKED = [
+    "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
+    "/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats", "/sys/dev/block",
+    "/sys/devices/virtual/powercap", "/sys/firmware", "/sys/fs/selinux",
+]  # fmt: skip
+_READ_ONLY = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
+
+
+class Isolation(NamedTuple):
+    """What the host can do for a container; :func:`podrun_hooks.container.runtime.isolation` finds it out."""
+
+    #: The container's own cgroup, or "": it stays in podrun's.
+    cgroup: str
+    #: Something enforces device rules: the runtime in that cgroup, or systemd's DevicePolicy= around it.
+    devices_ruled: bool
+    #: The runtime can be given device rules.
+    device_rules: bool
+    #: cgroup v2 alone is mounted.
+    unified: bool
+
+
+def capabilities(options: Any, isolation: Isolation) -> frozenset[str]:
+    """The capability names (without CAP_) that options leave: docker's fourteen, or fewer.
+
+    Without device rules CAP_MKNOD is the host's disks: it is given only when it is asked for by its name.
+    """
+    add = {*options.capabilities.add, *options.cap_add}
+    drop = {*options.capabilities.drop, *options.cap_drop}
+    given = set(DEFAULT_CAPABILITIES)
+    if not isolation.devices_ruled:
+        given.discard("MKNOD")
+    if "ALL" in drop:
+        given = set()
+    if "ALL" in add:
+        given = set(CAPABILITIES)
+    return frozenset((given - drop) | (add - {"ALL"}))
+
+
+def arguments(image: Mapping[str, Any], options: Any) -> list[str]:
+    """ENTRYPOINT and CMD as docker combines them. Raises Failure (WRONG_FILE) when there is nothing to run."""
+    command = options.command
+    if options.entrypoint is None:
+        entrypoint = list(image.get("Entrypoint") or ())
+        command = image.get("Cmd") if command is None else command
+    else:
+        entrypoint = options.entrypoint
+    argv = [*entrypoint, *(command or ())]
+    if not argv:
+        raise Failure("there is no command to run", code=WRONG_FILE, hint="the image has none: set command")
+    return argv
+
+
+def environment(image: Mapping[str, Any], options: Any, facts: Facts, hostname: str, home: str) -> dict[str, str]:
+    """The image's variables, over them the injected ones, over them the pod file's."""
+    variables = {"PATH": PATH, "HOSTNAME": hostname}
+    for pair in (*(image.get("Env") or ()), *facts.get("env", ())):
+        name, equals, value = pair.partition("=")
+        if equals:
+            variables[name] = value
+    variables.update(options.env)
+    variables.setdefault("HOME", home)
+    return variables
+
+
+def find_command(tree: Tree, argv: Sequence[str], variables: Mapping[str, str], workdir: str, user: User) -> None:
+    """Looks the command up as execvp(3) would, because both runtimes answer a missing one with a plain 1.
+
+    Raises Failure: NOT_FOUND, or CANNOT_EXECUTE for what is there but is no executable file.
+    """
+    name = argv[0]
+    if "/" in name:
+        candidates = [name if name.startswith("/") else f"{workdir}/{name}"]
+    else:
+        candidates = [f"{directory or workdir}/{name}" for directory in variables["PATH"].split(":")]
+    refused = ""
+    for candidate in candidates:
+        try:
+            fd, _ = tree.find(candidate)
+        except rootfs.Elsewhere:
+            return
+        except OSError:
+            continue
+        mode = os.fstat(fd).st_mode
+        os.close(fd)
+        if stat.S_ISREG(mode) and mode & 0o111:
+            return
+        refused = refused or f"{candidate} {'is not executable' if stat.S_ISREG(mode) else 'is not a file'}"
+    if refused:
+        raise Failure(refused, code=CANNOT_EXECUTE)
+    hint = "" if "/" in name else f"PATH is {variables['PATH']}"
+    raise Failure(f"{name!r} is not in the image", code=NOT_FOUND, hint=hint)
+
+
+def stop_signal(image: Mapping[str, Any], options: Any) -> int:
+    """The number of the signal that asks the payload to end."""
+    if options.stop_signal:
+        return int(options.stop_signal)
+    try:
+        return signal_number(image.get("StopSignal") or "TERM")
+    except Wrong:
+        return 15
+
+
+def build(
+    step: Step, facts: Facts, image: Facts, tree: Tree, place: Place, isolation: Isolation, listen: Sequence[str]
+) -> dict[str, Any]:
+    """The configuration for the runtime; makes mount points and the working directory in ``tree`` on the way.
+
+    ``image``: one entry of the fact "images". ``listen``: variables of socket activation. Raises Failure.
+    """
+    options = step.options
+    config: Mapping[str, Any] = image.get("config") or {}
+    netns = facts.get("netns", "")
+    hostname = options.hostname or facts.get("hostname") or (os.uname().nodename if netns == "host" else _host(step))
+    rootfs.make_system_directories(tree)
+    wanted = [*image.get("mounts", ()), *facts.get("mounts", ()), *_own_mounts(options, step.pod.root)]
+    if options.init:
+        from ..process import find
+
+        wanted.append({"hostPath": find("catatonit", "catatonit"), "containerPath": INIT, "options": ["bind", "ro"]})
+    if options.ready and options.ready.notify:
+        wanted.append({"hostPath": place.notify, "containerPath": NOTIFY, "options": ["bind"]})
+    injected = rootfs.place_mounts(tree, wanted)
+    user = users.resolve(options.user or config.get("User") or "", tree, of_image=not options.user)
+    argv = arguments(config, options)
+    variables = environment(config, options, facts, hostname, user.home)
+    if options.ready and options.ready.notify:
+        variables["NOTIFY_SOCKET"] = NOTIFY
+    workdir = rootfs._plain(options.workdir or config.get("WorkingDir") or "/")
+    _make_workdir(tree, workdir)
+    find_command(tree, argv, variables, workdir, user)
+    names = [f"CAP_{name}" for name in sorted(capabilities(options, isolation))]
+    return {
+        "ociVersion": "1.0.2",
+        "root": {"path": place.rootfs, "readonly": options.read_only},
+        "hostname": hostname,
+        "process": {
+            "terminal": False,
+            "user": {
+                "uid": user.uid,
+                "gid": user.gid,
+                # The primary group is among them: dropping it would gain what "others" may do (CVE-2022-36109).
+                "additionalGids": [*dict.fromkeys([user.gid, *user.groups, *facts.get("additionalGids", ())])],
+            },
+            "args": [INIT, "--", *argv] if options.init else argv,
+            "env": [*(f"{name}={value}" for name, value in variables.items()), *listen],
+            "cwd": workdir,
+            "capabilities": {"bounding": names, "effective": names, "permitted": names},
+            "noNewPrivileges": True,
+        },
+        "mounts": [*_system_mounts(isolation, {mount["destination"] for mount in injected}), *injected],
+        "hooks": _hooks(facts),
+        "annotations": {**facts.get("annotations", {}), **options.labels, **options.annotations},
+        "linux": {
+            "namespaces": _namespaces(netns),
+            "maskedPaths": _MASKED,
+            "readonlyPaths": _READ_ONLY,
+            "devices": [_device(node) for node in facts.get("deviceNodes", ())],
+            "sysctl": {} if netns == "host" else _SYSCTL,
+            "resources": _resources(options, facts, isolation),
+            **({"cgroupsPath": isolation.cgroup} if isolation.cgroup else {}),
+        },
+    }
+
+
+#: As in docker since 20.10: low ports and ping need no capability in a network namespace of the pod's own.
+_SYSCTL = {"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": "0 2147483647"}
+
+
+def _host(step: Step) -> str:
+    return "".join(letter if letter.isalnum() or letter == "-" else "-" for letter in step.pod.name)[:63]
+
+
+def _own_mounts(options: Any, root: str) -> list[Facts]:
+    """The mounts that the container's own options ask for; a named volume is made when it is missing."""
+    mounts: list[Facts] = []
+    if options.volumes:
+        from .. import storage
+
+        for text in options.volumes:
+            storage.provide(storage.docker_source(text), root)
+            mounts.append(storage.from_docker(text, root))
+    for text in options.tmpfs:
+        target, _, given = text.partition(":")
+        words = ["noexec", *(word for word in given.split(",") if word)]
+        words = [word for word in words if not (word == "noexec" and "exec" in words) and word != "exec"]
+        mounts.append({"hostPath": "tmpfs", "containerPath": target, "type": "tmpfs", "options": words})
+    return mounts
+
+
+def _make_workdir(tree: Tree, workdir: str) -> None:
+    try:
+        tree.make(workdir, directory=True)
+    except rootfs.Elsewhere:
+        pass
+    except Failure as failure:
+        raise Failure(f"the working directory {failure.what}", code=CANNOT_EXECUTE, hint=failure.hint) from None
+
+
+def _namespaces(netns: str) -> list[dict[str, str]]:
+    """A private namespace of each type but the network's, which the network step made, or which is the host's."""
+    namespaces = [{"type": kind} for kind in ("pid", "ipc", "uts", "mount", "cgroup")]
+    if netns == "host":
+        return namespaces
+    return [*namespaces, {"type": "network", "path": netns} if netns else {"type": "network"}]
+
+
+def _system_mounts(isolation: Isolation, taken: set[str]) -> list[dict[str, Any]]:
+    """What every container gets unless something is injected in its place; /dev, /proc and /sys always fresh."""
+    shut = ["nosuid", "noexec", "nodev"]
+    mounts = [
+        ("/proc", "proc", "proc", shut),
+        ("/dev", "tmpfs", "tmpfs", ["nosuid", "strictatime", "mode=755", "size=65536k"]),
+        ("/dev/pts", "devpts", "devpts", ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
+        ("/dev/shm", "tmpfs", "shm", [*shut, "mode=1777", "size=65536k"]),
+        ("/dev/mqueue", "mqueue", "mqueue", shut),
+        ("/sys", "sysfs", "sysfs", [*shut, "ro"]),
+    ]
+    if isolation.unified or isolation.cgroup:
+        mounts.append(("/sys/fs/cgroup", "cgroup", "cgroup", [*shut, "relatime", "ro"]))
+    return [
+        {"destination": target, "type": kind, "source": source, "options": options}
+        for target, kind, source, options in mounts
+        if target not in taken
+    ]
+
+
+def _device(node: Facts) -> dict[str, Any]:
+    """An OCI device of a CDI deviceNode; what it leaves open is as on the host."""
+    source = node.get("hostPath") or node["path"]
+    try:
+        found = os.stat(source)
+    except OSError as error:
+        raise Failure(f"device {source}: {error.strerror}") from error
+    return {
+        "path": node["path"],
+        "type": node.get("type") or ("b" if stat.S_ISBLK(found.st_mode) else "c"),
+        "major": node.get("major") or os.major(found.st_rdev),
+        "minor": node.get("minor") or os.minor(found.st_rdev),
+        "fileMode": node.get("fileMode") or stat.S_IMODE(found.st_mode),
+        "uid": node.get("uid") or 0,
+        "gid": node.get("gid") or 0,
+    }
+
+
+def _resources(options: Any, facts: Facts, isolation: Isolation) -> dict[str, Any]:
+    resources: dict[str, Any] = {}
+    if isolation.device_rules:
+        # Nothing but what is named: the runtimes add the harmless ones (null, zero, full, random, urandom, tty, pts).
+        resources["devices"] = [{"allow": False, "access": "rwm"}]
+        for node in facts.get("deviceNodes", ()):
+            device = _device(node)
+            rule = {"allow": True, **{key: device[key] for key in ("type", "major", "minor")}}
+            resources["devices"].append({**rule, "access": node.get("permissions") or "rwm"})
+    if options.memory:
+        resources["memory"] = {"limit": options.memory}
+    if options.cpus:
+        resources["cpu"] = {"quota": int(options.cpus * 100_000), "period": 100_000}
+    if options.pids:
+        resources["pids"] = {"limit": options.pids}
+    return resources
+
+
+def _hooks(facts: Facts) -> dict[str, list[dict[str, Any]]]:
+    """OCI hooks of CDI's, which carry the name of the point in the container's life as ``hookName``."""
+    hooks: dict[str, list[dict[str, Any]]] = {}
+    for hook in facts.get("hooks", ()):
+        hooks.setdefault(hook["hookName"], []).append({key: hook[key] for key in hook if key != "hookName"})
+    return hooks

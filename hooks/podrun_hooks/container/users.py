@@ -1,0 +1,83 @@
+"""USER: a user[:group] as the image's own passwd and group files understand it."""
+
+from __future__ import annotations
+
+from podrun.errors import MALFORMED, WRONG_FILE, Failure
+from podrun.hook import Wrong
+from podrun.record import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from .rootfs import Tree
+
+#: (uid_t) -1 means "leave it" to setresuid(2) and chown(2): the last number that names a user is one less.
+_LAST = 2**32 - 2
+
+
+class User(NamedTuple):
+    """Who the container's process is."""
+
+    uid: int
+    gid: int
+    #: Supplementary groups, without ``gid``.
+    groups: Sequence[int] = ()
+    home: str = "/"
+
+
+def spelled(text: str) -> str:
+    """Checks the spelling "user[:group]"; raises Wrong. A number of 2^32-1 or more names nobody."""
+    user, colon, group = text.partition(":")
+    for word in (user, group) if colon else (user,):
+        if not word or ":" in word or word.startswith("-") or not word.isprintable() or set(word) & set(" /,"):
+            raise Wrong(f"expected a user such as 'www-data', '1000' or '1000:1000', not {text!r}")
+        if word.isdigit() and not (word.isascii() and int(word) <= _LAST):
+            raise Wrong(f"{word} is no user's and no group's number: the last one is {_LAST}")
+    return text
+
+
+def resolve(text: str, tree: Tree, *, of_image: bool) -> User:
+    """The User of "user[:group]" ("": root).
+
+    As docker does: a number needs no entry in passwd, a name does; with a group given there are no supplementary
+    groups. Raises Failure: MALFORMED for what the image says of itself, WRONG_FILE for what the pod file says.
+    """
+    code = MALFORMED if of_image else WRONG_FILE
+    try:
+        spelled(text or "0")
+    except Wrong as wrong:
+        raise Failure(f"user: {wrong.what}", code=code) from None
+    word, _, group = (text or "0").partition(":")
+    entry = next(_entries(tree, "/etc/passwd", word, 7), None)
+    if entry is None and not word.isdigit():
+        raise Failure(f"user {word!r} is not in the image's /etc/passwd", code=code)
+    uid = int(word) if entry is None else _number(entry[2], code)
+    gid = 0 if entry is None else _number(entry[3], code)
+    home = (entry[5] if entry else "") or "/"
+    if group:
+        found = next(_entries(tree, "/etc/group", group, 4), None)
+        if found is None and not group.isdigit():
+            raise Failure(f"group {group!r} is not in the image's /etc/group", code=code)
+        return User(uid, int(group) if found is None else _number(found[2], code), (), home)
+    name = entry[0] if entry else ""
+    groups = [_number(row[2], code) for row in _rows(tree, "/etc/group", 4) if name and name in row[3].split(",")]
+    return User(uid, gid, [number for number in dict.fromkeys(groups) if number != gid], home)
+
+
+def _number(text: str, code: int) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) <= _LAST):
+        raise Failure(f"the image's passwd or group file has a number out of range: {text!r}", code=code)
+    return int(text)
+
+
+def _entries(tree: Tree, file: str, word: str, fields: int) -> Iterator[list[str]]:
+    """The rows whose name or number is ``word``; as in getent(1), the first that fits counts."""
+    return (row for row in _rows(tree, file, fields) if row[0] == word or (word.isdigit() and row[2] == word))
+
+
+def _rows(tree: Tree, file: str, fields: int) -> Iterator[list[str]]:
+    for line in tree.read(file).decode(errors="replace").splitlines():
+        row = line.split(":")
+        if len(row) >= fields and not line.startswith("#"):
+            yield row
