@@ -104,7 +104,8 @@ def down(step: Step, own: Facts) -> None:
     words = ""
     if os.path.isdir(place.state):
         runtime = runtimes.of_state(place, step.options.runtime)
-        words = runtimes.delete(runtime, place) if runtime else ""
+        if runtime and not runtimes.is_only_files(runtime, place):
+            words = runtimes.delete(runtime, place)
         step.notify(f"STATUS=removing the files of {step.name}")
         places.clear(place.state)
     _remove_cgroups(place, words)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from podrun import jsontext
 from podrun.errors import UNAVAILABLE, Failure
 from podrun.record import NamedTuple
 
@@ -185,6 +186,19 @@ def delete(runtime: Runtime, place: Place) -> str:
     return ended.errors or f"status {ended.status}" if ended.status else ""
 
 
+def is_only_files(runtime: Runtime, place: Place) -> bool:
+    """True when ``delete`` of a container without processes would do no more than remove its state directory.
+
+    That is crun with nothing to run afterwards: then a process less to start (4 ms, as for :func:`start`).
+    """
+    try:
+        with open(place.config, encoding="utf-8") as file:
+            hooks = jsontext.loads(file.read())["hooks"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return runtime.name == "crun" and not hooks.get("poststop")
+
+
 def of_state(place: Place, wanted: str) -> Runtime | None:
     """The runtime that made the state directory, by the file it keeps there; None: it has been uninstalled."""
     made_by_runc = os.path.exists(f"{place.state}/state.json")
@@ -249,8 +263,6 @@ def remove_cgroups(place: Place) -> None:
 
 def _words(log: str) -> str:
     """The last error in a runtime's log of JSON lines."""
-    from podrun import jsontext
-
     words = ""
     try:
         with open(log, encoding="utf-8", errors="replace") as file:
