@@ -58,18 +58,22 @@ def run(
         source = os.dup(stdin)
     else:
         source = _unnamed(stdin) if stdin else os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+    # What keeps the child from becoming the program is told apart from what the program says: its standard error may be
+    # somebody else's.
+    trouble = _unnamed()
     parent = os.getpid()
     try:
         child = os.fork()
         if not child:
-            _become(argv, env, before, (source, *captured), keep, parent)
+            _become(argv, env, before, (source, *captured), keep, parent, trouble)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         output, errors = (
             _content(fd) if given is None else "" for fd, given in zip(captured, (stdout, stderr), strict=True)
         )
-        return Ended(status if status >= 0 else 128 - status, output, errors)
+        return Ended(status if status >= 0 else 128 - status, output, _content(trouble) or errors)
     finally:
         os.close(source)
+        os.close(trouble)
         for fd, given in zip(captured, (stdout, stderr), strict=True):
             if given is None:
                 os.close(fd)
@@ -82,6 +86,7 @@ def _become(
     streams: Sequence[int],
     keep: Sequence[int],
     parent: int,
+    trouble: int,
 ) -> None:
     """The child's half of :func:`run`; does not return."""
     try:
@@ -100,7 +105,7 @@ def _become(
         os.execve(argv[0], list(argv), dict(os.environ if env is None else env))
     except BaseException as error:  # the child of a fork must never return into the parent's code
         try:
-            os.write(2, f"{error}\n".encode(errors="replace"))
+            os.write(trouble, f"{error}\n".encode(errors="replace"))
         finally:
             os._exit(125)
 
