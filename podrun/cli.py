@@ -248,6 +248,12 @@ def plan(host: Host, word: str, form: str) -> None:
         click.echo(f"{name}: nothing to start and nothing to undo")
 
 
+@_command(_word, _format)
+def trace(host: Host, word: str, form: str) -> None:
+    """Show where the time of the last start went, step by step."""
+    printed(show.trace(journals.journals(host.run, name_of(word, host))), form)
+
+
 @_command(click.Option(["--check", "only_check"], is_flag=True, help="Say what would be removed, remove nothing."))
 def gc(host: Host, only_check: bool) -> int:
     """Undo pods that are dead, failed or from before the reboot, and remove what belongs to none."""

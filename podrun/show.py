@@ -82,12 +82,18 @@ def plan_down(found: Sequence[Journal]) -> list[dict[str, Any]]:
     ]
 
 
-def log_of(run: str, name: str, container: str = "") -> tuple[str, dict[str, Any]] | None:
-    """(container, its "log" fact) of a pod's container: the named one, else the last; None when there is none."""
-    for entry in reversed(chain.entries(journals.journals(run, name))):
-        if _is_resident(entry) and (not container or entry.step["name"] == container):
-            return entry.step["name"], entry.facts.get("log", {})
-    return None
+def trace(found: Sequence[Journal]) -> list[dict[str, Any]]:
+    """Where the time of the last start went: step, milliseconds, and the share of the whole as a bar of 40 at most."""
+    entries = [entry for entry in chain.entries(found) if entry.milliseconds]
+    whole = sum(entry.milliseconds for entry in entries) or 1.0
+    return [
+        {
+            "step": chain.label_of(entry.step),
+            "milliseconds": entry.milliseconds,
+            "share": "#" * max(1, round(40 * entry.milliseconds / whole)),
+        }
+        for entry in entries
+    ]
 
 
 def resident(run: str, name: str, container: str = "") -> tuple[Journal, Entry] | None:

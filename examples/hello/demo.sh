@@ -12,10 +12,10 @@ show() {
 }
 
 objects() { # everything that a pod is made of
-    ip netns list
-    ip -o link show type veth
-    findmnt -rno TARGET | grep podrun || true
-    ls -A /run/podrun/pods /run/podrun/registry 2>/dev/null || true
+    ip netns list | grep podrun-hello || true
+    ip -o link show type veth | grep 'alias podrun-hello' || true
+    findmnt -rno TARGET | grep -E 'netns/podrun-hello|pods/hello' || true
+    find /run/podrun/pods /run/podrun/registry /var/lib/podrun/pods -mindepth 1 2>/dev/null | grep hello || true
     pgrep -af 'http.server --directory /srv/www' || true
 }
 
@@ -24,11 +24,12 @@ before=$(objects)
 
 show "$podrun" plan hello.toml
 show "$podrun" up -d hello.toml
+show "$podrun" trace hello
 show "$podrun" ps
 address=$("$podrun" inspect hello | sed -n 's|.*"\([0-9.]*\)/[0-9]*".*|\1|p' | head -n 1)
 show curl -sS --max-time 5 "http://$address/"
 printf '\nno process of podrun is left, the container is its own:\n'
-pgrep -af 'podrun (up|run)' || echo '(none)'
+pgrep -af 'podrun.* hello' || echo '(none)'
 pid=$("$podrun" inspect hello | sed -n 's|.*"pid": \([0-9]*\).*|\1|p' | head -n 1)
 show ps -o pid,ppid,user,args -p "$pid"
 show ip netns exec podrun-hello ip -brief address
