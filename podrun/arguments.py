@@ -58,6 +58,7 @@ COMMANDS = {
             Flag(("--rm",), "rm", "Undo the pod when it ends: the foreground always does."),
             Flag(("-d", "--detach"), "detach", "Return when the pod is ready; nothing of podrun stays."),
             Flag(("-i", "--interactive"), "interactive", "Give the payload podrun's standard input."),
+            Flag(("-t", "--tty"), "tty", "Give the payload a terminal."),
             Flag(("--name",), "name", "The pod's name.", "NAME"),
             Flag(("-e", "--env"), "env", "An environment variable; KEY alone takes podrun's own.", "KEY=VALUE", True),
             Flag(("-v", "--volume"), "volumes", "A bind mount or a named volume.", "SOURCE:TARGET[:OPTIONS]", True),
@@ -114,6 +115,11 @@ def plain(arguments: Sequence[str]) -> tuple[str, dict[str, Any]] | None:
 def _flags(arguments: Sequence[str], at: int, flags: Sequence[Flag], given: dict[str, Any]) -> int | None:
     """Reads options from ``at`` on; returns where the first word is, None for an option that is not plain."""
     while at < len(arguments) and arguments[at].startswith("-"):
+        # What fingers type; click takes any switches together.
+        if arguments[at] == "-it" and any(flag.key == "tty" for flag in flags):
+            given.update(interactive=True, tty=True)
+            at += 1
+            continue
         name, equals, value = arguments[at].partition("=")
         flag = next((flag for flag in flags if name in flag.names), None)
         if flag is None or (equals and (not flag.value or not name.startswith("--"))):

@@ -89,10 +89,8 @@ def down(run: str, name: str, world: World, *, force: bool = False, after: int =
             _undo(journal, journal.header, world, undone, force, after)
         if after < 0:
             os.unlink(journal.path)
-    try:
-        os.rmdir(journals.directory(run, name))
-    except (FileNotFoundError, OSError):
-        pass
+    if after < 0:
+        journals.remove_directory(run, name)
     return undone
 
 

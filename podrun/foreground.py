@@ -24,7 +24,7 @@ SIGHUP, SIGINT, SIGQUIT, SIGTERM = _signal.SIGHUP, _signal.SIGINT, _signal.SIGQU
 #: Signals that ask for the end of the pod.
 ENDING = (SIGINT, SIGTERM)
 #: Signals that are the payload's own business.
-PASSED_ON = (SIGHUP, SIGQUIT, _signal.SIGUSR1, _signal.SIGUSR2, _signal.SIGCONT, _signal.SIGWINCH)
+PASSED_ON = (SIGHUP, SIGQUIT, _signal.SIGUSR1, _signal.SIGUSR2, _signal.SIGCONT)
 
 
 class Resident(NamedTuple):

@@ -52,6 +52,8 @@ class Pod(NamedTuple):
     attached: bool = True
     #: True for ``run -i``: the last container reads podrun's standard input.
     interactive: bool = False
+    #: For ``run -t``: the socket to which the runtime sends the container's terminal (OCI runtimes' --console-socket).
+    console: str = ""
     #: The cgroup (below /sys/fs/cgroup) that systemd delegated to podrun, or "": stay in the caller's.
     cgroup: str = ""
     #: True for ``podrun check`` and ``plan``: a check may take its time and use the network.

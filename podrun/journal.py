@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 VERSION = 1
 #: The segment of what comes before the first resident step. No container may have its name.
 POD_SEGMENT = "pod"
+#: The socket in the pod's directory through which a runtime hands over a terminal; it goes with the journals.
+CONSOLE = "console"
 
 
 class Entry(NamedTuple):
@@ -113,6 +115,18 @@ def journals(run: str, pod: str) -> list[Journal]:
         return []
     found = [read(f"{directory(run, pod)}/{name}") for name in names if name.endswith(".journal")]
     return sorted(found, key=lambda journal: journal.header.order if journal.header else -1)
+
+
+def remove_directory(run: str, pod: str) -> None:
+    """Removes the pod's directory once its journals are gone; what somebody else has put there stays."""
+    try:
+        os.unlink(f"{directory(run, pod)}/{CONSOLE}")
+    except OSError:
+        pass
+    try:
+        os.rmdir(directory(run, pod))
+    except OSError:
+        pass
 
 
 class Lock:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from podrun.chain import World
     from podrun.podfile import PodText
+    from podrun.terminal import Terminal
 
 ROOT = "/var/lib/podrun"
 RUN = "/run/podrun"
@@ -34,7 +35,9 @@ class Host(NamedTuple):
     watch: Callable[[str, str], None] = chain.quiet
 
 
-def up(text: PodText, host: Host, *, detach: bool = False, interactive: bool = False) -> int:
+def up(
+    text: PodText, host: Host, *, detach: bool = False, interactive: bool = False, terminal: Terminal | None = None
+) -> int:
     """Starts a pod; returns the exit code. In the foreground that is after the payload has ended and is undone.
 
     Raises Failure: BUSY when the pod is up or another podrun works on it, else what the failing step says.
@@ -53,6 +56,7 @@ def up(text: PodText, host: Host, *, detach: bool = False, interactive: bool = F
         invocation=host.environ.get("INVOCATION_ID") or os.urandom(16).hex(),
         attached=not detach,
         interactive=interactive and not detach,
+        console=terminal.path if terminal else "",
         cgroup=cgroup,
     )
     lock = Lock(host.run, pod.name, wait=False)
@@ -69,6 +73,8 @@ def up(text: PodText, host: Host, *, detach: bool = False, interactive: bool = F
         if taking_over:
             systemd.notify(host.environ, f"READY=1\nSTATUS=up, {len(text.steps)} steps")
             systemd.barrier(host.environ)
+        if terminal:
+            terminal.begin()
     return _attend(pod, host) if staying else 0
 
 

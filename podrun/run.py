@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from podrun import find, launch, podfile
+from podrun import journal as journals
 from podrun.errors import WRONG_FILE, Failure
 
 TYPE_CHECKING = False
@@ -23,7 +24,19 @@ def run(given: dict[str, Any], host: Host) -> int:
     if given["save"]:
         _save(given["save"], pod, name)
         return 0
-    return launch.up(text, host, detach=given["detach"], interactive=given["interactive"])
+    if not given["tty"]:
+        return launch.up(text, host, detach=given["detach"], interactive=given["interactive"])
+    if given["detach"]:
+        raise Failure("-t needs somebody at the terminal", code=WRONG_FILE, hint="leave out -d, or -t")
+    from podrun.terminal import Terminal
+
+    directory = journals.directory(host.run, name)
+    os.makedirs(directory, mode=0o700, exist_ok=True)
+    try:
+        with Terminal(directory) as terminal:
+            return launch.up(text, host, interactive=True, terminal=terminal)
+    finally:
+        journals.remove_directory(host.run, name)
 
 
 def tables(given: dict[str, Any], host: Host) -> dict[str, Any]:

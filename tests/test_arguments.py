@@ -15,6 +15,7 @@ from podrun import acts, arguments, cli
         "down --force --invocation=abc web",
         "--run /r --root=/x down web",
         "run alpine",
+        "run -it --rm alpine sh",
         "run --rm alpine true",
         "run -d --name web -e A=1 -e B -v /a:/b:ro -p 8080:80 --network host alpine sh -c 'x' --rm -d",
         "run --memory 64M --cap-drop ALL --cap-add NET_ADMIN --entrypoint sh --read-only alpine -c true",
@@ -40,7 +41,7 @@ def test_both_readers_agree(line, monkeypatch):
         "down -x web",
         "ps",
         "run",
-        "run -it x",
+        "run -ti x",
         "up -d=1 x",
     ],
 )

@@ -58,7 +58,15 @@ def up(step: Step, facts: Facts) -> Facts:
         step.notify(f"STATUS=creating {step.name}")
         try:
             own_cgroup = bool(isolation.cgroup)
-            pid = runtimes.create(runtime, place, root, output.fds, own_cgroup=own_cgroup, listening=listening)
+            pid = runtimes.create(
+                runtime,
+                place,
+                root,
+                output.fds,
+                own_cgroup=own_cgroup,
+                listening=listening,
+                console=step.pod.console,
+            )
         finally:
             output.close()
     finally:

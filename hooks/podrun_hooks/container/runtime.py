@@ -104,16 +104,19 @@ def _has_hybrid_controller() -> bool:
 
 
 def create(
-    runtime: Runtime, place: Place, root: int, streams: Sequence[int], *, own_cgroup: bool, listening: int
+    runtime: Runtime, place: Place, root: int, streams: Sequence[int], *, own_cgroup: bool, listening: int, console: str
 ) -> int:
     """``create``: the container's init, which waits for :func:`start`; returns its pid.
 
     ``root``: the detached overlay; ``streams``: descriptors of the container's stdin, stdout and stderr; descriptors
-    3 up to 3+``listening`` are passed on (sd_listen_fds(3)). Raises Failure with the runtime's words.
+    3 up to 3+``listening`` are passed on (sd_listen_fds(3)); ``console``: who wants its terminal, or "".
+    Raises Failure with the runtime's words.
     """
     argv = [*runtime.command(place, own_cgroup=own_cgroup), f"--log={place.runtime_log}", "--log-format=json", "create"]
     argv += ["--bundle", place.bundle, "--pid-file", place.pid_file]
     variables = environment(place)
+    if console:
+        argv += ["--console-socket", console]
     if listening:
         variables["LISTEN_FDS"] = str(listening)
         argv += ["--preserve-fds", str(listening)] if runtime.name == "runc" else []

@@ -162,6 +162,8 @@ def build(
     user = users.resolve(options.user or config.get("User") or "", tree, of_image=not options.user)
     argv = arguments(config, options)
     variables = environment(config, options, facts, hostname, user.home)
+    if step.pod.console:
+        variables.setdefault("TERM", os.environ.get("TERM", "xterm"))
     if options.ready and options.ready.notify:
         variables["NOTIFY_SOCKET"] = NOTIFY
     workdir = rootfs._plain(options.workdir or config.get("WorkingDir") or "/")
@@ -173,7 +175,7 @@ def build(
         "root": {"path": place.rootfs, "readonly": options.read_only},
         "hostname": hostname,
         "process": {
-            "terminal": False,
+            "terminal": bool(step.pod.console),
             "user": {
                 "uid": user.uid,
                 "gid": user.gid,
