@@ -309,10 +309,14 @@ def state(run: str, name: str) -> str:
     found = journals.journals(run, name)
     if not found:
         return "absent"
-    stopping = any(journal.stopping for journal in found)
     if journals.is_locked(run, name):
-        return "stopping" if stopping else "starting"
-    if stopping or not all(journal.ready for journal in found):
+        return "stopping" if any(journal.stopping for journal in found) else "starting"
+    return standing(found)
+
+
+def standing(found: Sequence[Journal]) -> str:
+    """up, dead or failed: how a pod stands that no podrun is at work on. For whoever holds the lock."""
+    if any(journal.stopping for journal in found) or not all(journal.ready for journal in found):
         return "failed"
     if any(journal.header and journal.header.boot_id != journals.boot_id() for journal in found):
         return "dead"

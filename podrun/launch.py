@@ -88,6 +88,20 @@ def down(name: str, host: Host, *, invocation: str = "", force: bool = False) ->
     return 0
 
 
+def sweep(name: str, host: Host) -> bool:
+    """Undoes a pod that is dead or failed; False when it is neither, or another podrun is at work on it."""
+    try:
+        lock = Lock(host.run, name, wait=False)
+    except Failure:
+        return False
+    with lock:
+        # Asked under the lock: since somebody looked, another start may have made the pod whole again.
+        if chain.standing(journals.journals(host.run, name)) == "up":
+            return False
+        chain.down(host.run, name, _world(host, lock))
+    return True
+
+
 def tag(name: str, run: str) -> str:
     """What the pod's kernel objects are called; runtimes take no "@" in a container's id."""
     plain = name.replace("@", "+")
@@ -122,12 +136,7 @@ def _clear(pod: Pod, world: World) -> None:
     found = journals.journals(pod.run, pod.name)
     if not found:
         return
-    # The lock is ours: what looks like work in progress is a podrun that was killed.
-    processes = [entry.facts["process"] for entry in chain.entries(found) if "process" in entry.facts]
-    whole = all(journal.ready and not journal.stopping for journal in found)
-    today = all(journal.header and journal.header.boot_id == journals.boot_id() for journal in found)
-    running = not processes or any(chain.alive(process["pid"], process["start"]) for process in processes)
-    if whole and today and running:
+    if chain.standing(found) == "up":
         raise Failure("it is already up", code=BUSY, hint=f"'podrun down {pod.name}' stops it")
     undone = chain.down(pod.run, pod.name, world)
     world.say(f"an earlier start had left something behind; undone: {', '.join(undone) or 'its journal'}")

@@ -302,3 +302,26 @@ def test_the_container_does_not_see_the_notify_socket(podrun, nothing_left, supe
     until(lambda: (out / "env").exists() and (out / "env").read_text())
     assert "NOTIFY" not in (out / "env").read_text()
     podrun("down", "web", check=True)
+
+
+def test_restart_starts_a_pod_from_its_file_as_it_is_now(podrun, nothing_left):
+    path = pod(podrun, f"echo one; {WAITS}")
+    podrun("up", "-d", path, check=True)
+    pod(podrun, f"echo two; {WAITS}")
+    podrun("restart", "web", check=True)
+    until(lambda: podrun("logs", "web").stdout == "two\n")
+    podrun("down", "web", check=True)
+
+
+def test_restart_of_a_pod_without_a_file_runs_it_again_as_it_was(podrun, nothing_left):
+    podrun("run", "-d", "--name", "web", "-e", "X=$${1}", "host:", "sh", "-c", f"echo $X; {WAITS}", check=True)
+    podrun("restart", "web", check=True)
+    until(lambda: podrun("logs", "web").stdout == "$${1}\n")
+    podrun("down", "web", check=True)
+
+
+def test_gc_leaves_a_running_pod_alone(podrun, nothing_left):
+    podrun("up", "-d", pod(podrun), check=True)
+    podrun("gc", check=True)
+    assert state(podrun) == "up"
+    podrun("down", "web", check=True)
