@@ -16,7 +16,7 @@ from podrun.acts import act, guarded, host_of, name_of
 from podrun.arguments import COMMANDS, GLOBAL, Flag
 from podrun.errors import BUSY, UNAVAILABLE, WRONG_FILE, Failure
 from podrun.hook import Pod
-from podrun.images import image
+from podrun.images import image, login, logout
 from podrun.launch import Host
 
 #: Where pods have their files.
@@ -69,6 +69,8 @@ podrun.add_command(_planned("up", "Start a pod and stay until it ends; with -d r
 podrun.add_command(_planned("run", "Start a pod without a file."))
 podrun.add_command(_planned("down", "Undo a pod, in reverse."))
 podrun.add_command(image)
+podrun.add_command(login)
+podrun.add_command(logout)
 
 
 def _command(*parameters: click.Parameter) -> Callable[[Callable[..., int | None]], click.Command]:

@@ -65,7 +65,7 @@ def up(
         _clear(pod, world)
         _refuse_problems(pod, text, world)
         foreground.interruptible()
-        if staying:
+        if not handing_off:
             foreground.adopt_orphans()
         if cgroup:
             systemd.leave_room(cgroup)
