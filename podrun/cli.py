@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from podrun import __version__, chain, find, foreground, launch, podfile, run, show
+from podrun import __version__, chain, find, foreground, launch, parsed, podfile, run, show
 from podrun import journal as journals
 from podrun.acts import act, guarded, host_of, name_of
 from podrun.arguments import COMMANDS, GLOBAL, Flag
@@ -276,6 +276,8 @@ def gc(host: Host, only_check: bool) -> int:
         if only_check or launch.sweep(name, host):
             found += 1
             click.echo(f"{name}: {state}")
+    if not only_check:
+        parsed.forget(parsed.directory(host.run))
     for hook in find.FIRST_PARTY:
         collect = getattr(find.load(hook), "collect", None)
         for line in collect(host.root, host.run, set(journals.pods(host.run)), only_check) if collect else ():
