@@ -16,6 +16,7 @@ kill -9 leaves at most a torn last line, which is ignored when read and cut off 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 
@@ -245,8 +246,21 @@ class Writer:
 
     def _append(self, line: Mapping[str, Any]) -> None:
         data = (jsontext.dumps(line) + "\n").encode()
-        if os.write(self.fd, data) != len(data):
-            raise Failure(f"{self.path}: the journal could not be written", code=CANNOT_CREATE, hint="is /run full?")
+        try:
+            written = os.write(self.fd, data)
+        except OSError as error:
+            raise Failure(f"{self.path}: {error.strerror}", code=CANNOT_CREATE) from error
+        if written != len(data):
+            # What is appended next has to be a line of its own.
+            os.ftruncate(self.fd, os.fstat(self.fd).st_size - written)
+            raise Failure(f"{self.path}: {os.strerror(errno.ENOSPC)}", code=CANNOT_CREATE)
+
+    def _append_if_possible(self, line: Mapping[str, Any]) -> None:
+        """What is only told while undoing: a full disk must not keep a pod from being removed."""
+        try:
+            self._append(line)
+        except Failure:
+            pass
 
     def header(self, header: Header) -> None:
         """The first line."""
@@ -276,11 +290,11 @@ class Writer:
 
     def stopping(self, n: int | None = None) -> None:
         """Before a step's ``down``; without ``n``: the whole segment is being undone."""
-        self._append({"at": "stopping"} if n is None else {"n": n, "at": "stopping"})
+        self._append_if_possible({"at": "stopping"} if n is None else {"n": n, "at": "stopping"})
 
     def down(self, n: int) -> None:
         """A step is undone."""
-        self._append({"n": n, "at": "down"})
+        self._append_if_possible({"n": n, "at": "down"})
 
     def close(self) -> None:
         """Closes the file."""

@@ -59,17 +59,22 @@ def up(
         console=terminal.path if terminal else "",
         cgroup=cgroup,
     )
+    foreground.interruptible()
     lock = Lock(host.run, pod.name, wait=False)
     world = _world(host, lock, listening=taking_over, handing_off=handing_off)
     with lock:
         _clear(pod, world)
         _refuse_problems(pod, text, world)
-        foreground.interruptible()
         if not handing_off:
             foreground.adopt_orphans()
         if cgroup:
             systemd.leave_room(cgroup)
-        chain.up(pod, text.file, text.steps, world)
+        try:
+            chain.up(pod, text.file, text.steps, world)
+            foreground.hold()
+        except Interrupted as interrupted:
+            # It may have come when the chain was whole, and chain.up past the point where it would have undone it.
+            raise interrupted if interrupted.hint else chain.given_up(interrupted, pod, world) from None
         if taking_over:
             systemd.notify(host.environ, f"READY=1\nSTATUS=up, {len(text.steps)} steps")
             systemd.barrier(host.environ)
@@ -80,11 +85,16 @@ def up(
 
 def down(name: str, host: Host, *, invocation: str = "", force: bool = False) -> int:
     """Undoes a pod; 0 also when there is nothing to undo. With ``invocation``, only a pod that this one started."""
-    with _patient_lock(name, host) as lock:
-        found = journals.journals(host.run, name)
-        if invocation and any(journal.header and journal.header.pod.invocation != invocation for journal in found):
-            return 0
-        chain.down(host.run, name, _world(host, lock), force=force)
+    foreground.interruptible()
+    try:
+        with _patient_lock(name, host) as lock:
+            found = journals.journals(host.run, name)
+            if invocation and any(journal.header and journal.header.pod.invocation != invocation for journal in found):
+                return 0
+            chain.down(host.run, name, _world(host, lock), force=force)
+    except Interrupted as interrupted:
+        interrupted.hint = f"'podrun down {name}' goes on from here"
+        raise
     return 0
 
 
@@ -189,6 +199,14 @@ def _patient_lock(name: str, host: Host) -> Lock:
         return Lock(host.run, name, wait=True)
 
 
+def tell(line: str) -> None:
+    """A line on standard error. That nobody reads it any more is no reason to stop anything."""
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:
+        pass
+
+
 def report(error: BaseException, subject: str, debug: bool) -> int:
     """Prints what went wrong in one line on standard error, ``subject`` ("web: ") in front; returns the exit code."""
     if debug:
@@ -198,9 +216,9 @@ def report(error: BaseException, subject: str, debug: bool) -> int:
     if isinstance(error, Interrupted):
         names = {1: "SIGHUP", 2: "SIGINT", 15: "SIGTERM"}
         told = f"; {error.hint}" if error.hint else ""
-        print(f"podrun: {subject}stopped by {names.get(error.signal, error.signal)}{told}", file=sys.stderr)
+        tell(f"podrun: {subject}stopped by {names.get(error.signal, error.signal)}{told}")
         return 128 + error.signal
     if isinstance(error, Failure):
-        print(f"podrun: {subject}{error}", file=sys.stderr)
+        tell(f"podrun: {subject}{error}")
         return error.code or STEP_FAILED
     raise error

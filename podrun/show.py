@@ -6,7 +6,7 @@ import os
 
 from podrun import chain, find
 from podrun import journal as journals
-from podrun.hook import merged
+from podrun.hook import merged, without_secrets
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -69,7 +69,8 @@ def plan_up(text: PodText) -> list[dict[str, Any]]:
             if step.for_:
                 notes.append(f"for {', '.join(step.for_)}")
             label = chain.label_of(step._asdict())
-            lines.append({"segment": segment, "step": label, "options": step.options, "notes": notes})
+            options = without_secrets(find.load(step.hook).Options, step.options)
+            lines.append({"segment": segment, "step": label, "options": options, "notes": notes})
     return lines
 
 

@@ -112,13 +112,13 @@ def _run(path: str, environ: Mapping[str, str], question: bytes, patience: float
     os.write(stdin, question)
     os.lseek(stdin, 0, os.SEEK_SET)
     launcher = os.getpid()
-    child = os.fork()
+    status = None
+    child = linux.fork()
     if not child:
         _become(path, environ, (stdin, out_there, err_there), launcher)
-    for fd in (stdin, out_there, err_there):
-        os.close(fd)
-    status = None
     try:
+        for fd in (stdin, out_there, err_there):
+            os.close(fd)
         output = _listen(out, err, time.monotonic() + patience, name)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     finally:
@@ -179,7 +179,10 @@ def _listen(out: int, err: int, deadline: float, name: str) -> bytes:
 
 def _log(name: str, lines: Sequence[bytes]) -> None:
     for line in lines:
-        os.write(2, name.encode() + b": " + line + b"\n")
+        try:
+            os.write(2, name.encode() + b": " + line + b"\n")
+        except OSError:
+            return  # nobody reads our standard error any more: no reason to stop a step
 
 
 def _kill_group(leader: int) -> None:

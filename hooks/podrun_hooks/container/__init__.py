@@ -203,8 +203,14 @@ def _notify_socket(place: Place) -> Any:
 def _write(path: str, text: str) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     fd = os.open(path, flags, 0o600)
+    data = text.encode()
     try:
-        os.write(fd, text.encode())
+        # A disk that is almost full takes a part; the next write(2) says so.
+        while data:
+            data = data[os.write(fd, data) :]
+    except OSError as error:
+        error.filename = path
+        raise
     finally:
         os.close(fd)
 
