@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import time
 
 from podrun import jsontext
-from podrun.errors import WRONG_FILE
+from podrun.errors import NOT_ALLOWED, WRONG_FILE
 from podrun.hook import DURATION, PORT, TEXT, Wrong, checked, choice, option, table_of
 from podrun.record import NamedTuple
 
@@ -93,7 +94,16 @@ def check(step: Step) -> list[Problem]:
     options: Options = step.options
     if options.registry and not os.path.isdir(options.registry):
         return [Problem(f"there is no registry at {options.registry}", WRONG_FILE, "create the directory")]
+    if options.registry and os.geteuid() == 0 and _others_write(options.registry):
+        what = f"others than root can write to the registry {options.registry}"
+        return [Problem(what, NOT_ALLOWED, f"chown root {options.registry}; chmod go-w {options.registry}")]
     return []
+
+
+def _others_write(directory: str) -> bool:
+    """They could have a record, which everybody believes, be any other one, and root write through a link of theirs."""
+    found = os.stat(directory)
+    return bool(found.st_uid or found.st_mode & stat.S_IWOTH or (found.st_mode & stat.S_IWGRP and found.st_gid))
 
 
 def _directory(step: Step) -> str:
@@ -147,7 +157,8 @@ def _write(path: str, record: dict[str, Any]) -> None:
     for attempt in range(8):
         os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
         try:
-            with open(unfinished, "w", encoding="utf-8") as file:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+            with open(os.open(unfinished, flags, 0o644), "w", encoding="utf-8") as file:
                 file.write(jsontext.dumps(record) + "\n")
         except FileNotFoundError:
             # The service's last other record went, and its directory with it.
