@@ -16,6 +16,7 @@ from podrun.acts import act, guarded, host_of, name_of
 from podrun.arguments import COMMANDS, GLOBAL, Flag
 from podrun.errors import BUSY, UNAVAILABLE, WRONG_FILE, Failure
 from podrun.hook import Pod
+from podrun.hooks_cli import hook
 from podrun.images import image
 from podrun.launch import Host
 
@@ -69,6 +70,7 @@ podrun.add_command(_planned("up", "Start a pod and stay until it ends; with -d r
 podrun.add_command(_planned("run", "Start a pod without a file."))
 podrun.add_command(_planned("down", "Undo a pod, in reverse."))
 podrun.add_command(image)
+podrun.add_command(hook)
 
 
 def _command(*parameters: click.Parameter) -> Callable[[Callable[..., int | None]], click.Command]:
@@ -266,11 +268,11 @@ def gc(host: Host, only_check: bool) -> int:
         click.echo(f"{name}: {state}")
         if not only_check:
             launch.down(name, host)
-    for hook in find.FIRST_PARTY:
-        collect = getattr(find.load(hook), "collect", None)
+    for name in find.FIRST_PARTY:
+        collect = getattr(find.load(name), "collect", None)
         for line in collect(host.root, host.run, set(journals.pods(host.run)), only_check) if collect else ():
             found += 1
-            click.echo(f"{hook}: {line}")
+            click.echo(f"{name}: {line}")
     return 1 if found and only_check else 0
 
 

@@ -71,17 +71,17 @@ def down(step: Step, own: Facts) -> None:
     path = _path(step)
     mine = _read(path)
     _remove_unfinished(path)
-    if mine is None or mine.get("gen") != step.pod.invocation:
-        return
+    successors = mine is not None and mine.get("gen") != step.pod.invocation
     try:
-        os.unlink(path)
+        if mine is not None and not successors:
+            os.unlink(path)
         os.rmdir(os.path.dirname(path))
     except FileNotFoundError:
         return
     except OSError as error:
         if error.errno != errno.ENOTEMPTY:
             raise
-    if own and step.options.drain:
+    if mine is not None and not successors and own and step.options.drain:
         step.notify(f"STATUS=draining {step.options.service} for {step.options.drain:g} s")
         time.sleep(step.options.drain)
 
