@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from podrun import __version__, chain, find, foreground, launch, podfile, run, show
 from podrun import journal as journals
@@ -22,6 +23,8 @@ from podrun.launch import Host
 
 #: Where pods have their files.
 ETC = "/etc/podrun"
+#: The variable in which a shell asks for completions; click derives its name from the program's.
+COMPLETE = "_PODRUN_COMPLETE"
 
 
 def _option(flag: Flag) -> click.Option:
@@ -30,6 +33,23 @@ def _option(flag: Flag) -> click.Option:
     return click.Option(
         [*flag.names, flag.key], metavar=flag.value, multiple=flag.many, default=flag.default, help=flag.doc
     )
+
+
+def _words(ctx: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Completes FILE|NAME: the pods that there are, those that have a file, and paths once there is a slash."""
+    if "/" in begun or begun.startswith("."):
+        return [CompletionItem(begun, type="file")]
+    run_directory = ctx.find_root().params.get("run") or os.environ.get("PODRUN_RUN") or launch.RUN
+    names = set(journals.pods(run_directory))
+    names |= {name[:-5] for name in _listed(ETC) if name.endswith(".toml") and not name.endswith("@.toml")}
+    return [CompletionItem(name) for name in sorted(names) if name.startswith(begun)]
+
+
+def _listed(directory: str) -> list[str]:
+    try:
+        return os.listdir(directory)
+    except OSError:
+        return []
 
 
 def _planned(name: str, doc: str) -> click.Command:
@@ -41,7 +61,10 @@ def _planned(name: str, doc: str) -> click.Command:
         given = {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}
         ctx.exit(act(name, {**ctx.obj, **given}))
 
-    words: list[click.Parameter] = [click.Argument([word], metavar=_METAVARS[word]) for word in declared.words]
+    words: list[click.Parameter] = [
+        click.Argument([word], metavar=_METAVARS[word], shell_complete=_words if word == "word" else None)
+        for word in declared.words
+    ]
     if declared.rest:
         words.append(click.Argument(["command"], metavar="[COMMAND...]", nargs=-1, type=click.UNPROCESSED))
     settings = {"allow_interspersed_args": not declared.rest}
@@ -94,7 +117,7 @@ def _command(*parameters: click.Parameter) -> Callable[[Callable[..., int | None
     return declare
 
 
-_word = click.Argument(["word"], metavar="FILE|NAME")
+_word = click.Argument(["word"], metavar="FILE|NAME", shell_complete=_words)
 _format = click.Option(
     ["--format", "form"], type=click.Choice(["table", "json"]), default="table", help="How to print."
 )
@@ -225,12 +248,16 @@ def check(host: Host, word: str) -> int:
     return code
 
 
-@_command(_word, _format)
-def plan(host: Host, word: str, form: str) -> None:
+@_command(_word, _format, click.Option(["--explain"], is_flag=True, help="With the commands that do the same by hand."))
+def plan(host: Host, word: str, form: str, explain: bool) -> None:
     """Show what up would do, in order, and what down would undo now."""
+    by_hand: list[list[str]] = []
     if _is_file(word) or os.path.exists(f"{ETC}/{word}.toml"):
         text = podfile.load(word, environ=host.environ, load_hook=find.load)
         name, steps, problems = text.name, show.plan_up(text), _problems(text, host)
+        if explain:
+            by_hand = show.explain(text, _pod(text, host))
+            steps = [{**step, "explain": lines} for step, lines in zip(steps, by_hand, strict=True)]
     else:
         name, steps, problems = word, [], []
     undo = show.plan_down(journals.journals(host.run, name))
@@ -240,8 +267,11 @@ def plan(host: Host, word: str, form: str) -> None:
         return
     for number, step in enumerate(steps, 1):
         notes = f"  ({', '.join(step['notes'])})" if step["notes"] else ""
+        notes += f"  {step['path']}" if step.get("path") else ""
         options = " ".join(f"{key}={json.dumps(value)}" for key, value in step["options"].items())
         click.echo(f"up   {number:2} {step['step']}{notes}  {options}".rstrip())
+        for line in step.get("explain", ()):
+            click.echo(f"          {line}")
     for label, problem in problems:
         click.echo(f"     {'!' if problem.fatal else '?'}  {label}: {problem.what}")
     for number, step in enumerate(undo, 1):
@@ -276,6 +306,17 @@ def gc(host: Host, only_check: bool) -> int:
     return 1 if found and only_check else 0
 
 
+@_command(click.Argument(["shell"], type=click.Choice(["bash", "zsh", "fish"])))
+def completion(host: Host, shell: str) -> None:
+    """Print what makes a shell complete podrun's commands, options and pods."""
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    if kind is None:
+        raise Failure(f"no completion for {shell}", code=UNAVAILABLE)
+    click.echo(kind(podrun, {}, "podrun", COMPLETE).source())
+
+
 @_command()
 def schema(host: Host) -> None:
     """Print the JSON Schema of a pod file, for editors."""
@@ -285,9 +326,13 @@ def schema(host: Host) -> None:
 
 
 def _problems(text: podfile.PodText, host: Host) -> list[tuple[str, Any]]:
-    pod = Pod(text.name, host.root, host.run, tag=launch.tag(text.name, host.run), thorough=True)
     world = chain.World(find.load, chain.quiet, chain.quiet, chain.quiet, lambda: None)
-    return chain.problems(pod, text.steps, world)
+    return chain.problems(_pod(text, host), text.steps, world)
+
+
+def _pod(text: podfile.PodText, host: Host) -> Pod:
+    """The pod that would be started, for hooks that are only asked."""
+    return Pod(text.name, host.root, host.run, tag=launch.tag(text.name, host.run), thorough=True)
 
 
 def printed(rows: Sequence[dict[str, Any]], form: str) -> None:

@@ -96,6 +96,12 @@ def check(step: Step) -> list[Problem]:
     return []
 
 
+def explain(step: Step) -> list[str]:
+    """The record as a shell would write it."""
+    record = jsontext.dumps({**_record(step, {}), "addr": "ADDRESS", "ready": True})
+    return [f"mkdir -p {_directory(step)}", f"echo '{record}' >{_path(step)}   # by rename(2)"]
+
+
 def _directory(step: Step) -> str:
     options: Options = step.options
     return f"{options.registry or step.pod.run + '/registry'}/{options.service}"

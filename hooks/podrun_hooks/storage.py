@@ -136,6 +136,18 @@ def check(step: Step) -> list[Problem]:
     return [*missing(options.source), *_misplaced(options.source, options.options)]
 
 
+def explain(step: Step) -> list[str]:
+    """The mount(8) command; ROOTFS is the container's root, in its mount namespace."""
+    options: Options = step.options
+    mount = _mount(options.source, options.target, options.options, step.pod.root)
+    where = f"ROOTFS{mount['containerPath']}"
+    if mount["type"] == "tmpfs":
+        return [f"mount -t tmpfs -o {','.join(mount['options'])} tmpfs {where}"]
+    made = [f"mkdir -p {mount['hostPath']}"] if options.source.startswith(_VOLUME) else []
+    flags = ",".join(word for word in mount["options"] if word not in ("bind", "rbind"))
+    return [*made, f"mount --rbind {mount['hostPath']} {where}", f"mount -o remount,bind,{flags} {where}"]
+
+
 def from_docker(text: str, root: str = "") -> dict[str, Any]:
     """The mount (CDI) that docker's ``-v`` spells ``source:target[:options]``; a source without a slash is a volume.
 
