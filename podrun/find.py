@@ -71,10 +71,14 @@ def dropped_in() -> list[str]:
     found: set[str] = set()
     for directory in _command().directories():
         try:
-            found |= {name for name in os.listdir(directory) if not name.startswith(".")}
+            found |= {name for name in os.listdir(directory) if _is_executable(f"{directory}/{name}")}
         except OSError:
             continue
     return sorted(found - set(FIRST_PARTY))
+
+
+def _is_executable(path: str) -> bool:
+    return os.path.isfile(path) and os.access(path, os.X_OK) and not os.path.basename(path).startswith(".")
 
 
 def names() -> list[str]:

@@ -51,7 +51,9 @@ class _Broken(Exception):
 class Kit:
     """A hook under test: its step, the facts it is given, and the directories in which it may leave something."""
 
-    def __init__(self, hook: Hook, step: Step, facts: Facts, watched: list[str], rounds: int = 6) -> None:
+    def __init__(
+        self, hook: Hook, step: Step, facts: Facts, watched: list[str], rounds: int = 6, *, alone: bool = True
+    ) -> None:
         self.hook = hook
         self.step = step
         #: The step with the ``notify`` of the child that is at work.
@@ -59,6 +61,8 @@ class Kit:
         self.facts = facts
         self.watched = [step.pod.run, step.pod.root, *watched]
         self.rounds = rounds
+        #: Nobody else changes what the kit sees.
+        self.alone = alone
         self.path = find.executable(step.hook)
         self.log = tempfile.TemporaryFile("a+", encoding="utf-8", errors="replace")
         self.before: set[str] = set()
@@ -288,7 +292,8 @@ class Kit:
         self.before = self.seen()
 
     def seen(self) -> set[str]:
-        return witness.listing(self.watched, self.step.pod.tag)
+        seen = witness.listing(self.watched, self.step.pod.tag)
+        return seen if self.alone else witness.recognisable(seen, self.watched, self.step.pod.tag)
 
     def run(
         self,

@@ -115,6 +115,11 @@ def listing(places: Sequence[str], tag: str) -> set[str]:
     return seen
 
 
+def recognisable(items: set[str], places: Sequence[str], tag: str) -> set[str]:
+    """Those that can only be the hook's own, on a machine on which others are at work, too."""
+    return {item for item in items if item.startswith("process ") or tag in item or any(top in item for top in places)}
+
+
 def is_a_pods(item: str, pod: Pod) -> bool:
     """True for what belongs to one pod and has to go with it; False for what pods share, such as an unpacked image."""
     return item.startswith(("mount ", "process ", "cgroup ")) or pod.name in item or pod.tag in item
