@@ -51,7 +51,7 @@ def created(podrun):
     found = []
     for place in (podrun.run, podrun.root):
         for directory, _, files in os.walk(place):
-            found += [f"{directory}/{name}" for name in files if "/locks" not in directory]
+            found += [f"{directory}/{name}" for name in files if not directory.endswith(("/locks", "/parsed"))]
     return found
 
 
