@@ -290,10 +290,17 @@ def plan(host: Host, word: str, form: str, explain: bool) -> None:
         click.echo(f"{name}: nothing to start and nothing to undo")
 
 
-@_command(_word, _format)
-def trace(host: Host, word: str, form: str) -> None:
+@_command(_word, _format, click.Option(["--svg"], is_flag=True, help="Print a picture instead of a table."))
+def trace(host: Host, word: str, form: str, svg: bool) -> None:
     """Show where the time of the last start went, step by step."""
-    printed(show.trace(journals.journals(host.run, name_of(word, host))), form)
+    name = name_of(word, host)
+    found = journals.journals(host.run, name)
+    if svg:
+        from podrun import picture
+
+        click.echo(picture.svg(name, found), nl=False)
+    else:
+        printed(show.trace(found), form)
 
 
 @_command(click.Option(["--check", "only_check"], is_flag=True, help="Say what would be removed, remove nothing."))
