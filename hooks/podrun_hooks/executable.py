@@ -106,10 +106,10 @@ def run(
     child = os.fork()
     if not child:
         _become(path, environ, (stdin, out_there, err_there), launcher)
-    for fd in (stdin, out_there, err_there):
-        os.close(fd)
     succeeded = False
     try:
+        for fd in (stdin, out_there, err_there):
+            os.close(fd)
         output = _listen(child, out, err, patience, progress, name)
         # Not yet waited for: until then nobody else can have its number.
         ended = os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
@@ -205,11 +205,17 @@ class _Log:
             whole, rest = [*whole, rest], bytearray()
         self.rest = rest
         for line in whole:
-            os.write(2, self.prefix + line + b"\n")
+            self._pass_on(line)
 
     def close(self) -> None:
         if self.rest:
-            os.write(2, self.prefix + self.rest + b"\n")
+            self._pass_on(self.rest)
+
+    def _pass_on(self, line: bytes) -> None:
+        try:
+            os.write(2, self.prefix + line + b"\n")
+        except OSError:
+            pass  # nobody reads our standard error any more: no reason to stop a step
 
 
 def _kill_group(leader: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from . import bridge, namespace
+from .ports import each
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -12,13 +13,18 @@ if TYPE_CHECKING:
 def commands(step: Step) -> list[str]:
     """What to type, in order; ADDRESS, GATEWAY and PORT stand for what only ``up`` chooses."""
     tag, options = step.pod.tag, step.options
-    if options.mode not in ("bridge", "none"):
-        return [f"# {options.mode}: the namespace is there already, nothing is made"]
+    mode, _, word = options.mode.partition(":")
+    if mode not in ("bridge", "none", "macvlan", "cni"):
+        return [f"# {options.mode}: the namespace is there already, none is made"]
     path = namespace.path_of(tag)
     name = path.rpartition("/")[2]
     lines = [f"ip netns add {name}", f"ip -n {name} link set lo up"]
-    if options.mode == "none":
+    if mode == "none":
         return lines
+    if mode == "cni":
+        return [*lines, f"cnitool add {word} {path}"]
+    if mode == "macvlan":
+        return [*lines, f"ip link add link {word} name eth0 netns {name} up type macvlan mode bridge"]
     on = options.bridge or bridge.default_name(step.pod)
     pool = options.subnet or "SUBNET"
     address = options.address or "ADDRESS"
@@ -31,7 +37,7 @@ def commands(step: Step) -> list[str]:
         f"ip -n {name} link set eth0 up",
         f"ip -n {name} route add default via GATEWAY",
     ]
-    for publish in options.publish:
+    for publish in each(options.publish):
         key = f"{publish.proto} . {publish.host}"
         key, chosen = (key, "any4") if publish.everywhere else (f"{publish.ip} . {key}", "host4")
         lines.append(f"nft add element inet {table} {chosen} '{{ {key} : {address} . {publish.port} }}'")
