@@ -211,7 +211,7 @@ class _Log:
         if self.rest:
             self._pass_on(self.rest)
 
-    def _pass_on(self, line: bytes) -> None:
+    def _pass_on(self, line: bytes | bytearray) -> None:
         try:
             os.write(2, self.prefix + line + b"\n")
         except OSError:
