@@ -9,9 +9,22 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
-from click.shell_completion import CompletionItem
 
-from podrun import __version__, chain, find, foreground, hooks_cli, launch, parsed, podfile, run, show
+from podrun import (
+    __version__,
+    chain,
+    completion,
+    find,
+    foreground,
+    hooks_cli,
+    launch,
+    networks,
+    parsed,
+    podfile,
+    run,
+    show,
+    volumes,
+)
 from podrun import journal as journals
 from podrun.acts import act, guarded, host_of, name_of
 from podrun.arguments import COMMANDS, GLOBAL, Flag
@@ -19,11 +32,10 @@ from podrun.errors import BUSY, UNAVAILABLE, WRONG_FILE, Failure
 from podrun.hook import Pod
 from podrun.images import image, login, logout
 from podrun.launch import Host
+from podrun.printing import printed
 
 #: Where pods have their files.
 ETC = "/etc/podrun"
-#: The variable in which a shell asks for completions; click derives its name from the program's.
-COMPLETE = "_PODRUN_COMPLETE"
 
 
 def _option(flag: Flag) -> click.Option:
@@ -32,23 +44,6 @@ def _option(flag: Flag) -> click.Option:
     return click.Option(
         [*flag.names, flag.key], metavar=flag.value, multiple=flag.many, default=flag.default, help=flag.doc
     )
-
-
-def _words(ctx: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
-    """Completes FILE|NAME: the pods that there are, those that have a file, and paths once there is a slash."""
-    if "/" in begun or begun.startswith("."):
-        return [CompletionItem(begun, type="file")]
-    run_directory = ctx.find_root().params.get("run") or os.environ.get("PODRUN_RUN") or launch.RUN
-    names = set(journals.pods(run_directory))
-    names |= {name[:-5] for name in _listed(ETC) if name.endswith(".toml") and not name.endswith("@.toml")}
-    return [CompletionItem(name) for name in sorted(names) if name.startswith(begun)]
-
-
-def _listed(directory: str) -> list[str]:
-    try:
-        return os.listdir(directory)
-    except OSError:
-        return []
 
 
 def _planned(name: str, doc: str) -> click.Command:
@@ -61,7 +56,7 @@ def _planned(name: str, doc: str) -> click.Command:
         ctx.exit(act(name, {**ctx.obj, **given}))
 
     words: list[click.Parameter] = [
-        click.Argument([word], metavar=_METAVARS[word], shell_complete=_words if word == "word" else None)
+        click.Argument([word], metavar=_METAVARS[word], shell_complete=completion.words if word == "word" else None)
         for word in declared.words
     ]
     if declared.rest:
@@ -91,8 +86,8 @@ podrun.params = [*(_option(flag) for flag in GLOBAL), *podrun.params]
 podrun.add_command(_planned("up", "Start a pod and stay until it ends; with -d return when it is ready."))
 podrun.add_command(_planned("run", "Start a pod without a file."))
 podrun.add_command(_planned("down", "Undo a pod, in reverse."))
-podrun.add_command(image)
-podrun.add_command(hooks_cli.hook)
+for group in (image, hooks_cli.hook, networks.group, volumes.group):
+    podrun.add_command(group)
 podrun.add_command(login)
 podrun.add_command(logout)
 
@@ -118,7 +113,7 @@ def _command(*parameters: click.Parameter) -> Callable[[Callable[..., int | None
     return declare
 
 
-_word = click.Argument(["word"], metavar="FILE|NAME", shell_complete=_words)
+_word = click.Argument(["word"], metavar="FILE|NAME", shell_complete=completion.words)
 _format = click.Option(
     ["--format", "form"], type=click.Choice(["table", "json"]), default="table", help="How to print."
 )
@@ -324,15 +319,10 @@ def gc(host: Host, only_check: bool) -> int:
     return 1 if found and only_check else 0
 
 
-@_command(click.Argument(["shell"], type=click.Choice(["bash", "zsh", "fish"])))
-def completion(host: Host, shell: str) -> None:
+@_command(click.Argument(["shell"], type=click.Choice(completion.SHELLS)))
+def completion_(host: Host, shell: str) -> None:
     """Print what makes a shell complete podrun's commands, options and pods."""
-    from click.shell_completion import get_completion_class
-
-    kind = get_completion_class(shell)
-    if kind is None:
-        raise Failure(f"no completion for {shell}", code=UNAVAILABLE)
-    click.echo(kind(podrun, {}, "podrun", COMPLETE).source())
+    click.echo(completion.script(podrun, shell))
 
 
 @_command()
@@ -351,26 +341,6 @@ def _problems(text: podfile.PodText, host: Host) -> list[tuple[str, Any]]:
 def _pod(text: podfile.PodText, host: Host) -> Pod:
     """The pod that would be started, for hooks that are only asked."""
     return Pod(text.name, host.root, host.run, tag=launch.tag(text.name, host.run), thorough=True)
-
-
-def printed(rows: Sequence[dict[str, Any]], form: str) -> None:
-    """Prints rows: a table for people, or JSON Lines."""
-    if form == "json":
-        for row in rows:
-            click.echo(json.dumps(row))
-        return
-    if not rows:
-        return
-    table = [[head.upper() for head in rows[0]], *([_cell(value) for value in row.values()] for row in rows)]
-    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
-    for cells in table:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, list):
-        return ",".join(str(item) for item in value) or "-"
-    return "-" if value is None else str(value)
 
 
 def _is_file(word: str) -> bool:

@@ -38,7 +38,7 @@ def hook() -> None:
 @_form
 def ls(form: str) -> None:
     """List the hooks that a pod file can name."""
-    from podrun.cli import printed
+    from podrun.printing import printed
 
     printed([_row(name) for name in find.names()], form)
 
@@ -157,7 +157,7 @@ def _test(
     rounds: int, here: bool,
 ) -> int:  # fmt: skip
     from podrun import witness
-    from podrun.cli import printed
+    from podrun.printing import printed
     from podrun.kit import FAILED, Kit
 
     home = tempfile.mkdtemp(prefix="podrun-kit-", dir="/run" if os.geteuid() == 0 else None)

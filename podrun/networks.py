@@ -9,10 +9,11 @@ from typing import Any
 import click
 
 from podrun import find
-from podrun.acts import guarded, host_of
+from podrun.acts import host_of
 from podrun.errors import UNAVAILABLE, Failure
 from podrun.hook import Problem
 from podrun.launch import Host
+from podrun.printing import Guarded, printed
 
 
 def _hook(module: str) -> Any:
@@ -20,26 +21,17 @@ def _hook(module: str) -> Any:
     return import_module(f"{find.FIRST_PARTY['network']}.{module}")
 
 
-class _Guarded(click.Command):
-    """A command whose failures are told as every command's are."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        ctx.exit(guarded(lambda: super(_Guarded, self).invoke(ctx), ctx.obj))
-
-
 @click.group(name="network")
 def group() -> None:
     """Bridges, addresses and published ports."""
 
 
-@group.command(cls=_Guarded)
+@group.command(cls=Guarded)
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", help="How to print.")
 @click.option("-q", "--quiet", is_flag=True, help="Names only.")
 @click.pass_context
 def ls(ctx: click.Context, form: str, quiet: bool) -> None:
     """List the bridges."""
-    from podrun.cli import printed
-
     rows = _hook("inspect").networks(host_of(ctx.obj).run)
     if quiet:
         for row in rows:
@@ -55,7 +47,7 @@ def _state(row: dict[str, Any]) -> str:
     return "up" if row["up"] and row["guarded"] else "no rules" if row["up"] else "down"
 
 
-@group.command(cls=_Guarded)
+@group.command(cls=Guarded)
 @click.argument("name", required=False)
 @click.pass_context
 def inspect(ctx: click.Context, name: str | None) -> None:
@@ -83,7 +75,7 @@ def inspect(ctx: click.Context, name: str | None) -> None:
     click.echo(json.dumps(found, indent=2))
 
 
-@group.command(cls=_Guarded)
+@group.command(cls=Guarded)
 @click.pass_context
 def reload(ctx: click.Context) -> None:
     """Make bridges, rules and published ports whole again, after somebody else has flushed the ruleset."""
@@ -94,7 +86,7 @@ def reload(ctx: click.Context) -> None:
         click.echo(f"warning: {problem.what}{'; ' + problem.hint if problem.hint else ''}", err=True)
 
 
-@group.command(cls=_Guarded)
+@group.command(cls=Guarded)
 @click.argument("name")
 @click.pass_context
 def gc(ctx: click.Context, name: str) -> None:

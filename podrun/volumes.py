@@ -13,21 +13,15 @@ import click
 
 from podrun import chain, find
 from podrun import journal as journals
-from podrun.acts import guarded, host_of
+from podrun.acts import host_of
 from podrun.errors import BUSY, UNAVAILABLE, Failure
 from podrun.launch import Host
+from podrun.printing import Guarded, printed
 
 
 def _volumes() -> Any:
     """The storage hook's functions for named volumes."""
     return import_module(f"{find.FIRST_PARTY['storage']}.volumes")
-
-
-class _Guarded(click.Command):
-    """A command whose failures are told as every command's are."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        ctx.exit(guarded(lambda: super(_Guarded, self).invoke(ctx), ctx.obj))
 
 
 @click.group(name="volume")
@@ -54,14 +48,12 @@ def _row(host: Host, name: str, used: dict[str, list[str]]) -> dict[str, Any]:
     return {"name": name, "path": path, "modified": os.stat(path).st_mtime, "pods": used.get(name, [])}
 
 
-@group.command(cls=_Guarded)
+@group.command(cls=Guarded)
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", help="How to print.")
 @click.option("-q", "--quiet", is_flag=True, help="Names only.")
 @click.pass_context
 def ls(ctx: click.Context, form: str, quiet: bool) -> None:
     """List the volumes."""
-    from podrun.cli import printed
-
     host = host_of(ctx.obj)
     used = users(host)
     rows = [_row(host, name, used) for name in _volumes().names(host.root)]
@@ -74,7 +66,7 @@ def ls(ctx: click.Context, form: str, quiet: bool) -> None:
     printed(rows, form)
 
 
-@group.command(cls=_Guarded)
+@group.command(cls=Guarded)
 @click.argument("name")
 @click.pass_context
 def inspect(ctx: click.Context, name: str) -> None:
@@ -84,7 +76,7 @@ def inspect(ctx: click.Context, name: str) -> None:
     click.echo(json.dumps(_row(host, name, users(host)), indent=2))
 
 
-@group.command(cls=_Guarded)
+@group.command(cls=Guarded)
 @click.argument("names", nargs=-1, required=True)
 @click.pass_context
 def rm(ctx: click.Context, names: Sequence[str]) -> None:
@@ -101,7 +93,7 @@ def rm(ctx: click.Context, names: Sequence[str]) -> None:
         click.echo(f"removed {name}")
 
 
-@group.command(cls=_Guarded)
+@group.command(cls=Guarded)
 @click.pass_context
 def prune(ctx: click.Context) -> None:
     """Remove the volumes that no pod uses now, with what is in them."""
