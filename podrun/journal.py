@@ -4,7 +4,7 @@ One file per segment of a pod, JSON Lines. The first line is the header (the pod
 says what became of a step::
 
     {"v":1,"pod":{"name":"web",...},"segment":"pod","order":0,"file":"/etc/podrun/web.toml","boot_id":"...",...}
-    {"n":0,"at":"starting","step":{"hook":"network","name":"network","options":{...}}}
+    {"n":0,"at":"starting","t":81234.56,"step":{"hook":"network","name":"network","options":{...}}}
     {"n":0,"at":"up","facts":{"netns":"/run/netns/podrun-web"},"ms":4.1}
     {"at":"ready"}
     {"n":0,"at":"stopping"}
@@ -19,6 +19,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import time
 
 from podrun import jsontext
 from podrun.errors import BUSY, CANNOT_CREATE, Failure
@@ -50,6 +51,8 @@ class Entry(NamedTuple):
     #: What a resident step announced before its ``up`` was over: {"pid", "start"}.
     process: Mapping[str, int] | None = None
     why: str = ""
+    #: When it was begun, in milliseconds on the monotonic clock; 0.0 where that is not known.
+    began: float = 0.0
 
 
 class Header(NamedTuple):
@@ -200,7 +203,7 @@ def read(path: str) -> Journal:
             ready = ready or at == "ready"
             stopping = stopping or at == "stopping"
         elif at == "starting":
-            entries[line["n"]] = Entry(line["n"], line["step"])
+            entries[line["n"]] = Entry(line["n"], line["step"], began=line.get("t", 0.0))
         else:
             changes: dict[str, Any] = {key: line[key] for key in ("at", "facts", "process", "why") if key in line}
             if "ms" in line:
@@ -270,7 +273,7 @@ class Writer:
 
     def starting(self, n: int, step: Mapping[str, Any]) -> None:
         """The intent of a step, before its ``up``."""
-        self._append({"n": n, "at": "starting", "step": step})
+        self._append({"n": n, "at": "starting", "t": round(time.monotonic() * 1000, 2), "step": step})
 
     def process(self, n: int, pid: int, start: int) -> None:
         """A resident step's process, as soon as it exists."""

@@ -72,17 +72,17 @@ def down(step: Step, own: Facts) -> None:
     path = _path(step)
     mine = _read(path)
     _remove_unfinished(path)
-    if mine is None or mine.get("gen") != step.pod.invocation:
-        return
+    successors = mine is not None and mine.get("gen") != step.pod.invocation
     try:
-        os.unlink(path)
+        if mine is not None and not successors:
+            os.unlink(path)
         os.rmdir(os.path.dirname(path))
     except FileNotFoundError:
         return
     except OSError as error:
         if error.errno != errno.ENOTEMPTY:
             raise
-    if own and step.options.drain:
+    if mine is not None and not successors and own and step.options.drain:
         step.notify(f"STATUS=draining {step.options.service} for {step.options.drain:g} s")
         time.sleep(step.options.drain)
 
@@ -104,6 +104,12 @@ def _others_write(directory: str) -> bool:
     """They could have a record, which everybody believes, be any other one, and root write through a link of theirs."""
     found = os.stat(directory)
     return bool(found.st_uid or found.st_mode & stat.S_IWOTH or (found.st_mode & stat.S_IWGRP and found.st_gid))
+
+
+def explain(step: Step) -> list[str]:
+    """The record as a shell would write it."""
+    record = jsontext.dumps({**_record(step, {}), "addr": "ADDRESS", "ready": True})
+    return [f"mkdir -p {_directory(step)}", f"echo '{record}' >{_path(step)}   # by rename(2)"]
 
 
 def _directory(step: Step) -> str:

@@ -141,6 +141,13 @@ def check(step: Step) -> list[Problem]:
     return problems
 
 
+def explain(step: Step) -> list[str]:
+    """The commands of mount, nsenter and the runtime that do the same."""
+    from .explain import commands
+
+    return commands(step)
+
+
 def exec_into(step: Step, own: Facts, argv: Sequence[str], **wanted: Any) -> NoReturn:
     """Becomes the runtime's ``exec`` of ``argv`` in the running container: replaces this process.
 
