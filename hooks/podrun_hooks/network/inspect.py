@@ -69,17 +69,21 @@ def published(run: str) -> list[dict[str, Any]]:
 
 def namespaces(run: str) -> list[dict[str, Any]]:
     """The pinned namespaces that are this run directory's: path, tag, alive (False: no pod's ledger knows it)."""
-    inodes = {
-        inode for ledger in ledgers.everywhere(run) if ledgers.alive(run, ledger) for inode in ledger.all("netns")
-    }
-    rows = []
+    found = []
     for tag in _listed(namespace.DIRECTORY):
         path = namespace.path_of(tag)
         if not (tag.startswith("podrun-") and namespace.is_netns(path)):
             continue
         if namespace.loopback_alias(path) == namespace.mark(tag, run):
-            rows.append({"path": path, "tag": tag, "alive": str(os.stat(path).st_ino) in inodes})
-    return rows
+            try:
+                found.append((path, tag, str(os.stat(path).st_ino)))
+            except FileNotFoundError:
+                continue  # a down was quicker
+    # A start notes the inode and pins it then: what is asked for now knows of everything that was pinned before.
+    inodes = {
+        inode for ledger in ledgers.everywhere(run) if ledgers.alive(run, ledger) for inode in ledger.all("netns")
+    }
+    return [{"path": path, "tag": tag, "alive": inode in inodes} for path, tag, inode in found]
 
 
 def links(run: str) -> list[dict[str, Any]]:
@@ -113,7 +117,10 @@ def collect(run: str, *, keep: bool = False) -> list[dict[str, str]]:
         if not row["alive"]:
             gone.append({"kind": "netns", "name": row["tag"], "pod": ""})
             if not keep:
-                namespace.remove(row["path"])
+                try:
+                    namespace.remove(row["path"])
+                except FileNotFoundError:
+                    continue
     gone += _collect_links(run, keep)
     for bridge in bridges.known_in(run):
         gone += [*_collect_ports(run, bridge, keep), *_collect_names(run, bridge, keep)]
