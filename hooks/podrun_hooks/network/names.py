@@ -120,13 +120,21 @@ def _records(content: bytes) -> Iterator[Name]:
 
 
 class _Locked:
+    """The file of a bridge, locked by another one: flock(2) is for everybody who can read, and pods read this one."""
+
     def __init__(self, directory: str) -> None:
-        self.path = path_of(directory)
+        self.directory = directory
 
     def __enter__(self) -> int:
-        self.fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
-        fcntl.flock(self.fd, fcntl.LOCK_EX)
+        self.lock = os.open(f"{self.directory}/hosts.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX)
+            self.fd = os.open(path_of(self.directory), os.O_RDWR | os.O_CLOEXEC)
+        except BaseException:
+            os.close(self.lock)
+            raise
         return self.fd
 
     def __exit__(self, *_: object) -> None:
         os.close(self.fd)
+        os.close(self.lock)
