@@ -14,6 +14,8 @@ import pytest
 
 HERE = Path(__file__).parent
 
+pytest_plugins = ("systemd_plugin",)
+
 
 class Podrun:
     """A podrun with its own root and run directories; call it like the command line."""
