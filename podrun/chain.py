@@ -65,7 +65,6 @@ def up(pod: Pod, file: str, steps: Sequence[StepText], world: World) -> Facts:
                 run.start(n, text, journal)
                 n += 1
         run.join()
-        run.nobody_has_ended()
         for journal in written:
             journal.ready()
     except BaseException as error:
@@ -146,7 +145,7 @@ class _Run:
         """Starts one step: joins what it needs, writes the intent, acts, writes the facts."""
         hook = self.world.load(text.hook)
         self.join(getattr(hook, "takes", None))
-        self.nobody_has_ended()
+        self.nobody_has_failed()
         record = text._asdict()
         label = label_of(record)
         journal.starting(n, record)
@@ -186,11 +185,21 @@ class _Run:
         while self.pending:
             self.pending.pop().kill()
 
-    def nobody_has_ended(self) -> None:
-        """Raises Failure when a container has ended while the chain is still starting."""
-        for label, pid, start in self.residents:
-            if not alive(pid, start):
-                raise Failure(f"{label}: it ended before the pod was up", hint="its output says why")
+    def nobody_has_failed(self) -> None:
+        """Raises Failure when a container has ended while the chain is still starting, unless it ended well.
+
+        The failure's code is the container's own status where podrun is its parent, as in the foreground.
+        """
+        for label, pid, start in list(self.residents):
+            if alive(pid, start):
+                continue
+            status = exit_status(pid)
+            if status == 0:
+                self.residents.remove((label, pid, start))
+                continue
+            how = "ended" if status is None else f"ended with {status}"
+            code = STEP_FAILED if status is None else status
+            raise Failure(f"{label}: it {how} before the pod was up", code=code, hint="its output says why")
 
     def _keep(self, n: int, text: StepText, journal: Writer, facts: Facts, began: float) -> None:
         label = label_of(text._asdict())
@@ -304,15 +313,30 @@ def alive(pid: int, start: int) -> bool:
     return int(fields[19]) == start and fields[0] not in (b"Z", b"X")
 
 
+def exit_status(pid: int) -> int | None:
+    """How a child of podrun ended, 128+n by signal n; None while it runs or when it is nobody's we know. Reaps nothing."""
+    try:
+        ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return None
+    if ended is None:
+        return None
+    return ended.si_status if ended.si_code == os.CLD_EXITED else 128 + ended.si_status
+
+
 def state(run: str, name: str) -> str:
     """absent, starting, up, dead, stopping or failed; see section "States" of docs/command-line.md."""
     found = journals.journals(run, name)
     if not found:
         return "absent"
-    stopping = any(journal.stopping for journal in found)
     if journals.is_locked(run, name):
-        return "stopping" if stopping else "starting"
-    if stopping or not all(journal.ready for journal in found):
+        return "stopping" if any(journal.stopping for journal in found) else "starting"
+    return standing(found)
+
+
+def standing(found: Sequence[Journal]) -> str:
+    """up, dead or failed: how a pod stands that no podrun is at work on. For whoever holds the lock."""
+    if any(journal.stopping for journal in found) or not all(journal.ready for journal in found):
         return "failed"
     if any(journal.header and journal.header.boot_id != journals.boot_id() for journal in found):
         return "dead"

@@ -10,13 +10,13 @@ from typing import Any
 
 import click
 
-from podrun import __version__, chain, find, foreground, launch, podfile, run, show
+from podrun import __version__, chain, find, foreground, launch, parsed, podfile, run, show
 from podrun import journal as journals
 from podrun.acts import act, guarded, host_of, name_of
 from podrun.arguments import COMMANDS, GLOBAL, Flag
 from podrun.errors import BUSY, UNAVAILABLE, WRONG_FILE, Failure
 from podrun.hook import Pod
-from podrun.images import image
+from podrun.images import image, login, logout
 from podrun.launch import Host
 
 #: Where pods have their files.
@@ -69,6 +69,8 @@ podrun.add_command(_planned("up", "Start a pod and stay until it ends; with -d r
 podrun.add_command(_planned("run", "Start a pod without a file."))
 podrun.add_command(_planned("down", "Undo a pod, in reverse."))
 podrun.add_command(image)
+podrun.add_command(login)
+podrun.add_command(logout)
 
 
 def _command(*parameters: click.Parameter) -> Callable[[Callable[..., int | None]], click.Command]:
@@ -102,13 +104,22 @@ _container = click.Option(["-c", "--container"], default="", metavar="NAME", hel
 
 @_command(_word)
 def restart(host: Host, word: str) -> int:
-    """Undo a pod and start it again, detached, from the file that it was started from."""
+    """Undo a pod and start it again, detached, from its file as it is now (or as it was run, without a file)."""
     name = name_of(word, host)
-    found = journals.journals(host.run, name)
-    file = next((journal.header.file for journal in found if journal.header), word)
-    text = podfile.load(file, environ=host.environ, load_hook=find.load)
+    header = next((journal.header for journal in journals.journals(host.run, name) if journal.header), None)
+    if header and not header.file:
+        text = _as_it_was_run(header.pod, host)
+    else:
+        text = podfile.load(header.file if header else word, environ=host.environ, load_hook=find.load)
     launch.down(name, host)
     return launch.up(text, host, detach=True)
+
+
+def _as_it_was_run(pod: Pod, host: Host) -> podfile.PodText:
+    """The pod file that a ``podrun run`` amounted to, from its journals."""
+    records = [dict(entry.step) for entry in chain.entries(journals.journals(host.run, pod.name))]
+    steps = tuple(podfile.StepText(**{**record, "for_": tuple(record["for_"])}) for record in records)
+    return podfile.PodText(pod.name, "", steps, "service", pod.stop_timeout, {})
 
 
 @_command(
@@ -262,10 +273,11 @@ def gc(host: Host, only_check: bool) -> int:
         state = chain.state(host.run, name)
         if state not in ("dead", "failed", "absent"):
             continue
-        found += 1
-        click.echo(f"{name}: {state}")
-        if not only_check:
-            launch.down(name, host)
+        if only_check or launch.sweep(name, host):
+            found += 1
+            click.echo(f"{name}: {state}")
+    if not only_check:
+        parsed.forget(parsed.directory(host.run))
     for hook in find.FIRST_PARTY:
         collect = getattr(find.load(hook), "collect", None)
         for line in collect(host.root, host.run, set(journals.pods(host.run)), only_check) if collect else ():

@@ -72,15 +72,19 @@ def wait(residents: Sequence[Resident]) -> tuple[int, bool]:
             _signal.signal(signal, pass_on)
     while waiting:
         try:
-            pid, status = os.waitpid(-1, 0)
+            # Looked at first and reaped afterwards: a signal in between must not lose the status.
+            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
         except ChildProcessError:
-            # Somebody else's children: podrun was killed and started again, or the kernel gave them to another reaper.
+            # Nobody's children any more: somebody else has reaped them.
             return 0, not any(alive(resident.pid, resident.start) for resident in waiting.values())
-        if pid in waiting:
-            del waiting[pid]
-            code = exit_code(status)
-            if code:
-                return code, not waiting
+        assert ended is not None  # only WNOHANG has no answer
+        if ended.si_pid not in waiting:
+            os.waitpid(ended.si_pid, 0)
+            continue
+        status = reap(waiting[ended.si_pid])
+        del waiting[ended.si_pid]
+        if status:
+            return status, not waiting
     return 0, True
 
 

@@ -14,6 +14,7 @@ import click
 from podrun import chain, find
 from podrun import journal as journals
 from podrun.acts import guarded, host_of
+from podrun.errors import WRONG_FILE, Failure
 from podrun.launch import Host
 
 
@@ -51,33 +52,101 @@ class _Guarded(click.Command):
         ctx.exit(guarded(lambda: super(_Guarded, self).invoke(ctx), ctx.obj))
 
 
-def _progress() -> Any:
-    """A line of progress that overwrites itself on a terminal, and one line a second elsewhere."""
-    last = 0.0
-    terminal = sys.stderr.isatty()
+class _Lines:
+    """What a pull tells, as lines: one a second at most."""
 
-    def notify(assignments: str) -> None:
-        nonlocal last
+    def __init__(self) -> None:
+        self.last = 0.0
+
+    def __enter__(self) -> _Lines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    progress = None
+
+    def notify(self, assignments: str) -> None:
         status = next((line[7:] for line in assignments.splitlines() if line.startswith("STATUS=")), "")
-        if not status or time.monotonic() - last < (0.1 if terminal else 1.0):
-            return
-        last = time.monotonic()
-        click.echo(f"\r\x1b[K{status}" if terminal else status, err=True, nl=not terminal)
+        if status and time.monotonic() - self.last >= 1.0:
+            self.last = time.monotonic()
+            click.echo(status, err=True)
 
-    return notify
+
+class _Silence(_Lines):
+    def notify(self, assignments: str) -> None:
+        pass
+
+
+class _Bars:
+    """What a pull tells, as a bar for every layer on a terminal."""
+
+    def __init__(self) -> None:
+        from rich import progress
+        from rich.console import Console
+
+        columns = (
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(None),
+            progress.DownloadColumn(binary_units=True),
+            progress.TransferSpeedColumn(),
+        )
+        self.bars = progress.Progress(*columns, console=Console(stderr=True), transient=True, expand=True)
+        self.tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> _Bars:
+        self.bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bars.stop()
+
+    def notify(self, assignments: str) -> None:
+        pass
+
+    def progress(self, layers: Sequence[Any]) -> None:
+        for layer in layers:
+            if layer.digest not in self.tasks:
+                self.tasks[layer.digest] = self.bars.add_task(layer.digest[7:19], total=layer.size)
+            done = layer.size if layer.stored else layer.done
+            self.bars.update(self.tasks[layer.digest], completed=done)
+
+
+def _teller(quiet: bool) -> Any:
+    """Who tells of a pull: ``notify`` and ``progress`` within a ``with``."""
+    if quiet:
+        return _Silence()
+    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+        return _Lines()
+    try:
+        return _Bars()
+    except ImportError:
+        return _Lines()
 
 
 @image.command(cls=_Guarded)
 @click.option("--platform", default="", metavar="OS/ARCH[/VARIANT]", help="Which one of a multi-platform image.")
+@click.option("--cosign-key", default="", metavar="KEY", help="Only when this key has signed it (cosign).")
+@click.option("--policy", default="", metavar="FILE", help="Only when this containers-policy.json(5) accepts it.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 @click.argument("ref")
 @click.pass_context
-def pull(ctx: click.Context, ref: str, platform: str, quiet: bool) -> None:
+def pull(ctx: click.Context, ref: str, platform: str, cosign_key: str, policy: str, quiet: bool) -> None:
     """Bring an image of any kind into the store; print the digest of its manifest."""
-    notify = (lambda _: None) if quiet else _progress()
-    found = _store().pull(_host(ctx).root, ref, platform=platform, notify=notify, cwd=os.getcwd())
-    if sys.stderr.isatty() and not quiet:
-        click.echo("\r\x1b[K", err=True, nl=False)
+    store = _store()
+    verify = None
+    if cosign_key or policy:
+        verify = store.Verify(cosign_key=cosign_key, policy=os.path.abspath(policy) if policy else "")
+    with _teller(quiet) as teller:
+        found = store.pull(
+            _host(ctx).root,
+            ref,
+            platform=platform,
+            notify=teller.notify,
+            cwd=os.getcwd(),
+            verify=verify,
+            progress=teller.progress,
+        )
     click.echo(found.digest)
 
 
@@ -86,8 +155,77 @@ def pull(ctx: click.Context, ref: str, platform: str, quiet: bool) -> None:
 @click.pass_context
 def import_(ctx: click.Context, path: str) -> None:
     """Bring every image of an archive or an OCI layout into the store."""
-    for found in _store().import_(_host(ctx).root, os.path.abspath(path), _progress()):
+    with _teller(False) as teller:
+        images = _store().import_(_host(ctx).root, os.path.abspath(path), teller.notify)
+    for found in images:
         click.echo(f"{found.digest}  {found.ref}")
+
+
+@image.command(cls=_Guarded)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["oci-archive", "docker-archive"]),
+    default="oci-archive",
+    help="docker-archive: plain layers, for docker before 23 and zstd.",
+)
+@click.argument("ref")
+@click.argument("file")
+@click.pass_context
+def export(ctx: click.Context, ref: str, file: str, form: str) -> None:
+    """Write an image into FILE (-: standard output), for skopeo, podman load and docker load."""
+    if file == "-" and sys.stdout.isatty():
+        raise Failure("an archive is not for a terminal", code=WRONG_FILE, hint="name a file or use a pipe")
+    path = file if file == "-" else os.path.abspath(file)
+    digest = _store().export(_host(ctx).root, ref, path, form, os.getcwd())
+    click.echo(digest, err=file == "-")
+
+
+@image.command(cls=_Guarded)
+@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", help="How to print.")
+@click.argument("ref")
+@click.pass_context
+def history(ctx: click.Context, ref: str, form: str) -> None:
+    """Show how an image was made, the newest step first."""
+    from podrun.cli import printed
+
+    rows = [row._asdict() for row in _store().history(_host(ctx).root, ref, os.getcwd())]
+    if form == "table":
+        rows = [
+            {
+                "layer": row["layer"][7:19] or None,
+                "created": row["created"][:19].replace("T", " "),
+                "size": human(row["size"]),
+                "created by": row["created_by"][:80],
+            }
+            for row in rows
+        ]
+    printed(rows, form)
+
+
+@click.command(cls=_Guarded)
+@click.option("-u", "--username", default="", metavar="USER", help="As whom; asked for when it is not given.")
+@click.option("--password-stdin", is_flag=True, help="Read the password from standard input.")
+@click.argument("registry", default="docker.io")
+@click.pass_context
+def login(ctx: click.Context, registry: str, username: str, password_stdin: bool) -> None:
+    """Ask a registry whether it takes a name and a password, and keep them where docker keeps its own."""
+    user = username or click.prompt("Username", err=True)
+    if password_stdin:
+        password = sys.stdin.read().rstrip("\r\n")
+    else:
+        password = click.prompt("Password", hide_input=True, err=True)
+    place = _store().login(registry, user, password)
+    click.echo(f"{registry}: logged in; kept in {place}")
+
+
+@click.command(cls=_Guarded)
+@click.argument("registry", default="docker.io")
+@click.pass_context
+def logout(ctx: click.Context, registry: str) -> None:
+    """Forget the name and password for a registry."""
+    found = _store().logout(registry)
+    click.echo(f"{registry}: {'logged out' if found else 'was not logged in'}")
 
 
 @image.command(cls=_Guarded)

@@ -65,7 +65,7 @@ def up(
         _clear(pod, world)
         _refuse_problems(pod, text, world)
         foreground.interruptible()
-        if staying:
+        if not handing_off:
             foreground.adopt_orphans()
         if cgroup:
             systemd.leave_room(cgroup)
@@ -86,6 +86,20 @@ def down(name: str, host: Host, *, invocation: str = "", force: bool = False) ->
             return 0
         chain.down(host.run, name, _world(host, lock), force=force)
     return 0
+
+
+def sweep(name: str, host: Host) -> bool:
+    """Undoes a pod that is dead or failed; False when it is neither, or another podrun is at work on it."""
+    try:
+        lock = Lock(host.run, name, wait=False)
+    except Failure:
+        return False
+    with lock:
+        # Asked under the lock: since somebody looked, another start may have made the pod whole again.
+        if chain.standing(journals.journals(host.run, name)) == "up":
+            return False
+        chain.down(host.run, name, _world(host, lock))
+    return True
 
 
 def tag(name: str, run: str) -> str:
@@ -122,12 +136,7 @@ def _clear(pod: Pod, world: World) -> None:
     found = journals.journals(pod.run, pod.name)
     if not found:
         return
-    # The lock is ours: what looks like work in progress is a podrun that was killed.
-    processes = [entry.facts["process"] for entry in chain.entries(found) if "process" in entry.facts]
-    whole = all(journal.ready and not journal.stopping for journal in found)
-    today = all(journal.header and journal.header.boot_id == journals.boot_id() for journal in found)
-    running = not processes or any(chain.alive(process["pid"], process["start"]) for process in processes)
-    if whole and today and running:
+    if chain.standing(found) == "up":
         raise Failure("it is already up", code=BUSY, hint=f"'podrun down {pod.name}' stops it")
     undone = chain.down(pod.run, pod.name, world)
     world.say(f"an earlier start had left something behind; undone: {', '.join(undone) or 'its journal'}")

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 
-from podrun import source
+from podrun import parsed, source
 from podrun.errors import WRONG_FILE, Failure
 from podrun.hook import Wrong, read, unknown
 from podrun.keys import COMMON, LOWER, POD_NAME, SECTIONS, STEP_NAME, FileTable, PodTable, StepTable
@@ -92,6 +92,7 @@ def load(
     load_hook: LoadHook,
     etc: str = "/etc/podrun",
     in_unit: bool = False,
+    cache: str = "",
 ) -> PodText:
     """Reads a pod file, given by its path or by a pod's name.
 
@@ -99,6 +100,7 @@ def load(
     that of the template NAME@.toml. ``environ`` has the values of ``${VAR}``; None: they are not known yet (a unit is
     being written), strings with a variable stay as they are and such a step is not checked against its hook.
     ``load_hook`` returns the hook of a word, or raises Failure. ``in_unit``: the files must belong to root.
+    ``cache`` is a directory for what has been parsed before (podrun.parsed).
 
     Raises Failure with WRONG_FILE and a message that begins with "file:line: " (in wrong TOML "file:line:column: ").
     """
@@ -106,8 +108,9 @@ def load(
     if found.instance:
         _told(_Table({}, _Place(found.texts[0], ()), {}), STEP_NAME.parse, found.instance)
     resolve = source.resolver(environ, found.instance)
-    files = [(text, source.tables(text)) for text in found.texts]
-    return _understood(files, found.name, found.instance, load_hook, resolve, known=environ is not None)
+    with parsed.Results(cache) as results:
+        files = [(text, results.of(text.text or "", source.tables, text)) for text in found.texts]
+        return _understood(files, found.name, found.instance, load_hook, resolve, known=environ is not None)
 
 
 def from_tables(

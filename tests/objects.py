@@ -8,6 +8,8 @@ import subprocess
 import time
 from pathlib import Path
 
+from podrun.launch import tag
+
 #: Shared by all pods of a run directory, and meant to stay.
 LASTING = ("/locks/", "/images/", "/seccomp/", "/volumes/")
 
@@ -32,22 +34,22 @@ def processes(*marks: str) -> list[str]:
 
 
 def listing(run: Path, root: Path) -> set[str]:
-    """The objects of the pods of one podrun."""
-    seen = {f"netns {line.split()[0]}" for line in _lines("ip", "netns", "list") if line.startswith("podrun-")}
-    for link in json.loads("".join(_lines("ip", "-json", "link", "show", "type", "veth")) or "[]"):
-        if "podrun" in link.get("ifalias", ""):
+    """The objects of the pods of one podrun: what carries the hash of its run directory, or lies in its directories."""
+    own = tag("", str(run))  # "podrun-3fa2-": other podruns may be at work beside this one
+    marks = (f"{run}/", f"{root}/", own)
+    seen = {f"netns {line.split()[0]}" for line in _lines("ip", "netns", "list") if line.startswith(own)}
+    for link in json.loads("".join(_lines("ip", "-json", "link", "show")) or "[]"):
+        if link.get("ifalias", "").startswith(own):
             seen.add(f"link {link['ifname']} of {link['ifalias']}")
-    marks = (f"{run}/", f"{root}/")
     seen |= {f"mount {line}" for line in _lines("findmnt", "-rno", "TARGET,SOURCE") if any(m in line for m in marks)}
-    seen |= {f"mount {line}" for line in _lines("findmnt", "-rno", "TARGET") if "/netns/podrun" in line}
     for table in _lines("nft", "list", "tables"):
-        if "podrun" in table:
+        if table.endswith(own.rstrip("-")):
             rules = _lines("nft", "-j", "list", "table", *table.split()[1:])
             for item in json.loads("".join(rules) or '{"nftables":[]}')["nftables"]:
                 for element in item.get("map", item.get("set", {})).get("elem", []):
                     seen.add(f"nft element {json.dumps(element)}")
     for directory, names, _ in os.walk("/sys/fs/cgroup"):
-        seen |= {f"cgroup {directory}/{name}" for name in names if "podrun" in name}
+        seen |= {f"cgroup {directory}/{name}" for name in names if own in name}
     for place in (run, root):
         for directory, names, files in os.walk(place):
             if any(lasting in f"{directory}/" for lasting in LASTING):

@@ -33,7 +33,9 @@ def test_the_commands_of_the_readme_work_in_their_order(podrun, home):
             words = line.removeprefix("# ")
             if words.startswith("./dev"):
                 continue  # that is what runs this test
-            done = subprocess.run(["sh", "-c", words], cwd=home, env=environ, capture_output=True, text=True, timeout=60)
+            done = subprocess.run(
+                ["sh", "-c", words], cwd=home, env=environ, capture_output=True, text=True, timeout=60
+            )
             assert done.returncode == 0, f"{words}: {done.stderr}"
             seen[words] = done.stdout
     assert "nothing wrong" in seen["podrun check ./web.toml"]

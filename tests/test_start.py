@@ -302,3 +302,48 @@ def test_the_container_does_not_see_the_notify_socket(podrun, nothing_left, supe
     until(lambda: (out / "env").exists() and (out / "env").read_text())
     assert "NOTIFY" not in (out / "env").read_text()
     podrun("down", "web", check=True)
+
+
+def test_a_container_that_fails_while_the_chain_starts_ends_the_start_with_its_own_status(podrun, nothing_left):
+    slow = '[[chain]]\nhook = "container"\nname = "app"\ncommand = ["sleep", "60"]\nready = { exec = ["sleep", "1"] }\n'
+    later = '[[chain]]\nhook = "register"\nservice = "web"\nport = 80\n'
+    done = podrun("up", pod(podrun, "sleep 0.3; exit 3", more=slow + later))
+    assert done.returncode == 3
+    assert "container main: it ended with 3 before the pod was up" in done.stderr
+
+
+def test_a_container_that_has_done_its_work_lets_the_chain_go_on(podrun, nothing_left):
+    app = '[[chain]]\nhook = "container"\nname = "app"\ncommand = ["sh", "-c", "exit 4"]\nready = { exec = ["true"] }\n'
+    done = podrun(
+        "up",
+        pod(
+            podrun,
+            "exit 0",
+            more='[[chain]]\nhook = "register"\nservice = "a"\nport = 1\n'
+            + app.replace('ready = { exec = ["true"] }\n', ""),
+        ),
+    )
+    assert done.returncode == 4, done.stderr
+
+
+def test_restart_starts_a_pod_from_its_file_as_it_is_now(podrun, nothing_left):
+    path = pod(podrun, f"echo one; {WAITS}")
+    podrun("up", "-d", path, check=True)
+    pod(podrun, f"echo two; {WAITS}")
+    podrun("restart", "web", check=True)
+    until(lambda: podrun("logs", "web").stdout == "two\n")
+    podrun("down", "web", check=True)
+
+
+def test_restart_of_a_pod_without_a_file_runs_it_again_as_it_was(podrun, nothing_left):
+    podrun("run", "-d", "--name", "web", "-e", "X=$${1}", "host:", "sh", "-c", f"echo $X; {WAITS}", check=True)
+    podrun("restart", "web", check=True)
+    until(lambda: podrun("logs", "web").stdout == "$${1}\n")
+    podrun("down", "web", check=True)
+
+
+def test_gc_leaves_a_running_pod_alone(podrun, nothing_left):
+    podrun("up", "-d", pod(podrun), check=True)
+    podrun("gc", check=True)
+    assert state(podrun) == "up"
+    podrun("down", "web", check=True)

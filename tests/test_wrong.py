@@ -32,7 +32,10 @@ WRONG = {
     "two containers of a name": (IMAGE + CONTAINER + CONTAINER, "main"),
     "a container called podrun": (IMAGE + CONTAINER + 'name = "podrun"\n', "podrun"),
     "a user of 2^32": (IMAGE + CONTAINER + 'user = "4294967296"\n', "user"),
-    "an unset variable": (IMAGE + '[[chain]]\nhook = "storage"\nsource = "${NOBODY_SET_THIS}"\ntarget = "/x"\n', ":6: "),
+    "an unset variable": (
+        IMAGE + '[[chain]]\nhook = "storage"\nsource = "${NOBODY_SET_THIS}"\ntarget = "/x"\n',
+        ":6: ",
+    ),
     "no image for the container": (CONTAINER, "image"),
     "an image that is nowhere": (IMAGE + CONTAINER + 'image = "db"\n', "db"),
     "a reference that is none": ('[[chain]]\nhook = "image"\nref = "UPPER CASE"\n', "UPPER CASE"),
@@ -48,7 +51,7 @@ def created(podrun):
     found = []
     for place in (podrun.run, podrun.root):
         for directory, _, files in os.walk(place):
-            found += [f"{directory}/{name}" for name in files if "/locks" not in directory]
+            found += [f"{directory}/{name}" for name in files if not directory.endswith(("/locks", "/parsed"))]
     return found
 
 
@@ -105,7 +108,14 @@ def test_wrong_options_are_refused_before_anything_is_created(podrun, words):
 
 def test_a_missing_runtime_is_told_with_its_package_before_anything_is_created(podrun, home):
     path = podrun.file("web", IMAGE + CONTAINER)
-    words = ["unshare", "--mount", "sh", "-c", 'mount --bind /dev/null /usr/bin/crun; mount --bind /dev/null /usr/bin/runc; mount --bind /dev/null /usr/sbin/runc 2>/dev/null; exec "$@"', "sh"]
+    words = [
+        "unshare",
+        "--mount",
+        "sh",
+        "-c",
+        'mount --bind /dev/null /usr/bin/crun; mount --bind /dev/null /usr/bin/runc; mount --bind /dev/null /usr/sbin/runc 2>/dev/null; exec "$@"',
+        "sh",
+    ]
     import subprocess
 
     done = subprocess.run([*words, *podrun.argv("up", "-d", path)], env=podrun.environ, capture_output=True, text=True)
@@ -117,7 +127,20 @@ def test_a_missing_runtime_is_told_with_its_package_before_anything_is_created(p
 def test_run_saves_the_pod_file_of_a_command_line(podrun, home):
     path = home / "saved.toml"
     text = "say \"${HOME}\" and 'x'\ttoo"
-    podrun("run", "--name", "saved", "-e", f"TEXT={text}", "--save", str(path), "host:", "sh", "-c", 'printf %s "$TEXT"', check=True)
+    podrun(
+        "run",
+        "--name",
+        "saved",
+        "-e",
+        f"TEXT={text}",
+        "--save",
+        str(path),
+        "host:",
+        "sh",
+        "-c",
+        'printf %s "$TEXT"',
+        check=True,
+    )
     done = podrun("up", str(path))
     assert (done.returncode, done.stdout) == (0, text), done.stderr
     assert podrun("run", "--save", str(path), "host:", "true").returncode == 78, "an existing file is not overwritten"
