@@ -43,13 +43,22 @@ GLOBAL = (
 
 COMMANDS = {
     "up": Command(
-        (Flag(("-d", "--detach"), "detach", "Return when the pod is ready; nothing of podrun stays."),),
+        (
+            Flag(("-d", "--detach"), "detach", "Return when the pod is ready; nothing of podrun stays."),
+            Flag(
+                ("--segment",), "segment", "Only one container with the steps after it, or 'pod'.", "NAME", default=""
+            ),
+            Flag(("--resolved",), "resolved", "The word is a file that 'up -d' has written for its unit."),
+        ),
         ("word",),
     ),
     "down": Command(
         (
             Flag(("--force",), "force", "Go on when a step cannot be undone."),
             Flag(("--invocation",), "invocation", "Leave a pod alone that another start made.", "ID", default=""),
+            Flag(
+                ("--segment",), "segment", "Only one container with the steps after it, or 'pod'.", "NAME", default=""
+            ),
         ),
         ("word",),
     ),

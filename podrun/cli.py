@@ -10,9 +10,9 @@ from typing import Any
 
 import click
 
-from podrun import __version__, chain, find, foreground, launch, parsed, podfile, run, show
+from podrun import __version__, chain, endings, find, foreground, launch, parsed, podfile, run, show
 from podrun import journal as journals
-from podrun.acts import act, guarded, host_of, name_of
+from podrun.acts import act, detached, guarded, host_of, name_of
 from podrun.arguments import COMMANDS, GLOBAL, Flag
 from podrun.errors import BUSY, UNAVAILABLE, WRONG_FILE, Failure
 from podrun.hook import Pod
@@ -112,7 +112,7 @@ def restart(host: Host, word: str) -> int:
     else:
         text = podfile.load(header.file if header else word, environ=host.environ, load_hook=find.load)
     launch.down(name, host)
-    return launch.up(text, host, detach=True)
+    return detached(text, host)
 
 
 def _as_it_was_run(pod: Pod, host: Host) -> podfile.PodText:
@@ -210,12 +210,23 @@ def exec_(host: Host, word: str, command: Sequence[str], container: str, **given
 def wait(host: Host, word: str) -> int:
     """Wait until the pod's last container has ended."""
     name = name_of(word, host)
+    found = show.resident(host.run, name)
     waiting = launch.residents(host.run, name)
-    if not waiting:
+    if not waiting or found is None or found[0].header is None:
+        if ending := endings.last(host.run, name):
+            return ending.status
         raise Failure("it has no container to wait for", code=UNAVAILABLE)
-    last = waiting[-1]
+    last, header = waiting[-1], found[0].header
     while chain.alive(last.pid, last.start):
         _pause(0.05)
+    if header.pod.unit:
+        # systemd tells its ExecStopPost= how the container ended.
+        for _ in range(200):
+            for part in ("", found[0].segment):
+                ending = endings.read(host.run, name, part)
+                if ending and ending.invocation == header.pod.invocation:
+                    return ending.status
+            _pause(0.05)
     return foreground.reap(last)
 
 
@@ -284,6 +295,30 @@ def gc(host: Host, only_check: bool) -> int:
             found += 1
             click.echo(f"{hook}: {line}")
     return 1 if found and only_check else 0
+
+
+@_command(
+    click.Option(["--install"], is_flag=True, help="Put them where systemd reads them, and enable them."),
+    click.Option(["--install-generator"], is_flag=True, help="Have systemd make the units of /etc/podrun itself."),
+    click.Argument(["word"], metavar="[FILE|NAME]", required=False),
+)
+def unit(host: Host, word: str | None, install: bool, install_generator: bool) -> None:
+    """Print the systemd units of a pod file."""
+    from podrun import install as installing
+
+    if install_generator:
+        click.echo(installing.install_generator())
+    if word is None:
+        if not install_generator:
+            raise Failure("which pod's units?", code=WRONG_FILE, hint="podrun unit FILE|NAME")
+        return
+    made = installing.units(word, host)
+    if install:
+        for line in installing.install(made):
+            click.echo(line)
+        return
+    for number, (name, text) in enumerate(made.items()):
+        click.echo(f"{chr(10) if number else ''}# {name}\n{text}", nl=False)
 
 
 @_command()

@@ -24,8 +24,12 @@ def run(given: dict[str, Any], host: Host) -> int:
     if given["save"]:
         _save(given["save"], pod, name)
         return 0
+    if given["detach"] and not given["tty"]:
+        from podrun.acts import detached
+
+        return detached(text, host)
     if not given["tty"]:
-        return launch.up(text, host, detach=given["detach"], interactive=given["interactive"])
+        return launch.up(text, host, interactive=given["interactive"])
     if given["detach"]:
         raise Failure("-t needs somebody at the terminal", code=WRONG_FILE, hint="leave out -d, or -t")
     from podrun.terminal import Terminal

@@ -6,7 +6,7 @@ import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 CGROUPS = "/sys/fs/cgroup"
 #: The launcher's own cgroup below the unit's: no container may have its name.
@@ -79,6 +79,29 @@ def delegated_cgroup(cgroups: str = CGROUPS) -> str:
         except OSError:
             continue
     return ""
+
+
+def own_unit() -> str:
+    """The unit whose cgroup podrun is in ("web.service"), or ""."""
+    with open("/proc/self/cgroup", encoding="utf-8") as file:
+        lines = [line.rstrip("\n").split(":", 2) for line in file]
+    # v1 and hybrid: the hierarchy of systemd's own; v2: the only one.
+    own = next((path for _, names, path in lines if names == "name=systemd"), "")
+    own = own or next((path for number, _, path in lines if number == "0"), "")
+    return next((word for word in reversed(own.split("/")) if word.endswith(".service")), "")
+
+
+def booted() -> bool:
+    """True where systemd runs the machine (sd_booted(3))."""
+    return os.path.isdir("/run/systemd/system")
+
+
+def stop(units: Sequence[str]) -> None:
+    """Has systemd stop units and waits for it; what keeps it from that is systemctl's to say."""
+    # Each once, the last started first: they depend on those before them.
+    names = list(dict.fromkeys(reversed(units)))
+    pid = os.posix_spawn("/bin/systemctl", ["systemctl", "stop", *names], os.environ)
+    os.waitpid(pid, 0)
 
 
 def leave_room(cgroup: str, cgroups: str = CGROUPS) -> None:

@@ -199,14 +199,13 @@ class Boot:
             self.reports.touch()
             self._carry(self.shared / "carry.tar")
             argv = self._nspawn(made) if self.kind == "nspawn" else self._qemu(made, disk(made))
+            self.cgroup = self._own_cgroup() if self.kind == "nspawn" else None
+            if self.cgroup:
+                argv = ["sh", "-c", 'echo 0 >"$0"/cgroup.procs && exec "$@"', str(self.cgroup), *argv]
+            environ = {**os.environ, **NSPAWN, "TMPDIR": str(self.home)}
             with open(self.console, "wb") as console:
                 self.process = subprocess.Popen(
-                    argv,
-                    stdin=subprocess.DEVNULL,
-                    stdout=console,
-                    stderr=console,
-                    env={**os.environ, **NSPAWN, "TMPDIR": str(self.home)},
-                    preexec_fn=self._enter_cgroup,
+                    argv, stdin=subprocess.DEVNULL, stdout=console, stderr=console, env=environ
                 )
         except BaseException:
             shutil.rmtree(self.home, ignore_errors=True)
@@ -290,31 +289,24 @@ class Boot:
         argv += ["-drive", f"file={image},format=raw,if=virtio,cache=unsafe,snapshot=on"]
         return [*argv, "-drive", f"file={self.shared}/carry.tar,format=raw,if=virtio,readonly=on"]
 
-    def _enter_cgroup(self) -> None:
-        """nspawn makes its caller's cgroup the guest's root: the guest gets one of its own."""
-        if self.kind != "nspawn":
-            return
+    def _own_cgroup(self) -> Path | None:
+        """nspawn makes its caller's cgroup the guest's root: the guest gets one of its own, where we may make one."""
         for top in (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified")):
             if (top / "cgroup.procs").exists() and (top / "cgroup.controllers").exists():
-                own = top / f"podrun-tests-{os.getppid()}"
                 try:
-                    own.mkdir(exist_ok=True)
-                    (own / "cgroup.procs").write_text("0")
+                    (top / self.home.name).mkdir()
                 except OSError:
-                    pass  # not ours to arrange: the guest shares the caller's
+                    continue
+                return top / self.home.name
+        return None
 
     def _remove_cgroup(self) -> None:
-        for top in ("/sys/fs/cgroup", "/sys/fs/cgroup/unified"):
-            own = f"{top}/podrun-tests-{os.getpid()}"
-            for _ in range(100):
-                for directory, _, _ in os.walk(own, topdown=False):
-                    try:
-                        os.rmdir(directory)
-                    except OSError:
-                        pass
-                if not os.path.exists(own):
-                    break
-                time.sleep(0.02)
+        while self.cgroup and self.cgroup.exists():
+            for directory, _, _ in os.walk(self.cgroup, topdown=False):
+                try:
+                    os.rmdir(directory)
+                except OSError:
+                    time.sleep(0.02)
 
 
 def _inside() -> None:
