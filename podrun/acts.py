@@ -91,6 +91,7 @@ def _up(given: dict[str, Any], host: Host) -> int:
         from podrun import transient
 
         text = transient.resolved(given["word"])
+        given["word"] = text.name
     else:
         text = podfile.load(
             given["word"], environ=host.environ, load_hook=find.load, in_unit=systemd.takes_over(host.environ)

@@ -159,12 +159,16 @@ def logs(host: Host, word: str, container: str, follow: bool) -> None:
     found = show.resident(host.run, name, container)
     if found is None:
         raise Failure("there is no such container", code=UNAVAILABLE, hint=f"see 'podrun inspect {name}'")
-    path = found[1].facts.get("log", {}).get("file")
-    if not path:
-        raise Failure(
-            "its output went where podrun's own went", code=UNAVAILABLE, hint="a unit's is in journalctl -u UNIT"
-        )
     process = found[1].facts.get("process") or found[1].process or {"pid": 0, "start": 0}
+    path = found[1].facts.get("log", {}).get("file")
+    header = found[0].header
+    if not path and header and header.pod.unit:
+        from podrun.entries import show as show_entries
+
+        show_entries(header.pod.unit, header.pod.invocation, process["pid"], process["start"], follow=follow)
+        return
+    if not path:
+        raise Failure("its output went where podrun's own went", code=UNAVAILABLE)
     with open(path, "rb") as file:
         while True:
             running = chain.alive(process["pid"], process["start"])
@@ -289,6 +293,8 @@ def gc(host: Host, only_check: bool) -> int:
             click.echo(f"{name}: {state}")
     if not only_check:
         parsed.forget(parsed.directory(host.run))
+    if not only_check:
+        endings.forget(host.run, journals.pods(host.run))
     for hook in find.FIRST_PARTY:
         collect = getattr(find.load(hook), "collect", None)
         for line in collect(host.root, host.run, set(journals.pods(host.run)), only_check) if collect else ():

@@ -9,7 +9,7 @@ from podrun.record import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 
 class Ending(NamedTuple):
@@ -54,6 +54,18 @@ def last(run: str, name: str) -> Ending | None:
     except FileNotFoundError:
         return None
     return read(run, name, max(found)[1].partition(".")[2]) if found else None
+
+
+def forget(run: str, pods: Sequence[str]) -> None:
+    """Removes the endings of what is none of ``pods``, and what their units were started from (podrun.transient)."""
+    for place in ("ended", "units"):
+        try:
+            names = os.listdir(f"{run}/{place}")
+        except FileNotFoundError:
+            continue
+        for name in names:
+            if name.split(".")[0] not in pods:
+                os.unlink(f"{run}/{place}/{name}")
 
 
 def _path(run: str, name: str, segment: str) -> str:

@@ -110,6 +110,9 @@ def down(name: str, host: Host, *, invocation: str = "", force: bool = False, se
         own = [journal for journal in found if journal.segment == segment] if segment else found
         if invocation and any(journal.header and journal.header.pod.invocation != invocation for journal in own):
             return 0
+        if host.environ.get("SERVICE_RESULT") == "timeout" and own and all(journal.ready for journal in own):
+            # Once the container is the main process, systemd hears podrun's READY=1 only with NotifyAccess=all.
+            host.say("it was ready, and systemd did not hear of it: its unit lacks NotifyAccess=all")
         chain.down(host.run, name, _world(host, lock), force=force, only=segment)
         if invocation:
             endings.note(host.run, name, segment, invocation, host.environ)

@@ -85,10 +85,10 @@ def own_unit() -> str:
     """The unit whose cgroup podrun is in ("web.service"), or ""."""
     with open("/proc/self/cgroup", encoding="utf-8") as file:
         lines = [line.rstrip("\n").split(":", 2) for line in file]
-    # v1 and hybrid: the hierarchy of systemd's own; v2: the only one.
-    own = next((path for _, names, path in lines if names == "name=systemd"), "")
-    own = own or next((path for number, _, path in lines if number == "0"), "")
-    return next((word for word in reversed(own.split("/")) if word.endswith(".service")), "")
+    # v2, or systemd's own hierarchy beside v1's.
+    paths = [path for number, names, path in lines if number == "0" or names == "name=systemd"]
+    words = [word for path in paths for word in reversed(path.split("/"))]
+    return next((word for word in words if word.endswith(".service")), "")
 
 
 def booted() -> bool:

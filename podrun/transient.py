@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import sys
 
-from podrun import jsontext, launch, unit
-from podrun.errors import INTERNAL, UNAVAILABLE, Failure
+from podrun import chain, jsontext, launch, unit
+from podrun.errors import BUSY, INTERNAL, UNAVAILABLE, Failure
 from podrun.podfile import PodText, StepText
 
 TYPE_CHECKING = False
@@ -26,6 +26,8 @@ _NOT_PROPERTIES = ("Type", "ExecStart", "Description", "SourcePath")
 def start(text: PodText, host: Host) -> int:
     """Starts a pod as a transient unit; returns 0 when it is ready, else podrun's own exit code from the unit."""
     name = f"{launch.tag(text.name, host.run)}.service"
+    if chain.state(host.run, text.name) not in ("absent", "dead", "failed"):
+        raise Failure("it is already up", code=BUSY, hint=f"'podrun down {text.name}' stops it")
     pod = _described(text)
     if os.path.exists(f"/run/systemd/transient/{name}"):
         # A failed unit stays to be looked at, until the next start.
