@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from podrun import __version__, chain, endings, find, foreground, launch, parsed, podfile, run, show
+from podrun import __version__, chain, endings, find, foreground, launch, networks, parsed, podfile, run, show, volumes
 from podrun import journal as journals
 from podrun.acts import act, detached, guarded, host_of, name_of
 from podrun.arguments import COMMANDS, GLOBAL, Flag
@@ -18,6 +18,7 @@ from podrun.errors import BUSY, UNAVAILABLE, WRONG_FILE, Failure
 from podrun.hook import Pod
 from podrun.images import image, login, logout
 from podrun.launch import Host
+from podrun.printing import printed
 
 #: Where pods have their files.
 ETC = "/etc/podrun"
@@ -68,7 +69,8 @@ podrun.params = [*(_option(flag) for flag in GLOBAL), *podrun.params]
 podrun.add_command(_planned("up", "Start a pod and stay until it ends; with -d return when it is ready."))
 podrun.add_command(_planned("run", "Start a pod without a file."))
 podrun.add_command(_planned("down", "Undo a pod, in reverse."))
-podrun.add_command(image)
+for group in (image, networks.group, volumes.group):
+    podrun.add_command(group)
 podrun.add_command(login)
 podrun.add_command(logout)
 
@@ -339,26 +341,6 @@ def _problems(text: podfile.PodText, host: Host) -> list[tuple[str, Any]]:
     pod = Pod(text.name, host.root, host.run, tag=launch.tag(text.name, host.run), thorough=True)
     world = chain.World(find.load, chain.quiet, chain.quiet, chain.quiet, lambda: None)
     return chain.problems(pod, text.steps, world)
-
-
-def printed(rows: Sequence[dict[str, Any]], form: str) -> None:
-    """Prints rows: a table for people, or JSON Lines."""
-    if form == "json":
-        for row in rows:
-            click.echo(json.dumps(row))
-        return
-    if not rows:
-        return
-    table = [[head.upper() for head in rows[0]], *([_cell(value) for value in row.values()] for row in rows)]
-    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
-    for cells in table:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, list):
-        return ",".join(str(item) for item in value) or "-"
-    return "-" if value is None else str(value)
 
 
 def _is_file(word: str) -> bool:

@@ -13,9 +13,10 @@ import click
 
 from podrun import chain, find
 from podrun import journal as journals
-from podrun.acts import guarded, host_of
+from podrun.acts import host_of
 from podrun.errors import WRONG_FILE, Failure
 from podrun.launch import Host
+from podrun.printing import Guarded, human, printed
 
 
 def _store() -> Any:
@@ -43,13 +44,6 @@ def image() -> None:
 
 def _host(ctx: click.Context) -> Host:
     return host_of(ctx.obj)
-
-
-class _Guarded(click.Command):
-    """A command whose failures are told as every command's are."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        ctx.exit(guarded(lambda: super(_Guarded, self).invoke(ctx), ctx.obj))
 
 
 class _Lines:
@@ -124,7 +118,7 @@ def _teller(quiet: bool) -> Any:
         return _Lines()
 
 
-@image.command(cls=_Guarded)
+@image.command(cls=Guarded)
 @click.option("--platform", default="", metavar="OS/ARCH[/VARIANT]", help="Which one of a multi-platform image.")
 @click.option("--cosign-key", default="", metavar="KEY", help="Only when this key has signed it (cosign).")
 @click.option("--policy", default="", metavar="FILE", help="Only when this containers-policy.json(5) accepts it.")
@@ -150,7 +144,7 @@ def pull(ctx: click.Context, ref: str, platform: str, cosign_key: str, policy: s
     click.echo(found.digest)
 
 
-@image.command("import", cls=_Guarded)
+@image.command("import", cls=Guarded)
 @click.argument("path")
 @click.pass_context
 def import_(ctx: click.Context, path: str) -> None:
@@ -161,7 +155,7 @@ def import_(ctx: click.Context, path: str) -> None:
         click.echo(f"{found.digest}  {found.ref}")
 
 
-@image.command(cls=_Guarded)
+@image.command(cls=Guarded)
 @click.option(
     "--format",
     "form",
@@ -181,14 +175,12 @@ def export(ctx: click.Context, ref: str, file: str, form: str) -> None:
     click.echo(digest, err=file == "-")
 
 
-@image.command(cls=_Guarded)
+@image.command(cls=Guarded)
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", help="How to print.")
 @click.argument("ref")
 @click.pass_context
 def history(ctx: click.Context, ref: str, form: str) -> None:
     """Show how an image was made, the newest step first."""
-    from podrun.cli import printed
-
     rows = [row._asdict() for row in _store().history(_host(ctx).root, ref, os.getcwd())]
     if form == "table":
         rows = [
@@ -203,7 +195,7 @@ def history(ctx: click.Context, ref: str, form: str) -> None:
     printed(rows, form)
 
 
-@click.command(cls=_Guarded)
+@click.command(cls=Guarded)
 @click.option("-u", "--username", default="", metavar="USER", help="As whom; asked for when it is not given.")
 @click.option("--password-stdin", is_flag=True, help="Read the password from standard input.")
 @click.argument("registry", default="docker.io")
@@ -219,7 +211,7 @@ def login(ctx: click.Context, registry: str, username: str, password_stdin: bool
     click.echo(f"{registry}: logged in; kept in {place}")
 
 
-@click.command(cls=_Guarded)
+@click.command(cls=Guarded)
 @click.argument("registry", default="docker.io")
 @click.pass_context
 def logout(ctx: click.Context, registry: str) -> None:
@@ -228,14 +220,12 @@ def logout(ctx: click.Context, registry: str) -> None:
     click.echo(f"{registry}: {'logged out' if found else 'was not logged in'}")
 
 
-@image.command(cls=_Guarded)
+@image.command(cls=Guarded)
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", help="How to print.")
 @click.option("-q", "--quiet", is_flag=True, help="Digests only.")
 @click.pass_context
 def ls(ctx: click.Context, form: str, quiet: bool) -> None:
     """List the images in the store."""
-    from podrun.cli import printed
-
     rows = [row._asdict() for row in _store().ls(_host(ctx).root)]
     if quiet:
         for row in rows:
@@ -254,7 +244,7 @@ def ls(ctx: click.Context, form: str, quiet: bool) -> None:
     printed(rows, form)
 
 
-@image.command(cls=_Guarded)
+@image.command(cls=Guarded)
 @click.argument("ref")
 @click.pass_context
 def inspect(ctx: click.Context, ref: str) -> None:
@@ -262,7 +252,7 @@ def inspect(ctx: click.Context, ref: str) -> None:
     click.echo(json.dumps(_store().inspect(_host(ctx).root, ref, os.getcwd()), indent=2))
 
 
-@image.command(cls=_Guarded)
+@image.command(cls=Guarded)
 @click.argument("refs", nargs=-1, required=True)
 @click.pass_context
 def rm(ctx: click.Context, refs: Sequence[str]) -> None:
@@ -271,7 +261,7 @@ def rm(ctx: click.Context, refs: Sequence[str]) -> None:
     _removed(_store().rm(host.root, list(refs), lambda: used(host), os.getcwd()))
 
 
-@image.command(cls=_Guarded)
+@image.command(cls=Guarded)
 @click.option("-a", "--all", "unused", is_flag=True, help="Also images that no pod uses.")
 @click.pass_context
 def prune(ctx: click.Context, unused: bool) -> None:
@@ -284,12 +274,3 @@ def _removed(removed: Any) -> None:
     for ref in removed.refs:
         click.echo(f"removed {ref}")
     click.echo(f"freed {human(removed.freed)}")
-
-
-def human(size: float) -> str:
-    """A size for people: "12.3M", to the base 1024."""
-    units = iter("BKMGT")
-    unit = next(units)
-    while size >= 1024 and unit != "T":
-        size, unit = size / 1024, next(units)
-    return f"{size:.0f}{unit}" if unit == "B" else f"{size:.1f}{unit}"

@@ -19,7 +19,9 @@ from podrun_hooks.image.layer import Summary
 
 def step(root: Path, ref: str, **options: Any) -> Step:
     pod = Pod(name="t", root=str(root), run=str(root.parent / "run"))
-    return Step(pod, "image", "image", hook.Options(ref=ref, **{"pull": "missing", "platform": "", **options}))
+    return Step(
+        pod, "image", "image", hook.Options(ref=ref, **{"pull": "missing", "platform": "", "verify": None, **options})
+    )
 
 
 def nothing() -> set[str]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import socket
+import ssl
 import subprocess
 import threading
 import time
@@ -13,6 +15,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 import image_builder as build
 
@@ -81,6 +84,8 @@ class Request(BaseHTTPRequestHandler):
         self.server.answer(self)
 
     do_HEAD = do_GET
+    do_POST = do_GET
+    do_CONNECT = do_GET
 
     def log_message(self, *_: object) -> None:
         pass
@@ -102,8 +107,17 @@ class Faulty(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, built: build.Built, change: Callable[[Request], Any] = lambda request: None) -> None:
+    def __init__(
+        self,
+        built: build.Built,
+        change: Callable[[Request], Any] = lambda request: None,
+        certificate: str = "",
+    ) -> None:
         super().__init__(("127.0.0.1", 0), Request)
+        if certificate:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
         self.host = f"127.0.0.1:{self.server_address[1]}"
         self.built = built
         self.change = change
@@ -129,13 +143,62 @@ class Faulty(ThreadingHTTPServer):
         else:
             request.reply(200, content, **kind)
 
+    def handle_error(self, *_: object) -> None:
+        """Clients that go away are what the tests are about."""
+
     def paths(self, word: str) -> list[str]:
         return [path for _, path, _ in self.seen if word in path]
 
 
+def basic(user: str, password: str) -> str:
+    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+
+
+def asks_for_a_password(user: str, password: str) -> Callable[[Request], bool]:
+    """A registry with basic authentication."""
+
+    def change(request: Request) -> bool:
+        if request.headers.get("Authorization") == basic(user, password):
+            return False
+        request.reply(401, b"{}", WWW_Authenticate='Basic realm="x"')
+        return True
+
+    return change
+
+
+def asks_for_a_token(user: str, password: str, identity: str = "") -> Callable[[Request], bool]:
+    """A registry with a token service: a token for a name and password, or for an identity token, by scope."""
+
+    def change(request: Request) -> bool:
+        path, _, query = request.path.partition("?")
+        if path == "/token":
+            form = query
+            if request.command == "POST":
+                form = request.rfile.read(int(request.headers["Content-Length"])).decode()
+            asked = dict(parse_qsl(form))
+            by_token = identity and asked.get("refresh_token") == identity
+            if by_token or request.headers.get("Authorization") == basic(user, password):
+                request.reply(200, json.dumps({"token": f"for {asked.get('scope', 'nothing')}"}).encode())
+            else:
+                request.reply(401, b'{"errors":[{"code":"UNAUTHORIZED","message":"wrong name or password"}]}')
+            return True
+        repository = request.path.removeprefix("/v2/").rpartition("/")[0].rpartition("/")[0]
+        scope = f"repository:{repository}:pull" if repository else ""
+        if request.headers.get("Authorization") == f"Bearer for {scope or 'nothing'}":
+            return False
+        realm = f"http://{request.headers['Host']}/token"
+        told = f'Bearer realm="{realm}",service="reg"' + (f',scope="{scope}"' if scope else "")
+        request.reply(401, b"{}", WWW_Authenticate=told)
+        return True
+
+    return change
+
+
 @contextmanager
-def faulty(built: build.Built, change: Callable[[Request], Any] = lambda request: None) -> Iterator[Faulty]:
-    server = Faulty(built, change)
+def faulty(
+    built: build.Built, change: Callable[[Request], Any] = lambda request: None, certificate: str = ""
+) -> Iterator[Faulty]:
+    server = Faulty(built, change, certificate)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:

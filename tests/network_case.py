@@ -15,7 +15,7 @@ from typing import Any
 from podrun.hook import Pod, Problem, Step, read
 from podrun.launch import tag
 from podrun_hooks import network
-from podrun_hooks.network import bridge, inspect
+from podrun_hooks.network import bridge, inspect, names
 
 _SERVER = """
 import socket, sys
@@ -58,20 +58,27 @@ class Place:
         self.servers: list[subprocess.Popen[str]] = []
         self.started: dict[str, Step] = {}
 
-    def step(self, pod: str, **table: Any) -> Step:
-        """The network step of a pod that has a journal, as the chain writes one before it calls a hook."""
+    def step(self, pod: str, step: str = "network", **table: Any) -> Step:
+        """A network step of a pod that has a journal, as the chain writes one before it calls a hook."""
         found = Pod(pod, self.root, self.run, tag(pod, self.run), invocation=os.urandom(4).hex())
         os.makedirs(found.directory, mode=0o700, exist_ok=True)
         Path(found.directory, "pod.journal").touch()
-        return Step(found, "network", "network", read(network.Options, table))
+        return Step(found, "network", step, read(network.Options, table))
 
     def up(self, pod: str, **table: Any) -> dict[str, Any]:
         step = self.step(pod, **table)
         self.started[pod] = step
         return network.up(step, {})
 
+    def further(self, pod: str, facts: dict[str, Any], name: str = "network-2", **table: Any) -> dict[str, Any]:
+        """One more network step of a pod that is up."""
+        step = self.step(pod, name, **table)
+        self.started[f"{pod} {name}"] = step
+        return network.up(step, facts)
+
     def down(self, pod: str, own: dict[str, Any] | None = None) -> None:
-        network.down(self.started.pop(pod), own or {})
+        for key in [key for key in reversed(self.started) if key == pod or key.startswith(f"{pod} ")]:
+            network.down(self.started.pop(key), own or {})
 
     def check(self, pod: str, **table: Any) -> list[Problem]:
         return network.check(self.step(pod, **table))
@@ -90,13 +97,18 @@ class Place:
         assert server.stdout
         assert server.stdout.readline() == "listening\n"
 
-    def close(self) -> None:
-        for server in self.servers:
+    def silence(self) -> None:
+        """Ends all servers: a process keeps the namespace that it is in."""
+        while self.servers:
+            server = self.servers.pop()
             server.kill()
             server.wait()
             if server.stdout:
                 server.stdout.close()
-        for step in self.started.values():
+
+    def close(self) -> None:
+        self.silence()
+        for step in reversed(self.started.values()):
             network.down(step, {})
         for journal in self.home.glob("run/pods/*/*.journal"):
             journal.unlink()
@@ -155,18 +167,22 @@ def run(*argv: str, check: bool = True) -> str:
 
 def seen(place: Place) -> set[str]:
     """What the kernel and the file system have of a place's pods; what pods share is left out."""
-    found = {f"netns {line.split()[0]}" for line in run("ip", "netns", "list").splitlines() if "podrun-" in line}
+    mine = bridge.prefix(place.step("any").pod)
+    found = {f"netns {line.split()[0]}" for line in run("ip", "netns", "list").splitlines() if line.startswith(mine)}
     found |= {f"link {row['name']}" for row in inspect.links(place.run)}
     found |= {f"port {row}" for row in inspect.published(place.run)}
     for name in ("host4", "any4", "host6", "any6"):
         text = run("nft", "list", "map", "inet", place.table(), name, check=False)
         found |= {f"element {line}" for line in text.splitlines() if "comment" in line}
     for directory, _, files in os.walk(place.run):
-        found |= {f"file {directory}/{name}" for name in files if not name.endswith((".journal", ".lock"))}
+        lasting = (".journal", ".lock", "/hosts") if directory.startswith(f"{place.run}/network/") else (".journal",)
+        found |= {f"file {path}" for name in files if not (path := f"{directory}/{name}").endswith(lasting)}
+    for known in bridge.known_in(place.run):
+        found |= {f"name {name}" for name in names.known(known.directory)}
     found |= {
         f"mount {line.split()[4]}"
         for line in Path("/proc/self/mountinfo").read_text().splitlines()
-        if "podrun-" in line
+        if f"/{mine}" in line
     }
     return found
 

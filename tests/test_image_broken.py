@@ -12,7 +12,7 @@ import image_builder as build
 import pytest
 from image_samples import BASE, layered_image, step, visible
 
-from podrun.errors import MALFORMED, Failure
+from podrun.errors import MALFORMED, UNAVAILABLE, Failure
 from podrun_hooks import image as hook
 from podrun_hooks import linux
 
@@ -127,6 +127,21 @@ def test_a_broken_image_is_refused_and_leaves_nothing(tmp_path: Path, case: str)
     left = visible(tmp_path / "root")
     assert not {name for name in left if name.startswith(("refs/", "tmp/", "locks/", "layers/"))}
     assert json.loads((tmp_path / "root/images/index.json").read_text())["manifests"] == []
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+        "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
+    ],
+)
+def test_an_image_with_foreign_layers_is_refused(tmp_path: Path, kind: str) -> None:
+    path = str(tmp_path / "layout")
+    _with_manifest(lambda m: m["layers"][0].update(mediaType=kind, urls=["https://maker.example/layer"]))(path)
+    with pytest.raises(Failure, match="foreign layer") as caught:
+        hook.up(step(tmp_path / "root", f"oci:{path}:v1"), {})
+    assert caught.value.code == UNAVAILABLE
 
 
 def test_a_full_disk_leaves_nothing_of_the_image(tmp_path: Path, layered: tuple[str, build.Built]) -> None:

@@ -20,7 +20,12 @@ HERE = Path(__file__).parent
 
 
 def step(root: Path, ref: str) -> Step:
-    return Step(Pod("t", str(root), str(root)), "image", "image", hook.Options(ref=ref, pull="missing", platform=""))
+    return Step(
+        Pod("t", str(root), str(root)),
+        "image",
+        "image",
+        hook.Options(ref=ref, pull="missing", platform="", verify=None),
+    )
 
 
 def test_the_host_gives_its_usr_read_only_and_nothing_of_its_users(tmp_path: Path) -> None:
@@ -90,7 +95,7 @@ before = set(sys.modules)
 started = time.perf_counter()
 from podrun_hooks import image as hook
 imported = time.perf_counter()
-step = Step(Pod("t", sys.argv[1], "/run"), "image", "image", hook.Options(ref=sys.argv[2], pull="missing", platform=""))
+step = Step(Pod("t", sys.argv[1], "/run"), "image", "image", hook.Options(ref=sys.argv[2], pull="missing", platform="", verify=None))
 assert hook.check(step) == []
 facts = hook.up(step, {})
 hook.down(step, facts)

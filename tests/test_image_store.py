@@ -253,3 +253,12 @@ def test_check_names_what_makes_the_step_impossible(
     with pytest.raises(Failure) as caught:
         hook.up(step(tmp_path / "root", ref, **options), {})
     assert caught.value.code == code
+
+
+def test_an_image_of_more_than_128_layers_runs(podrun: Any) -> None:
+    busybox = Path("/bin/busybox").read_bytes()
+    first = build.tar(build.file("bin/busybox", busybox, mode=0o755), build.file("old"))
+    layers = [build.tar(build.file(f"d/{number}"), build.file(f"d/.wh.{number - 1}")) for number in range(140)]
+    path = build.layout(str(podrun.home / "layout"), {"v1": build.image(first, *layers)})
+    done = podrun("run", "--rm", f"oci:{path}:v1", "/bin/busybox", "ls", "/d")
+    assert (done.returncode, done.stdout) == (0, "139\n"), done.stderr

@@ -130,9 +130,16 @@ def test_down_of_what_never_was_does_nothing(place):
     network.down(place.step("web"), {})
 
 
-def test_a_second_network_step_is_refused(place):
+@pytest.mark.parametrize("mode", ["host", "none", "netns:/run/netns/x", "pod:other"])
+def test_a_further_network_step_that_brings_a_namespace_is_refused(place, mode):
     with pytest.raises(Failure, match="has a network already") as refused:
-        network.up(place.step("web"), {"netns": "/run/netns/x"})
+        network.up(place.step("web", mode=mode), {"netns": "/run/netns/x"})
+    assert refused.value.code == WRONG_FILE
+
+
+def test_a_pod_in_the_hosts_network_gets_no_further_interface(place):
+    with pytest.raises(Failure, match="in the host's network already") as refused:
+        network.up(place.step("web"), {"netns": "host"})
     assert refused.value.code == WRONG_FILE
 
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from network_case import Place, call, free_port, seen, settled
+from network_case import Place, call, free_port, inside, run, seen, settled
 
 from podrun_hooks import network
 
@@ -32,10 +32,10 @@ def tell(_):
     if str(count) == point:
         os.kill(os.getpid(), 9)
 pod = Pod("web", {root!r}, {run!r}, {tag!r}, invocation="x")
-step = Step(pod, "network", "network", read(network.Options, {table!r}), tell)
+step = Step(pod, "network", {name!r}, read(network.Options, {table!r}), tell)
 if point.startswith("t"):
     signal.setitimer(signal.ITIMER_REAL, float(point[1:]))  # nobody handles SIGALRM: it ends the process like SIGKILL
-network.{verb}(step, {{}})
+network.{verb}(step, {facts!r})
 """
 
 
@@ -54,11 +54,21 @@ def table():
     return {"publish": [f"{free_port()}:80", f"{free_port()}:53/udp"]}
 
 
-def victim(place: Place, verb: str, point: str, table: dict) -> bool:
-    """Runs the verb in a process that is killed; False when it came to its end before."""
-    step = place.step("web", **table)
-    place.started["web"] = step
-    code = _VICTIM.format(path=sys.path, root=place.root, run=place.run, tag=step.pod.tag, table=table, verb=verb)
+def victim(place: Place, verb: str, point: str, table: dict, facts: dict | None = None) -> bool:
+    """Runs the verb in a process that is killed; False when it came to its end before. ``facts``: a further step's."""
+    name = "network-2" if facts else "network"
+    step = place.step("web", name, **table)
+    place.started["web network-2" if facts else "web"] = step
+    code = _VICTIM.format(
+        path=sys.path,
+        root=place.root,
+        run=place.run,
+        tag=step.pod.tag,
+        name=name,
+        table=table,
+        verb=verb,
+        facts=facts or {},
+    )
     process = subprocess.Popen([sys.executable, "-c", code, point], stderr=subprocess.PIPE, text=True)
     _, errors = process.communicate()
     assert process.returncode in (0, -9, -14), errors
@@ -125,3 +135,67 @@ def test_killed_before_there_is_a_bridge_the_next_up_makes_it():
             assert call("", facts["addresses"][0].partition("/")[0], 80).startswith("web to ")
         finally:
             place.close()
+
+
+@pytest.fixture
+def wire():
+    run("ip", "link", "add", "t-net-kill0", "type", "veth", "peer", "name", "t-net-kill1")
+    run("ip", "link", "set", "t-net-kill0", "up")
+    yield "t-net-kill0"
+    run("ip", "link", "delete", "t-net-kill0")
+
+
+@pytest.mark.parametrize("verb", ["up", "down"])
+@pytest.mark.parametrize("mode", ["pod:other", "macvlan:t-net-kill0", "none"])
+def test_killed_at_every_notification_in_another_mode_one_down_leaves_nothing(place, wire, mode, verb):
+    table = {"mode": mode, **({"address": "198.51.100.7/24"} if "macvlan" in mode else {})}
+    before = seen(place)
+    for point in range(1, 9):
+        if verb == "down":
+            place.up("web", **table)
+        killed = victim(place, verb, str(point), table)
+        network.down(place.started["web"], {})
+        assert not settled(place, before), f"notification {point}"
+        if not killed:
+            break
+    assert point > 1
+
+
+@pytest.mark.parametrize("verb", ["up", "down"])
+@pytest.mark.parametrize("kind", ["bridge", "macvlan"])
+def test_killed_at_every_notification_of_a_further_step_one_down_leaves_nothing(place, wire, kind, verb, table):
+    facts = place.up("web")
+    tables = {"bridge": table, "macvlan": {"mode": f"macvlan:{wire}", "address": "198.51.100.7/24"}}
+    before = seen(place) | inner(facts)
+    for point in range(1, 12):
+        if verb == "down":
+            place.further("web", facts, **tables[kind])
+        killed = victim(place, verb, str(point), tables[kind], facts)
+        network.down(place.started["web network-2"], {})
+        assert not settled(place, before), f"notification {point}"
+        assert inner(facts) <= before, f"notification {point}"
+        if not killed:
+            break
+    assert point > 1
+
+
+@pytest.mark.parametrize("kind", ["bridge", "macvlan"])
+def test_killed_at_random_moments_a_further_step_leaves_nothing(place, wire, kind):
+    facts = place.up("web")
+    tables = {"bridge": {}, "macvlan": {"mode": f"macvlan:{wire}", "address": "198.51.100.7/24"}}
+    before = seen(place) | inner(facts)
+    dice = random.Random(os.environ.get("PODRUN_KILL_SEED"))
+    for _ in range(ROUNDS):
+        moment = dice.uniform(0.0001, 0.01)
+        victim(place, "up", f"t{moment}", tables[kind], facts)
+        network.down(place.started["web network-2"], {})
+        assert not settled(place, before), f"killed after {moment * 1000:.2f} ms"
+        assert inner(facts) <= before, f"killed after {moment * 1000:.2f} ms"
+
+
+def inner(facts: dict) -> set[str]:
+    """The links in a pod's namespace."""
+    return {
+        f"inner {line.split()[1].partition('@')[0]}"
+        for line in run(*inside(facts["netns"]), "ip", "-o", "link").splitlines()
+    }

@@ -29,6 +29,8 @@ def test_a_step_without_options_is_a_bridge_that_publishes_nothing():
         ("53:53/udp", Publish("127.0.0.1", 53, 53, "udp")),
         ("0.0.0.0:8080:80", Publish("0.0.0.0", 8080, 80)),
         ("192.0.2.7:1:65535", Publish("192.0.2.7", 1, 65535)),
+        ("8000-8009:80-89", Publish("127.0.0.1", 8000, 80, "tcp", 10)),
+        ("0.0.0.0:9:9/sctp", Publish("0.0.0.0", 9, 9, "sctp")),
         ("[::]:8080:80", Publish("::", 8080, 80)),
         ("[2001:DB8:0::7]:8080:80", Publish("2001:db8::7", 8080, 80)),
     ],
@@ -48,8 +50,12 @@ def test_a_published_port_is_read_in_dockers_spelling(text, publish):
         ("-1:80", "1 to 65535"),
         ("٣:80", "1 to 65535"),
         ("a:80", "1 to 65535"),
-        ("8080:80/sctp", "tcp or udp"),
-        ("8080:80/", "tcp or udp"),
+        ("8080:80/dccp", "tcp, udp or sctp"),
+        ("8080:80/", "tcp, udp or sctp"),
+        ("8080-8081:80", "2 ports of the host cannot lead to 1"),
+        ("8081-8080:80-81", "ends before it begins"),
+        ("8080-:80-81", "1 to 65535"),
+        ("65535-65536:1-2", "1 to 65535"),
         ("localhost:8080:80", "not an IP address"),
         ("1.2.3:8080:80", "not an IP address"),
         ("::1:8080:80", "brackets"),
@@ -66,8 +72,23 @@ def test_a_port_that_cannot_be_published_is_refused_with_the_reason(text, words)
     ("table", "words"),
     [
         ({"mode": "brigde"}, "did you mean 'bridge'"),
-        ({"mode": "netns:/run/netns/x"}, "not there yet; there are bridge, host, none"),
-        ({"mode": "macvlan:eth0"}, "not there yet"),
+        ({"mode": "netns:"}, "expected a path behind netns:"),
+        ({"mode": "netns:x"}, "absolute path"),
+        ({"mode": "macvlan:a/b"}, "15 letters"),
+        ({"mode": "macvlan"}, "expected a link of the host"),
+        ({"mode": "pod:../x"}, "expected a pod's name"),
+        ({"mode": "cni:../x"}, "expected a network's name"),
+        ({"mac": "02:00:00:00:00"}, "MAC address"),
+        ({"mac": "01:00:00:00:00:01"}, "cannot be the address of one interface"),
+        ({"mtu": 1279}, "1280 to 65535"),
+        ({"routes": ["10.9.0.0 via 10.1.0.1"]}, "not a subnet"),
+        ({"routes": ["10.9.0.0/16 10.1.0.1"]}, "expected a route"),
+        ({"routes": ["10.9.0.0/16 via fd00::1"]}, "mixes IPv4 and IPv6"),
+        ({"sysctls": {"kernel.pid_max": "1"}}, "they begin with net."),
+        ({"sysctls": {"net.ipv4/../../x": "1"}}, "they begin with net."),
+        ({"search": ["a b"]}, "expected a domain"),
+        ({"address6": "10.1.0.1"}, "expected an IPv6 address"),
+        ({"interface": "a b"}, "15 letters"),
         ({"subnet": "10.1.2.3/16"}, "10.1.0.0/16?"),
         ({"subnet": "10.1.0.0"}, "not a subnet"),
         ({"subnet": "10.1.0.0/30"}, "8 to 29 bits"),
@@ -95,7 +116,7 @@ def test_a_wrong_option_is_refused_with_the_reason(table, words):
 def test_options_of_a_bridge_need_one(mode, more):
     problems = network.check(step(mode=mode, **more))
     assert [problem.code for problem in problems] == [WRONG_FILE]
-    assert f"needs mode bridge, not {mode}" in problems[0].what
+    assert problems[0].what == f"{next(iter(more))} is not for mode {mode}"
 
 
 @pytest.mark.parametrize("address", ["10.1.0.0", "10.1.0.1", "10.1.255.255", "10.2.0.7"])
@@ -137,6 +158,13 @@ def test_name_servers_on_the_hosts_loopback_are_replaced(tmp_path, monkeypatch, 
     monkeypatch.setattr(files, "_RESOLV", str(tmp_path / "host"))
     monkeypatch.setattr(files, "_UPSTREAM", str(tmp_path / "upstream"))
     assert files.resolv(dns, reachable_loopback=False) == expected
+
+
+def test_search_domains_replace_the_hosts(tmp_path, monkeypatch):
+    (tmp_path / "host").write_text("domain old\nsearch a b\nnameserver 192.0.2.1\n")
+    monkeypatch.setattr(files, "_RESOLV", str(tmp_path / "host"))
+    expected = "nameserver 192.0.2.1\nsearch x.example y.example\n"
+    assert files.resolv([], ["x.example", "y.example"], reachable_loopback=True) == expected
 
 
 def test_a_pod_in_the_hosts_network_keeps_the_hosts_name_servers(tmp_path, monkeypatch):

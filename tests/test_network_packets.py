@@ -240,10 +240,13 @@ def test_an_address_that_changes_hands_leads_to_its_new_pod_at_once(place):
     """The old namespace lives on for a moment; a process in it lets it live longer than that."""
     facts = place.up("old", address=(taken := free_address(place)))
     place.serve(facts["netns"], 80, "old")
+    neighbour = place.started["one"].pod.tag
     assert call("", taken, 80).startswith("old")
+    assert call(neighbour, taken, 80).startswith("old")
     place.down("old")
     facts = place.up("new", address=taken)
     place.serve(facts["netns"], 80, "new")
+    assert call(neighbour, taken, 80).startswith("new")
     assert call("", taken, 80).startswith("new")
     place.down("new")
 

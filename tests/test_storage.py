@@ -102,6 +102,8 @@ def test_a_path_that_is_not_there_is_fatal_and_named(tmp_path):
 @pytest.mark.parametrize(
     ("table", "words"),
     [
+        ({"source": "-o"}, "absolute path"),
+        ({"source": "-o", "type": "ext4"}, "absolute path"),
         ({"source": "srv/web"}, "absolute path"),
         ({"source": "./web"}, "absolute path"),
         ({"source": "/srv/../etc"}, "'..' is not allowed"),
@@ -111,28 +113,43 @@ def test_a_path_that_is_not_there_is_fatal_and_named(tmp_path):
         ({"source": "volume:.x"}, "volume's name"),
         ({"source": "volume:a/b"}, "volume's name"),
         ({"source": "tmpfs:64M"}, "size is an option"),
-        ({"source": "nfs:host:/export"}, "nfs: are not there yet"),
-        ({"source": "image:nginx"}, "image: are not there yet"),
-        ({"source": "btrfs-snapshot:/x"}, "not there yet"),
+        ({"source": "nfs:host"}, "host:/export"),
+        ({"source": "image:"}, "an image's name"),
+        ({"source": "btrfs-snapshot:x"}, "absolute path"),
+        ({"source": "file:/etc/passwd"}, "say content or credential"),
+        ({"source": "file:"}, "either content or credential"),
+        ({"source": "file:", "content": "a", "credential": "b"}, "either content or credential"),
+        ({"source": "file:", "credential": "../x"}, "volume's name"),
+        ({"content": "a"}, "content is not for a source such as /srv"),
+        ({"source": "tmpfs:", "idmap": ["0:1:1"]}, "idmap is not for"),
+        ({"idmap": ["0:1"]}, "there:here:count"),
+        ({"source": "volume:x", "type": "ext4"}, "not that of volume:x"),
+        ({"source": "//srv/share", "type": "cifs", "options": ["password=x"]}, "does not belong into a pod file"),
+        ({"source": "/dev/x", "type": "ext4", "options": ["a,b"]}, "string of its own"),
         ({"source": "/srv\0x"}, "NUL"),
         ({"target": "data"}, "absolute path"),
         ({"target": "/data/../etc"}, "'..' is not allowed"),
         ({"target": "/"}, "image's place"),
         ({"target": "/./"}, "image's place"),
         ({"options": ["remount"]}, "not an option"),
-        ({"options": ["lowerdir=/etc"]}, "not an option"),
-        ({"options": ["ro,dev"]}, "not an option"),
-        ({"options": ["size=lots"]}, "expected a size"),
-        ({"options": ["size=1,dev"]}, "expected a size"),
-        ({"options": ["mode=888"]}, "octal"),
-        ({"options": ["uid=4294967296"]}, "numeric id"),
-        ({"type": "nfs"}, "unknown key 'type'"),
+        ({"options": ["lowerdir=/etc"]}, "not one of a bind mount"),
+        ({"options": ["ro,dev"]}, "string of its own"),
+        ({"options": ["rw", "evil"]}, "is not one of a bind mount"),
+        ({"options": ["nocopy"]}, "is not one of a bind mount"),
+        ({"source": "tmpfs:", "options": ["size=lots"]}, "expected a size"),
+        ({"source": "tmpfs:", "options": ["mode=888"]}, "octal"),
+        ({"source": "tmpfs:", "options": ["uid=4294967296"]}, "numeric id"),
+        ({"typ": "nfs"}, "did you mean 'type'"),
     ],
 )
 def test_a_wrong_option_is_refused_with_the_reason(tmp_path, table, words):
-    with pytest.raises(Wrong) as refused:
-        step(tmp_path, **{"source": "/srv", **table})
-    assert words in refused.value.what
+    try:
+        problems = storage.check(step(tmp_path, **{"source": "/srv", **table}))
+    except Wrong as wrong:
+        assert words in wrong.what
+    else:
+        assert problems[0].fatal
+        assert words in problems[0].what
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,10 @@ import os
 from podrun.errors import UNAVAILABLE, WRONG_FILE, Failure
 from podrun.hook import REQUIRED, TEXT, Problem, checked, choice, option
 from podrun.hook import Wrong as _Wrong
+from podrun.hook import record as _record
 from podrun.record import NamedTuple
 
-from . import reference, store
+from . import reference, store, verify
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,17 +48,21 @@ class Options(NamedTuple):
     platform: str = option(
         checked(TEXT, _platform), "os/architecture[/variant] to choose from a multi-platform image", ""
     )
+    verify: verify.Verify | None = option(
+        _record(verify.Verify), "signatures that the image has to have: a cosign_key, a containers policy", None
+    )
 
 
 def up(step: Step, facts: Facts) -> Facts:
     """Facts: "image" (this step's name) and "images": {name: the fields of store.Image}."""
     options = step.options
     named = reference.parse(options.ref)
+    demands = verify.demands(options.verify, named)
     found = _ready(step.pod.root, named, options.pull, options.platform)
-    if found is None:
+    if found is None or not verify.proved(step.pod.root, demands, found.digest):
         from .pull import pull
 
-        found = pull(step.pod.root, named, options.pull, options.platform, step.notify)
+        found = pull(step.pod.root, named, options.pull, options.platform, step.notify, demands)
     return {"image": step.name, "images": {step.name: found.facts()}}
 
 
@@ -71,6 +76,7 @@ def check(step: Step) -> Sequence[Problem]:
     options = step.options
     try:
         named = reference.parse(options.ref)
+        verify.demands(options.verify, named)
     except Failure as failure:
         return [Problem(failure.what, failure.code, failure.hint)]
     if named.kind == reference.DIR:

@@ -11,23 +11,38 @@ from typing import Any, NamedTuple
 from podrun.errors import BUSY, UNAVAILABLE, WRONG_FILE, Failure, of_oserror
 
 from . import host, manifest, publish, reference, store
+from .fetch import Progress
 from .pull import pull as _pull
 from .reference import Reference
 from .stack import attribute_layer_name, visible
 from .stream import malformed
+from .verify import Verify, demands, proved
 
 #: What pods use now: digests of the facts of their image steps, and the ``ref`` of every image step in a journal.
 Used = Callable[[], AbstractSet[str]]
 
 
 class Listed(NamedTuple):
-    """An image in the store. ``size`` is that of its blobs in bytes, ``pulled`` seconds since 1970."""
+    """An image in the store. ``pulled`` is seconds since 1970, ``size`` the bytes that its blobs and unpacked layers
+    take on the disk; what images share counts for each of them."""
 
     ref: str
     digest: str
     platform: str
     size: int
     pulled: float
+
+
+class Made(NamedTuple):
+    """A step of an image's making, as its configuration tells it."""
+
+    #: diffID of the layer that the step made; "" when it made none.
+    layer: str
+    created: str
+    #: Bytes of its files on the disk.
+    size: int
+    created_by: str
+    comment: str
 
 
 class Removed(NamedTuple):
@@ -48,19 +63,25 @@ def pull(
     platform: str = "",
     notify: Callable[[str], None] = _quietly,
     cwd: str = "",
+    verify: Verify | None = None,
+    progress: Progress | None = None,
 ) -> store.Image:
     """Brings an image of any kind into the store. Its ``digest`` is what ``podrun image pull`` prints.
 
     Relative paths in ``ref`` start from ``cwd`` (absolute). Raises Failure as the hook does.
     """
     named = reference.parse(ref, cwd)
+    demanded = demands(verify, named)
     if named.kind == reference.HOST:
         return host.make(root)
     if named.kind == reference.DIR:
         if not os.path.isdir(named.path):
             raise Failure(f"{named.path} is not a directory", code=WRONG_FILE)
         return store.Image(named.text, "", [named.path], {})
-    return store.cached(root, named, policy, platform) or _pull(root, named, policy, platform, notify)
+    found = store.cached(root, named, policy, platform)
+    if found and proved(root, demanded, found.digest):
+        return found
+    return _pull(root, named, policy, platform, notify, demanded, progress)
 
 
 def import_(root: str, path: str, notify: Callable[[str], None] = _quietly) -> list[store.Image]:
@@ -91,7 +112,17 @@ def _tags_of_layout(index: str) -> list[str]:
 
 def ls(root: str) -> list[Listed]:
     """The images of the store by name."""
-    return sorted(Listed(one.ref, one.digest, one.platform, one.size, one.pulled) for _, one in _records(root))
+    return sorted(Listed(one.ref, one.digest, one.platform, _size(root, one), one.pulled) for _, one in _records(root))
+
+
+def _size(root: str, stored: store.Stored) -> int:
+    digests = {stored.digest}
+    if os.path.exists(store.blob(root, stored.digest)):
+        found = _manifest(root, stored.digest)
+        digests |= {found.config.digest, *(layer.digest for layer in found.layers)}
+    paths = (store.blob(root, digest) for digest in digests)
+    blobs = sum(os.stat(path).st_blocks * 512 for path in paths if os.path.exists(path))
+    return blobs + sum(int((publish.about_layer(root, name) or {}).get("size_on_disk", 0)) for name in stored.layers)
 
 
 def inspect(root: str, ref: str, cwd: str = "") -> list[dict[str, Any]]:
@@ -112,6 +143,40 @@ def inspect(root: str, ref: str, cwd: str = "") -> list[dict[str, Any]]:
             }
         )
     return shown
+
+
+def history(root: str, ref: str, cwd: str = "") -> list[Made]:
+    """How an image came to be, the newest step first. Raises Failure (UNAVAILABLE) when it is not in the store."""
+    _, stored = _found(root, ref, cwd)[0]
+    found = _manifest(root, stored.digest)
+    text = _read(store.blob(root, found.config.digest))
+    diff_ids = manifest.configuration(text, len(found.layers), stored.ref).diff_ids
+    told = json.loads(text).get("history")
+    steps = [step for step in told if isinstance(step, dict)] if isinstance(told, list) else []
+    # What is told may be less than there is, and is not checked by anybody.
+    unpacked = iter(diff_ids)
+    made = []
+    for step in steps or [{} for _ in diff_ids]:
+        layer = "" if step.get("empty_layer") else next(unpacked, "")
+        size = int((publish.about_layer(root, layer) or {}).get("size_on_disk", 0)) if layer else 0
+        made.append(
+            Made(layer, _line(step.get("created")), size, _line(step.get("created_by")), _line(step.get("comment")))
+        )
+    return made[::-1]
+
+
+def _line(value: Any) -> str:
+    return " ".join("".join(c if c.isprintable() else " " for c in str(value or "")).split())
+
+
+def export(root: str, ref: str, path: str, form: str = "oci-archive", cwd: str = "") -> str:
+    """Writes an image of the store as an archive of one of export.FORMATS to a path, or "-"; returns its digest."""
+    from . import export as exporting
+
+    _, stored = _found(root, ref, cwd)[0]
+    with publish.locked(root, "store", shared=True):
+        exporting.export(root, stored, path, form)
+    return stored.digest
 
 
 def rm(root: str, refs: list[str], used: Used, cwd: str = "") -> Removed:
@@ -140,6 +205,40 @@ def collect(root: str) -> None:
     """Removes what killed processes left in the store; what is at work is left alone."""
     if os.path.isdir(store.base(root)):
         publish.sweep(root)
+
+
+def login(registry: str, user: str, password: str) -> str:
+    """Asks a registry (host[:port]) whether it takes the credentials, and stores them; returns where.
+
+    Raises Failure: NOT_ALLOWED, UNAVAILABLE, WRONG_FILE for what is no registry.
+    """
+    from . import credentials
+    from .registry import login
+
+    if not user or not password or ":" in user or not (user + password).isprintable():
+        raise Failure("a name without ':' and a password are wanted", code=WRONG_FILE)
+    return login(_registry(registry), credentials.Credentials(user, password))
+
+
+def logout(registry: str) -> bool:
+    """Removes the credentials for a registry; False when there were none."""
+    from . import credentials
+
+    return credentials.forget(_registry(registry))
+
+
+def _registry(text: str) -> str:
+    from podrun.hook import Wrong
+
+    from .registries import location
+
+    try:
+        host, prefix = location(text)
+    except Wrong as wrong:
+        raise Failure(wrong.what, code=WRONG_FILE) from None
+    if prefix:
+        raise Failure(f"{text!r}: a registry is host[:port]", code=WRONG_FILE)
+    return host
 
 
 # --- finding
@@ -249,6 +348,9 @@ def _garbage(root: str, scratch: str, busy: AbstractSet[str]) -> int:
         if name not in blobs:
             freed += os.lstat(f"{base}/blobs/sha256/{name}").st_blocks * 512
             os.unlink(f"{base}/blobs/sha256/{name}")
+    for name in os.listdir(f"{base}/verified"):
+        if not os.path.exists(f"{base}/blobs/sha256/{name.partition('-')[0]}"):
+            os.unlink(f"{base}/verified/{name}")
     now = host.ready(root)
     layers |= {os.path.basename(path) for path in (now.layers if now else [])}
     for name in os.listdir(f"{base}/layers"):

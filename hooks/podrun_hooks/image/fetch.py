@@ -23,10 +23,26 @@ PARALLEL = 3
 #: Seconds between two STATUS= lines, and how much longer each of them asks systemd to wait.
 _INTERVAL = 0.5
 _EXTENSION = 60
+#: Seconds between two looks for ``progress``.
+_GLANCE = 0.1
 
 
 class _Stopped(Exception):
     """Another layer has failed, or the pull was interrupted."""
+
+
+class Moving(NamedTuple):
+    """How far a layer is; ``size`` and ``done`` are bytes of its blob."""
+
+    digest: str
+    size: int
+    done: int
+    #: It is in the store: just now, or before.
+    stored: bool
+
+
+#: Told a few times a second how far the layers are, in the image's order.
+Progress = Callable[[list[Moving]], None]
 
 
 class _Layer(NamedTuple):
@@ -52,53 +68,66 @@ def fetch(
     layers: Iterable[tuple[Descriptor, str]],
     scratch: str,
     notify: Callable[[str], None],
+    progress: Progress | None = None,
 ) -> None:
     """Brings layers, pairs of blob and diffID, into the store: PARALLEL at once, the largest first."""
-    todo = sorted(layers, key=lambda pair: pair[0].size)
+    wanted = list(layers)
+    todo = sorted(wanted, key=lambda pair: pair[0].size)
     total = sum(blob.size for blob, _ in todo)
     workers = min(PARALLEL, len(todo))
     spare = workers < len(os.sched_getaffinity(0))
     stop = threading.Event()
     failures: list[BaseException] = []
-    moved = [0] * workers
+    moved = dict.fromkeys(wanted, 0)
+    stored: set[tuple[Descriptor, str]] = set()
+    # Not Thread.join(): one that a signal handler's exception interrupts takes the thread for ended (CPython 3.11).
+    ended = [threading.Event() for _ in range(workers)]
 
     def run(worker: int) -> None:
         def moving(chunk: bytes) -> None:
             if stop.is_set():
                 raise _Stopped
-            moved[worker] += len(chunk)
+            moved[layer] += len(chunk)
 
         try:
             while todo:
-                blob, diff_id = todo.pop()
+                layer = todo.pop()
+                blob, diff_id = layer
                 what = f"{source.what}: layer {blob.digest[7:19]}"
                 _bring(_Layer(root, source, blob, diff_id, what, f"{scratch}/{worker}", spare, moving))
+                stored.add(layer)
         except IndexError:  # another worker took the last one
-            return
+            pass
         except BaseException as failure:  # told to the main thread, which raises it
             failures.append(failure)
             stop.set()
+        finally:
+            ended[worker].set()
 
-    threads = [threading.Thread(target=run, args=(number,), daemon=True) for number in range(workers)]
-    for thread in threads:
-        thread.start()
+    def show() -> None:
+        if progress:
+            progress([Moving(blob.digest, blob.size, moved[blob, of], (blob, of) in stored) for blob, of in wanted])
+
+    for number in range(workers):
+        threading.Thread(target=run, args=(number,), daemon=True).start()
     told, last = 0, time.monotonic()
     try:
-        for thread in threads:
-            while thread.is_alive():
-                thread.join(_INTERVAL)
-                now, done = time.monotonic(), sum(moved)
+        for end in ended:
+            while not end.wait(_GLANCE if progress else _INTERVAL):
+                show()
+                now, done = time.monotonic(), sum(moved.values())
                 if done > told and now - last >= _INTERVAL:
                     told, last = done, now
                     notify(
                         f"STATUS=Pulling {source.what}: {done >> 20} of {total >> 20} MiB\n"
                         f"EXTEND_TIMEOUT_USEC={_EXTENSION * 1_000_000}"
                     )
+        show()
     finally:
         stop.set()
-        for thread in threads:
+        for end in ended:
             # A thread that waits for the network notices only when that answers; it dies with the process then.
-            thread.join(2)
+            end.wait(2)
     for failure in failures:
         if not isinstance(failure, _Stopped):
             raise failure

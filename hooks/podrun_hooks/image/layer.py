@@ -33,6 +33,7 @@ _OPEN_DIRECTORIES = 200
 #: As the kernel's own limit on symlinks in one path (path_resolution(7)).
 _MAX_SYMLINKS = 40
 
+_BLOCK = 4096
 _WHITEOUT = b".wh."
 _OPAQUE = b".wh..wh..opq"
 #: What AUFS kept for itself; nothing in an OCI layer.
@@ -56,7 +57,7 @@ class Summary(NamedTuple):
     """What a layer holds, apart from its files."""
 
     entries: int
-    #: Bytes of file data.
+    #: Bytes of file data, in whole blocks of a file system.
     size: int
     #: Directories (relative, "/"-separated, os.fsdecode'd) that no entry describes: made because something is in them.
     implied: list[str]
@@ -297,7 +298,8 @@ class _Tree:
                     os.lseek(fd, offset, os.SEEK_SET)
                     while rest:
                         rest -= _write(fd, reader.some(rest))
-            self.bytes += entry.size
+            pieces = [size for _, size in entry.segments] if entry.segments is not None else [entry.size]
+            self.bytes += sum(size + -size % _BLOCK for size in pieces)
             # This order: chown(2) clears setuid bits and capabilities, write(2) clears capabilities.
             if entry.uid or entry.gid:
                 os.fchown(fd, entry.uid, entry.gid)

@@ -183,6 +183,8 @@ def manifest(content: bytes, told: Descriptor, what: str) -> Manifest:
     for layer in found:
         if "tar" not in layer.media_type:
             raise malformed(f"{what} has a layer of {layer.media_type[:100]!r}")
+        if "foreign" in layer.media_type or "nondistributable" in layer.media_type:
+            raise Failure(f"{what} has a foreign layer, which only its maker hands out", code=UNAVAILABLE)
         if "encrypted" in layer.media_type:
             raise malformed(f"{what} has encrypted layers")
     return Manifest(Descriptor(kind, digest_of(content), len(content)), config, found)

@@ -22,7 +22,7 @@ from podrun.errors import BUSY, Failure, of_oserror
 from .. import linux
 from . import store
 
-_DIRECTORIES = ("blobs", "blobs/sha256", "layers", "refs", "tmp", "locks")
+_DIRECTORIES = ("blobs", "blobs/sha256", "layers", "refs", "verified", "tmp", "locks")
 #: Seconds between two looks at a lock that somebody else holds.
 _POLL = 0.02
 _LAYOUT = '{"imageLayoutVersion":"1.0.0"}'
@@ -41,8 +41,8 @@ def prepare(root: str) -> None:
         if not os.path.exists(f"{base}/index.json"):
             with locked(root, "index"), work(root) as scratch:
                 if not os.path.exists(f"{base}/index.json"):
-                    _replace(scratch, f"{base}/oci-layout", _LAYOUT)
-                    _replace(scratch, f"{base}/index.json", json.dumps({"schemaVersion": 2, "manifests": []}))
+                    put(scratch, f"{base}/oci-layout", _LAYOUT)
+                    put(scratch, f"{base}/index.json", json.dumps({"schemaVersion": 2, "manifests": []}))
     except OSError as error:
         raise of_oserror(error, "the image store") from None
 
@@ -62,7 +62,10 @@ def locked(
     path = f"{store.base(root)}/locks/{name.removeprefix('sha256:')}"
     how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait and not idle else fcntl.LOCK_NB)
     while True:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise of_oserror(error, "the image store") from None
         try:
             fcntl.flock(fd, how)
             if _is_same(fd, path):
@@ -176,10 +179,14 @@ def remove(path: str) -> None:
             for item in _items(directory):
                 if _is_kept_directory(item):
                     moved += 1
-                    os.rename(item.path, f"{path}/{token}-{moved}")
-            os.rmdir(directory)
+                    _unless_gone(os.rename, item.path, f"{path}/{token}-{moved}")
+            _unless_gone(os.rmdir, directory)
+    _unless_gone(os.rmdir, path)
+
+
+def _unless_gone(call: Callable[..., None], *paths: str) -> None:
     try:
-        os.rmdir(path)
+        call(*paths)
     except FileNotFoundError:
         pass
 
@@ -228,7 +235,7 @@ def _sync_directory(path: str) -> None:
         os.close(fd)
 
 
-def _replace(scratch: str, path: str, text: str | bytes) -> None:
+def put(scratch: str, path: str, text: str | bytes) -> None:
     """Writes a small file so that readers see either the old or the new one."""
     new = f"{scratch}/{os.urandom(6).hex()}"
     with open(new, "wb") as file:
@@ -243,7 +250,7 @@ def put_blob(root: str, scratch: str, digest: str, content: bytes) -> None:
     """Stores a small blob (a manifest, a configuration) whose digest the caller has checked."""
     path = store.blob(root, digest)
     if not os.path.exists(path):
-        _replace(scratch, path, content)
+        put(scratch, path, content)
 
 
 def publish_blob(root: str, written: str, digest: str) -> None:
@@ -255,7 +262,7 @@ def publish_blob(root: str, written: str, digest: str) -> None:
 def publish_layer(root: str, scratch: str, unpacked: str, name: str, about: dict[str, Any]) -> None:
     """Moves a written and synced directory to its place among the layers, with what is known of it beside it."""
     path = store.layer(root, name)
-    _replace(scratch, f"{path}.json", json.dumps(about, separators=(",", ":")))
+    put(scratch, f"{path}.json", json.dumps(about, separators=(",", ":")))
     try:
         os.rename(unpacked, path)
     except OSError:
@@ -280,7 +287,7 @@ def about_layer(root: str, name: str) -> dict[str, Any] | None:
 
 def put_record(root: str, scratch: str, stored: store.Stored) -> None:
     """Makes an image known by its name: to podrun only, see :func:`list_in_index`."""
-    _replace(scratch, store.record(root, stored.ref, stored.platform), store.write_form(stored))
+    put(scratch, store.record(root, stored.ref, stored.platform), store.write_form(stored))
 
 
 def list_in_index(root: str, scratch: str, name: str, descriptor: dict[str, Any] | None) -> None:
@@ -298,7 +305,7 @@ def list_in_index(root: str, scratch: str, name: str, descriptor: dict[str, Any]
             named = {**descriptor, "annotations": {"org.opencontainers.image.ref.name": name}}
             index["manifests"].append(named)
         if json.dumps(index) != before:
-            _replace(scratch, path, json.dumps(index, separators=(",", ":")))
+            put(scratch, path, json.dumps(index, separators=(",", ":")))
 
 
 def listed_digests(root: str) -> set[str]:

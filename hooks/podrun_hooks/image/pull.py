@@ -4,22 +4,44 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from podrun.errors import UNAVAILABLE, Failure, of_oserror
 
 from . import manifest, publish, reference, store
-from .fetch import fetch
+from .fetch import Progress, fetch
 from .reference import Reference
 from .source import Source, image_manifest, small
 from .stack import stacked
+from .verify import Demand, proof, proved
 
 Notify = Callable[[str], None]
 
 
-def pull(root: str, named: Reference, policy: str, platform: str, notify: Notify) -> store.Image:
-    """The image of a reference, fetched and unpacked as far as the store lacks it.
+class _Pull(NamedTuple):
+    """What is to be pulled, and who is told."""
+
+    root: str
+    named: Reference
+    platform: str
+    notify: Notify
+    demands: Sequence[Demand]
+    progress: Progress | None
+
+
+def pull(
+    root: str,
+    named: Reference,
+    policy: str,
+    platform: str,
+    notify: Notify,
+    demands: Sequence[Demand] = (),
+    progress: Progress | None = None,
+) -> store.Image:
+    """The image of a reference, fetched and unpacked as far as the store lacks it, and proved to meet ``demands``.
 
     ``policy`` is one of the hook's words. Raises Failure: WRONG_FILE, UNAVAILABLE, NOT_ALLOWED, MALFORMED,
     CANNOT_CREATE; nothing of an image that failed becomes visible under its name.
@@ -28,26 +50,27 @@ def pull(root: str, named: Reference, policy: str, platform: str, notify: Notify
         from . import host
 
         return host.make(root)
+    todo = _Pull(root, named, platform, notify, demands, progress)
     if policy == "never":
-        found = store.cached(root, named, policy, platform)
+        found = store.stored(root, named.text, platform)
         if found is None:
             raise Failure(f"{named.text} is not in the store", code=UNAVAILABLE, hint="pull is 'never'")
-        return found
+        return _stored(todo, found)
     notify(f"STATUS=Pulling {named.text}")
     publish.prepare(root)
     publish.sweep(root)
     # What prune would take for garbage is only on its way to becoming an image.
     with publish.locked(root, "store", shared=True), publish.locked(root, f"ref-{_short(named.text + platform)}"):
-        # Whoever held the lock has pulled it.
-        found = store.cached(root, named, policy, platform)
-        if found is not None:
-            return found
         known = store.stored(root, named.text, platform)
         try:
-            return _pull(root, named, platform, known, notify)
+            # Whoever held the lock has pulled it.
+            if known and store.cached(root, named, policy, platform):
+                return _stored(todo, known)
+            return _pull(todo, known)
         except Failure as failure:
-            if policy == "newer" and known and failure.code == UNAVAILABLE:
+            if policy == "newer" and known and failure.code == UNAVAILABLE and proved(root, demands, known.digest):
                 notify(f"STATUS={failure.what}; going on with what is stored")
+                print(f"podrun: warning: {failure.what}; going on with what is stored", file=sys.stderr, flush=True)
                 return store.image(root, known)
             raise
         except OSError as error:
@@ -58,15 +81,36 @@ def _short(text: str) -> str:
     return hashlib.sha256(os.fsencode(text)).hexdigest()[:24]
 
 
-def _pull(root: str, named: Reference, platform: str, known: store.Stored | None, notify: Notify) -> store.Image:
-    with publish.work(root) as scratch:
-        stamp = store.stamp(store.source_file(named))
-        source = _source(named, known.remote if known else "", scratch)
+def _stored(todo: _Pull, known: store.Stored) -> store.Image:
+    """An image that is in the store already."""
+    if not proved(todo.root, todo.demands, known.digest):
+        _prove(todo, known.remote, known.digest)
+        with publish.work(todo.root) as scratch:
+            _note_proofs(todo, scratch, known.digest)
+    return store.image(todo.root, known)
+
+
+def _prove(todo: _Pull, *digests: str) -> None:
+    from . import signatures
+
+    todo.notify(f"STATUS=Verifying {todo.named.text}")
+    signatures.check(todo.demands, todo.named, digests)
+
+
+def _note_proofs(todo: _Pull, scratch: str, digest: str) -> None:
+    for demand in todo.demands:
+        publish.put(scratch, proof(todo.root, demand, digest), todo.named.text)
+
+
+def _pull(todo: _Pull, known: store.Stored | None) -> store.Image:
+    with publish.work(todo.root) as scratch:
+        stamp = store.stamp(store.source_file(todo.named))
+        source = _source(todo.named, known.remote if known else "", scratch)
         if source is None and known:
-            return store.image(root, known)
+            return _stored(todo, known)
         assert source is not None
         try:
-            return _import(root, named, platform, source, stamp, scratch, notify)
+            return _import(todo, source, stamp, scratch)
         finally:
             source.close()
 
@@ -74,6 +118,10 @@ def _pull(root: str, named: Reference, platform: str, known: store.Stored | None
 def _source(named: Reference, known: str, scratch: str) -> Source | None:
     """Where the image is to be read from; None when that would bring what the digest ``known`` stands for."""
     if named.kind == reference.REGISTRY:
+        from . import head
+
+        if known and head.digest(named) == known:
+            return None
         from . import registry
 
         return registry.source(named, known)
@@ -91,16 +139,18 @@ def _source(named: Reference, known: str, scratch: str) -> Source | None:
     return opening[named.kind](named, scratch)
 
 
-def _import(
-    root: str, named: Reference, platform: str, source: Source, stamp: list[int], scratch: str, notify: Notify
-) -> store.Image:
+def _import(todo: _Pull, source: Source, stamp: list[int], scratch: str) -> store.Image:
+    root, named, platform, notify = todo.root, todo.named, todo.platform, todo.notify
     content, told = image_manifest(source, manifest.platform(platform))
     found = manifest.manifest(content, told, source.what)
+    if not proved(root, todo.demands, found.descriptor.digest):
+        _prove(todo, source.remote, found.descriptor.digest)
     config_text = small(source, found.config, "configuration")
     config = manifest.configuration(config_text, len(found.layers), f"{source.what}: configuration")
     _check_platform(config, platform, source.what)
     notify(f"STATUS=Pulling {named.text}: {len(found.layers)} layers")
-    fetch(root, source, dict.fromkeys(zip(found.layers, config.diff_ids, strict=True)), scratch, notify)
+    layers = dict.fromkeys(zip(found.layers, config.diff_ids, strict=True))
+    fetch(root, source, layers, scratch, notify, todo.progress)
     notify(f"STATUS=Storing {named.text}")
     publish.put_blob(root, scratch, found.config.digest, config_text)
     publish.put_blob(root, scratch, found.descriptor.digest, content)
@@ -117,6 +167,7 @@ def _import(
         pulled=time.time(),
         size=len(content) + len(config_text) + sum(layer.size for layer in dict.fromkeys(found.layers)),
     )
+    _note_proofs(todo, scratch, stored.digest)
     publish.put_record(root, scratch, stored)
     notify(f"STATUS=Listing {named.text}")
     listed = content if found.descriptor.media_type == manifest.OCI_MANIFEST else manifest.as_oci(found)

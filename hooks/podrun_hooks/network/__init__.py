@@ -5,121 +5,65 @@ from __future__ import annotations
 import os
 
 from podrun.errors import BUSY, WRONG_FILE, Failure
-from podrun.hook import TEXT, Problem, Wrong, checked, list_of, option, table_of, unknown
-from podrun.record import NamedTuple
+from podrun.hook import Problem
 
 from . import ledger as ledgers
+from .options import Options as Options
+from .options import wish, with_network
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence, Set
+    from collections.abc import Sequence, Set
 
     from podrun.hook import Facts, Step
 
-    from .ports import Publish
+    from .namespace import Plug
 
-takes: Sequence[str] = ()
+takes: Sequence[str] = ("netns", "addresses", "hostname")
 gives: Sequence[str] = ("netns", "addresses", "hostname", "mounts")
 resident = False
 default_name = ""
 
-_MODES = ("bridge", "host", "none")
-#: Modes that take a word behind a colon; each becomes a way to get a namespace, like those of _MODES.
-_LATER = ("netns", "pod", "macvlan", "cni")
-_LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
-
-
-def _mode(text: str) -> str:
-    if text in _MODES:
-        return text
-    known = ", ".join(_MODES)
-    if text.partition(":")[0] in _LATER:
-        raise Wrong(f"mode {text!r} is not there yet; there are {known}")
-    raise Wrong(unknown(text, _MODES, "mode"))
-
-
-def _publish(text: str) -> Publish:
-    from .ports import parse
-
-    return parse(text)
-
-
-def _subnet(version: int, longest: int) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        from .lease import subnet
-
-        try:
-            found = subnet(text)
-        except ValueError as error:
-            raise Wrong(str(error)) from None
-        if found.version != version or not 8 <= found.length <= longest:
-            raise Wrong(f"expected an IPv{version} subnet with a prefix of 8 to {longest} bits, not {text!r}")
-        return str(found)
-
-    return parse
-
-
-def _ip(text: str) -> str:
-    from .lease import number
-
-    try:
-        number(text)
-    except ValueError as error:
-        raise Wrong(str(error)) from None
-    return text
-
-
-def _hostname(text: str) -> str:
-    labels = text.split(".")
-    fine = all(label and not label.strip(_LETTERS + "-") and "-" not in (label[0], label[-1]) for label in labels)
-    if not fine or len(text) > 64:
-        raise Wrong(f"expected a host name of at most 64 letters, digits, '-' and '.', not {text!r}")
-    return text
-
-
-def _link_name(text: str) -> str:
-    # dev_valid_name() of the kernel, and what has a meaning elsewhere in an nftables script.
-    if not 0 < len(text) < 16 or text in (".", "..") or text.strip(_LETTERS + "-_."):
-        raise Wrong(f"expected a link's name of at most 15 letters, digits, '-', '_' and '.', not {text!r}")
-    return text
-
-
-class Options(NamedTuple):
-    """How a pod is connected."""
-
-    mode: str = option(checked(TEXT, _mode, {"examples": list(_MODES)}), "bridge, host or none", "bridge")
-    publish: list[Publish] = option(
-        list_of(checked(TEXT, _publish, {"examples": ["127.0.0.1:8080:80", "8080:80/udp"]})),
-        "ports of the host that lead to the pod: [ip:]hostport:containerport[/tcp|udp]; ip is 127.0.0.1 by default",
-        [],
-    )
-    subnet: str = option(checked(TEXT, _subnet(4, 29)), "the bridge's IPv4 subnet; default: one of 10.160.0.0/11", "")
-    subnet6: str = option(checked(TEXT, _subnet(6, 96)), "the bridge's IPv6 subnet; default: one of fd88::/16", "")
-    address: str = option(checked(TEXT, _ip), "the pod's IPv4 address; default: a free one", "")
-    dns: list[str] = option(list_of(checked(TEXT, _ip)), "name servers, instead of the host's", [])
-    hosts: dict[str, str] = option(table_of(checked(TEXT, _ip)), "names with addresses for /etc/hosts", {})
-    hostname: str = option(checked(TEXT, _hostname), "the pod's host name; default: the pod's name", "")
-    bridge: str = option(checked(TEXT, _link_name), "the bridge, made when it is not there; default: podrun0", "")
+#: Options that only some modes have.
+_FOR_MODES = (
+    (("publish",), ("bridge", "cni")),
+    (("subnet", "subnet6", "bridge"), ("bridge",)),
+    (("address",), ("bridge", "macvlan", "cni")),
+    (("address6", "gateway"), ("macvlan",)),
+    (("mac", "interface"), ("bridge", "macvlan", "cni")),
+    (("mtu", "routes"), ("bridge", "macvlan")),
+    (("sysctls",), ("bridge", "macvlan", "cni", "none")),
+)
 
 
 def up(step: Step, facts: Facts) -> Facts:
-    """Makes the pod's namespace and everything in it; about 4 ms."""
-    if facts.get("netns"):
-        raise Failure("the pod has a network already", code=WRONG_FILE, hint="one network step is enough")
+    """Makes the pod's namespace and everything in it, about 4 ms; in one that is there already, an interface."""
     if os.path.exists(ledgers.path_of(step)):
         down(step, {})
-    if step.options.mode == "host":
+    mode = step.options.mode.partition(":")[0]
+    netns = facts.get("netns")
+    if netns:
+        _refuse_second(mode, netns)
+    elif mode == "host":
         return _in_the_hosts(step)
     fd = ledgers.begin(step)
     try:
-        return _in_its_own(step, fd)
+        if netns:
+            from . import modes
+
+            return modes.further(step, fd, facts)
+        if mode in ("bridge", "none"):
+            return _in_its_own(step, fd)
+        from . import modes
+
+        return modes.first(step, fd)
     finally:
         os.close(fd)
 
 
 def down(step: Step, own: Facts) -> None:
     """Undoes what the step's ledger says; about 1 ms: the kernel deletes the links after we have returned."""
-    from . import bridge, files, lease, namespace
+    from . import bridge, files, lease, names, namespace
 
     ledger = ledgers.read(ledgers.path_of(step))
     ports_are_free = None
@@ -129,12 +73,22 @@ def down(step: Step, own: Facts) -> None:
         step.notify("STATUS=withdrawing published ports")
         ports_are_free = ports.begin_release(bridge.table(step.pod), ledger)
     step.notify("STATUS=removing the network namespace")
+    if ledger.all("cni"):
+        from . import cni
+
+        cni.release(ledger)
     namespace.silence(ledger)
+    if ledger.all("plug") or ledger.all("inside"):
+        from . import attach
+
+        attach.remove(ledger)
+        step.notify("STATUS=the interface is gone")
     namespace.unpin(step.pod.tag, ledger)
     if ports_are_free:
         ports_are_free.join()
     step.notify("STATUS=giving the address back")
     for name in ledger.all("bridge"):
+        names.remove(bridge.directory(step.pod.run, name), names.mark(step))
         lease.release(bridge.directory(step.pod.run, name), ledger)
     files.remove(step)
     try:
@@ -146,20 +100,22 @@ def down(step: Step, own: Facts) -> None:
 def check(step: Step) -> list[Problem]:
     """Options that do not go together, and ports that somebody else holds."""
     options: Options = step.options
-    problems = []
-    if options.mode != "bridge":
-        misplaced = [key for key in ("publish", "subnet", "subnet6", "address", "bridge") if getattr(options, key)]
-        problems += [Problem(f"{key} needs mode bridge, not {options.mode}", WRONG_FILE) for key in misplaced]
-    elif options.address and options.subnet:
-        problems += _checked_address(options)
-    if options.publish and not problems:
-        problems += _checked_ports(step)
-    if step.pod.thorough and options.mode == "bridge" and not options.dns:
-        from . import files
+    mode = options.mode.partition(":")[0]
+    misplaced = [key for keys, fine in _FOR_MODES if mode not in fine for key in keys if getattr(options, key)]
+    if misplaced:
+        return [Problem(f"{key} is not for mode {mode}", WRONG_FILE) for key in misplaced]
+    if mode in ("bridge", "none", "host"):
+        problems = _checked_address(step) if options.address else []
+    else:
+        from . import modes
 
-        if not files.has_server(files.resolv([], reachable_loopback=False)):
-            what = "no name server of the host can be reached from the pod"
-            problems.append(Problem(what, hint="give the step dns", fatal=False))
+        problems = modes.check(step)
+    if options.publish and mode == "bridge" and not problems:
+        problems += _checked_ports(step)
+    if step.pod.thorough and mode == "bridge":
+        from . import health
+
+        problems += health.of_a_pod(step, options)
     return problems
 
 
@@ -173,6 +129,14 @@ def collect(root: str, run: str, pods: Set[str], only_look: bool) -> list[str]:
     return found
 
 
+def _refuse_second(mode: str, netns: str) -> None:
+    if netns == "host":
+        raise Failure("the pod is in the host's network already", code=WRONG_FILE, hint="one network step is enough")
+    if mode not in ("bridge", "macvlan", "cni"):
+        hint = "a further step adds an interface: bridge, macvlan: or cni:"
+        raise Failure("the pod has a network already", code=WRONG_FILE, hint=hint)
+
+
 def _in_the_hosts(step: Step) -> Facts:
     from . import files
 
@@ -180,60 +144,76 @@ def _in_the_hosts(step: Step) -> Facts:
     hostname = options.hostname or os.uname().nodename
     content = {
         "hosts": files.host_hosts(options.hosts),
-        "resolv.conf": files.resolv(options.dns, reachable_loopback=True),
+        "resolv.conf": files.resolv(options.dns, options.search, reachable_loopback=True),
         "hostname": f"{hostname}\n",
     }
     return {"netns": "host", "addresses": [], "hostname": hostname, "mounts": files.write(step, content)}
 
 
 def _in_its_own(step: Step, fd: int) -> Facts:
-    from . import bridge, files, lease, namespace
+    from . import bridge, files, names, namespace
 
     pod = step.pod
     options: Options = step.options
-    hostname = options.hostname or pod.name.replace("@", "-")[:64]
-    plug = None
+    hostname = files.hostname(step)
+    place = None
     addresses: list[str] = []
     if options.mode == "bridge":
-        name = options.bridge or bridge.default_name(pod)
-        step.notify(f"STATUS=looking for bridge {name}")
-        on = bridge.ensure(pod, name, options.subnet, options.subnet6)
-        if options.address:
-            lease.fixed(on.pool, options.address)
-        step.notify("STATUS=leasing an address")
-        ledgers.note(fd, "bridge", name)
-        ledger = ledgers.path_of(step)
-        address = lease.claim(on.directory, pod.run, ledger, fd, on.pool, pod.name, options.address)
-        plug = namespace.Plug(on, on.pool.offset(address), hairpin=bool(options.publish))
-        addresses = on.addresses(plug.n)
+        options = with_network(options, options.bridge or bridge.default_name(pod))
+        place = take_place(step, options, fd)
+        addresses = place.bridge.addresses(place.n)
     step.notify("STATUS=making the network namespace")
-    child = namespace.begin(pod.tag, pod.run, fd, plug)
+    child = namespace.begin(pod.tag, pod.run, fd, place, wish(options))
     try:
         plain = [cidr.partition("/")[0] for cidr in addresses]
-        content = {
-            "hosts": files.hosts(hostname, plain, options.hosts),
-            "resolv.conf": files.resolv(options.dns, reachable_loopback=False),
-            "hostname": f"{hostname}\n",
-        }
-        mounts = files.write(step, content)
+        shared = ""
+        if place:
+            names.add(place.bridge.directory, plain, files.names(hostname, pod.name), names.mark(step))
+            shared = "" if options.hosts else names.path_of(place.bridge.directory)
+        mounts = files.for_pod(step, options, hostname, plain, shared, place.bridge.directory if place else "")
         step.notify("STATUS=connecting the pod")
         child.join()
     finally:
         child.kill()
-    if plug and options.publish:
-        from . import ports
-
-        step.notify("STATUS=publishing ports")
-        ports.take(pod, plug.bridge, options.publish, plain, fd)
-        step.notify("STATUS=ports are published")
+    if place and options.publish:
+        publish(step, place, plain, fd)
     return {"netns": namespace.path_of(pod.tag), "addresses": addresses, "hostname": hostname, "mounts": mounts}
 
 
-def _checked_address(options: Options) -> list[Problem]:
-    from . import lease
+def take_place(step: Step, options: Options, fd: int) -> Plug:
+    """Leases the pod's place on the bridge that the options mean; the ledger open at ``fd`` is told first."""
+    from . import bridge, lease, namespace
 
+    pod = step.pod
+    name = options.bridge or bridge.default_name(pod)
+    step.notify(f"STATUS=looking for bridge {name}")
+    on = bridge.ensure(pod.run, bridge.table(pod), name, options.subnet, options.subnet6)
+    wanted = options.address.partition("/")[0]
+    if wanted:
+        lease.fixed(on.pool, wanted)
+    step.notify("STATUS=leasing an address")
+    ledgers.note(fd, "bridge", name)
+    address = lease.claim(on.directory, pod.run, ledgers.path_of(step), fd, on.pool, pod.name, wanted)
+    return namespace.Plug(on, on.pool.offset(address), bool(options.publish), wish(options))
+
+
+def publish(step: Step, place: Plug, addresses: Sequence[str], fd: int) -> None:
+    """Publishes the step's ports to the pod's ``addresses``."""
+    from . import ports
+
+    step.notify("STATUS=publishing ports")
+    ports.take(step.pod, place.bridge, ports.each(step.options.publish), addresses, fd)
+    step.notify("STATUS=ports are published")
+
+
+def _checked_address(step: Step) -> list[Problem]:
+    from . import bridge, lease
+
+    options = step.options
     try:
-        lease.fixed(lease.subnet(options.subnet), options.address)
+        options = with_network(options, options.bridge or bridge.default_name(step.pod))
+        if options.subnet:
+            lease.fixed(lease.subnet(options.subnet), options.address.partition("/")[0])
     except Failure as failure:
         return [Problem(failure.what, failure.code)]
     return []
@@ -244,12 +224,12 @@ def _checked_ports(step: Step) -> list[Problem]:
 
     found = []
     seen: set[tuple[str, int, str]] = set()
-    for publish in step.options.publish:
-        place = (publish.ip, publish.host, publish.proto)
+    for wanted in ports.each(step.options.publish):
+        place = (wanted.ip, wanted.host, wanted.proto)
         if place in seen:
-            found.append(Problem(f"port {publish} is published twice", WRONG_FILE))
+            found.append(Problem(f"port {wanted} is published twice", WRONG_FILE))
         seen.add(place)
-        holder = ports.holder(step.pod, bridge.table(step.pod), publish)
+        holder = ports.holder(step.pod, bridge.table(step.pod), wanted)
         if holder:
-            found.append(Problem(f"port {publish} is in use by {holder}", BUSY))
+            found.append(Problem(f"port {wanted} is in use by {holder}", BUSY))
     return found

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from podrun.hook import Pod
 
 _EEXIST = 17
+_RTF_ADDRCONF = 0x00040000  # <linux/ipv6_route.h>
 _IPV4 = "/proc/sys/net/ipv4"
 _IPV6 = "/proc/sys/net/ipv6"
 
@@ -73,18 +74,20 @@ def directory(run: str, name: str) -> str:
     return f"{run}/network/{name}"
 
 
-def ensure(pod: Pod, name: str, wanted: str, wanted6: str) -> Bridge:
+def ensure(run: str, table: str, name: str, wanted: str = "", wanted6: str = "", *, anyway: bool = False) -> Bridge:
     """The bridge ``name``, made or mended if need be. ``wanted`` and ``wanted6`` are subnets, "": the bridge's own.
+
+    ``anyway``: it is mended also when it looks whole.
 
     Raises Failure: CANNOT_CREATE for a foreign link of that name or a subnet that is routed elsewhere, WRONG_FILE for
     a subnet other than the one the bridge has.
     """
-    bridge = read(pod.run, name)
+    bridge = read(run, name)
     if bridge:
         _refuse_another(bridge, wanted, wanted6)
-        if bridge.ifindex and _index(name) == bridge.ifindex and has_table(bridge.table):
+        if bridge.ifindex and _index(name) == bridge.ifindex and has_table(bridge.table) and not anyway:
             return bridge
-    return _made(pod, name, wanted, wanted6)
+    return _made(run, table, name, wanted, wanted6)
 
 
 def read(run: str, name: str) -> Bridge | None:
@@ -133,29 +136,30 @@ def has_table(name: str) -> bool:
     return nfnetlink.has_table(nfnetlink.socket(), name)
 
 
-def _made(pod: Pod, name: str, wanted: str, wanted6: str) -> Bridge:
+def _made(run: str, table: str, name: str, wanted: str, wanted6: str) -> Bridge:
     """Everything again, one podrun at a time; each part may be there already."""
-    from . import ports
+    from . import names, ports
 
-    where = directory(pod.run, name)
+    where = directory(run, name)
     os.makedirs(f"{where}/leases", mode=0o700, exist_ok=True)
     lock = os.open(f"{where}/base.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        known = read(pod.run, name)
+        known = read(run, name)
         if known:
             _refuse_another(known, wanted, wanted6)
         pool = known.pool if known else _free(name, wanted)
         pool6 = (known.pool6 if known else None) or _free6(pool, wanted6)
-        bridge = Bridge(name, where, 0, pool, pool6 if _has_ipv6() else None, table(pod))
-        bridge = bridge._replace(ifindex=_link(pod, bridge))
+        bridge = Bridge(name, where, 0, pool, pool6 if _has_ipv6() else None, table)
+        bridge = bridge._replace(ifindex=_link(run, bridge))
+        names.begin(where, anew=not (known and known.ifindex))
         _forward(ipv6=bridge.pool6 is not None)
         had_table = has_table(bridge.table)
         ports.lay(bridge)
         if not had_table:
-            for other in known_in(pod.run):
+            for other in known_in(run):
                 ports.lay(other)
-            ports.restore(pod.run, bridge.table)
+            ports.restore(run, bridge.table)
         with open(f"{where}/base.new", "w", encoding="utf-8") as file:
             file.write(f"{ledger.boot_id()}\n{bridge.ifindex}\n{pool}\n{bridge.pool6 or ''}\n{bridge.table}\n")
         os.rename(f"{where}/base.new", f"{where}/base")
@@ -164,18 +168,23 @@ def _made(pod: Pod, name: str, wanted: str, wanted6: str) -> Bridge:
         os.close(lock)
 
 
-def _link(pod: Pod, bridge: Bridge) -> int:
+def _link(run: str, bridge: Bridge) -> int:
     """Makes the link, or finds it; returns its index."""
     name = bridge.name
     with rtnetlink.Socket() as socket:
         found = socket.link(name)
         if not found:
             # One system call: nobody sees our bridge without the alias that says whose it is.
-            socket.send(rtnetlink.bridge(name, bridge.mac(1)), rtnetlink.change(name, alias=owner(pod.run)))
+            socket.send(rtnetlink.bridge(name, bridge.mac(1)), rtnetlink.change(name, alias=owner(run)))
             found = socket.link(name)
-        if not found or found.kind != "bridge" or found.alias != owner(pod.run):
+        if not found or found.kind != "bridge" or found.alias != owner(run):
             hint = "name another bridge, or remove it" if found else ""
             raise Failure(f"there is a link {name} that is not podrun's", code=CANNOT_CREATE, hint=hint)
+        # What pods say of routers is not for the host: with a raw socket any of them could be its next one.
+        _sysctl(f"{_IPV4}/conf/{name}/accept_redirects", "0")
+        if bridge.pool6:
+            for word in ("accept_ra", "accept_redirects"):
+                _sysctl(f"{_IPV6}/conf/{name}/{word}", "0")
         addresses = [rtnetlink.address(found.ifindex, cidr, tolerated=(_EEXIST,)) for cidr in bridge.addresses(1)]
         socket.send(*addresses, rtnetlink.change(name, up=True))
         return found.ifindex
@@ -252,8 +261,8 @@ def _forward(*, ipv6: bool) -> None:
         return
     # A router ignores router advertisements unless accept_ra is 2 (ip-sysctl): a host that lives by them would lose
     # its default route.
-    for name in os.listdir(f"{_IPV6}/conf"):
-        if name not in ("all", "default") and _sysctl(f"{_IPV6}/conf/{name}/accept_ra") == "1":
+    for name in _advised():
+        if _sysctl(f"{_IPV6}/conf/{name}/accept_ra") == "1":
             _sysctl(f"{_IPV6}/conf/{name}/accept_ra", "2")
     _sysctl(f"{_IPV6}/conf/all/forwarding", "1")
 
@@ -261,3 +270,18 @@ def _forward(*, ipv6: bool) -> None:
 def allow_localnet(name: str) -> None:
     """Lets what is sent to 127.0.0.1 reach the bridge. Only once ports.lay has closed the way back."""
     _sysctl(f"{_IPV4}/conf/{name}/route_localnet", "1")
+
+
+def _advised() -> set[str]:
+    """The links that may live by router advertisements: network cards, and what has a route of one (RTF_ADDRCONF).
+
+    Not every link: behind the bridge of another runtime are containers, and one of them would become the host's router.
+    """
+    with open("/proc/net/ipv6_route", encoding="utf-8") as file:
+        rows = [line.split() for line in file.read().splitlines()]
+    learned = {row[9] for row in rows if int(row[8], 16) & _RTF_ADDRCONF}
+    return {
+        name
+        for name in os.listdir(f"{_IPV6}/conf")
+        if name in learned or os.path.exists(f"/sys/class/net/{name}/device")
+    }

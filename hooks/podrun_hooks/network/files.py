@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
     from podrun.hook import Step
 
+    from .options import Options
+
 _NAMES = ("hosts", "resolv.conf", "hostname")
 _RESOLV = "/etc/resolv.conf"
 #: Where systemd-resolved lists the servers behind its stub 127.0.0.53 (systemd-resolved.service(8)).
@@ -56,10 +58,47 @@ def remove(step: Step) -> None:
                 raise
 
 
+def for_pod(
+    step: Step, options: Options, hostname: str, addresses: Sequence[str], shared: str, directory: str
+) -> list[dict[str, Any]]:
+    """The mounts of a pod that has ``addresses``. ``shared`` is the hosts file of all pods of its bridge; with "" the
+    pod gets one of its own, with what is known of the bridge with this ``directory`` now.
+    """
+    content = {
+        "resolv.conf": resolv(options.dns, options.search, reachable_loopback=False),
+        "hostname": f"{hostname}\n",
+    }
+    if not shared:
+        content["hosts"] = hosts(hostname, addresses, {**_neighbours(directory), **options.hosts})
+    mounts = write(step, content)
+    if shared:
+        options_ = ["bind", "ro", "nosuid", "nodev", "noexec"]
+        mounts.append({"hostPath": shared, "containerPath": "/etc/hosts", "type": "bind", "options": options_})
+    return mounts
+
+
+def _neighbours(directory: str) -> dict[str, str]:
+    if not directory:
+        return {}
+    from . import names
+
+    return {name: known.addresses[0] for known in names.known(directory) for name in known.names if known.addresses}
+
+
+def hostname(step: Step) -> str:
+    """The pod's host name: what its file says, or its own name."""
+    return str(step.options.hostname or step.pod.name.replace("@", "-")[:64])
+
+
+def names(hostname: str, pod: str) -> list[str]:
+    """What a pod is called: its host name, that without the domain, and the pod's name."""
+    return [*dict.fromkeys([hostname, hostname.partition(".")[0], pod.replace("@", "-")])]
+
+
 def hosts(hostname: str, addresses: Sequence[str], more: Mapping[str, str]) -> str:
     """/etc/hosts of a pod; ``addresses`` are its own and ``more`` are names with theirs."""
     own = [f"{address}\t{_names(hostname)}" for address in addresses or ["127.0.1.1"]]
-    others = [f"{address}\t{name}" for name, address in more.items()]
+    others = [f"{address}\t{name}" for name, address in more.items() if name not in _names(hostname).split()]
     return _LOCALHOST + "".join(f"{line}\n" for line in own + others)
 
 
@@ -76,21 +115,27 @@ def _names(hostname: str) -> str:
     return f"{hostname} {short}" if dot else hostname
 
 
-def resolv(servers: Sequence[str], *, reachable_loopback: bool) -> str:
-    """resolv.conf(5) of a pod: the host's, with ``servers`` instead of its name servers where some are given.
+def resolv(servers: Sequence[str], search: Sequence[str] = (), *, reachable_loopback: bool) -> str:
+    """resolv.conf(5) of a pod: the host's, with ``servers`` and ``search`` instead of its own where some are given.
 
     Unless ``reachable_loopback``, name servers on the host's loopback are left out: they are not in the pod.
     """
     text = _content(_RESOLV)
+    lines = text.splitlines()
     if servers:
-        lines = [line for line in text.splitlines() if not _server(line)]
-        return "".join(f"{line}\n" for line in [*lines, *(f"nameserver {server}" for server in servers)])
-    if reachable_loopback:
+        lines = [*(line for line in lines if not _server(line)), *(f"nameserver {server}" for server in servers)]
+    elif not reachable_loopback:
+        kept = _without_loopback(text)
+        if not any(map(_server, kept)) and any(map(_server, lines)):
+            kept = _without_loopback(_content(_UPSTREAM)) or kept
+        lines = kept
+    elif not search:
         return text
-    kept = _without_loopback(text)
-    if not any(map(_server, kept)) and any(map(_server, text.splitlines())):
-        kept = _without_loopback(_content(_UPSTREAM)) or kept
-    return "".join(f"{line}\n" for line in kept)
+    if search:
+        # "domain" is the older word for it; the last one of them counts (resolv.conf(5)).
+        lines = [line for line in lines if line.partition(" ")[0] not in ("search", "domain")]
+        lines.append(f"search {' '.join(search)}")
+    return "".join(f"{line}\n" for line in lines)
 
 
 def has_server(text: str) -> bool:

@@ -10,8 +10,8 @@ from pyroute2 import IPRoute
 
 from podrun_hooks import process
 
+from . import attach, cni, lease, names, namespace, ports, rtnetlink
 from . import bridge as bridges
-from . import lease, namespace, ports, rtnetlink
 from . import ledger as ledgers
 from .bridge import Bridge
 from .ledger import Ledger
@@ -59,7 +59,7 @@ def leases(run: str) -> list[dict[str, Any]]:
 def published(run: str) -> list[dict[str, Any]]:
     """The ports that pods have published: ip, port, proto, pod, address and target_port of the pod."""
     rows = []
-    for ledger in _ledgers(run):
+    for ledger in ledgers.everywhere(run):
         for line in ledger.all("publish"):
             ip, host, inner, proto, address, _ = line.split(" ")
             row = {"ip": ip, "port": int(host), "proto": proto, "pod": ledger.last("pod"), "address": address}
@@ -69,7 +69,9 @@ def published(run: str) -> list[dict[str, Any]]:
 
 def namespaces(run: str) -> list[dict[str, Any]]:
     """The pinned namespaces that are this run directory's: path, tag, alive (False: no pod's ledger knows it)."""
-    inodes = {inode for ledger in _ledgers(run) if ledgers.alive(run, ledger) for inode in ledger.all("netns")}
+    inodes = {
+        inode for ledger in ledgers.everywhere(run) if ledgers.alive(run, ledger) for inode in ledger.all("netns")
+    }
     rows = []
     for tag in _listed(namespace.DIRECTORY):
         path = namespace.path_of(tag)
@@ -114,18 +116,21 @@ def collect(run: str, *, keep: bool = False) -> list[dict[str, str]]:
                 namespace.remove(row["path"])
     gone += _collect_links(run, keep)
     for bridge in bridges.known_in(run):
-        gone += _collect_ports(run, bridge, keep)
-    for ledger in _ledgers(run):
+        gone += [*_collect_ports(run, bridge, keep), *_collect_names(run, bridge, keep)]
+    for ledger in ledgers.everywhere(run):
         if not ledgers.alive(run, ledger):
             gone.append({"kind": "ledger", "name": ledger.path, "pod": ledger.last("pod")})
             if not keep:
+                cni.release(ledger)
+                attach.remove(ledger)
+                namespace.unpin(ledger.last("tag"), ledger)
                 _remove_files(ledger)
     return gone
 
 
 def remove_bridges(run: str) -> list[str]:
     """Removes the bridges without a living pod, with the table when it was the last one's; returns their names."""
-    busy = {name for ledger in _ledgers(run) if ledgers.alive(run, ledger) for name in ledger.all("bridge")}
+    busy = {name for ledger in ledgers.everywhere(run) if ledgers.alive(run, ledger) for name in ledger.all("bridge")}
     kept = [bridge for bridge in bridges.known_in(run) if bridge.name in busy]
     removed = []
     for bridge in bridges.known_in(run):
@@ -161,7 +166,7 @@ def _collect_links(run: str, keep: bool) -> list[dict[str, str]]:
 
 def _collect_ports(run: str, bridge: Bridge, keep: bool) -> list[dict[str, str]]:
     """Elements of the table whose pod is dead."""
-    alive = [ledger for ledger in _ledgers(run) if ledgers.alive(run, ledger)]
+    alive = [ledger for ledger in ledgers.everywhere(run) if ledgers.alive(run, ledger)]
     tags = {line.rpartition(" ")[2] for ledger in alive for line in ledger.all("publish")}
     gone = []
     for name in _MAPS:
@@ -176,6 +181,19 @@ def _collect_ports(run: str, bridge: Bridge, keep: bool) -> list[dict[str, str]]
             gone.append({"kind": "port", "name": " ".join(fields), "pod": key["elem"].get("comment", "")})
             if not keep:
                 ports.delete_element(bridge.table, name, fields)
+    return gone
+
+
+def _collect_names(run: str, bridge: Bridge, keep: bool) -> list[dict[str, str]]:
+    """Names of pods that are dead."""
+    alive = {ledger.last("tag") for ledger in ledgers.everywhere(run) if ledgers.alive(run, ledger)}
+    gone = []
+    for name in names.known(bridge.directory):
+        tag = name.mark.partition("/")[0]
+        if tag not in alive:
+            gone.append({"kind": "name", "name": " ".join(name.names), "pod": tag})
+            if not keep:
+                names.remove(bridge.directory, name.mark)
     return gone
 
 
@@ -206,10 +224,6 @@ def _described(link: Any) -> dict[str, Any]:
         "rx_bytes": stats.get("rx_bytes", 0),
         "tx_bytes": stats.get("tx_bytes", 0),
     }
-
-
-def _ledgers(run: str) -> list[Ledger]:
-    return [ledger for pod in _listed(f"{run}/pods") for ledger in ledgers.of(run, pod)]
 
 
 def _listed(directory: str) -> list[str]:

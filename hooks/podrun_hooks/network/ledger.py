@@ -24,7 +24,7 @@ class Ledger(NamedTuple):
     notes: Sequence[tuple[str, str]] = ()
 
     def all(self, key: str) -> list[str]:
-        """The values noted under ``key``: pod, boot, netns, link, address, publish."""
+        """The values noted under ``key``: pod, boot, bridge, address, netns, link, plug, inside, cni, publish."""
         return [value for noted, value in self.notes if noted == key]
 
     def last(self, key: str) -> str:
@@ -42,7 +42,7 @@ def begin(step: Step) -> int:
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     fd = os.open(path_of(step), flags, 0o600)
     pod = step.pod
-    os.write(fd, f"pod {pod.name}\ninvocation {pod.invocation}\nboot {boot_id()}\n".encode())
+    os.write(fd, f"pod {pod.name}\ntag {pod.tag}\ninvocation {pod.invocation}\nboot {boot_id()}\n".encode())
     return fd
 
 
@@ -83,5 +83,14 @@ def of(run: str, pod: str) -> list[Ledger]:
     where = f"{run}/pods/{pod}"
     try:
         return [read(f"{where}/{name}") for name in sorted(os.listdir(where)) if name.endswith(".network")]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def everywhere(run: str) -> list[Ledger]:
+    """The ledgers of all pods of a run directory."""
+    try:
+        pods = sorted(os.listdir(f"{run}/pods"))
     except FileNotFoundError:
         return []
+    return [ledger for pod in pods for ledger in of(run, pod)]

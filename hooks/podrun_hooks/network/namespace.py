@@ -8,9 +8,9 @@ from __future__ import annotations
 import fcntl
 import os
 from _socket import if_nametoindex
-from errno import EINVAL
+from errno import EEXIST, EINVAL
 
-from podrun.errors import CANNOT_CREATE, Failure
+from podrun.errors import CANNOT_CREATE, WRONG_FILE, Failure
 from podrun.record import NamedTuple
 from podrun_hooks import linux
 
@@ -20,6 +20,8 @@ from .child import Child
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from .bridge import Bridge
     from .ledger import Ledger
 
@@ -28,15 +30,29 @@ _OURS = "/proc/self/ns/net"
 _NS_GET_NSTYPE = 0xB703  # ioctl_ns(2)
 
 # Docker's users rely on the first two: a payload that is not root may listen on port 80 and ping. The others: no pod
-# becomes another one's router, and an address is usable at once and announced when the link comes up.
+# becomes another one's router, and an address is usable at once.
 _SYSCTLS = (
     ("net/ipv4/ip_unprivileged_port_start", "0"),
     ("net/ipv4/ping_group_range", "0 2147483647"),
-    ("net/ipv4/conf/default/arp_notify", "1"),
     ("net/ipv6/conf/default/accept_ra", "0"),
     ("net/ipv6/conf/default/accept_dad", "0"),
-    ("net/ipv6/conf/default/ndisc_notify", "1"),
 )
+# An announcement makes the bridge send a copy to every pod on it, before the link is up: some ms with 200 pods. It is
+# needed only where the hardware address does not follow from the address: neighbours may know another (Bridge.mac).
+_ANNOUNCING = (("net/ipv4/conf/default/arp_notify", "1"), ("net/ipv6/conf/default/ndisc_notify", "1"))
+
+
+class Wish(NamedTuple):
+    """What the pod file asks of the pod's end of a connection; empty values: podrun chooses."""
+
+    #: The link's name in the pod.
+    interface: str = ""
+    mac: bytes = b""
+    mtu: int = 0
+    #: Pairs of destination (CIDR) and gateway ("": straight to the link).
+    routes: Sequence[tuple[str, str]] = ()
+    #: Pairs of path below /proc/sys and value.
+    sysctls: Sequence[tuple[str, str]] = ()
 
 
 class Plug(NamedTuple):
@@ -46,6 +62,7 @@ class Plug(NamedTuple):
     n: int
     #: The pod may call its own published ports.
     hairpin: bool = False
+    wish: Wish = Wish()
 
 
 def path_of(tag: str) -> str:
@@ -58,7 +75,7 @@ def mark(tag: str, run: str) -> str:
     return f"{tag} {run}"[:255]
 
 
-def begin(tag: str, run: str, fd: int, plug: Plug | None) -> Child:
+def begin(tag: str, run: str, fd: int, plug: Plug | None, wish: Wish) -> Child:
     """Starts making the namespace of a pod, with its end of the bridge when it has a ``plug``.
 
     The ledger open at ``fd`` is told of everything first. Raises Failure (CANNOT_CREATE) for a foreign object at the
@@ -70,7 +87,7 @@ def begin(tag: str, run: str, fd: int, plug: Plug | None) -> Child:
 
     def make() -> None:
         linux.unshare(linux.CLONE_NEWNET)
-        for name, value in _SYSCTLS:
+        for name, value in (*_SYSCTLS, *(_ANNOUNCING if plug and plug.wish.mac else ())):
             try:
                 with open(f"/proc/sys/{name}", "w", encoding="utf-8") as file:
                     file.write(value)
@@ -80,9 +97,13 @@ def begin(tag: str, run: str, fd: int, plug: Plug | None) -> Child:
         with rtnetlink.Socket() as inside:
             inside.send(rtnetlink.change("lo", up=True, alias=mark(tag, run)))
             ledgers.note(fd, "netns", str(inode))
-            _pin(tag)
+            _pin(tag, _OURS)
             if plug and socket:
-                _plug_in(tag, inode, fd, plug, socket, inside)
+                name = port_of(tag, inode)
+                plug_in(name, plug.wish.interface or "eth0", tag, plug, socket, inside)
+                found = socket.link(name)
+                ledgers.note(fd, "link", f"{name} {found.ifindex if found else 0}")
+            set_sysctls(wish.sysctls)
 
     try:
         return Child(make)
@@ -91,25 +112,48 @@ def begin(tag: str, run: str, fd: int, plug: Plug | None) -> Child:
             socket.close()
 
 
-def _plug_in(tag: str, inode: int, fd: int, plug: Plug, outside: rtnetlink.Socket, inside: rtnetlink.Socket) -> None:
-    """Makes the veth pair: one end a port of the bridge, the other the pod's eth0."""
-    bridge, n = plug.bridge, plug.n
-    name = _port(tag, inode)
+def plug_in(
+    name: str, interface: str, tag: str, plug: Plug, outside: rtnetlink.Socket, inside: rtnetlink.Socket
+) -> None:
+    """Makes a veth pair, in the pod's namespace: ``name`` a port of the bridge, ``interface`` the pod's end."""
+    bridge, n, hairpin, wish = plug
     netns = os.open(_OURS, os.O_RDONLY | os.O_CLOEXEC)
     outside.send(
-        rtnetlink.veth(name, "eth0", netns, bridge.mac(n)),
-        rtnetlink.change(name, up=True, alias=tag, master=bridge.ifindex, no_link_local=bridge.pool6 is not None),
-        *([rtnetlink.hairpin(name)] if plug.hairpin else []),
+        rtnetlink.veth(name, interface, netns, wish.mac or bridge.mac(n)),
+        rtnetlink.change(
+            name, up=True, alias=tag, master=bridge.ifindex, mtu=wish.mtu, no_link_local=bridge.pool6 is not None
+        ),
+        *([rtnetlink.hairpin(name)] if hairpin else []),
     )
-    eth0 = if_nametoindex("eth0")
-    addresses = [rtnetlink.address(eth0, cidr) for cidr in bridge.addresses(n)]
-    routes = [rtnetlink.default_route(eth0, cidr.partition("/")[0]) for cidr in bridge.addresses(1)]
-    inside.send(*addresses, rtnetlink.change("eth0", up=True), *routes)
-    found = outside.link(name)
-    ledgers.note(fd, "link", f"{name} {found.ifindex if found else 0}")
+    os.close(netns)
+    address(interface, bridge.addresses(n), bridge.addresses(1), wish, inside)
 
 
-def _port(tag: str, inode: int) -> str:
+def address(
+    interface: str, addresses: Sequence[str], gateways: Sequence[str], wish: Wish, inside: rtnetlink.Socket
+) -> None:
+    """Gives the pod's end its addresses and routes (CIDR both). Where there is a default route already, it stays."""
+    index = if_nametoindex(interface)
+    routes = [rtnetlink.default_route(index, cidr.partition("/")[0], tolerated=(EEXIST,)) for cidr in gateways]
+    inside.send(
+        *(rtnetlink.address(index, cidr) for cidr in addresses),
+        rtnetlink.change(interface, up=True, mtu=wish.mtu),
+        *routes,
+        *(rtnetlink.route(index, destination, gateway) for destination, gateway in wish.routes),
+    )
+
+
+def set_sysctls(sysctls: Sequence[tuple[str, str]]) -> None:
+    """Sets what belongs to the network namespace that the process is in. Raises Failure (WRONG_FILE) naming the key."""
+    for path, value in sysctls:
+        try:
+            with open(f"/proc/sys/{path}", "w", encoding="utf-8") as file:
+                file.write(value)
+        except OSError as error:
+            raise Failure(f"sysctl {path.replace('/', '.')} = {value!r}: {error.strerror}", code=WRONG_FILE) from None
+
+
+def port_of(tag: str, inode: int) -> str:
     """The name of the host's end. The namespace's inode is in it because the kernel takes its time to delete a link:
     the next start of the same pod does not meet the one before.
     """
@@ -124,7 +168,8 @@ def _port(tag: str, inode: int) -> str:
 def share() -> None:
     """Makes /run/netns a shared mount, as iproute2 does, so that other mount namespaces see what is pinned later."""
     try:
-        linux.mount(None, DIRECTORY, "none", linux.MS_SHARED | linux.MS_REC)
+        # Of the directory alone, not of all that is pinned in it: the time would grow with the pods.
+        linux.mount(None, DIRECTORY, "none", linux.MS_SHARED)
         return
     except FileNotFoundError:
         os.makedirs(DIRECTORY, mode=0o755, exist_ok=True)
@@ -136,22 +181,22 @@ def share() -> None:
         # The same lock as iproute2's: two at once would stack two mounts.
         fcntl.flock(lock, fcntl.LOCK_EX)
         try:
-            linux.mount(None, DIRECTORY, "none", linux.MS_SHARED | linux.MS_REC)
+            linux.mount(None, DIRECTORY, "none", linux.MS_SHARED)
         except OSError as error:
             if error.errno != EINVAL:
                 raise
             linux.mount(DIRECTORY, DIRECTORY, "none", linux.MS_BIND | linux.MS_REC)
-            linux.mount(None, DIRECTORY, "none", linux.MS_SHARED | linux.MS_REC)
+            linux.mount(None, DIRECTORY, "none", linux.MS_SHARED)
     finally:
         os.close(lock)
 
 
-def _pin(tag: str) -> None:
-    """Keeps the current namespace alive at its place."""
+def _pin(tag: str, source: str) -> None:
+    """Keeps the namespace that ``source`` leads to alive at its place."""
     path = path_of(tag)
     # Mode 0 and empty, as ``ip netns add`` leaves it before the mount: see _is_unfinished.
     os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0))
-    linux.mount(_OURS, path, "none", linux.MS_BIND)
+    linux.mount(source, path, "none", linux.MS_BIND)
 
 
 def unpin(tag: str, ledger: Ledger) -> None:
@@ -208,6 +253,48 @@ def _clear(tag: str, run: str) -> None:
         raise Failure(f"{path} is not podrun's", code=CANNOT_CREATE, hint="remove it, or give the pod another name")
 
 
+def opened(path: str) -> int:
+    """A descriptor of the network namespace at ``path``; a FIFO does not block it, links are followed.
+
+    Raises Failure (WRONG_FILE) for what is none.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise Failure(f"{path}: {error.strerror}", code=WRONG_FILE) from None
+    try:
+        kind = fcntl.ioctl(fd, _NS_GET_NSTYPE)
+    except OSError:
+        kind = 0
+    if kind != linux.CLONE_NEWNET:
+        os.close(fd)
+        raise Failure(f"{path} is not a network namespace", code=WRONG_FILE)
+    return fd
+
+
+def join(tag: str, run: str, fd: int, netns: int) -> list[str]:
+    """Pins the namespace of descriptor ``netns`` at the pod's place, too; returns its addresses (CIDR).
+
+    From then on it does not matter what becomes of the path that it was opened by. Raises Failure.
+    """
+    share()
+    _clear(tag, run)
+    ledgers.note(fd, "netns", str(os.fstat(netns).st_ino))
+    _pin(tag, f"/proc/self/fd/{netns}")
+    return addresses_in(netns)
+
+
+def addresses_in(netns: int) -> list[str]:
+    """The addresses in the namespace of descriptor ``netns``, in CIDR notation, IPv4 first."""
+
+    def ask() -> str:
+        linux.setns(netns, linux.CLONE_NEWNET)
+        with rtnetlink.Socket() as socket:
+            return " ".join(socket.addresses())
+
+    return Child(ask).join().split()
+
+
 def is_netns(path: str) -> bool:
     """True when a network namespace is mounted at ``path``; does not block on a FIFO or follow a symlink."""
     try:
@@ -226,8 +313,11 @@ def loopback_alias(path: str) -> str:
     """The alias of the loopback link in the namespace at ``path``, "" without one."""
 
     def ask() -> str:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        linux.setns(fd, linux.CLONE_NEWNET)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            linux.setns(fd, linux.CLONE_NEWNET)
+        except OSError:  # it has gone in the meantime
+            return ""
         with rtnetlink.Socket() as socket:
             found = socket.link("lo")
         return found.alias if found else ""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .bridge import Bridge
     from .ledger import Ledger
 
-_PROTOCOLS = {"tcp": 6, "udp": 17}
+_PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
 _EADDRINUSE = 98
 
 
@@ -39,6 +39,8 @@ class Publish(NamedTuple):
     host: int
     port: int
     proto: str = "tcp"
+    #: The number of consecutive ports, of the host and of the pod alike.
+    length: int = 1
 
     @property
     def everywhere(self) -> bool:
@@ -46,11 +48,21 @@ class Publish(NamedTuple):
         return self.ip in ("0.0.0.0", "::")
 
     def __str__(self) -> str:
-        return f"{f'[{self.ip}]' if ':' in self.ip else self.ip}:{self.host}/{self.proto}"
+        last = f"-{self.host + self.length - 1}" if self.length > 1 else ""
+        return f"{f'[{self.ip}]' if ':' in self.ip else self.ip}:{self.host}{last}/{self.proto}"
+
+
+def each(wanted: Sequence[Publish]) -> list[Publish]:
+    """The same with every range as its ports."""
+    return [
+        publish._replace(host=publish.host + n, port=publish.port + n, length=1)
+        for publish in wanted
+        for n in range(publish.length)
+    ]
 
 
 def parse(text: str) -> Publish:
-    """Reads docker's spelling, ``[ip:]hostport:containerport[/tcp|udp]``; 127.0.0.1 unless told otherwise.
+    """Reads docker's spelling, ``[ip:]hostport[-last]:containerport[-last][/tcp|udp|sctp]``; 127.0.0.1 by default.
 
     Raises Wrong.
     """
@@ -58,7 +70,7 @@ def parse(text: str) -> Publish:
     if not slash:
         proto = "tcp"
     if proto not in _PROTOCOLS:
-        raise Wrong(f"expected tcp or udp behind the slash, not {text!r}")
+        raise Wrong(f"expected tcp, udp or sctp behind the slash, not {text!r}")
     rest, _, inner = rest.rpartition(":")
     address, _, outer = rest.rpartition(":")
     if address.startswith("[") and address.endswith("]"):
@@ -66,11 +78,22 @@ def parse(text: str) -> Publish:
     elif ":" in address:
         raise Wrong(f"an IPv6 address belongs in brackets: [address]:8080:80, not {text!r}")
     if not (outer and inner):
-        raise Wrong(f"expected [ip:]hostport:containerport[/tcp|udp], not {text!r}")
-    for word in (outer, inner):
-        if not (word.isdecimal() and word.isascii() and 0 < int(word) < 65536):
-            raise Wrong(f"expected ports from 1 to 65535, not {word!r} in {text!r}")
-    return Publish(_address(address or "127.0.0.1", text), int(outer), int(inner), proto)
+        raise Wrong(f"expected [ip:]hostport:containerport[/tcp|udp|sctp], not {text!r}")
+    (host, count), (port, inside) = (_range(word, text) for word in (outer, inner))
+    if count != inside:
+        raise Wrong(f"{text!r}: {count} ports of the host cannot lead to {inside} of the pod")
+    return Publish(_address(address or "127.0.0.1", text), host, port, proto, count)
+
+
+def _range(word: str, where: str) -> tuple[int, int]:
+    """The first port of "80" or "80-89", and how many they are."""
+    first, dash, last = word.partition("-")
+    for one in (first, last) if dash else (first,):
+        if not (one.isdecimal() and one.isascii() and 0 < int(one) < 65536):
+            raise Wrong(f"expected ports from 1 to 65535, not {word!r} in {where!r}")
+    if dash and int(last) < int(first):
+        raise Wrong(f"{word!r} in {where!r} ends before it begins")
+    return int(first), int(last) - int(first) + 1 if dash else 1
 
 
 def _address(text: str, where: str) -> str:
@@ -112,7 +135,7 @@ flush chain inet {table} postrouting
 add rule inet {table} loopback iifname != "lo" ip daddr 127.0.0.0/8 drop
 add rule inet {table} loopback iifname != "lo" ip saddr 127.0.0.0/8 drop
 add rule inet {table} published fib daddr type != local return
-add rule inet {table} published meta l4proto != {{ tcp, udp }} return
+add rule inet {table} published meta l4proto != {{ tcp, udp, sctp }} return
 add rule inet {table} published dnat ip to ip daddr . meta l4proto . th dport map @host4
 add rule inet {table} published dnat ip to meta l4proto . th dport map @any4
 add rule inet {table} published dnat ip6 to ip6 daddr . meta l4proto . th dport map @host6
@@ -156,17 +179,23 @@ def _nft(script: str) -> None:
 
 def restore(run: str, table: str) -> None:
     """Puts the ports of living pods back after somebody else has emptied the ruleset."""
-    try:
-        pods = os.listdir(f"{run}/pods")
-    except FileNotFoundError:
-        return
-    for pod in pods:
-        for ledger in ledgers.of(run, pod):
-            for element in _noted(ledger) if ledgers.alive(run, ledger) else ():
-                try:
-                    nfnetlink.add(nfnetlink.socket(), table, [element])
-                except FileExistsError:
-                    pass
+    for ledger in ledgers.everywhere(run):
+        for element in _noted(ledger) if ledgers.alive(run, ledger) else ():
+            try:
+                nfnetlink.add(nfnetlink.socket(), table, [element])
+            except FileExistsError:
+                pass
+
+
+def lost(table: str, ledger: Ledger) -> list[Publish]:
+    """The ports of a ledger that are not in the table."""
+    socket = nfnetlink.socket()
+    gone = []
+    for publish, target, tag in _lines(ledger):
+        element = _element(publish, target, tag)
+        if nfnetlink.find(socket, table, element.map, element.key) != element:
+            gone.append(publish)
+    return gone
 
 
 # --- a pod's ports -------------------------------------------------------------------------------------------------
@@ -186,7 +215,7 @@ def take(pod: Pod, bridge: Bridge, wanted: Sequence[Publish], addresses: Sequenc
         if not target:
             raise Failure(f"{publish} is published on IPv6, and the bridge has none", code=STEP_FAILED)
         elements.append(_element(publish, target, pod.tag))
-        ip, host, port, proto = publish
+        ip, host, port, proto, _ = publish
         ledgers.note(fd, "publish", f"{ip} {host} {port} {proto} {target} {pod.tag}")
     try:
         nfnetlink.add(nfnetlink.socket(), bridge.table, elements)
@@ -194,6 +223,16 @@ def take(pod: Pod, bridge: Bridge, wanted: Sequence[Publish], addresses: Sequenc
         for publish in wanted:
             _refuse_held(pod, bridge.table, publish)
         raise
+    _forget(wanted)
+
+
+def _forget(wanted: Sequence[Publish]) -> None:
+    """Ends what connection tracking still knows of the ports: a UDP caller that never pauses would be kept out."""
+    datagrams = {publish.host for publish in wanted if publish.proto != "tcp"}
+    if datagrams:
+        from . import conntrack
+
+        conntrack.forget(datagrams)
 
 
 def begin_release(table: str, ledger: Ledger) -> Child | None:
@@ -213,6 +252,7 @@ def begin_release(table: str, ledger: Ledger) -> Child | None:
                     nfnetlink.delete(socket, table, [element])
                 except FileNotFoundError:  # the child of a down that was killed got there first
                     pass
+        _forget([publish for publish, _, _ in _lines(ledger)])
 
     nfnetlink.close()
     return Child(delete, lingering=0.05)
@@ -243,9 +283,15 @@ def _refuse_held(pod: Pod, table: str, publish: Publish) -> None:
 
 
 def _noted(ledger: Ledger) -> Iterator[Element]:
+    for publish, target, tag in _lines(ledger):
+        yield _element(publish, target, tag)
+
+
+def _lines(ledger: Ledger) -> Iterator[tuple[Publish, str, str]]:
+    """The published ports of a ledger with the pod's address and tag."""
     for line in ledger.all("publish"):
         ip, host, port, proto, target, tag = line.split(" ")
-        yield _element(Publish(ip, int(host), int(port), proto), target, tag)
+        yield Publish(ip, int(host), int(port), proto), target, tag
 
 
 def _element(publish: Publish, target: str, tag: str) -> Element:
@@ -263,10 +309,21 @@ def _key(publish: Publish) -> tuple[str, bytes]:
 
 
 def _rivals(publish: Publish) -> Iterator[Element]:
-    """The elements that would be in the way: the same, that of all addresses, and for all addresses the loopback's."""
-    any_, loopback = ("::", "") if ":" in publish.ip else ("0.0.0.0", "127.0.0.1")
-    for ip in {publish.ip, any_, loopback if publish.everywhere else publish.ip} - {""}:
+    """The elements that would be in the way: the same, that of all addresses, and for that one each of the host's."""
+    for ip in {publish.ip, "::" if ":" in publish.ip else "0.0.0.0"}:
         yield Element(*_key(publish._replace(ip=ip)), b"")
+    if publish.everywhere:
+        for ip in _of_the_host(6 if ":" in publish.ip else 4):
+            yield Element(*_key(publish._replace(ip=ip)), b"")
+
+
+def _of_the_host(version: int) -> list[str]:
+    """The host's addresses: as many lookups as it has, however many ports are published."""
+    from . import rtnetlink
+
+    with rtnetlink.Socket() as socket:
+        plain = [cidr.partition("/")[0] for cidr in socket.addresses()]
+    return [*(["127.0.0.1"] if version == 4 else []), *(ip for ip in plain if (":" in ip) == (version == 6))]
 
 
 def _raw(address: str) -> bytes:
@@ -279,8 +336,11 @@ def _raw(address: str) -> bytes:
 def _listener(publish: Publish) -> str:
     """The host's process that listens on the port, or "": binding to it tells in microseconds that there is one."""
     family = _socket.AF_INET6 if ":" in publish.ip else _socket.AF_INET
-    kind = _socket.SOCK_STREAM if publish.proto == "tcp" else _socket.SOCK_DGRAM
-    socket = _socket.socket(family, kind | _socket.SOCK_CLOEXEC)
+    kind = _socket.SOCK_DGRAM if publish.proto == "udp" else _socket.SOCK_STREAM
+    try:
+        socket = _socket.socket(family, kind | _socket.SOCK_CLOEXEC, _PROTOCOLS[publish.proto])
+    except OSError:  # a kernel without SCTP sockets has no listeners either
+        return ""
     try:
         if family == _socket.AF_INET6:
             socket.setsockopt(_socket.IPPROTO_IPV6, _socket.IPV6_V6ONLY, 1)
@@ -297,6 +357,8 @@ def _listener(publish: Publish) -> str:
 
 
 def _named(publish: Publish) -> str:
+    if publish.proto == "sctp":
+        return "a process of the host"
     inodes = set()
     # TCP sockets listen in state 0A; UDP ones that are not connected are in 07 (include/net/tcp_states.h).
     state = "0A" if publish.proto == "tcp" else "07"

@@ -29,17 +29,19 @@ NLA_F_NESTED = 0x8000
 _NLA_TYPE_MASK = 0x3FFF
 
 _RTM_NEWLINK, _RTM_DELLINK, _RTM_GETLINK, _RTM_SETLINK = 16, 17, 18, 19
-_RTM_NEWADDR, _RTM_NEWROUTE = 20, 24
+_RTM_NEWADDR, _RTM_GETADDR, _RTM_NEWROUTE = 20, 22, 24
 _IFF_UP = 1
-_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MASTER, _IFLA_PROTINFO, _IFLA_LINKINFO = 1, 3, 10, 12, 18
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK = 1, 3, 4, 5
+_IFLA_MASTER, _IFLA_PROTINFO, _IFLA_LINKINFO = 10, 12, 18
 _IFLA_IFALIAS, _IFLA_AF_SPEC, _IFLA_NET_NS_FD = 20, 26, 28
 _IFLA_INFO_KIND, _IFLA_INFO_DATA, _VETH_INFO_PEER = 1, 2, 1
 _IFLA_INFO_SLAVE_KIND, _IFLA_INFO_SLAVE_DATA = 4, 5
+_IFLA_MACVLAN_MODE, _MACVLAN_MODE_BRIDGE = 1, 4
 _IFLA_INET6_ADDR_GEN_MODE, _IN6_ADDR_GEN_MODE_NONE = 8, 1
-_IFLA_BRPORT_STATE, _IFLA_BRPORT_MODE, _BR_STATE_DISABLED = 1, 4, 0
+_IFLA_BRPORT_STATE, _IFLA_BRPORT_MODE, _IFLA_BRPORT_FLUSH, _BR_STATE_DISABLED = 1, 4, 24, 0
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS, _IFA_F_NODAD = 1, 2, 8, 0x02
-_RTA_OIF, _RTA_GATEWAY = 4, 5
-_RT_TABLE_MAIN, _RTPROT_BOOT, _RT_SCOPE_UNIVERSE, _RTN_UNICAST = 254, 3, 0, 1
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY = 1, 4, 5
+_RT_TABLE_MAIN, _RTPROT_BOOT, _RT_SCOPE_UNIVERSE, _RT_SCOPE_LINK, _RTN_UNICAST = 254, 3, 0, 253, 1
 
 _HEADER = Struct("=IHHII")  # length, type, flags, sequence number, port id
 _ATTRIBUTE = Struct("=HH")  # length, type
@@ -170,6 +172,19 @@ class Socket:
         answers = self.send(Message("list the links", _RTM_GETLINK, NLM_F_ACK | NLM_F_DUMP, body))
         return [_link(answer) for _, answer in answers]
 
+    def addresses(self) -> list[str]:
+        """The addresses of all links in CIDR notation, IPv4 first; those of loopback and link scope are left out."""
+        body = _ADDRESS.pack(0, 0, 0, 0, 0)
+        answers = self.send(Message("list the addresses", _RTM_GETADDR, NLM_F_ACK | NLM_F_DUMP, body))
+        found = []
+        for _, answer in answers:
+            family, length, _, scope, _ = _ADDRESS.unpack_from(answer)
+            values = dict(attributes(answer[_ADDRESS.size :]))
+            raw = values.get(_IFA_LOCAL) or values.get(_IFA_ADDRESS)
+            if raw and scope == _RT_SCOPE_UNIVERSE:
+                found.append(f"{_socket.inet_ntop(family, raw)}/{length}")
+        return sorted(found, key=lambda cidr: ":" in cidr)
+
     def close(self) -> None:
         """Closes the socket."""
         self._socket.close()
@@ -231,21 +246,44 @@ def veth(name: str, peer: str, netns: int, mac: bytes) -> Message:
     return Message(f"create the veth pair {name}", _RTM_NEWLINK, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, body)
 
 
+def macvlan(name: str, parent: int, mac: bytes) -> Message:
+    """Creates a macvlan link in bridge mode on the link with index ``parent``; an empty ``mac``: a random one."""
+    data = nested(_IFLA_INFO_DATA, attribute(_IFLA_MACVLAN_MODE, _INT.pack(_MACVLAN_MODE_BRIDGE)))
+    info = nested(_IFLA_LINKINFO, attribute(_IFLA_INFO_KIND, b"macvlan"), data)
+    body = _LINK.pack(0, 0, 0, 0, 0) + _name(name) + attribute(_IFLA_LINK, _INT.pack(parent))
+    body += (attribute(_IFLA_ADDRESS, mac) if mac else b"") + info
+    return Message(f"create the macvlan {name}", _RTM_NEWLINK, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, body)
+
+
+def move(name: str, netns: int) -> Message:
+    """Moves a link into the namespace of descriptor ``netns``; it keeps its name and alias."""
+    body = _LINK.pack(0, 0, 0, 0, 0) + _name(name) + attribute(_IFLA_NET_NS_FD, _INT.pack(netns))
+    return Message(f"move {name} into the pod", _RTM_NEWLINK, NLM_F_ACK, body)
+
+
+def rename(index: int, name: str) -> Message:
+    """Calls link ``index``, which is down, ``name``."""
+    return Message(f"call a link {name}", _RTM_NEWLINK, NLM_F_ACK, _LINK.pack(0, 0, index, 0, 0) + _name(name))
+
+
 def change(
     name: str,
     *,
     up: bool = False,
     alias: str = "",
     master: int = 0,
+    mtu: int = 0,
     no_link_local: bool = False,
 ) -> Message:
-    """Changes a link given by name: sets it up, gives it an alias, a master, or no IPv6 link-local address."""
+    """Changes a link given by name: sets it up, gives it an alias, a master, an MTU, or no IPv6 link-local address."""
     flags = _IFF_UP if up else 0
     body = _LINK.pack(0, 0, 0, flags, flags) + _name(name)
     if alias:
         body += attribute(_IFLA_IFALIAS, alias.encode()[:255])
     if master:
         body += attribute(_IFLA_MASTER, _INT.pack(master))
+    if mtu:
+        body += attribute(_IFLA_MTU, _INT.pack(mtu))
     if no_link_local:
         mode = attribute(_IFLA_INET6_ADDR_GEN_MODE, bytes([_IN6_ADDR_GEN_MODE_NONE]))
         body += nested(_IFLA_AF_SPEC, nested(_socket.AF_INET6, mode))
@@ -264,9 +302,10 @@ def hairpin(name: str) -> Message:
 
 
 def silence(index: int, *, tolerated: Sequence[int] = ()) -> Message:
-    """Stops a bridge port from forwarding and learning, at once; ``index`` is the port's link."""
+    """Stops a bridge port from forwarding and learning, at once, and forgets who was behind it; ``index``: its link."""
+    state = attribute(_IFLA_BRPORT_STATE, bytes([_BR_STATE_DISABLED]))
     body = _LINK.pack(AF_BRIDGE, 0, index, 0, 0)
-    body += nested(_IFLA_PROTINFO, attribute(_IFLA_BRPORT_STATE, bytes([_BR_STATE_DISABLED])))
+    body += nested(_IFLA_PROTINFO, state, attribute(_IFLA_BRPORT_FLUSH, b""))
     return Message(f"disable bridge port {index}", _RTM_SETLINK, NLM_F_ACK, body, tolerated)
 
 
@@ -286,9 +325,21 @@ def address(index: int, cidr: str, *, tolerated: Sequence[int] = ()) -> Message:
     return Message(f"add {cidr}", _RTM_NEWADDR, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, body, tolerated)
 
 
-def default_route(index: int, gateway: str) -> Message:
+def default_route(index: int, gateway: str, *, tolerated: Sequence[int] = ()) -> Message:
     """Routes everything that has no other route to ``gateway`` behind link ``index``."""
-    family, raw = packed(gateway)
-    body = _ROUTE.pack(family, 0, 0, 0, _RT_TABLE_MAIN, _RTPROT_BOOT, _RT_SCOPE_UNIVERSE, _RTN_UNICAST, 0)
-    body += attribute(_RTA_GATEWAY, raw) + attribute(_RTA_OIF, _INT.pack(index))
-    return Message(f"route to {gateway}", _RTM_NEWROUTE, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, body)
+    return route(index, "", gateway, tolerated=tolerated)
+
+
+def route(index: int, destination: str, gateway: str = "", *, tolerated: Sequence[int] = ()) -> Message:
+    """Routes ``destination`` (CIDR; "": everything) to ``gateway``, or straight to link ``index`` without one."""
+    text, _, length = destination.partition("/")
+    family, raw = packed(gateway or text)
+    scope = _RT_SCOPE_UNIVERSE if gateway or family == _socket.AF_INET6 else _RT_SCOPE_LINK
+    body = _ROUTE.pack(family, int(length or 0), 0, 0, _RT_TABLE_MAIN, _RTPROT_BOOT, scope, _RTN_UNICAST, 0)
+    if length and int(length):
+        body += attribute(_RTA_DST, packed(text)[1])
+    if gateway:
+        body += attribute(_RTA_GATEWAY, raw)
+    body += attribute(_RTA_OIF, _INT.pack(index))
+    doing = f"route {destination or 'everything'} to {gateway or 'the link'}"
+    return Message(doing, _RTM_NEWROUTE, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, body, tolerated)

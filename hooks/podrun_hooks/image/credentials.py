@@ -1,0 +1,175 @@
+"""Who we are at a registry: docker's config.json (auths, credHelpers, credsStore), read and written.
+
+The docker package knows the file and the helpers' protocol. It takes 130 ms to import, so it is asked only when a
+registry wants to know who we are and there is a file.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import warnings
+from typing import Any, NamedTuple
+
+from podrun.errors import NOT_ALLOWED, UNAVAILABLE, WRONG_FILE, Failure, of_oserror
+
+#: Under which docker keeps the credentials of docker.io.
+_DOCKER_HUB = "https://index.docker.io/v1/"
+
+
+class Credentials(NamedTuple):
+    """What a person has for a registry; the empty ones are anonymous."""
+
+    user: str = ""
+    password: str = ""
+    #: An OAuth2 refresh ("identity") token instead of a password.
+    identity_token: str = ""
+
+
+def anonymous(_registry: str) -> Credentials:
+    """No credentials for anybody."""
+    return Credentials()
+
+
+def file() -> str:
+    """The path of config.json: in $DOCKER_CONFIG, else in ~/.docker."""
+    return f"{os.environ.get('DOCKER_CONFIG') or os.path.expanduser('~/.docker')}/config.json"
+
+
+def known(registry: str) -> Credentials:
+    """The credentials that config.json or its helpers have for a registry's host[:port].
+
+    Raises Failure (UNAVAILABLE) when a helper cannot be asked, WRONG_FILE when the file cannot be understood.
+    """
+    path = file()
+    if not os.path.exists(path):
+        return Credentials()
+    _config(path)
+    from docker import auth, errors
+
+    _keep_docker_quiet()
+    try:
+        found = auth.load_config(config_path=path).resolve_authconfig(registry) or {}
+    except errors.InvalidConfigFile as error:
+        raise Failure(f"{path}: {error}", code=WRONG_FILE) from None
+    except errors.DockerException as error:
+        raise Failure(
+            f"the credentials for {registry} cannot be had: {str(error)[:300]}",
+            code=UNAVAILABLE,
+            hint=f"{path} names the helper",
+        ) from None
+    except ValueError:
+        raise Failure(f"{path}: what it has for a registry is not base64 of user:password", code=WRONG_FILE) from None
+    said = {key.lower(): str(value) for key, value in found.items() if value}
+    return Credentials(said.get("username", ""), said.get("password", ""), said.get("identitytoken", ""))
+
+
+def keep(registry: str, who: Credentials) -> str:
+    """Stores credentials where config.json says, else in itself; returns that place."""
+    path = file()
+    config = _config(path)
+    helper = _helper(config, registry)
+    if helper:
+        _store(helper).store(_key(registry), who.user, who.password)
+        return f"docker-credential-{helper}"
+    secret = base64.b64encode(f"{who.user}:{who.password}".encode()).decode()
+    config.setdefault("auths", {})[_key(registry)] = {"auth": secret}
+    _write(path, config)
+    return path
+
+
+def forget(registry: str) -> bool:
+    """Removes the credentials for a registry; False when there were none."""
+    path = file()
+    config = _config(path)
+    helper = _helper(config, registry)
+    found = False
+    if helper:
+        from docker.credentials.errors import CredentialsNotFound
+
+        try:
+            _store(helper).erase(_key(registry))
+            found = True
+        except CredentialsNotFound:
+            pass
+    auths = config.get("auths", {})
+    keys = [key for key in auths if key == _key(registry) or _host(key) == registry]
+    for key in keys:
+        del auths[key]
+    if keys:
+        _write(path, config)
+    return found or bool(keys)
+
+
+def _key(registry: str) -> str:
+    return _DOCKER_HUB if registry == "docker.io" else registry
+
+
+def _host(key: str) -> str:
+    """The host[:port] of a key of old: "https://registry.example/v1/"."""
+    return key.removeprefix("https://").removeprefix("http://").partition("/")[0]
+
+
+def _helper(config: dict[str, Any], registry: str) -> str:
+    return str((config.get("credHelpers") or {}).get(_key(registry)) or config.get("credsStore") or "")
+
+
+def _store(helper: str) -> Any:
+    from docker import credentials
+
+    _keep_docker_quiet()
+
+    class Told:
+        """The helper, its errors as Failures."""
+
+        def __getattr__(self, verb: str) -> Any:
+            def ask(*words: str) -> Any:
+                try:
+                    return getattr(credentials.Store(helper), verb)(*words)
+                except credentials.CredentialsNotFound:
+                    raise
+                except credentials.StoreError as error:
+                    raise Failure(f"docker-credential-{helper}: {error}", code=UNAVAILABLE) from None
+
+            return ask
+
+    return Told()
+
+
+def _keep_docker_quiet() -> None:
+    """A helper that is missing is told of once, by us."""
+    warnings.filterwarnings("ignore", message="docker-credential-", category=UserWarning)
+
+
+def _config(path: str) -> dict[str, Any]:
+    try:
+        with open(path, encoding="utf-8") as opened:
+            config = json.load(opened)
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise Failure(f"{path} is not JSON: {error}", code=WRONG_FILE) from None
+    except OSError as error:
+        raise of_oserror(error) from None
+    if not isinstance(config, dict) or not isinstance(config.get("auths", {}), dict):
+        raise Failure(f"{path} is not docker's configuration", code=WRONG_FILE)
+    return config
+
+
+def _write(path: str, config: dict[str, Any]) -> None:
+    """Replaces the file; it holds secrets, so nobody else may read it."""
+    path = os.path.realpath(path)
+    try:
+        os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+        new = f"{path}.{os.getpid()}"
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with open(fd, "w", encoding="utf-8") as opened:
+            json.dump(config, opened, indent=2)
+            opened.flush()
+            os.fsync(fd)
+        os.rename(new, path)
+    except PermissionError as error:
+        raise Failure(f"{path}: {error.strerror}", code=NOT_ALLOWED) from None
+    except OSError as error:
+        raise of_oserror(error) from None

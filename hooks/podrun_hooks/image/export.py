@@ -1,0 +1,128 @@
+"""Images out of the store: one archive that skopeo, podman and docker all read.
+
+It is an OCI image layout in a tar file, as image-layout.md of the OCI image specification has it, and holds beside the
+layout the manifest.json of ``docker save``, whose names lead to the layout's blobs: docker before 25 knows no other.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+import tarfile
+from typing import IO
+
+from podrun.errors import CANNOT_CREATE, Failure, of_oserror
+
+from . import manifest, reference, store
+from .archive import spooled
+from .manifest import Descriptor
+from .stream import chunks_of, compression, decompressed, malformed
+
+#: The archives that can be written: layers as they are, or plain for docker before 23, which knows no zstd.
+FORMATS = ("oci-archive", "docker-archive")
+
+
+def export(root: str, stored: store.Stored, path: str, form: str) -> None:
+    """Writes an image into a file that appears when it is whole, or to standard output when ``path`` is "-".
+
+    Raises Failure: MALFORMED when the store lacks a blob, CANNOT_CREATE and others as the disk says.
+    """
+    if path == "-":
+        _write(root, stored, sys.stdout.buffer, form)
+        sys.stdout.buffer.flush()
+        return
+    part = f"{path}.{os.getpid()}.part"
+    try:
+        with open(part, "xb") as file:
+            _write(root, stored, file, form)
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(part, path)
+    except FileExistsError:
+        raise Failure(f"{part} is in the way", code=CANNOT_CREATE) from None
+    except OSError as error:
+        raise of_oserror(error, "exporting") from None
+    finally:
+        if os.path.exists(part):
+            os.unlink(part)
+
+
+def _write(root: str, stored: store.Stored, file: IO[bytes], form: str) -> None:
+    content = _blob(root, stored.digest)
+    found = manifest.manifest(content, Descriptor("", stored.digest, len(content)), stored.ref)
+    config = _blob(root, found.config.digest)
+    diff_ids = manifest.configuration(config, len(found.layers), stored.ref).diff_ids
+    plain = form == "docker-archive"
+    layers = list(zip(found.layers, diff_ids, strict=True))
+    # A stream ("w|"): standard output cannot seek.
+    with tarfile.open(fileobj=file, mode="w|", format=tarfile.PAX_FORMAT) as archive:
+        for layer, diff_id in dict.fromkeys(layers):
+            with _open(root, layer.digest) as blob:
+                packed = compression(blob.read(6))
+                blob.seek(0)
+                if plain and packed:
+                    with spooled(decompressed(chunks_of(blob), stored.ref), f"{store.base(root)}/tmp") as unpacked:
+                        _add(archive, _place(diff_id), unpacked)
+                else:
+                    _add(archive, _place(diff_id if plain else layer.digest), blob)
+        _add(archive, _place(found.config.digest), io.BytesIO(config))
+        if not plain:
+            oci = content if found.descriptor.media_type == manifest.OCI_MANIFEST else manifest.as_oci(found)
+            _add_layout(archive, stored, oci)
+        listed = {
+            "Config": _place(found.config.digest),
+            "RepoTags": [_name(stored)] if _name(stored) else None,
+            "Layers": [_place(diff_id if plain else layer.digest) for layer, diff_id in layers],
+        }
+        _add(archive, "manifest.json", io.BytesIO(json.dumps([listed]).encode()))
+
+
+def _add_layout(archive: tarfile.TarFile, stored: store.Stored, content: bytes) -> None:
+    """The files of an image layout, blobs of configuration and layers apart."""
+    digest = manifest.digest_of(content)
+    _add(archive, _place(digest), io.BytesIO(content))
+    # podman names the image by the first, containerd and docker since 25 by the second.
+    names = {"org.opencontainers.image.ref.name": _name(stored), "io.containerd.image.name": _name(stored)}
+    item = {"mediaType": manifest.OCI_MANIFEST, "digest": digest, "size": len(content)}
+    index = {"schemaVersion": 2, "manifests": [{**item, "annotations": names} if _name(stored) else item]}
+    _add(archive, "index.json", io.BytesIO(json.dumps(index).encode()))
+    _add(archive, "oci-layout", io.BytesIO(b'{"imageLayoutVersion":"1.0.0"}'))
+
+
+def _name(stored: store.Stored) -> str:
+    """The name to load it under: of a registry's image its own, of a file's the name in it where that is one."""
+    named = reference.parse(stored.ref)
+    if named.kind == reference.REGISTRY:
+        return "" if named.digest else named.text
+    name = named.repository if named.kind == reference.DOCKER_DAEMON else named.tag
+    try:
+        found = reference.parse(name)
+    except Failure:
+        return ""
+    return found.text if found.kind == reference.REGISTRY and not found.digest and not name.startswith("@") else ""
+
+
+def _place(digest: str) -> str:
+    return f"blobs/sha256/{digest.removeprefix('sha256:')}"
+
+
+def _add(archive: tarfile.TarFile, name: str, file: IO[bytes]) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = file.seek(0, os.SEEK_END)
+    member.mode = 0o644
+    file.seek(0)
+    archive.addfile(member, file)
+
+
+def _open(root: str, digest: str) -> IO[bytes]:
+    try:
+        return open(store.blob(root, digest), "rb")
+    except FileNotFoundError:
+        raise malformed(f"the store lacks {digest[7:19]}; pull the image again") from None
+
+
+def _blob(root: str, digest: str) -> bytes:
+    with _open(root, digest) as file:
+        return file.read(manifest.MAX_DOCUMENT + 1)

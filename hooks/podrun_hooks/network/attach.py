@@ -1,0 +1,132 @@
+"""Interfaces in a namespace that is there already: macvlan, and what further network steps of a pod add.
+
+The namespace may outlive the step, so every link is found again by its name or alias, and removed explicitly.
+"""
+
+from __future__ import annotations
+
+import os
+from _socket import if_nametoindex
+from errno import ENODEV
+
+from podrun.errors import BUSY, UNAVAILABLE, Failure
+from podrun_hooks import linux
+
+from . import ledger as ledgers
+from . import namespace, rtnetlink
+from .child import Child
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from podrun.hook import Step
+
+    from .ledger import Ledger
+    from .namespace import Plug, Wish
+
+
+def mark(step: Step) -> str:
+    """The alias of the links that a step has in its pod's namespace."""
+    return f"{step.pod.tag} {step.name} {step.pod.run}"[:255]
+
+
+def plug(step: Step, fd: int, netns: int, wanted: Plug) -> str:
+    """Puts the namespace of descriptor ``netns`` on one more bridge; returns the name of the pod's end."""
+    name = namespace.port_of(f"{step.pod.tag} {step.name}", os.fstat(netns).st_ino)
+    ledgers.note(fd, "plug", name)
+    step.notify("STATUS=adding an interface")
+    outside = rtnetlink.Socket()
+
+    def work() -> str:
+        linux.setns(netns, linux.CLONE_NEWNET)
+        with rtnetlink.Socket() as inside:
+            interface = free_name(wanted.wish.interface)
+            namespace.plug_in(name, interface, step.pod.tag, wanted, outside, inside)
+            namespace.set_sysctls(wanted.wish.sysctls)
+        found = outside.link(name)
+        ledgers.note(fd, "link", f"{name} {found.ifindex if found else 0}")
+        return interface
+
+    try:
+        return Child(work).join()
+    finally:
+        outside.close()
+
+
+def macvlan(
+    step: Step, fd: int, netns: int, parent: str, addresses: Sequence[str], gateways: Sequence[str], wish: Wish
+) -> str:
+    """Puts the namespace on the wire of the host's link ``parent``; returns the name of the pod's link.
+
+    Raises Failure (UNAVAILABLE) when there is no such link.
+    """
+    name = namespace.port_of(f"{step.pod.tag} {step.name}", os.fstat(netns).st_ino)
+    try:
+        index = if_nametoindex(parent)
+    except OSError:
+        raise Failure(f"the host has no link {parent}", code=UNAVAILABLE) from None
+    ledgers.note(fd, "inside", f"{namespace.path_of(step.pod.tag)} {mark(step)}")
+    step.notify("STATUS=adding an interface")
+    outside = rtnetlink.Socket()
+
+    def work() -> str:
+        # One system call: the link is never anywhere without the alias that says whose it is.
+        outside.send(
+            rtnetlink.macvlan(name, index, wish.mac),
+            rtnetlink.change(name, alias=mark(step)),
+            rtnetlink.move(name, netns),
+        )
+        linux.setns(netns, linux.CLONE_NEWNET)
+        with rtnetlink.Socket() as inside:
+            interface = free_name(wish.interface)
+            inside.send(rtnetlink.rename(if_nametoindex(name), interface))
+            namespace.address(interface, addresses, gateways, wish, inside)
+            namespace.set_sysctls(wish.sysctls)
+        return interface
+
+    try:
+        return Child(work).join()
+    finally:
+        outside.close()
+
+
+def free_name(wanted: str) -> str:
+    """The wanted name, or the first free one of eth0, eth1, ...; to be called in the pod's namespace."""
+    for n in range(100):
+        name = wanted or f"eth{n}"
+        try:
+            if_nametoindex(name)
+        except OSError:
+            return name
+        if wanted:
+            break
+    raise Failure(f"the pod has an interface {wanted or 'eth99'} already", code=BUSY, hint="set interface")
+
+
+def remove(ledger: Ledger) -> None:
+    """Removes the links that the ledger tells of, in the host's namespace and in the pod's."""
+    for name in ledger.all("plug"):
+        with rtnetlink.Socket() as socket:
+            socket.send(rtnetlink.remove(name, tolerated=(ENODEV,)))
+    for noted in ledger.all("inside"):
+        path, _, alias = noted.partition(" ")
+        if namespace.is_netns(path):
+            _remove_inside(path, alias)
+
+
+def _remove_inside(path: str, alias: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def work() -> str:
+        linux.setns(fd, linux.CLONE_NEWNET)
+        with rtnetlink.Socket() as socket:
+            for link in socket.links():
+                if link.alias == alias:
+                    socket.send(rtnetlink.remove(link.name, tolerated=(ENODEV,)))
+        return ""
+
+    try:
+        Child(work).join()
+    finally:
+        os.close(fd)

@@ -1,0 +1,260 @@
+"""mode = "cni:NAME": stock CNI plugins, chained as the CNI specification says (1.0; GC of 1.1).
+
+What ADD was called with is in <pod>/<step>.cni before the first plugin runs: DEL gets the same, whatever becomes of the
+configuration meanwhile.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+
+from podrun.errors import CANNOT_CREATE, STEP_FAILED, UNAVAILABLE, WRONG_FILE, Failure
+from podrun_hooks import linux, process
+
+from . import attach, ports
+from . import ledger as ledgers
+from .child import Child
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
+
+    from podrun.hook import Step
+
+    from .ledger import Ledger
+
+#: Where administrators put network configurations.
+CONFIGURATION = "/etc/cni/net.d"
+#: Where plugins are: Debian's place, the upstream one, Fedora's.
+PLUGINS = ("/usr/lib/cni", "/opt/cni/bin", "/usr/libexec/cni")
+#: The oldest version whose DEL takes prevResult and that has CHECK.
+_WITH_RESULT = (0, 4, 0)
+_WITH_GC = (1, 1, 0)
+
+
+class Answer(Exception):
+    """What a plugin said when it failed: ``code`` as in the specification, its own words."""
+
+    def __init__(self, code: int, words: str) -> None:
+        super().__init__(words)
+        self.code = code
+
+
+def configuration(name: str) -> dict[str, Any]:
+    """The configuration list of network ``name``; a single plugin's configuration counts as a list of one.
+
+    Raises Failure: UNAVAILABLE when there is none, WRONG_FILE for one that cannot be read.
+    """
+    known = []
+    for file in sorted(_listed(CONFIGURATION)):
+        if not file.endswith((".conflist", ".conf", ".json")):
+            continue
+        try:
+            with open(f"{CONFIGURATION}/{file}", encoding="utf-8") as text:
+                found = json.load(text)
+            found = found if "plugins" in found else {**_only(found, "name", "cniVersion"), "plugins": [found]}
+            types = [plugin["type"] for plugin in found["plugins"]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise Failure(f"{CONFIGURATION}/{file} is no CNI configuration: {error}", code=WRONG_FILE) from None
+        known.append(str(found.get("name")))
+        if found.get("name") == name:
+            for type_ in types:
+                _plugin(type_)
+            return dict(found)
+    hint = f"there are: {', '.join(known)}" if known else ""
+    raise Failure(f"{CONFIGURATION} has no network {name}", code=UNAVAILABLE, hint=hint)
+
+
+def add(step: Step, fd: int, netns: int, path: str, name: str) -> tuple[list[str], dict[str, list[str]]]:
+    """Runs ADD of every plugin in order; returns the addresses (CIDR) and "dns": its servers and search domains.
+
+    Raises Failure with the plugin's words; what was added is then DEL's business.
+    """
+    network = configuration(name)
+    state = {
+        "network": network,
+        "id": step.pod.tag.replace("+", "_"),
+        "interface": step.options.interface or _free_name(netns),
+        "netns": path,
+        "capabilities": _wanted(step, network),
+        "result": None,
+    }
+    where = path_of(step)
+    _write(where, state)
+    ledgers.note(fd, "cni", where)
+    result = None
+    for plugin in network["plugins"]:
+        step.notify(f"STATUS=CNI plugin {plugin['type']}")
+        try:
+            result = _call("ADD", plugin, state, result) or result
+        except Answer as answer:
+            what = f"CNI network {name}: {plugin['type']}: {answer}"
+            raise Failure(what, code=CANNOT_CREATE if answer.code < 100 else STEP_FAILED) from None
+        _write(where, {**state, "result": result})
+    step.notify(f"STATUS=CNI network {name} is joined")
+    result = result or {}
+    dns = result.get("dns") or {}
+    servers = {"dns": list(dns.get("nameservers") or ()), "search": list(dns.get("search") or ())}
+    return [str(ip["address"]) for ip in result.get("ips") or ()], servers
+
+
+def release(ledger: Ledger) -> None:
+    """Runs DEL for what a ledger tells of, in reverse. Raises Failure when a plugin fails."""
+    for where in ledger.all("cni"):
+        state = read(where)
+        if state:
+            delete(state)
+            os.unlink(where)
+
+
+def delete(state: Mapping[str, Any]) -> None:
+    """DEL of every plugin, last first, as the specification wants it: also of those whose ADD never came."""
+    for plugin in reversed(state["network"]["plugins"]):
+        try:
+            _call("DEL", plugin, state, state["result"])
+        except Answer as answer:
+            name = state["network"]["name"]
+            raise Failure(f"CNI network {name}: {plugin['type']} DEL: {answer}", code=STEP_FAILED) from None
+
+
+def check(state: Mapping[str, Any]) -> str:
+    """What the first plugin says that finds something wrong with an attachment; "": all is well, or cannot be asked."""
+    if _version(state["network"]) < _WITH_RESULT or state["network"].get("disableCheck") or not state["result"]:
+        return ""
+    for plugin in state["network"]["plugins"]:
+        try:
+            _call("CHECK", plugin, state, state["result"])
+        except Answer as answer:
+            return f"{plugin['type']}: {answer}"
+    return ""
+
+
+def collect(run: str, name: str) -> None:
+    """Tells the plugins of a network which of podrun's attachments are alive, so that they drop all others (GC).
+
+    Only on request: other programs may use the network, and the plugins would drop theirs.
+    """
+    network = configuration(name)
+    if _version(network) < _WITH_GC:
+        raise Failure(
+            f"network {name} has CNI version {network.get('cniVersion')}, which knows no GC", code=UNAVAILABLE
+        )
+    valid = [{"containerID": state["id"], "ifname": state["interface"]} for state in living(run, name)]
+    state = {"network": network, "id": "", "interface": "", "netns": "", "capabilities": {}, "result": None}
+    for plugin in network["plugins"]:
+        try:
+            _call("GC", {**plugin, "cni.dev/valid-attachments": valid}, state, None)
+        except Answer as answer:
+            raise Failure(f"CNI network {name}: {plugin['type']} GC: {answer}", code=STEP_FAILED) from None
+
+
+def living(run: str, name: str = "") -> list[dict[str, Any]]:
+    """The attachments of living pods, to network ``name`` or to any."""
+    found = []
+    for ledger in ledgers.everywhere(run):
+        for where in ledger.all("cni") if ledgers.alive(run, ledger) else ():
+            state = read(where)
+            if state and name in ("", state["network"]["name"]):
+                found.append(state)
+    return found
+
+
+def path_of(step: Step) -> str:
+    """Where an attachment is written down."""
+    return f"{step.pod.directory}/{step.name}.cni"
+
+
+def read(where: str) -> dict[str, Any] | None:
+    """An attachment as it was written down: network, id, interface, netns, capabilities, result; None without one."""
+    try:
+        with open(where, encoding="utf-8") as file:
+            return dict(json.load(file))
+    except FileNotFoundError:
+        return None
+
+
+def _wanted(step: Step, network: Mapping[str, Any]) -> dict[str, Any]:
+    """The runtimeConfig by capability. Raises Failure (WRONG_FILE) for what no plugin of the network can do."""
+    options = step.options
+    mappings = [
+        {"hostPort": one.host, "containerPort": one.port, "protocol": one.proto, "hostIP": one.ip}
+        for one in ports.each(options.publish)
+    ]
+    wanted = {"portMappings": mappings, "mac": options.mac, "ips": [options.address] if options.address else []}
+    wanted = {key: value for key, value in wanted.items() if value}
+    able = {key for plugin in network["plugins"] for key, on in plugin.get("capabilities", {}).items() if on}
+    for key in wanted:
+        if key not in able:
+            words = {"portMappings": "publish", "mac": "mac", "ips": "address"}
+            what = f"{words[key]} is not for CNI network {network['name']}: no plugin of it has the capability {key}"
+            raise Failure(what, code=WRONG_FILE)
+    return wanted
+
+
+def _call(verb: str, plugin: Mapping[str, Any], state: Mapping[str, Any], result: Any) -> Any:
+    """Runs one plugin; returns what it prints as JSON, None for nothing. Raises Answer."""
+    network = state["network"]
+    config = {key: value for key, value in plugin.items() if key != "capabilities"}
+    config |= {"name": network["name"], "cniVersion": network.get("cniVersion", "0.2.0")}
+    able = [key for key, on in plugin.get("capabilities", {}).items() if on and key in state["capabilities"]]
+    if able:
+        config["runtimeConfig"] = {key: state["capabilities"][key] for key in able}
+    if result is not None and (verb == "ADD" or _version(network) >= _WITH_RESULT):
+        config["prevResult"] = result
+    environ = {
+        "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+        "CNI_COMMAND": verb,
+        "CNI_CONTAINERID": state["id"],
+        "CNI_IFNAME": state["interface"],
+        "CNI_NETNS": state["netns"],
+        "CNI_PATH": ":".join(PLUGINS),
+    }
+    given = {key: value for key, value in environ.items() if value}
+    ended = process.run([_plugin(plugin["type"])], env=given, stdin=json.dumps(config).encode())
+    try:
+        said = json.loads(ended.output) if ended.output else None
+    except ValueError:
+        said = None
+    if not ended.status:
+        return said
+    words = (said or {}).get("msg") or ended.errors or f"exit status {ended.status}"
+    details = (said or {}).get("details")
+    raise Answer(int((said or {}).get("code") or 100), f"{words}: {details}" if details else str(words))
+
+
+def _plugin(type_: str) -> str:
+    if "/" in type_ or type_.startswith("."):
+        raise Failure(f"{type_!r} is not the name of a CNI plugin", code=WRONG_FILE)
+    return process.find(type_, "containernetworking-plugins", ":".join(PLUGINS))
+
+
+def _free_name(netns: int) -> str:
+    def ask() -> str:
+        linux.setns(netns, linux.CLONE_NEWNET)
+        return attach.free_name("")
+
+    return Child(ask).join()
+
+
+def _version(network: Mapping[str, Any]) -> tuple[int, ...]:
+    return tuple(int(part) for part in str(network.get("cniVersion", "0.2.0")).split(".") if part.isdecimal())
+
+
+def _write(where: str, state: Mapping[str, Any]) -> None:
+    fd = os.open(f"{where}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with open(fd, "w", encoding="utf-8") as file:
+        json.dump(state, file)
+    os.rename(f"{where}.new", where)
+
+
+def _only(table: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: table[key] for key in keys if key in table}
+
+
+def _listed(directory: str) -> Sequence[str]:
+    try:
+        return os.listdir(directory)
+    except FileNotFoundError:
+        return []

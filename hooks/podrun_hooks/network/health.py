@@ -1,0 +1,133 @@
+"""Whether packets can go where they should: what is gone, what somebody else's rules block, and mending the former."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from podrun.hook import Problem, Step
+from podrun_hooks import process
+
+from . import bridge as bridges
+from . import cni, files, ports
+from . import ledger as ledgers
+from .bridge import Bridge
+from .options import Options
+
+_FORWARDING = (("IPv4", "/proc/sys/net/ipv4/ip_forward"), ("IPv6", "/proc/sys/net/ipv6/conf/all/forwarding"))
+_BRIDGE_CALLS = "/proc/sys/net/bridge/bridge-nf-call-iptables"
+_RELOAD = "podrun network reload"
+
+
+def problems(run: str) -> list[Problem]:
+    """What keeps the pods of a run directory from their network; nothing is changed by asking."""
+    found = []
+    for state in cni.living(run):
+        said = cni.check(state)
+        if said:
+            found.append(Problem(f"CNI network {state['network']['name']} of {state['id']}: {said}"))
+    known = bridges.known_in(run)
+    if not known:
+        return found
+    rules = ruleset()
+    for bridge in known:
+        found += [*_gone(run, bridge, rules), *_blocked(bridge.name, rules)]
+    for version, path in _FORWARDING[: 2 if any(bridge.pool6 for bridge in known) else 1]:
+        if _content(path) == "0":
+            what = f"the host does not forward {version}: pods reach nobody outside, and nobody reaches them"
+            found.append(Problem(what, hint=_RELOAD))
+    return found
+
+
+def of_a_pod(step: Step, options: Options) -> list[Problem]:
+    """What a thorough check of a pod on a bridge says: warnings, as the pod can start all the same."""
+    found = []
+    if not options.dns and not files.has_server(files.resolv([], reachable_loopback=False)):
+        found.append(Problem("no name server of the host can be reached from the pod", hint="give the step dns"))
+    found += _blocked(options.bridge or bridges.default_name(step.pod), ruleset())
+    return [problem._replace(fatal=False) for problem in found]
+
+
+def reload(run: str) -> list[str]:
+    """Makes bridges, the table and living pods' ports whole again; returns the names of the bridges."""
+    done = []
+    for bridge in bridges.known_in(run):
+        bridges.ensure(run, bridge.table, bridge.name, anyway=True)
+        bridges.allow_localnet(bridge.name)
+        ports.restore(run, bridge.table)
+        done.append(bridge.name)
+    return done
+
+
+def ruleset() -> list[dict[str, Any]]:
+    """The host's nftables, iptables-nft's included, as nft's JSON objects."""
+    # Terse: the rules without the elements of sets, of which there may be thousands.
+    ended = process.run([process.find("nft", "nftables"), "-jt", "list", "ruleset"])
+    return [] if ended.status else json.loads(ended.output)["nftables"]
+
+
+def _gone(run: str, bridge: Bridge, rules: list[dict[str, Any]]) -> Iterator[Problem]:
+    state = _content(f"/sys/class/net/{bridge.name}/operstate")
+    if not state:
+        yield Problem(f"bridge {bridge.name} is gone", hint="the next start of a pod makes it; restart those on it")
+        return
+    if int(_content(f"/sys/class/net/{bridge.name}/flags") or "0x1", 16) & 1 == 0:
+        yield Problem(f"bridge {bridge.name} is down", hint=_RELOAD)
+    ours = [item["rule"] for item in rules if item.get("rule", {}).get("table") == bridge.table]
+    if not bridges.has_table(bridge.table) or (rules and not ours):
+        what = f"table inet {bridge.table} was flushed: published ports are closed, pods do not get out"
+        yield Problem(f"{what}, and reach what listens on the host's loopback", hint=_RELOAD)
+        return
+    for ledger in ledgers.everywhere(run):
+        if bridge.name in ledger.all("bridge") and ledgers.alive(run, ledger):
+            for publish in ports.lost(bridge.table, ledger):
+                yield Problem(f"port {publish} of pod {ledger.last('pod')} is not published any more", hint=_RELOAD)
+
+
+def _blocked(bridge: str, rules: list[dict[str, Any]]) -> Iterator[Problem]:
+    """Other people's chains that drop what is forwarded unless one of their rules accepts it.
+
+    A packet has to be accepted by every base chain of a hook (nft(8)): no rule of ours can undo a drop of theirs.
+    """
+    chains = [item["chain"] for item in rules if "chain" in item]
+    for chain in chains:
+        if chain.get("hook") != "forward" or chain.get("policy") != "drop":
+            continue
+        if _lets_through(bridge, chain, rules):
+            continue
+        where = f"{chain['family']} {chain['table']} {chain['name']}"
+        what = f"chain {where} drops what is forwarded: pods on {bridge} do not get out, published ports are closed "
+        what += "to other machines"
+        if _content(_BRIDGE_CALLS) == "1":
+            what += ", and pods do not reach each other (br_netfilter)"
+        names = {one["name"] for one in chains if one["table"] == chain["table"] and one["family"] == chain["family"]}
+        tool = "ip6tables" if chain["family"] == "ip6" else "iptables"
+        own = "DOCKER-USER" if "DOCKER-USER" in names else chain["name"]
+        hint = f"allow it: {tool} -I {own} -i {bridge} -j ACCEPT && {tool} -I {own} -o {bridge} -j ACCEPT"
+        yield Problem(what, hint=hint)
+
+
+def _lets_through(bridge: str, chain: dict[str, Any], rules: list[dict[str, Any]]) -> bool:
+    """True when some rule of the chain's table accepts what comes from the bridge, and some what goes there."""
+    seen = set()
+    for item in rules:
+        rule = item.get("rule")
+        if not rule or (rule["family"], rule["table"]) != (chain["family"], chain["table"]):
+            continue
+        if not any("accept" in part for part in rule["expr"]):
+            continue
+        matches = [part["match"] for part in rule["expr"] if "match" in part]
+        for match in matches:
+            key = match["left"].get("meta", {}).get("key") if isinstance(match["left"], dict) else None
+            if key in ("iifname", "oifname") and match["right"] == bridge:
+                seen.add(key)
+    return seen == {"iifname", "oifname"}
+
+
+def _content(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read().strip()
+    except OSError:
+        return ""

@@ -1,0 +1,154 @@
+"""The modes beside bridge, host and none: a namespace of somebody else's, a link of the host's, CNI plugins."""
+
+from __future__ import annotations
+
+import os
+
+from podrun.errors import UNAVAILABLE, WRONG_FILE, Failure
+from podrun.hook import Problem
+
+from . import attach, bridge, files, names, namespace
+from . import ledger as ledgers
+from .options import wish, with_network
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from podrun.hook import Facts, Step
+
+    from .ledger import Ledger
+    from .options import Options
+
+
+def first(step: Step, fd: int) -> Facts:
+    """The pod's namespace, for the modes netns:, pod:, macvlan: and cni:."""
+    options: Options = step.options
+    mode, _, word = options.mode.partition(":")
+    hostname = files.hostname(step)
+    if mode in ("netns", "pod"):
+        step.notify(f"STATUS=joining {word}")
+        if mode == "pod":
+            hostname = options.hostname or _hostname_of(step, word) or hostname
+        netns = opened(step, mode, word)
+        try:
+            addresses = namespace.join(step.pod.tag, step.pod.run, fd, netns)
+        finally:
+            os.close(netns)
+        step.notify(f"STATUS=joined {word}")
+        return _facts(step, hostname, addresses)
+    step.notify("STATUS=making the network namespace")
+    namespace.begin(step.pod.tag, step.pod.run, fd, None, namespace.Wish()).join()
+    step.notify("STATUS=connecting the pod")
+    addresses, dns = _connect(step, fd, namespace.path_of(step.pod.tag))
+    servers = options.dns or dns.get("dns", [])
+    options = options._replace(dns=servers, search=options.search or dns.get("search", []))
+    return _facts(step._replace(options=options), hostname, addresses)
+
+
+def further(step: Step, fd: int, facts: Facts) -> Facts:
+    """One more interface in the namespace that an earlier step of the pod has made."""
+    return {"addresses": _connect(step, fd, facts["netns"])[0]}
+
+
+def check(step: Step) -> list[Problem]:
+    """What is not there that the mode needs."""
+    options: Options = step.options
+    mode, _, word = options.mode.partition(":")
+    try:
+        if mode == "netns":
+            os.close(opened(step, mode, word))
+        elif mode == "pod" and word == step.pod.name:
+            return [Problem("a pod cannot join itself", WRONG_FILE)]
+        elif mode == "macvlan":
+            if not os.path.exists(f"/sys/class/net/{word}"):
+                return [Problem(f"the host has no link {word}", UNAVAILABLE)]
+            lacking = [key for key in ("address", "address6") if "/" not in (getattr(options, key) or "/")]
+            return [Problem(f"{key} needs a prefix length in mode macvlan", WRONG_FILE) for key in lacking]
+        elif mode == "cni":
+            from . import cni
+
+            cni.configuration(word)
+    except Failure as failure:
+        return [Problem(failure.what, failure.code, failure.hint)]
+    return []
+
+
+def opened(step: Step, mode: str, word: str) -> int:
+    """A descriptor of the namespace to join. Raises Failure."""
+    if mode == "pod":
+        return _opened_of_pod(step, word)
+    netns = namespace.opened(word)
+    if os.fstat(netns).st_ino == os.stat("/proc/self/ns/net").st_ino:
+        os.close(netns)
+        raise Failure(f"{word} is the host's network namespace", code=WRONG_FILE, hint='say mode = "host"')
+    return netns
+
+
+def _opened_of_pod(step: Step, name: str) -> int:
+    if not _ledgers_of(step, name):
+        raise Failure(f"pod {name} is not up, or has no network of its own", code=UNAVAILABLE)
+    try:
+        return namespace.opened(namespace.path_of(bridge.prefix(step.pod) + name.replace("@", "+")))
+    except Failure as failure:
+        raise Failure(f"pod {name}: {failure.what}", code=UNAVAILABLE) from None
+
+
+def _ledgers_of(step: Step, name: str) -> list[Ledger]:
+    """The living ledgers of another pod's steps that have a namespace."""
+    found = ledgers.of(step.pod.run, name)
+    return [one for one in found if one.all("netns") and ledgers.alive(step.pod.run, one)]
+
+
+def _hostname_of(step: Step, name: str) -> str:
+    for ledger in _ledgers_of(step, name):
+        try:
+            with open(f"{ledger.path.removesuffix('network')}hostname", encoding="utf-8") as file:
+                return file.read().strip()
+        except FileNotFoundError:
+            continue
+    return ""
+
+
+def _facts(step: Step, hostname: str, addresses: list[str]) -> Facts:
+    plain = [cidr.partition("/")[0] for cidr in addresses]
+    mounts = files.for_pod(step, step.options, hostname, plain, "", "")
+    return {
+        "netns": namespace.path_of(step.pod.tag),
+        "addresses": addresses,
+        "hostname": hostname,
+        "mounts": mounts,
+    }
+
+
+def _connect(step: Step, fd: int, path: str) -> tuple[list[str], dict[str, list[str]]]:
+    """Adds the interface of the step's mode; returns its addresses (CIDR), and what it says for dns and search."""
+    options: Options = step.options
+    mode, _, word = options.mode.partition(":")
+    netns = namespace.opened(path)
+    try:
+        if mode == "bridge":
+            return _bridged(step, fd, netns), {}
+        if mode == "macvlan":
+            addresses = [cidr for cidr in (options.address, options.address6) if cidr]
+            attach.macvlan(step, fd, netns, word, addresses, options.gateway, wish(options))
+            return addresses, {}
+        from . import cni
+
+        return cni.add(step, fd, netns, path, word)
+    finally:
+        os.close(netns)
+
+
+def _bridged(step: Step, fd: int, netns: int) -> list[str]:
+    from . import publish, take_place
+
+    pod = step.pod
+    options = with_network(step.options, step.options.bridge or bridge.default_name(pod))
+    place = take_place(step, options, fd)
+    addresses = place.bridge.addresses(place.n)
+    plain = [cidr.partition("/")[0] for cidr in addresses]
+    attach.plug(step, fd, netns, place)
+    step.notify("STATUS=naming the pod")
+    names.add(place.bridge.directory, plain, files.names(files.hostname(step), pod.name), names.mark(step))
+    if options.publish:
+        publish(step, place, plain, fd)
+    return addresses

@@ -1,0 +1,136 @@
+"""Named volumes: directories at <root>/volumes/NAME/data that outlive pods, filled from the image at first use."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+
+from podrun.errors import STEP_FAILED, Failure
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+def path_of(root: str, name: str) -> str:
+    """Where the content of a volume is."""
+    return f"{root}/volumes/{name}/data"
+
+
+def _mark(place: str) -> str:
+    """The file that is there as long as no container has used the volume."""
+    return f"{os.path.dirname(place)}/new"
+
+
+def provide(root: str, name: str, *, fill: bool = True) -> bool:
+    """Makes sure that a volume is there, 0755; True when it is still to be filled, which ``fill`` = False prevents."""
+    place = path_of(root, name)
+    # 0700: what a payload's root makes setuid in a volume, no user of the host may run. A mount needs no way there.
+    os.makedirs(f"{root}/volumes", mode=0o700, exist_ok=True)
+    os.makedirs(os.path.dirname(place), mode=0o755, exist_ok=True)
+    if not os.path.isdir(place):
+        with _Locked(place):
+            # First the mark: a volume that looks used is never filled.
+            if fill and not os.path.isdir(place):
+                os.close(os.open(_mark(place), os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+            try:
+                os.mkdir(place, 0o755)
+                os.chmod(place, 0o755)
+            except FileExistsError:
+                pass
+    if not fill and os.path.exists(_mark(place)):
+        with _Locked(place):
+            _used(place)
+    return os.path.exists(_mark(place))
+
+
+def fill(place: str, tree: Any, target: str) -> None:
+    """Copies what the image has at ``target`` into the new volume at ``place``, as docker does; owner and mode, too.
+
+    ``tree`` is the container's rootfs.Tree. Nothing happens when the volume has been used or has something in it. The
+    copy takes the volume's place in one step: one that was cut short is made again.
+    """
+    with _Locked(place):
+        if not os.path.exists(_mark(place)):
+            return
+        found = _directory(tree, target) if not os.listdir(place) else -1
+        if found >= 0:
+            try:
+                _copy(found, place)
+            finally:
+                os.close(found)
+        _used(place)
+
+
+def _directory(tree: Any, target: str) -> int:
+    """A descriptor of the image's directory at ``target``; -1 when it has none."""
+    from ..container.rootfs import Elsewhere
+
+    try:
+        fd, _ = tree.find(target)
+    except (OSError, Elsewhere):
+        return -1
+    try:
+        return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except NotADirectoryError:
+        return -1
+    finally:
+        os.close(fd)
+
+
+def _copy(source: int, place: str) -> None:
+    from ..container.place import clear
+    from ..process import find, run
+
+    copy = f"{os.path.dirname(place)}/copy"
+    clear(copy)
+    program = find("cp", "coreutils")
+    ended = run([program, "-aT", "--reflink=auto", f"/proc/self/fd/{source}/.", copy], keep=[source])
+    if ended.status:
+        words = (ended.errors or "cp failed").splitlines()[0]
+        raise Failure(f"the volume cannot be filled from the image: {words}", code=STEP_FAILED)
+    os.rename(copy, place)
+
+
+def _used(place: str) -> None:
+    try:
+        os.unlink(_mark(place))
+    except FileNotFoundError:
+        pass
+
+
+class _Locked:
+    """The lock of one volume, for filling it once."""
+
+    def __init__(self, place: str) -> None:
+        self.path = os.path.dirname(place)
+
+    def __enter__(self) -> None:
+        self.fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fcntl.flock(self.fd, fcntl.LOCK_EX)
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.fd)
+
+
+# --- for people ----------------------------------------------------------------------------------------------------
+
+
+def names(root: str) -> list[str]:
+    """The volumes there are, sorted."""
+    try:
+        found = os.listdir(f"{root}/volumes")
+    except FileNotFoundError:
+        return []
+    return sorted(name for name in found if not name.startswith(".") and os.path.isdir(path_of(root, name)))
+
+
+def remove(root: str, name: str) -> None:
+    """Removes a volume with what is in it. Raises FileNotFoundError. Whether a pod uses it is the caller's to know."""
+    from ..container.place import clear
+
+    # Gone in one step; what a kill leaves behind is removed by the next removal.
+    gone = f"{root}/volumes/.{name}.gone"
+    clear(gone)
+    os.rename(f"{root}/volumes/{name}", gone)
+    clear(gone)
