@@ -10,8 +10,8 @@ from systemd_case import IMAGE, NETWORK, PATIENT, Pods, container, ended, main_p
 
 pytestmark = pytest.mark.qemu
 
-#: tail(1) keeps the last line, which has no end.
-GREEDY = "tail /dev/zero; echo survived; exec sleep 100"
+#: A child that grows without end (tail keeps the last line), and a process 1 that would outlive it.
+GREEDY = "tail /dev/zero; exec sleep 100"
 
 
 @pytest.fixture
@@ -37,7 +37,6 @@ def test_a_payload_beyond_its_memory_limit_shows_as_oom_kill(pods):
     pods.install("web", IMAGE, container(f"sleep 1; {GREEDY}", memory='"32M"'))
     assert systemctl("start", "web").returncode == 0, words("web")
     assert ended("web")[0] == "oom-kill", words("web")
-    assert "survived" not in words("web")
     pods.nothing_left()
 
 
