@@ -105,7 +105,8 @@ def detached(text: PodText, host: Host) -> int:
     """Starts a pod that nobody waits for: as a transient unit where systemd runs, else with nothing around it."""
     from podrun import launch, systemd
 
-    if systemd.booted() and not systemd.takes_over(host.environ) and not os.geteuid():
+    wanted = host.environ.get("PODRUN_SYSTEMD") != "no" and not os.geteuid()
+    if wanted and systemd.booted() and not systemd.takes_over(host.environ):
         from podrun import transient
 
         return transient.start(text, host)

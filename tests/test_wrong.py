@@ -25,7 +25,10 @@ WRONG = {
     "a relative target": (IMAGE + '[[chain]]\nhook = "storage"\nsource = "/etc"\ntarget = "data"\n', ":7: "),
     "a target with ..": (IMAGE + '[[chain]]\nhook = "storage"\nsource = "/etc"\ntarget = "/a/../b"\n', ":7: "),
     "a missing source": (IMAGE + '[[chain]]\nhook = "storage"\nsource = "/none"\ntarget = "/data"\n', "/none"),
-    "a relative source": (IMAGE + '[[chain]]\nhook = "storage"\nsource = "etc"\ntarget = "/data"\n', "expected an absolute path"),
+    "a relative source": (
+        IMAGE + '[[chain]]\nhook = "storage"\nsource = "etc"\ntarget = "/data"\n',
+        "expected an absolute path",
+    ),
     "port 0": (IMAGE + '[[chain]]\nhook = "network"\npublish = ["0:80"]\n', ":6: "),
     "port 70000": (IMAGE + '[[chain]]\nhook = "network"\npublish = ["8080:70000"]\n', ":6: "),
     "a port published twice": (IMAGE + '[[chain]]\nhook = "network"\npublish = ["81:80", "81:80"]\n', "twice"),
