@@ -69,6 +69,13 @@ COMMANDS = {
             Flag(("-i", "--interactive"), "interactive", "Give the payload podrun's standard input."),
             Flag(("-t", "--tty"), "tty", "Give the payload a terminal."),
             Flag(("--name",), "name", "The pod's name.", "NAME"),
+            Flag(
+                ("--restart",),
+                "restart",
+                "With -d: no, on-failure[:N] or always; systemd does it.",
+                "POLICY",
+                default="",
+            ),
             Flag(("-e", "--env"), "env", "An environment variable; KEY alone takes podrun's own.", "KEY=VALUE", True),
             Flag(("-v", "--volume"), "volumes", "A bind mount or a named volume.", "SOURCE:TARGET[:OPTIONS]", True),
             Flag(("-p", "--publish"), "publish", "A port to publish.", "[IP:]PORT:PORT", True),

@@ -18,7 +18,7 @@ from podrun.errors import BUSY, UNAVAILABLE, WRONG_FILE, Failure
 from podrun.hook import Pod
 from podrun.images import image, login, logout
 from podrun.launch import Host
-from podrun.printing import printed
+from podrun.printing import human, printed
 
 #: Where pods have their files.
 ETC = "/etc/podrun"
@@ -303,6 +303,16 @@ def gc(host: Host, only_check: bool) -> int:
             found += 1
             click.echo(f"{hook}: {line}")
     return 1 if found and only_check else 0
+
+
+@_command(_format, click.Argument(["words"], metavar="[FILE|NAME]...", nargs=-1))
+def stats(host: Host, form: str, words: Sequence[str]) -> None:
+    """Show what containers use: processor, memory (bytes), processes."""
+    from podrun import stats as usage
+
+    names = [name_of(word, host) for word in words] or journals.pods(host.run)
+    shown = usage.rows(host.run, names)
+    printed(shown if form == "json" else [{**row, "memory": human(row["memory"])} for row in shown], form)
 
 
 @_command(

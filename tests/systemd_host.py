@@ -32,8 +32,9 @@ MASKED = """serial-getty@ttyS0 getty@tty1 console-getty systemd-networkd-wait-on
     e2scrub_reap systemd-pstore apparmor""".split()
 TIMERS = "apt-daily apt-daily-upgrade dpkg-db-backup e2scrub_all fstrim systemd-tmpfiles-clean".split()
 
-#: Modules of this Python that pytest consists of; pure Python, so they run on the host's as well.
-PYTEST = ("pytest", "_pytest", "py", "pluggy", "iniconfig", "packaging", "pygments")
+#: Modules of this Python that Debian has not, or not as new: pytest and its parts, cgroupspy. Pure Python, they run on
+#: the host's as well.
+MODULES = ("pytest", "_pytest", "py", "pluggy", "iniconfig", "packaging", "pygments", "cgroupspy")
 
 # In the guest: where the checkout, pytest and what nspawn shares with us are.
 INSIDE, SITE, SHARED = "/opt/podrun", "/opt/pytest", "/opt/shared"
@@ -65,7 +66,7 @@ else
     exec >{SHARED}/output 2>&1
     export PODRUN_TEST_REPORTS={SHARED}/reports PODRUN_TEST_HOST=nspawn
 fi
-cp -r {INSIDE}/podrun {INSIDE}/hooks/podrun_hooks /usr/local/lib/python3*/dist-packages/
+cp -r {INSIDE}/podrun {INSIDE}/hooks/podrun_hooks {SITE}/cgroupspy /usr/local/lib/python3*/dist-packages/
 sed '1s:.*:#!/usr/bin/python3 -I:' {INSIDE}/bin/podrun >/usr/local/bin/podrun
 chmod 755 /usr/local/bin/podrun
 cd {INSIDE}
@@ -258,7 +259,7 @@ class Boot:
         with tarfile.open(path, "w") as tar:
             for part in ("podrun", "hooks", "bin", "tests", "docs", "examples", "pyproject.toml"):
                 tar.add(CHECKOUT / part, f"{INSIDE}/{part}", filter=plain)
-            for name in PYTEST:
+            for name in MODULES:
                 spec = importlib.util.find_spec(name)
                 if spec and spec.origin:
                     origin = Path(spec.origin)

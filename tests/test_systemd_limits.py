@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,6 +55,10 @@ def test_the_limits_of_a_container_are_those_of_its_cgroup(pods):
     told = [(cgroup / name).read_text().strip() for name in ("memory.max", "pids.max", "cpu.max")]
     assert told == [str(64 << 20), "20", "50000 100000"]
     assert int(show("web", "MemoryCurrent")[0]) > 0
+    [row] = [json.loads(line) for line in sh("podrun", "stats", "--format", "json", "web").stdout.splitlines()]
+    assert (row["pod"], row["name"], row["unit"], row["pid"]) == ("web", "main", "web.service", main_pid("web"))
+    assert 0 < row["memory"] < 64 << 20
+    assert row["seconds"] > 0
 
 
 @pytest.mark.parametrize("runtime", ["crun", "runc"])

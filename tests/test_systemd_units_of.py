@@ -240,6 +240,16 @@ def test_a_start_that_fails_in_a_transient_unit_tells_why_and_has_its_code(pods)
     pods.nothing_left()
 
 
+def test_run_d_restart_is_systemds_restart_with_its_limit(pods):
+    done = sh(
+        "podrun", "run", "-d", "--name", "task", "--restart", "on-failure:2", "host:", "sh", "-c", "sleep 0.3; exit 7"
+    )
+    assert done.returncode == 0, done.stderr
+    until(lambda: show("podrun-task", "ActiveState", "NRestarts") == ["failed", "3"], 20)
+    assert words("podrun-task").count("Started podrun-task.service") == 3
+    systemctl("reset-failed")
+
+
 def test_restart_of_a_transient_unit_is_systemds(pods):
     path = pods.file("web", IMAGE + container(PATIENT) + '[service]\nRestart = "always"\nRestartSec = "100ms"\n')
     assert sh("podrun", "up", "-d", str(path)).returncode == 0
