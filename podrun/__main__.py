@@ -30,13 +30,27 @@ def main() -> None:
 
     Nothing is left to finalise: taking the interpreter apart in order would cost 4 ms of every start.
     """
-    code = run(sys.argv[1:])
+    _have_standard_streams()
+    try:
+        code = run(sys.argv[1:])
+    except KeyboardInterrupt:
+        code = 130  # before there was anything to tell
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except OSError:
             pass  # the reader of a pipe has gone
     os._exit(code)
+
+
+def _have_standard_streams() -> None:
+    """Opens those of the descriptors 0, 1 and 2 that podrun was started without: no lock and no journal must be one."""
+    for fd, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+            setattr(sys, name, open(fd, mode, encoding="utf-8", closefd=False))
 
 
 if __name__ == "__main__":

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import sys
 
 from podrun.errors import INTERNAL, WRONG_FILE, Failure, Interrupted, of_oserror
-from podrun.launch import ROOT, RUN, Host, report
+from podrun.launch import ROOT, RUN, Host, report, tell
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ def guarded(work: Callable[[], int | None], given: dict[str, Any]) -> int:
     except (Failure, Interrupted) as error:
         return report(error, subject(given), given["debug"])
     except KeyboardInterrupt:
-        print(f"podrun: {subject(given)}interrupted; run it again to go on", file=sys.stderr)
+        tell(f"podrun: {subject(given)}interrupted; run it again to go on")
         return 130
     except BrokenPipeError:
         # The reader of our output (less, head) has had enough.
@@ -42,7 +41,7 @@ def guarded(work: Callable[[], int | None], given: dict[str, Any]) -> int:
     except Exception as error:
         if given["debug"]:
             raise
-        print(f"podrun: internal error: {type(error).__name__}: {error}; --debug shows where", file=sys.stderr)
+        tell(f"podrun: internal error: {type(error).__name__}: {error}; --debug shows where")
         return INTERNAL
 
 
@@ -50,7 +49,7 @@ def host_of(given: dict[str, Any]) -> Host:
     """The machine, with the directories that the command line or the environment names."""
 
     def say(line: str) -> None:
-        print(f"podrun: {subject(given)}{line}", file=sys.stderr, flush=True)
+        tell(f"podrun: {subject(given)}{line}")
 
     def watch(event: str, label: str) -> None:
         say(f"{event} {label}")
@@ -85,7 +84,7 @@ def _valid(name: str) -> str:
 
 
 def _up(given: dict[str, Any], host: Host) -> int:
-    from podrun import find, launch, podfile, systemd
+    from podrun import find, launch, parsed, podfile, systemd
 
     if given["resolved"]:
         from podrun import transient
@@ -94,7 +93,11 @@ def _up(given: dict[str, Any], host: Host) -> int:
         given["word"] = text.name
     else:
         text = podfile.load(
-            given["word"], environ=host.environ, load_hook=find.load, in_unit=systemd.takes_over(host.environ)
+            given["word"],
+            environ=host.environ,
+            load_hook=find.load,
+            in_unit=systemd.takes_over(host.environ),
+            cache=parsed.directory(host.run),
         )
     if given["detach"] and not given["segment"]:
         return detached(text, host)

@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from podrun.journal import Writer
     from podrun.podfile import StepText
 
+# ``signal`` builds enums (3 ms): the start path takes the numbers from the module below it.
+if TYPE_CHECKING:
+    import signal as _signal
+else:
+    import _signal
+
 _PR_SET_PDEATHSIG = 1
 _SIGKILL = 9
 
@@ -35,10 +41,11 @@ class Background(NamedTuple):
     began: float
 
     def join(self) -> Facts:
-        """Waits for the child; returns its facts or raises the Failure that it had."""
-        with open(self.pipe, encoding="utf-8") as pipe:
+        """Waits for the child; returns its facts or raises the Failure it had. After a signal it is to be killed."""
+        with open(self.pipe, encoding="utf-8", closefd=False) as pipe:
             answer = pipe.read()
         status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        os.close(self.pipe)
         if not answer:
             raise Failure(f"its process in the background ended with {status} and said nothing")
         told = jsontext.loads(answer)
@@ -50,20 +57,38 @@ class Background(NamedTuple):
 
     def kill(self) -> None:
         """Ends the child without asking what it did: the step's ``down`` finds out."""
-        os.kill(self.pid, _SIGKILL)
-        os.waitpid(self.pid, 0)
-        os.close(self.pipe)
+        try:
+            os.kill(self.pid, _SIGKILL)
+            os.waitpid(self.pid, 0)
+            os.close(self.pipe)
+        except (ProcessLookupError, ChildProcessError):
+            pass  # a signal came right after it had been waited for
 
 
-def begin(hook: Hook, step: Step, facts: Facts, n: int, text: StepText, journal: Writer, world: World) -> Background:
-    """Starts ``hook.up`` in a child that dies with the launcher."""
+def begin(
+    pending: list[Background],
+    hook: Hook,
+    step: Step,
+    facts: Facts,
+    n: int,
+    text: StepText,
+    journal: Writer,
+    world: World,
+) -> None:
+    """Starts ``hook.up`` in a child that dies with the launcher, and adds it to ``pending``."""
     began = time.monotonic()
     here, there = os.pipe2(os.O_CLOEXEC)
     launcher = os.getpid()
-    child = os.fork()
-    if child:
-        os.close(there)
-        return Background(child, here, n, text, journal, getattr(hook, "gives", ()), began)
+    # No signal may find podrun with a child that it does not know of yet.
+    before = _signal.pthread_sigmask(_signal.SIG_BLOCK, (_signal.SIGHUP, _signal.SIGINT, _signal.SIGTERM))
+    try:
+        child = os.fork()
+        if child:
+            os.close(there)
+            pending.append(Background(child, here, n, text, journal, getattr(hook, "gives", ()), began))
+            return
+    finally:
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, before)
     try:
         world.forked()
         os.close(here)

@@ -10,7 +10,7 @@ import time
 
 from podrun import journal as journals
 from podrun.errors import BUSY, OF_A_STEP, STEP_FAILED, Failure, Interrupted, of_oserror
-from podrun.hook import Facts, Pod, Problem, Step, Wrong, merged, read
+from podrun.hook import Facts, Pod, Problem, Step, Wrong, merged, read, without_secrets
 from podrun.journal import POD_SEGMENT, Entry, Header, Journal, Writer, start_time
 from podrun.record import NamedTuple
 
@@ -76,7 +76,7 @@ def up(pod: Pod, file: str, steps: Sequence[StepText], world: World, *, only: st
             journal.ready()
     except BaseException as error:
         run.abandon()
-        raise _undone(error, pod, world, only) from error
+        raise given_up(error, pod, world, only) from error
     finally:
         for journal in written:
             journal.close()
@@ -156,14 +156,14 @@ class _Run:
         self.nobody_has_failed()
         record = text._asdict()
         label = label_of(record)
-        journal.starting(n, record)
+        journal.starting(n, {**record, "options": without_secrets(hook.Options, record["options"])})
         self.world.notify(f"STATUS={n + 1}/{self.total} {label}")
         self.world.watch("starting", label)
         step = resolve(self.pod, hook, record, self._teller(n, label, journal))
         if text.background:
             from podrun.background import begin
 
-            self.pending.append(begin(hook, step, self.facts(text.name), n, text, journal, self.world))
+            begin(self.pending, hook, step, self.facts(text.name), n, text, journal, self.world)
             return
         began = time.monotonic()
         try:
@@ -192,11 +192,11 @@ class _Run:
             try:
                 facts = child.join()
             except Exception as error:
+                self.pending.remove(child)
                 self._skip_or_raise(child.n, child.text, child.journal, error)
             else:
-                self._keep(child.n, child.text, child.journal, facts, child.began)
-            finally:
                 self.pending.remove(child)
+                self._keep(child.n, child.text, child.journal, facts, child.began)
 
     def abandon(self) -> None:
         """Ends what is still under way in the background."""
@@ -250,7 +250,7 @@ class _Run:
         return tell
 
 
-def _undone(error: BaseException, pod: Pod, world: World, only: str) -> BaseException:
+def given_up(error: BaseException, pod: Pod, world: World, only: str) -> BaseException:
     """Undoes a failed start; returns the error to raise, which tells what became of it."""
     try:
         labels = down(pod.run, pod.name, world, only=only)
@@ -332,7 +332,7 @@ def alive(pid: int, start: int) -> bool:
 
 
 def exit_status(pid: int) -> int | None:
-    """How a child of podrun ended, 128+n by signal n; None while it runs or when it is nobody's we know. Reaps nothing."""
+    """How a child of podrun ended, 128+n by signal n; None while it runs or when it is no child. Reaps nothing."""
     try:
         ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:

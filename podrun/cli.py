@@ -10,7 +10,22 @@ from typing import Any
 
 import click
 
-from podrun import __version__, chain, endings, find, foreground, launch, networks, parsed, podfile, run, show, volumes
+from podrun import (
+    __version__,
+    chain,
+    completion,
+    endings,
+    find,
+    foreground,
+    hooks_cli,
+    launch,
+    networks,
+    parsed,
+    podfile,
+    run,
+    show,
+    volumes,
+)
 from podrun import journal as journals
 from podrun.acts import act, detached, guarded, host_of, name_of
 from podrun.arguments import COMMANDS, GLOBAL, Flag
@@ -41,7 +56,10 @@ def _planned(name: str, doc: str) -> click.Command:
         given = {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}
         ctx.exit(act(name, {**ctx.obj, **given}))
 
-    words: list[click.Parameter] = [click.Argument([word], metavar=_METAVARS[word]) for word in declared.words]
+    words: list[click.Parameter] = [
+        click.Argument([word], metavar=_METAVARS[word], shell_complete=completion.words if word == "word" else None)
+        for word in declared.words
+    ]
     if declared.rest:
         words.append(click.Argument(["command"], metavar="[COMMAND...]", nargs=-1, type=click.UNPROCESSED))
     settings = {"allow_interspersed_args": not declared.rest}
@@ -69,7 +87,7 @@ podrun.params = [*(_option(flag) for flag in GLOBAL), *podrun.params]
 podrun.add_command(_planned("up", "Start a pod and stay until it ends; with -d return when it is ready."))
 podrun.add_command(_planned("run", "Start a pod without a file."))
 podrun.add_command(_planned("down", "Undo a pod, in reverse."))
-for group in (image, networks.group, volumes.group):
+for group in (image, hooks_cli.hook, networks.group, volumes.group):
     podrun.add_command(group)
 podrun.add_command(login)
 podrun.add_command(logout)
@@ -96,7 +114,7 @@ def _command(*parameters: click.Parameter) -> Callable[[Callable[..., int | None
     return declare
 
 
-_word = click.Argument(["word"], metavar="FILE|NAME")
+_word = click.Argument(["word"], metavar="FILE|NAME", shell_complete=completion.words)
 _format = click.Option(
     ["--format", "form"], type=click.Choice(["table", "json"]), default="table", help="How to print."
 )
@@ -251,12 +269,16 @@ def check(host: Host, word: str) -> int:
     return code
 
 
-@_command(_word, _format)
-def plan(host: Host, word: str, form: str) -> None:
+@_command(_word, _format, click.Option(["--explain"], is_flag=True, help="With the commands that do the same by hand."))
+def plan(host: Host, word: str, form: str, explain: bool) -> None:
     """Show what up would do, in order, and what down would undo now."""
+    by_hand: list[list[str]] = []
     if _is_file(word) or os.path.exists(f"{ETC}/{word}.toml"):
         text = podfile.load(word, environ=host.environ, load_hook=find.load)
         name, steps, problems = text.name, show.plan_up(text), _problems(text, host)
+        if explain:
+            by_hand = show.explain(text, _pod(text, host))
+            steps = [{**step, "explain": lines} for step, lines in zip(steps, by_hand, strict=True)]
     else:
         name, steps, problems = word, [], []
     undo = show.plan_down(journals.journals(host.run, name))
@@ -266,8 +288,11 @@ def plan(host: Host, word: str, form: str) -> None:
         return
     for number, step in enumerate(steps, 1):
         notes = f"  ({', '.join(step['notes'])})" if step["notes"] else ""
+        notes += f"  {step['path']}" if step.get("path") else ""
         options = " ".join(f"{key}={json.dumps(value)}" for key, value in step["options"].items())
         click.echo(f"up   {number:2} {step['step']}{notes}  {options}".rstrip())
+        for line in step.get("explain", ()):
+            click.echo(f"          {line}")
     for label, problem in problems:
         click.echo(f"     {'!' if problem.fatal else '?'}  {label}: {problem.what}")
     for number, step in enumerate(undo, 1):
@@ -276,10 +301,17 @@ def plan(host: Host, word: str, form: str) -> None:
         click.echo(f"{name}: nothing to start and nothing to undo")
 
 
-@_command(_word, _format)
-def trace(host: Host, word: str, form: str) -> None:
+@_command(_word, _format, click.Option(["--svg"], is_flag=True, help="Print a picture instead of a table."))
+def trace(host: Host, word: str, form: str, svg: bool) -> None:
     """Show where the time of the last start went, step by step."""
-    printed(show.trace(journals.journals(host.run, name_of(word, host))), form)
+    name = name_of(word, host)
+    found = journals.journals(host.run, name)
+    if svg:
+        from podrun import picture
+
+        click.echo(picture.svg(name, found), nl=False)
+    else:
+        printed(show.trace(found), form)
 
 
 @_command(click.Option(["--check", "only_check"], is_flag=True, help="Say what would be removed, remove nothing."))
@@ -339,6 +371,12 @@ def unit(host: Host, word: str | None, install: bool, install_generator: bool) -
         click.echo(f"{chr(10) if number else ''}# {name}\n{text}", nl=False)
 
 
+@_command(click.Argument(["shell"], type=click.Choice(completion.SHELLS)))
+def completion_(host: Host, shell: str) -> None:
+    """Print what makes a shell complete podrun's commands, options and pods."""
+    click.echo(completion.script(podrun, shell))
+
+
 @_command()
 def schema(host: Host) -> None:
     """Print the JSON Schema of a pod file, for editors."""
@@ -348,9 +386,13 @@ def schema(host: Host) -> None:
 
 
 def _problems(text: podfile.PodText, host: Host) -> list[tuple[str, Any]]:
-    pod = Pod(text.name, host.root, host.run, tag=launch.tag(text.name, host.run), thorough=True)
     world = chain.World(find.load, chain.quiet, chain.quiet, chain.quiet, lambda: None)
-    return chain.problems(pod, text.steps, world)
+    return chain.problems(_pod(text, host), text.steps, world)
+
+
+def _pod(text: podfile.PodText, host: Host) -> Pod:
+    """The pod that would be started, for hooks that are only asked."""
+    return Pod(text.name, host.root, host.run, tag=launch.tag(text.name, host.run), thorough=True)
 
 
 def _is_file(word: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from podrun.errors import INTERNAL, WRONG_FILE, Failure
@@ -9,6 +10,8 @@ from podrun.hook import unknown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from podrun.hook import Hook
 
 #: First-party names resolve from this table: scanning entry points costs 60 ms.
@@ -26,7 +29,8 @@ ENTRY_POINTS = "podrun.hooks"
 
 
 def load(name: str) -> Hook:
-    """The hook called ``name`` in a pod file: first-party, "exec:/path", or of an installed package.
+    """The hook called ``name`` in a pod file: first-party, "exec:/path", an executable in a drop-in directory, or
+    of an installed package, in this order.
 
     Raises Failure (WRONG_FILE) for a name that nothing answers to, with the nearest one, and for a package's hook that
     cannot be imported or lacks a verb.
@@ -37,12 +41,13 @@ def load(name: str) -> Hook:
         return _module(EXECUTABLE)
     if name in FIRST_PARTY:
         return _module(FIRST_PARTY[name])
+    if executable(name):
+        return _module(EXECUTABLE)
     from importlib.metadata import entry_points
 
     installed = entry_points(group=ENTRY_POINTS)
     if name not in installed.names:
-        names = [*FIRST_PARTY, *sorted(installed.names)]
-        raise Failure(unknown(name, names, "hook"), code=WRONG_FILE, hint="or exec:/path for an executable")
+        raise Failure(unknown(name, names(), "hook"), code=WRONG_FILE, hint="or exec:/path for an executable")
     try:
         hook: Hook = installed[name].load()
     except Exception as error:
@@ -53,11 +58,51 @@ def load(name: str) -> Hook:
     return hook
 
 
-def known() -> dict[str, Hook]:
-    """Every hook that a pod file can name, executables apart: first-party ones and those of installed packages."""
+def executable(name: str) -> str:
+    """The path of the executable that a hook's name stands for; "" when it is no executable."""
+    if name in FIRST_PARTY:
+        return ""
+    path: str = _command().placed(name)
+    return path
+
+
+def dropped_in() -> list[str]:
+    """The names of the executables in the drop-in directories, sorted."""
+    found: set[str] = set()
+    for directory in _command().directories():
+        try:
+            found |= {name for name in os.listdir(directory) if _is_executable(f"{directory}/{name}")}
+        except OSError:
+            continue
+    return sorted(found - set(FIRST_PARTY))
+
+
+def _is_executable(path: str) -> bool:
+    return os.path.isfile(path) and os.access(path, os.X_OK) and not os.path.basename(path).startswith(".")
+
+
+def names() -> list[str]:
+    """Every name that a pod file can give a hook without a path, in the order in which they are looked for."""
     from importlib.metadata import entry_points
 
-    return {name: load(name) for name in [*FIRST_PARTY, *sorted(entry_points(group=ENTRY_POINTS).names)]}
+    return list(dict.fromkeys([*FIRST_PARTY, *dropped_in(), *sorted(entry_points(group=ENTRY_POINTS).names)]))
+
+
+def kind(name: str) -> str:
+    """Where a hook comes from: "first-party", "executable" or "package"."""
+    if name in FIRST_PARTY:
+        return "first-party"
+    return "executable" if executable(name) else "package"
+
+
+def known() -> dict[str, Hook]:
+    """Every hook that a pod file can name without a path: first-party ones, drop-ins, those of installed packages."""
+    return {name: load(name) for name in names()}
+
+
+def _command() -> Any:
+    """What runs executables; it knows where they are."""
+    return _module(EXECUTABLE)
 
 
 def _module(name: str) -> Hook:

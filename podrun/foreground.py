@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import time
 
 from podrun.chain import alive
 from podrun.errors import Interrupted
@@ -54,44 +55,56 @@ def interruptible() -> None:
             _signal.signal(signal, interrupt)
 
 
+def hold() -> set[int]:
+    """From here on signals wait until :func:`wait` takes them: none finds podrun between the start and the waiting.
+
+    Returns which they are. Threads started from now on leave the signals to the main one.
+    """
+    # A blocked signal is queued although it is ignored, and nohup(1) means it.
+    held: set[int] = {number for number in (*ENDING, *PASSED_ON) if _signal.getsignal(number) != _signal.SIG_IGN}
+    _signal.pthread_sigmask(_signal.SIG_BLOCK, held | {_signal.SIGCHLD})
+    return held
+
+
 def wait(residents: Sequence[Resident]) -> tuple[int, bool]:
     """Waits until every resident has ended, or one of them has failed; returns (exit status, all have ended).
 
     The status is that of the first resident that failed, 128+n by signal n, else 0. Raises Interrupted on SIGINT and
-    SIGTERM; other signals go to the residents.
+    SIGTERM; other signals go to the residents. Afterwards signals are ignored: what follows is the undoing.
     """
     waiting = {resident.pid: resident for resident in residents}
-    interruptible()
-
-    def pass_on(number: int, _frame: FrameType | None) -> None:
-        for resident in waiting.values():
-            send(resident, number)
-
-    for signal in PASSED_ON:
-        if signal != SIGHUP or _signal.getsignal(SIGHUP) != _signal.SIG_IGN:
-            _signal.signal(signal, pass_on)
-    while waiting:
-        try:
-            # Looked at first and reaped afterwards: a signal in between must not lose the status.
-            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
-        except ChildProcessError:
-            # Nobody's children any more: somebody else has reaped them.
-            return 0, not any(alive(resident.pid, resident.start) for resident in waiting.values())
-        assert ended is not None  # only WNOHANG has no answer
-        if ended.si_pid not in waiting:
-            os.waitpid(ended.si_pid, 0)
-            continue
-        status = reap(waiting[ended.si_pid])
-        del waiting[ended.si_pid]
-        if status:
-            return status, not waiting
-    return 0, True
+    held = hold()
+    try:
+        while waiting:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid in waiting:
+                del waiting[pid]
+                if status:
+                    return exit_code(status), not waiting
+            elif not pid:
+                number = _signal.sigwaitinfo(held | {_signal.SIGCHLD}).si_signo
+                if number in ENDING:
+                    raise Interrupted(number)
+                for resident in waiting.values() if number in held else ():
+                    send(resident, number)
+        return 0, True
+    except ChildProcessError:
+        # Nobody's children any more: somebody else has reaped them.
+        return 0, not any(alive(resident.pid, resident.start) for resident in waiting.values())
+    finally:
+        for number in held:
+            _signal.signal(number, _signal.SIG_IGN)
+        _signal.pthread_sigmask(_signal.SIG_UNBLOCK, held | {_signal.SIGCHLD})
 
 
 def await_end(resident: Resident, seconds: float) -> int | None:
-    """Waits for one resident, a child of podrun, to end; its exit code, or None when it has not after ``seconds``."""
+    """Waits for one resident, a child of podrun, to end; its exit code, or None when it has not after ``seconds``.
+
+    Other children are reaped meanwhile: a container's init cannot end before the orphans of its namespace have been.
+    """
     import select
 
+    deadline = time.monotonic() + seconds
     try:
         fd = os.pidfd_open(resident.pid)
     except ProcessLookupError:
@@ -99,8 +112,15 @@ def await_end(resident: Resident, seconds: float) -> int | None:
     try:
         poll = select.poll()
         poll.register(fd, select.POLLIN)
-        if not poll.poll(None if seconds == float("inf") else int(seconds * 1000)):
-            return None
+        while not poll.poll(max(0, min(deadline - time.monotonic(), 0.05) * 1000)):
+            if time.monotonic() > deadline:
+                return None
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                continue
+            if pid == resident.pid:
+                return exit_code(status)
     finally:
         os.close(fd)
     return reap(resident)

@@ -163,11 +163,15 @@ class Wrong(ValueError):
 class Kind(Generic[T]):
     """A type of option: how its TOML value is read (``parse`` raises Wrong) and its JSON Schema."""
 
-    __slots__ = ("parse", "refers_to", "schema")
+    __slots__ = ("parse", "refers_to", "schema", "secret")
 
-    def __init__(self, parse: Callable[[Any], T], schema: Mapping[str, Any], refers_to: str = "") -> None:
+    def __init__(
+        self, parse: Callable[[Any], T], schema: Mapping[str, Any], refers_to: str = "", *, secret: bool = False
+    ) -> None:
         self.parse = parse
         self.schema = schema
+        #: See secret().
+        self.secret = secret
         #: The fact whose giver the value names; see step_giving().
         self.refers_to = refers_to
 
@@ -378,6 +382,17 @@ def table_of(kind: Kind[T]) -> Kind[dict[str, T]]:
 def record(options: type[T]) -> Kind[T]:
     """A table declared by an Options record of its own."""
     return Kind(lambda value: read(options, value), schema_of(options))
+
+
+def secret(kind: Kind[T]) -> Kind[T]:
+    """The same for a value that no journal and no message may hold: ``down`` gets the option's default instead."""
+    return Kind(kind.parse, kind.schema, secret=True)
+
+
+def without_secrets(options: type[Any] | None, table: Mapping[str, Any]) -> dict[str, Any]:
+    """A step's table as it may be written down. ``options``: the hook's declaration."""
+    declared: dict[str, Option] = options._field_defaults if options is not None else {}
+    return {key: value for key, value in table.items() if key not in declared or not declared[key].kind.secret}
 
 
 def step_giving(fact: str) -> Kind[str]:

@@ -4,7 +4,7 @@ One file per segment of a pod, JSON Lines. The first line is the header (the pod
 says what became of a step::
 
     {"v":1,"pod":{"name":"web",...},"segment":"pod","order":0,"file":"/etc/podrun/web.toml","boot_id":"...",...}
-    {"n":0,"at":"starting","step":{"hook":"network","name":"network","options":{...}}}
+    {"n":0,"at":"starting","t":81234.56,"step":{"hook":"network","name":"network","options":{...}}}
     {"n":0,"at":"up","facts":{"netns":"/run/netns/podrun-web"},"ms":4.1}
     {"at":"ready"}
     {"n":0,"at":"stopping"}
@@ -16,8 +16,10 @@ kill -9 leaves at most a torn last line, which is ignored when read and cut off 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import time
 
 from podrun import jsontext
 from podrun.errors import BUSY, CANNOT_CREATE, Failure
@@ -49,6 +51,8 @@ class Entry(NamedTuple):
     #: What a resident step announced before its ``up`` was over: {"pid", "start"}.
     process: Mapping[str, int] | None = None
     why: str = ""
+    #: When it was begun, in milliseconds on the monotonic clock; 0.0 where that is not known.
+    began: float = 0.0
 
 
 class Header(NamedTuple):
@@ -209,7 +213,7 @@ def read(path: str) -> Journal:
             ready = ready or at == "ready"
             stopping = stopping or at == "stopping"
         elif at == "starting":
-            entries[line["n"]] = Entry(line["n"], line["step"])
+            entries[line["n"]] = Entry(line["n"], line["step"], began=line.get("t", 0.0))
         else:
             changes: dict[str, Any] = {key: line[key] for key in ("at", "facts", "process", "why") if key in line}
             if "ms" in line:
@@ -255,8 +259,21 @@ class Writer:
 
     def _append(self, line: Mapping[str, Any]) -> None:
         data = (jsontext.dumps(line) + "\n").encode()
-        if os.write(self.fd, data) != len(data):
-            raise Failure(f"{self.path}: the journal could not be written", code=CANNOT_CREATE, hint="is /run full?")
+        try:
+            written = os.write(self.fd, data)
+        except OSError as error:
+            raise Failure(f"{self.path}: {error.strerror}", code=CANNOT_CREATE) from error
+        if written != len(data):
+            # What is appended next has to be a line of its own.
+            os.ftruncate(self.fd, os.fstat(self.fd).st_size - written)
+            raise Failure(f"{self.path}: {os.strerror(errno.ENOSPC)}", code=CANNOT_CREATE)
+
+    def _append_if_possible(self, line: Mapping[str, Any]) -> None:
+        """What is only told while undoing: a full disk must not keep a pod from being removed."""
+        try:
+            self._append(line)
+        except Failure:
+            pass
 
     def header(self, header: Header) -> None:
         """The first line."""
@@ -266,7 +283,7 @@ class Writer:
 
     def starting(self, n: int, step: Mapping[str, Any]) -> None:
         """The intent of a step, before its ``up``."""
-        self._append({"n": n, "at": "starting", "step": step})
+        self._append({"n": n, "at": "starting", "t": round(time.monotonic() * 1000, 2), "step": step})
 
     def process(self, n: int, pid: int, start: int) -> None:
         """A resident step's process, as soon as it exists."""
@@ -286,11 +303,11 @@ class Writer:
 
     def stopping(self, n: int | None = None) -> None:
         """Before a step's ``down``; without ``n``: the whole segment is being undone."""
-        self._append({"at": "stopping"} if n is None else {"n": n, "at": "stopping"})
+        self._append_if_possible({"at": "stopping"} if n is None else {"n": n, "at": "stopping"})
 
     def down(self, n: int) -> None:
         """A step is undone."""
-        self._append({"n": n, "at": "down"})
+        self._append_if_possible({"n": n, "at": "down"})
 
     def close(self) -> None:
         """Closes the file."""

@@ -69,17 +69,22 @@ def up(
         cgroup=cgroup,
         unit=systemd.own_unit() if taking_over else "",
     )
+    foreground.interruptible()
     lock = _patient_lock(pod.name, host) if segment else Lock(host.run, pod.name, wait=False)
     world = _world(host, lock, listening=taking_over, handing_off=handing_off)
     with lock:
         _clear(pod, world, segment)
         _refuse_problems(pod, steps, world)
-        foreground.interruptible()
         if not handing_off:
             foreground.adopt_orphans()
         if cgroup:
             systemd.leave_room(cgroup)
-        chain.up(pod, text.file, text.steps, world, only=segment)
+        try:
+            chain.up(pod, text.file, text.steps, world, only=segment)
+            foreground.hold()
+        except Interrupted as interrupted:
+            # It may have come when the chain was whole, and chain.up past the point where it would have undone it.
+            raise interrupted if interrupted.hint else chain.given_up(interrupted, pod, world, segment) from None
         if taking_over:
             systemd.notify(host.environ, f"READY=1\nSTATUS=up, {len(steps)} steps")
             systemd.barrier(host.environ)
@@ -103,19 +108,24 @@ def down(name: str, host: Host, *, invocation: str = "", force: bool = False, se
 
     With ``invocation``, only what this one started: a start that lost, 75, must not undo the winner's pod.
     """
-    if not invocation:
-        _stop_units(name, host, segment)
-    with _patient_lock(name, host) as lock:
-        found = journals.journals(host.run, name, segment)
-        own = [journal for journal in found if journal.segment == segment] if segment else found
-        if invocation and any(journal.header and journal.header.pod.invocation != invocation for journal in own):
-            return 0
-        if host.environ.get("SERVICE_RESULT") == "timeout" and own and all(journal.ready for journal in own):
-            # Once the container is the main process, systemd hears podrun's READY=1 only with NotifyAccess=all.
-            host.say("it was ready, and systemd did not hear of it: its unit lacks NotifyAccess=all")
-        chain.down(host.run, name, _world(host, lock), force=force, only=segment)
-        if invocation:
-            endings.note(host.run, name, segment, invocation, host.environ)
+    foreground.interruptible()
+    try:
+        if not invocation:
+            _stop_units(name, host, segment)
+        with _patient_lock(name, host) as lock:
+            found = journals.journals(host.run, name, segment)
+            own = [journal for journal in found if journal.segment == segment] if segment else found
+            if invocation and any(journal.header and journal.header.pod.invocation != invocation for journal in own):
+                return 0
+            if host.environ.get("SERVICE_RESULT") == "timeout" and own and all(journal.ready for journal in own):
+                # Once the container is the main process, systemd hears podrun's READY=1 only with NotifyAccess=all.
+                host.say("it was ready, and systemd did not hear of it: its unit lacks NotifyAccess=all")
+            chain.down(host.run, name, _world(host, lock), force=force, only=segment)
+            if invocation:
+                endings.note(host.run, name, segment, invocation, host.environ)
+    except Interrupted as interrupted:
+        interrupted.hint = f"'podrun down {name}' goes on from here"
+        raise
     return 0
 
 
@@ -229,6 +239,14 @@ def _patient_lock(name: str, host: Host) -> Lock:
         return Lock(host.run, name, wait=True)
 
 
+def tell(line: str) -> None:
+    """A line on standard error. That nobody reads it any more is no reason to stop anything."""
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:
+        pass
+
+
 def report(error: BaseException, subject: str, debug: bool) -> int:
     """Prints what went wrong in one line on standard error, ``subject`` ("web: ") in front; returns the exit code."""
     if debug:
@@ -238,9 +256,9 @@ def report(error: BaseException, subject: str, debug: bool) -> int:
     if isinstance(error, Interrupted):
         names = {1: "SIGHUP", 2: "SIGINT", 15: "SIGTERM"}
         told = f"; {error.hint}" if error.hint else ""
-        print(f"podrun: {subject}stopped by {names.get(error.signal, error.signal)}{told}", file=sys.stderr)
+        tell(f"podrun: {subject}stopped by {names.get(error.signal, error.signal)}{told}")
         return 128 + error.signal
     if isinstance(error, Failure):
-        print(f"podrun: {subject}{error}", file=sys.stderr)
+        tell(f"podrun: {subject}{error}")
         return error.code or STEP_FAILED
     raise error

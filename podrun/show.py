@@ -6,13 +6,14 @@ import os
 
 from podrun import chain, find
 from podrun import journal as journals
-from podrun.hook import merged
+from podrun.hook import merged, without_secrets
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
+    from podrun.hook import Pod
     from podrun.journal import Entry, Journal
     from podrun.podfile import PodText
 
@@ -69,7 +70,20 @@ def plan_up(text: PodText) -> list[dict[str, Any]]:
             if step.for_:
                 notes.append(f"for {', '.join(step.for_)}")
             label = chain.label_of(step._asdict())
-            lines.append({"segment": segment, "step": label, "options": step.options, "notes": notes})
+            path = find.executable(step.hook)
+            options = without_secrets(find.load(step.hook).Options, step.options)
+            row = {"segment": segment, "step": label, "options": options, "notes": notes}
+            lines.append({**row, "path": path} if path else row)
+    return lines
+
+
+def explain(text: PodText, pod: Pod) -> list[list[str]]:
+    """For each step the commands that do the same by hand; a hook that says nothing has none."""
+    lines = []
+    for step in text.steps:
+        hook = find.load(step.hook)
+        told = getattr(hook, "explain", None)
+        lines.append(list(told(chain.resolve(pod, hook, step._asdict()))) if told else [])
     return lines
 
 

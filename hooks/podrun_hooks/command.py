@@ -1,28 +1,22 @@
-"""Executables as hooks (``exec:/path``): the verb in PODRUN_VERB, one JSON object in, one JSON object out."""
+"""Executables as hooks (``exec:/path``, or by name): the verb in PODRUN_VERB, a JSON object in, a JSON object out."""
 
 from __future__ import annotations
 
 import os
-import select
 import stat
-import time
 
 from podrun import jsontext
 from podrun.errors import NOT_ALLOWED, OF_A_STEP, STEP_FAILED, WRONG_FILE, Failure
 from podrun.hook import VERSION, Problem
 
-from . import linux
+from . import executable
 
-# ``signal`` builds enums (3 ms): the start path takes the numbers from the module below it.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import signal as _signal
-    from collections.abc import Mapping, Sequence
-    from typing import Any, NoReturn
+    from collections.abc import Sequence
+    from typing import Any
 
     from podrun.hook import Facts, Step
-else:
-    import _signal
 
 #: An executable declares nothing: any keys are its options, any facts may be read and given.
 Options = None
@@ -33,19 +27,21 @@ default_name = ""
 
 #: Seconds that a verb may take unless the step's ``timeout`` says otherwise: systemd's DefaultTimeoutStartSec.
 PATIENCE = 90.0
-#: Bytes of standard output that are read.
-LIMIT = 1 << 20
+#: Where executables are found by their names: the administrator's first, then those of packages.
+DIRECTORIES = ("/etc/podrun/hooks.d", "/usr/lib/podrun/hooks")
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+#: execve(2): one string of the environment has at most 128 KiB.
+_LONGEST = 1 << 16
 
 
 def up(step: Step, facts: Facts) -> Facts:
     """Runs the executable with PODRUN_VERB=up; its standard output is the step's facts."""
-    return _ask(step, "up", facts, {})
+    return ask(step, "up", facts, {})
 
 
 def down(step: Step, own: Facts) -> None:
     """Runs it with PODRUN_VERB=down, given what ``up`` printed."""
-    _ask(step, "down", {}, own)
+    ask(step, "down", {}, own)
 
 
 def check(step: Step) -> list[Problem]:
@@ -57,27 +53,68 @@ def check(step: Step) -> list[Problem]:
     if not step.pod.thorough:
         return []
     try:
-        told = _ask(step, "check", {}, {}).get("problems", [])
+        told = ask(step, "check", {}, {}).get("problems", [])
     except Failure as failure:
         return [Problem(failure.what, failure.code, failure.hint, fatal=False)]
-    return [Problem(str(problem), fatal=False) for problem in told]
+    return [_problem(one) for one in told] if isinstance(told, list) else []
 
 
-def _ask(step: Step, verb: str, facts: Facts, own: Facts) -> Facts:
+def describe(step: Step) -> Facts:
+    """What the executable says of itself when asked with PODRUN_VERB=describe; {} when it does not know that verb."""
+    try:
+        return ask(step, "describe", {}, {})
+    except Failure:
+        return {}
+
+
+def explain(step: Step) -> list[str]:
+    """How to run the step by hand."""
+    question = jsontext.dumps({"version": VERSION, "step": _step(step), "facts": {}, "own": {}})
+    quoted = question.replace("'", "'\\''")
+    return [f"echo '{quoted}' | PODRUN_VERB=up {placed(step.hook)}"]
+
+
+def placed(name: str) -> str:
+    """The path that an executable hook's name stands for; "" when nothing of that name is in a drop-in directory.
+
+    PODRUN_HOOKS adds directories, separated by colons, in front of the usual ones.
+    """
+    if name.startswith("exec:"):
+        return name[5:]
+    if "/" in name or name.startswith("."):
+        return ""
+    found = (f"{directory}/{name}" for directory in directories())
+    return next((path for path in found if os.path.lexists(path)), "")
+
+
+def directories() -> list[str]:
+    """The directories in which executables are found by their names, the first one winning."""
+    added = os.environ.get("PODRUN_HOOKS", "")
+    return [*(place for place in added.split(":") if place.startswith("/")), *DIRECTORIES]
+
+
+def ask(step: Step, verb: str, facts: Facts, own: Facts, version: int = VERSION) -> Facts:
     """Runs one verb; returns the object it printed. Raises Failure for anything but exit 0 with JSON or nothing."""
     path = _path_of(step)
     question = {
-        "version": VERSION,
+        "version": version,
         # JSON has no infinity: null stands for "as long as it takes".
         "pod": {key: None if value == float("inf") else value for key, value in step.pod._asdict().items()},
-        "step": {"hook": step.hook, "name": step.name, "options": step.options},
+        "step": _step(step),
         "facts": facts,
         "own": own,
     }
-    environ = {"PATH": _PATH, "LANG": "C.UTF-8", "PODRUN_VERB": verb, "PODRUN_ROOT": step.pod.root}
-    environ["PODRUN_RUN"] = step.pod.run
-    patience = step.timeout if step.timeout != float("inf") else PATIENCE
-    status, output = _run(path, environ, jsontext.dumps(question).encode(), patience, os.path.basename(path))
+    limited = step.timeout != float("inf")
+    patience = executable.Patience(step.timeout if limited else PATIENCE, firm=limited)
+    progress = executable.Progress(_socket_of(step) if verb in ("up", "down") else "", step.notify)
+    environ = _environ(step, verb, facts, version)
+    if progress.path:
+        environ["NOTIFY_SOCKET"] = progress.path
+    try:
+        asked = jsontext.dumps(question).encode()
+        status, output = executable.run(path, environ, asked, patience, progress, os.path.basename(path))
+    finally:
+        progress.close()
     answer = _answer(output)
     if status:
         told = answer if isinstance(answer, dict) else {}
@@ -91,6 +128,49 @@ def _ask(step: Step, verb: str, facts: Facts, own: Facts) -> Facts:
     return answer
 
 
+def _step(step: Step) -> dict[str, Any]:
+    return {"hook": step.hook, "name": step.name, "options": step.options}
+
+
+def _environ(step: Step, verb: str, facts: Facts, version: int) -> dict[str, str]:
+    """The whole environment. What a shell would need a JSON parser for is there a second time."""
+    environ = {
+        "PATH": _PATH,
+        "LANG": "C.UTF-8",
+        "PODRUN_VERB": verb,
+        "PODRUN_HOOK_VERSION": str(version),
+        "PODRUN_ROOT": step.pod.root,
+        "PODRUN_RUN": step.pod.run,
+        "PODRUN_POD": step.pod.name,
+        "PODRUN_TAG": step.pod.tag,
+        "PODRUN_DIRECTORY": step.pod.directory,
+        "PODRUN_STEP": step.name,
+        "PODRUN_NETNS": facts.get("netns"),
+    }
+    for key, value in step.options.items():
+        environ[f"PODRUN_OPTION_{key.upper().replace('-', '_')}"] = _text(value)
+    fits = {key: text for key, text in environ.items() if isinstance(text, str) and "=" not in key}
+    return {key: text for key, text in fits.items() if "\0" not in key + text and len(text) < _LONGEST}
+
+
+def _text(value: Any) -> str | None:
+    """An option as a shell likes it: a list has one item a line; None for what only JSON can say."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (str, int, float)):
+        return str(value)
+    if isinstance(value, (list, tuple)) and all(isinstance(item, (str, int, float)) for item in value):
+        return "\n".join(str(_text(item)) for item in value)
+    return None
+
+
+def _socket_of(step: Step) -> str:
+    """The progress socket of this step: one name for each, also when several are under way."""
+    from binascii import crc32
+
+    return f"{step.pod.directory}/notify-{crc32(f'{step.hook} {step.name}'.encode()):08x}"
+
+
 def _answer(output: bytes) -> Any:
     if not output.strip():
         return {}
@@ -100,99 +180,25 @@ def _answer(output: bytes) -> Any:
         return None
 
 
-def _run(path: str, environ: Mapping[str, str], question: bytes, patience: float, name: str) -> tuple[int, bytes]:
-    """Runs an executable in a process group of its own; returns its exit status (128+n by signal) and its output.
-
-    The group is killed when the time is over, when there is too much output, and when podrun is interrupted. Standard
-    error is passed on line by line, with the hook's name in front.
-    """
-    stdin = os.memfd_create("podrun", os.MFD_CLOEXEC)
-    out, out_there = os.pipe2(os.O_CLOEXEC)
-    err, err_there = os.pipe2(os.O_CLOEXEC)
-    os.write(stdin, question)
-    os.lseek(stdin, 0, os.SEEK_SET)
-    launcher = os.getpid()
-    child = os.fork()
-    if not child:
-        _become(path, environ, (stdin, out_there, err_there), launcher)
-    for fd in (stdin, out_there, err_there):
-        os.close(fd)
-    status = None
-    try:
-        output = _listen(out, err, time.monotonic() + patience, name)
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    finally:
-        os.close(out)
-        os.close(err)
-        if status is None:
-            _kill_group(child)
-            os.waitpid(child, 0)
-    return (status if status >= 0 else 128 - status), output
-
-
-def _become(path: str, environ: Mapping[str, str], streams: Sequence[int], launcher: int) -> NoReturn:
-    try:
-        os.setpgid(0, 0)
-        linux.die_with_parent(launcher)
-        for number in range(1, _signal.NSIG):
-            if _signal.getsignal(number) == _signal.SIG_IGN:
-                _signal.signal(number, _signal.SIG_DFL)
-        for target, fd in enumerate(streams):
-            os.dup2(fd, target)
-        os.chdir("/")
-        os.execve(path, [path], environ)
-    except BaseException as error:
-        os.write(2, f"{error}\n".encode())
-    finally:
-        os._exit(126)
-
-
-def _listen(out: int, err: int, deadline: float, name: str) -> bytes:
-    """Reads both streams until they end; Failure when that takes too long or standard output grows too long."""
-    output = bytearray()
-    line = bytearray()
-    poll = select.poll()
-    waiting = {out, err}
-    for fd in waiting:
-        poll.register(fd, select.POLLIN)
-    while waiting:
-        left = deadline - time.monotonic()
-        if left <= 0 or not (ready := poll.poll(left * 1000)):
-            raise Failure("no answer in time; it was killed", hint="'timeout' of the step says how long it may take")
-        for fd, _ in ready:
-            data = os.read(fd, 65536)
-            if not data:
-                poll.unregister(fd)
-                waiting.remove(fd)
-            elif fd == out:
-                output += data
-                if len(output) > LIMIT:
-                    raise Failure(f"more than {LIMIT} bytes on standard output; it was killed")
-            else:
-                line += data
-                *whole, rest = line.split(b"\n")
-                line = bytearray(rest)
-                _log(name, [bytes(piece) for piece in whole])
-    _log(name, [bytes(line)] if line else [])
-    return bytes(output)
-
-
-def _log(name: str, lines: Sequence[bytes]) -> None:
-    for line in lines:
-        os.write(2, name.encode() + b": " + line + b"\n")
-
-
-def _kill_group(leader: int) -> None:
-    for kill, target in ((os.killpg, leader), (os.kill, leader)):
-        try:
-            kill(target, _signal.SIGKILL)
-        except ProcessLookupError:
-            continue
+def _problem(told: Any) -> Problem:
+    """A problem as ``check`` printed it: a string, or an object with the fields of Problem."""
+    if not isinstance(told, dict):
+        return Problem(str(told), fatal=False)
+    code = told.get("code")
+    return Problem(
+        str(told.get("what") or "a problem without words"),
+        code if code in OF_A_STEP else STEP_FAILED,
+        str(told.get("hint") or ""),
+        fatal=told.get("fatal") is True,
+    )
 
 
 def _path_of(step: Step) -> str:
     """The executable with symlinks resolved; as root, only one that nobody but root can have changed."""
-    path = step.hook.removeprefix("exec:")
+    path = placed(step.hook)
+    if not path:
+        where = " and ".join(directories())
+        raise Failure(f"there is no executable {step.hook} in {where}", code=WRONG_FILE)
     if not path.startswith("/"):
         raise Failure(f"exec: wants an absolute path, not {path!r}", code=WRONG_FILE)
     real = os.path.realpath(path)

@@ -63,10 +63,15 @@ def run(
     trouble = _unnamed()
     parent = os.getpid()
     try:
-        child = os.fork()
+        child = linux.fork()
         if not child:
             _become(argv, env, before, (source, *captured), keep, parent, trouble)
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        try:
+            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        except BaseException:
+            # podrun is about to undo what this program is doing.
+            linux.end(child)
+            raise
         output, errors = (
             _content(fd) if given is None else "" for fd, given in zip(captured, (stdout, stderr), strict=True)
         )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import time
 
 from podrun import jsontext
-from podrun.errors import WRONG_FILE
+from podrun.errors import NOT_ALLOWED, WRONG_FILE
 from podrun.hook import DURATION, PORT, TEXT, Wrong, checked, choice, option, table_of
 from podrun.record import NamedTuple
 
@@ -71,17 +72,17 @@ def down(step: Step, own: Facts) -> None:
     path = _path(step)
     mine = _read(path)
     _remove_unfinished(path)
-    if mine is None or mine.get("gen") != step.pod.invocation:
-        return
+    successors = mine is not None and mine.get("gen") != step.pod.invocation
     try:
-        os.unlink(path)
+        if mine is not None and not successors:
+            os.unlink(path)
         os.rmdir(os.path.dirname(path))
     except FileNotFoundError:
         return
     except OSError as error:
         if error.errno != errno.ENOTEMPTY:
             raise
-    if own and step.options.drain:
+    if mine is not None and not successors and own and step.options.drain:
         step.notify(f"STATUS=draining {step.options.service} for {step.options.drain:g} s")
         time.sleep(step.options.drain)
 
@@ -93,7 +94,22 @@ def check(step: Step) -> list[Problem]:
     options: Options = step.options
     if options.registry and not os.path.isdir(options.registry):
         return [Problem(f"there is no registry at {options.registry}", WRONG_FILE, "create the directory")]
+    if options.registry and os.geteuid() == 0 and _others_write(options.registry):
+        what = f"others than root can write to the registry {options.registry}"
+        return [Problem(what, NOT_ALLOWED, f"chown root {options.registry}; chmod go-w {options.registry}")]
     return []
+
+
+def _others_write(directory: str) -> bool:
+    """They could have a record, which everybody believes, be any other one, and root write through a link of theirs."""
+    found = os.stat(directory)
+    return bool(found.st_uid or found.st_mode & stat.S_IWOTH or (found.st_mode & stat.S_IWGRP and found.st_gid))
+
+
+def explain(step: Step) -> list[str]:
+    """The record as a shell would write it."""
+    record = jsontext.dumps({**_record(step, {}), "addr": "ADDRESS", "ready": True})
+    return [f"mkdir -p {_directory(step)}", f"echo '{record}' >{_path(step)}   # by rename(2)"]
 
 
 def _directory(step: Step) -> str:
@@ -147,7 +163,8 @@ def _write(path: str, record: dict[str, Any]) -> None:
     for attempt in range(8):
         os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
         try:
-            with open(unfinished, "w", encoding="utf-8") as file:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+            with open(os.open(unfinished, flags, 0o644), "w", encoding="utf-8") as file:
                 file.write(jsontext.dumps(record) + "\n")
         except FileNotFoundError:
             # The service's last other record went, and its directory with it.

@@ -141,6 +141,13 @@ def check(step: Step) -> list[Problem]:
     return problems
 
 
+def explain(step: Step) -> list[str]:
+    """The commands of mount, nsenter and the runtime that do the same."""
+    from .explain import commands
+
+    return commands(step)
+
+
 def exec_into(step: Step, own: Facts, argv: Sequence[str], **wanted: Any) -> NoReturn:
     """Becomes the runtime's ``exec`` of ``argv`` in the running container: replaces this process.
 
@@ -203,8 +210,14 @@ def _notify_socket(place: Place) -> Any:
 def _write(path: str, text: str) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     fd = os.open(path, flags, 0o600)
+    data = text.encode()
     try:
-        os.write(fd, text.encode())
+        # A disk that is almost full takes a part; the next write(2) says so.
+        while data:
+            data = data[os.write(fd, data) :]
+    except OSError as error:
+        error.filename = path
+        raise
     finally:
         os.close(fd)
 

@@ -9,7 +9,7 @@ from podrun.errors import UNAVAILABLE, Failure
 
 from .. import process as programs
 from . import place as places
-from . import rootfs, runtime, users
+from . import relay, rootfs, runtime, spec, users
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,9 +29,17 @@ def become(step: Step, process: Process, argv: Sequence[str], **wanted: Any) -> 
     chosen = _runtime(step, place)
     fd = _file(process_of(place, process, argv, **wanted))
     command = runtime.exec_command(chosen, place, f"/proc/self/fd/{fd}")
-    runtime.private(chosen)()
-    os.set_inheritable(fd, True)
-    os.execve(command[0], command, {**runtime.environment(place), "TERM": os.environ.get("TERM", "xterm")})
+
+    def turn() -> None:
+        runtime.private(chosen)()
+        os.set_inheritable(fd, True)
+        os.execve(command[0], command, {**runtime.environment(place), "TERM": os.environ.get("TERM", "xterm")})
+
+    terminals = [] if wanted.get("tty") else relay.terminals()
+    if terminals:
+        os._exit(relay.run(turn, terminals))
+    turn()
+    os._exit(125)  # not reached
 
 
 def run(step: Step, process: Process, argv: Sequence[str], **wanted: Any) -> programs.Ended:
@@ -74,13 +82,15 @@ def process_of(
         variables["HOME"] = found.home
     variables.update(env or {})
     wanted["env"] = [f"{name}={value}" for name, value in variables.items()]
+    spec.refuse_bytes([*argv, *wanted["env"]])
     return {**wanted, "terminal": tty, "args": list(argv), "cwd": workdir or wanted["cwd"]}
 
 
 def _user(process: Process, user: str) -> users.User:
     root = os.open(f"/proc/{process.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        return users.resolve(user, rootfs.Tree(root, ()), of_image=False)
+        # A link of the payload's to a file of /proc, some of which block who reads them, leads nowhere.
+        return users.resolve(user, rootfs.Tree(root), of_image=False)
     finally:
         os.close(root)
 

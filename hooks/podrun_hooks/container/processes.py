@@ -11,7 +11,7 @@ from podrun.record import NamedTuple
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal as _signal
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 else:
     import _signal
 
@@ -66,9 +66,44 @@ def opened(process: Process) -> int | None:
 
 def ended(pidfd: int, seconds: float) -> bool:
     """Waits up to ``seconds`` (may be infinite) for the process to end."""
+    return bool(polled((pidfd,), seconds))
+
+
+def polled(fds: Sequence[int], seconds: float) -> list[int]:
+    """Those of ``fds`` that can be read from, waited for up to ``seconds`` (may be infinite); orphans are reaped."""
     poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(None if seconds == float("inf") else max(0, seconds * 1000)))
+    for fd in fds:
+        poll.register(fd, select.POLLIN)
+    deadline = time.monotonic() + seconds
+    while True:
+        left = deadline - time.monotonic()
+        happened = poll.poll(max(0, min(left, 0.05) * 1000))
+        if happened or left <= 0:
+            return [fd for fd, _ in happened]
+        _reap_orphans()
+
+
+def _reap_orphans() -> None:
+    """Reaps ended processes of containers that the kernel gave to podrun, the next subreaper, when their parent ended.
+
+    PID 1 of a namespace ends when all others of it have been reaped (zap_pid_ns_processes() in the kernel): to wait for
+    it without reaping them, once a runtime's exec was killed, would be to wait for ever.
+    """
+    try:
+        with open(f"/proc/self/task/{os.getpid()}/children", "rb") as file:
+            children = file.read().split()
+    except OSError:
+        return
+    for child in map(int, children):
+        try:
+            with open(f"/proc/{child}/status", "rb") as file:
+                lines = dict(line.partition(b":")[::2] for line in file.read().splitlines())
+            # Its pid in our namespace and in each one further in; 1 in the container's is the one to be waited for.
+            inside = lines[b"NSpid"].split()[1:]
+            if lines[b"State"].split()[0] == b"Z" and inside and inside[0] != b"1":
+                os.waitpid(child, os.WNOHANG)
+        except (OSError, KeyError):
+            continue
 
 
 def stop(process: Process, signal: int, timeout: float, tell: Callable[[str], None]) -> None:

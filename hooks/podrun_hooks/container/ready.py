@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import select
 import time
 
 from podrun.errors import STEP_FAILED, Failure
@@ -63,20 +62,17 @@ def wait(
     errors = os.memfd_create("probe", os.MFD_CLOEXEC)
     parent = os.getpid()
     # A forked child, because entering a network namespace changes who enters, and because an attempt may hang.
-    child = os.fork()
+    child = linux.fork()
     if not child:
         try:
             linux.die_with_parent(parent)
             _probe(probe, netns, [address.partition("/")[0] for address in addresses], command, errors)
         finally:
             os._exit(0)
-    child_fd = os.pidfd_open(child)
     try:
-        poll = select.poll()
-        poll.register(pidfd, select.POLLIN)
-        poll.register(child_fd, select.POLLIN)
-        seconds = None if probe.timeout == float("inf") else probe.timeout * 1000
-        happened = [fd for fd, _ in poll.poll(seconds)]
+        child_fd = os.pidfd_open(child)
+        happened = processes.polled((pidfd, child_fd), probe.timeout)
+        os.close(child_fd)
         if pidfd in happened:
             raise _over(process, tail)
         last = os.pread(errors, 1000, 0).decode(errors="replace").strip("\0\n ")
@@ -91,12 +87,7 @@ def wait(
     finally:
         os.close(pidfd)
         os.close(errors)
-        try:
-            os.kill(child, processes.SIGKILL)
-        except ProcessLookupError:
-            pass
-        os.waitpid(child, 0)
-        os.close(child_fd)
+        linux.end(child)
 
 
 def wait_for_notification(
@@ -110,13 +101,9 @@ def wait_for_notification(
     if pidfd is None:
         raise _over(process, tail)
     deadline = time.monotonic() + probe.timeout
-    poll = select.poll()
-    poll.register(sock.fileno(), select.POLLIN)
-    poll.register(pidfd, select.POLLIN)
     try:
         while True:
-            left = deadline - time.monotonic()
-            happened = [fd for fd, _ in poll.poll(None if left == float("inf") else max(0, left * 1000))]
+            happened = processes.polled((sock.fileno(), pidfd), deadline - time.monotonic())
             if not happened:
                 what = f"not ready after {probe.timeout:g} s: READY=1 has not come"
                 raise Failure(what, code=STEP_FAILED, hint=tail())

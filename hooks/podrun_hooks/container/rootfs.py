@@ -292,6 +292,10 @@ def place_mounts(tree: Tree, mounts: Sequence[Facts]) -> list[Facts]:
         if target in ("/", "/proc", "/sys", "/dev") or target.startswith("/proc/"):
             raise Failure(f"nothing can be mounted at {target}", code=WRONG_FILE)
         is_bind = kind in ("bind", "none") or "bind" in options or "rbind" in options
+        if mount.get("fill"):
+            from ..storage import volumes
+
+            volumes.fill(source, tree, target)
         directory = not is_bind or _is_directory(source)
         try:
             destination = tree.make(target, directory=directory)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 from podrun import jsontext
-from podrun.errors import UNAVAILABLE, Failure
+from podrun.errors import CANNOT_CREATE, STEP_FAILED, UNAVAILABLE, Failure
 from podrun.record import NamedTuple
 
 from .. import linux, process
@@ -130,7 +131,8 @@ def create(
         keep=range(3, 3 + listening),
     )
     if ended.status:
-        raise Failure(f"{runtime.name} create: {_words(place.runtime_log) or ended.errors or f'status {ended.status}'}")
+        words = _words(place.runtime_log) or ended.errors or f"status {ended.status}"
+        raise Failure(f"{runtime.name} create: {words}", code=_code_of(words))
     with open(place.pid_file, encoding="utf-8") as file:
         return int(file.read())
 
@@ -142,8 +144,11 @@ def forbid_devices(pid: int) -> None:
     with no flags but its own: nodev on the overlay is lost.)
     """
     parent = os.getpid()
-    namespace = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-    child = os.fork()
+    try:
+        namespace = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise Failure("the container ended before it was started") from None
+    child = linux.fork()
     if not child:
         status = 1
         try:
@@ -262,6 +267,11 @@ def remove_cgroups(place: Place) -> None:
                 os.rmdir(os.path.dirname(path))
             except OSError:
                 continue
+
+
+def _code_of(words: str) -> int:
+    """The exit code for a runtime's words: a full disk is told as such, as everywhere."""
+    return CANNOT_CREATE if os.strerror(errno.ENOSPC) in words else STEP_FAILED
 
 
 def _words(log: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
@@ -116,7 +117,9 @@ def find_command(tree: Tree, argv: Sequence[str], variables: Mapping[str, str], 
             fd, _ = tree.find(candidate)
         except rootfs.Elsewhere:
             return
-        except OSError:
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+                raise  # it may well be there
             continue
         mode = os.fstat(fd).st_mode
         os.close(fd)
@@ -127,6 +130,15 @@ def find_command(tree: Tree, argv: Sequence[str], variables: Mapping[str, str], 
         raise Failure(refused, code=CANNOT_EXECUTE)
     hint = "" if "/" in name else f"PATH is {variables['PATH']}"
     raise Failure(f"{name!r} is not in the image", code=NOT_FOUND, hint=hint)
+
+
+def refuse_bytes(words: Sequence[str]) -> None:
+    """Raises Failure (WRONG_FILE) for a word that is not UTF-8: the runtime's configuration is JSON and holds no other."""
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            raise Failure(f"{word!r} is not UTF-8", code=WRONG_FILE, hint="a file can hold it, or base64") from None
 
 
 def stop_signal(image: Mapping[str, Any], options: Any) -> int:
@@ -166,6 +178,7 @@ def build(
         variables.setdefault("TERM", os.environ.get("TERM", "xterm"))
     if options.ready and options.ready.notify:
         variables["NOTIFY_SOCKET"] = NOTIFY
+    refuse_bytes([*argv, *variables.values()])
     workdir = rootfs._plain(options.workdir or config.get("WorkingDir") or "/")
     _make_workdir(tree, workdir)
     find_command(tree, argv, variables, workdir, user)
@@ -193,6 +206,7 @@ def build(
         "annotations": {**facts.get("annotations", {}), **options.labels, **options.annotations},
         "linux": {
             "namespaces": _namespaces(netns),
+            **_propagation(injected),
             "maskedPaths": _MASKED,
             "readonlyPaths": _READ_ONLY,
             "devices": [_device(node) for node in facts.get("deviceNodes", ())],
@@ -218,8 +232,9 @@ def _own_mounts(options: Any, root: str) -> list[Facts]:
         from .. import storage
 
         for text in options.volumes:
-            storage.provide(storage.docker_source(text), root)
-            mounts.append(storage.from_docker(text, root))
+            fill = "nocopy" not in text.rpartition(":")[2].split(",")
+            new = storage.provide(storage.docker_source(text), root, fill=fill)
+            mounts.append(storage.from_docker(text, root, fill=new))
     for text in options.tmpfs:
         target, _, given = text.partition(":")
         words = ["noexec", *(word for word in given.split(",") if word)]
@@ -231,8 +246,11 @@ def _own_mounts(options: Any, root: str) -> list[Facts]:
 def _make_workdir(tree: Tree, workdir: str) -> None:
     try:
         tree.make(workdir, directory=True)
-    except rootfs.Elsewhere:
-        pass
+    except rootfs.Elsewhere as elsewhere:
+        # /proc/self/fd/N is whatever the runtime has open there, a directory of the host included (CVE-2024-21626).
+        if rootfs._plain(elsewhere.path).startswith("/proc/"):
+            what = f"the working directory {workdir!r} leads to {elsewhere.path!r}"
+            raise Failure(what, code=CANNOT_EXECUTE, hint="nothing can run in /proc") from None
     except Failure as failure:
         raise Failure(f"the working directory {failure.what}", code=CANNOT_EXECUTE, hint=failure.hint) from None
 
@@ -263,6 +281,13 @@ def _system_mounts(isolation: Isolation, taken: set[str]) -> list[dict[str, Any]
         for target, kind, source, options in mounts
         if target not in taken
     ]
+
+
+def _propagation(mounts: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """That of the root: a mount can only get from the host, or give to it, what its root lets through."""
+    options = {word.removeprefix("r") for mount in mounts for word in mount["options"]}
+    found = next((word for word in ("shared", "slave") if word in options), "")
+    return {"rootfsPropagation": f"r{found}"} if found else {}
 
 
 def _device(node: Facts) -> dict[str, Any]:

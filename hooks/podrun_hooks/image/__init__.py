@@ -92,7 +92,30 @@ def check(step: Step) -> Sequence[Problem]:
     if missing and store.stored(step.pod.root, named.text, options.platform) is None:
         what = "no OCI image layout (index.json) is there" if os.path.isdir(named.path) else "no such file or directory"
         return [Problem(f"{named.path}: {what}", WRONG_FILE)]
+    if (
+        step.pod.thorough
+        and named.registry
+        and store.cached(step.pod.root, named, options.pull, options.platform) is None
+    ):
+        from .reach import problems
+
+        return problems(named.registry)
     return []
+
+
+def explain(step: Step) -> list[str]:
+    """The commands of skopeo and umoci that come closest."""
+    named = reference.parse(step.options.ref)
+    layout = store.base(step.pod.root)
+    if named.kind == reference.HOST:
+        return ["# host: /usr of this machine, read-only, with an /etc of its own; nothing is copied"]
+    if named.kind == reference.DIR:
+        return [f"# {named.path} is used as it is"]
+    source = f"docker://{named.text}" if named.registry else named.text
+    return [
+        f"skopeo copy {source} oci:{layout}:NAME",
+        f"umoci raw unpack --image {layout}:NAME ROOTFS   # layer by layer",
+    ]
 
 
 def collect(root: str, run: str, pods: Set[str], only_look: bool) -> list[str]:

@@ -119,6 +119,13 @@ def check(step: Step) -> list[Problem]:
     return problems
 
 
+def explain(step: Step) -> list[str]:
+    """The commands of iproute2 and nftables that do the same."""
+    from .explain import commands
+
+    return commands(step)
+
+
 def collect(root: str, run: str, pods: Set[str], only_look: bool) -> list[str]:
     """Removes what dead pods left in the kernel, and the bridges when no pod is left; returns what it was."""
     from . import inspect

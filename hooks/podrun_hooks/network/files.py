@@ -42,7 +42,8 @@ def write(step: Step, content: Mapping[str, str]) -> list[dict[str, Any]]:
             "hostPath": path_of(step, name),
             "containerPath": f"/etc/{name}",
             "type": "bind",
-            "options": ["bind", "nosuid", "nodev", "noexec"],
+            # Read-only: they are on the host's /run, and a payload that appends to one would fill that.
+            "options": ["bind", "ro", "nosuid", "nodev", "noexec"],
         }
         for name in content
     ]

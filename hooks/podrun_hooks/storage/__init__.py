@@ -72,6 +72,27 @@ def check(step: Step) -> list[Problem]:
     return missing(options.source)
 
 
+def explain(step: Step) -> list[str]:
+    """The mount(8) commands; ROOTFS is the container's root, in its mount namespace."""
+    options: Options = step.options
+    kind = words.kind(options.source, options.type, options.options)
+    where = f"ROOTFS{options.target}"
+    if kind == "tmpfs":
+        mount = _mount(options.source, options.target, options.options, step.pod.root)
+        return [f"mount -t tmpfs -o {','.join(mount['options'])} tmpfs {where}"]
+    if _is_real(options, kind):
+        from . import real
+
+        place = real.place_of(step)
+        more = f" -o {','.join(options.options)}" if options.options else ""
+        first = f"mount{f' -t {options.type}' if options.type else ''}{more} {options.source} {place}"
+        return [f"mkdir -p {place}", first, f"mount --rbind {place} {where}", f"# down: umount {place}"]
+    mount = _mount(options.source, options.target, options.options, step.pod.root)
+    made = [f"mkdir -p {mount['hostPath']}"] if kind == "volume" else []
+    flags = ",".join(word for word in mount["options"] if word not in ("bind", "rbind"))
+    return [*made, f"mount --rbind {mount['hostPath']} {where}", f"mount -o remount,bind,{flags} {where}"]
+
+
 def from_docker(text: str, root: str = "", *, fill: bool = False) -> dict[str, Any]:
     """The mount (CDI) that docker's ``-v`` spells ``source:target[:options]``; a source without a slash is a volume.
 

@@ -1,0 +1,253 @@
+"""What the conformance kit sees of the machine, and a corner of the machine of its own for it to look at."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import select
+import signal
+import socket
+import struct
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from podrun.errors import UNAVAILABLE, Failure
+from podrun.hook import Facts, Pod
+
+_CLONE_NEWNS, _CLONE_NEWNET = 0x00020000, 0x40000000
+_MS_RDONLY, _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_PRIVATE = 1, 32, 4096, 16384, 1 << 18
+_PR_SET_CHILD_SUBREAPER = 36
+_SIOCSIFFLAGS, _IFF_UP = 0x8914, 1
+_libc = ctypes.CDLL(None, use_errno=True)
+
+#: File systems that are no disk: a disk that is full or read-only does not change them.
+_NO_DISK = (
+    "proc",
+    "sysfs",
+    "devpts",
+    "devtmpfs",
+    "mqueue",
+    "nsfs",
+    "cgroup",
+    "cgroup2",
+    "securityfs",
+    "debugfs",
+    "bpf",
+)
+
+
+# --- a corner of its own -------------------------------------------------------------------------------------------
+
+
+def isolate() -> None:
+    """Gives this process mounts and a network of its own, with lo up and no named namespaces. Needs root."""
+    _checked(_libc.unshare(_CLONE_NEWNS | _CLONE_NEWNET), "unshare")
+    _mount(None, "/", None, _MS_REC | _MS_PRIVATE)
+    os.makedirs("/run/netns", exist_ok=True)
+    _mount("tmpfs", "/run/netns", "tmpfs", 0)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        fcntl.ioctl(sock, _SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", _IFF_UP))
+
+
+def make_netns(name: str) -> str:
+    """A network namespace as ``ip netns add`` makes it; returns its path."""
+    path = f"/run/netns/{name}"
+    done = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise Failure(f"no network namespace for the hook: {done.stderr.strip()}", code=UNAVAILABLE)
+    subprocess.run(["ip", "-n", name, "link", "set", "lo", "up"], check=True)
+    return path
+
+
+def remove_netns(name: str) -> None:
+    """Removes what :func:`make_netns` made."""
+    subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+
+
+def make_everything_read_only() -> None:
+    """In a child only: its file systems become read-only, in a mount namespace of its own."""
+    _checked(_libc.unshare(_CLONE_NEWNS), "unshare")
+    _mount(None, "/", None, _MS_REC | _MS_PRIVATE)
+    for place, kind in mounts():
+        if kind not in _NO_DISK:
+            try:
+                _mount(None, place, None, _MS_REMOUNT | _MS_BIND | _MS_RDONLY)
+            except OSError:
+                continue  # something else is mounted over it
+
+
+def adopt_orphans() -> None:
+    """What descendants of this process leave running becomes its child."""
+    _checked(_libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "prctl")
+
+
+def _mount(source: str | None, target: str, kind: str | None, flags: int) -> None:
+    source_, kind_ = (word.encode() if word else None for word in (source, kind))
+    _checked(_libc.mount(source_, os.fsencode(target), kind_, ctypes.c_ulong(flags), None), target)
+
+
+def _checked(result: int, what: str) -> None:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), what)
+
+
+# --- what there is -------------------------------------------------------------------------------------------------
+
+
+def listing(places: Sequence[str], tag: str) -> set[str]:
+    """All that a hook could leave: mounts, links, named namespaces, cgroups, processes, files below ``places``."""
+    seen = {f"mount {place} ({kind})" for place, kind in mounts()}
+    seen |= {f"link {name}" for name in _links()}
+    seen |= {f"netns {name}" for name in _names("/run/netns")}
+    seen |= {f"process {pid} ({name})" for pid, name in orphans()}
+    for directory, names, _ in os.walk("/sys/fs/cgroup"):
+        seen |= {f"cgroup {directory}/{name}" for name in names if tag in name}
+    for top in places:
+        for directory, names, files in os.walk(top):
+            if "locks" in names:
+                names.remove("locks")
+            seen |= {f"file {directory}/{name}" for name in files}
+            seen |= {f"directory {directory}/{name}" for name in names}
+    return seen
+
+
+def recognisable(items: set[str], places: Sequence[str], tag: str) -> set[str]:
+    """Those that can only be the hook's own, on a machine on which others are at work, too."""
+    return {item for item in items if item.startswith("process ") or tag in item or any(top in item for top in places)}
+
+
+def is_a_pods(item: str, pod: Pod) -> bool:
+    """True for what belongs to one pod and has to go with it; False for what pods share, such as an unpacked image."""
+    return item.startswith(("mount ", "process ", "cgroup ")) or pod.name in item or pod.tag in item
+
+
+def mounts() -> list[tuple[str, str]]:
+    """(mount point, type of file system) of this process's mounts."""
+    found = []
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            before, _, after = line.partition(" - ")
+            place = before.split()[4].encode("utf-8", "surrogateescape").decode("unicode_escape")
+            found.append((place, after.split()[0]))
+    return found
+
+
+def orphans() -> Iterator[tuple[int, str]]:
+    """The living children of this process; dead ones are buried on the way."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        return
+    me = str(os.getpid())
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+                name, _, rest = file.read().partition("(")[2].rpartition(")")
+        except OSError:
+            continue
+        state, parent = rest.split()[:2]
+        if parent == me and state not in "ZX":
+            yield int(pid), name
+
+
+def end_orphans() -> None:
+    """Kills the children of this process."""
+    for pid, _ in list(orphans()):
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def _links() -> list[str]:
+    with open("/proc/self/net/dev", encoding="utf-8") as file:
+        return [line.partition(":")[0].strip() for line in file if ":" in line]
+
+
+def _names(directory: str) -> list[str]:
+    try:
+        return os.listdir(directory)
+    except OSError:
+        return []
+
+
+# --- processes -----------------------------------------------------------------------------------------------------
+
+
+def ends(pidfd: int, seconds: float) -> bool:
+    """Waits for the end of a process; False when it takes longer."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
+
+
+def stop_the_child_of(parent: int, pidfd: int) -> None:
+    """Stops (SIGSTOP) the first child of ``parent`` as soon as there is one: to others it looks like one that hangs."""
+    path = f"/proc/{parent}/task/{parent}/children"
+    deadline = time.monotonic() + 2
+    while time.monotonic() < deadline and not ends(pidfd, 0):
+        try:
+            with open(path, encoding="ascii") as file:
+                children = [int(pid) for pid in file.read().split()]
+            for pid in children:
+                os.kill(pid, signal.SIGSTOP)
+        except OSError:
+            continue
+        if children:
+            return
+
+
+# --- what facts have to look like ------------------------------------------------------------------------------------
+
+_MOUNT = {"hostPath": str, "containerPath": str, "type": str, "options": list}
+_DEVICE = {"path": str, "hostPath": str, "type": str, "permissions": str, "major": int, "minor": int}
+_OCI_HOOK = {"hookName": str, "path": str, "args": list, "env": list, "timeout": int}
+#: The facts with a meaning for others: the type, of lists the type of an item or the fields that an item may have, and
+#: those that it must have.
+VOCABULARY: dict[str, tuple[type, Any, tuple[str, ...]]] = {
+    "env": (list, str, ()),
+    "mounts": (list, _MOUNT, ("containerPath",)),
+    "deviceNodes": (list, _DEVICE, ("path",)),
+    "hooks": (list, _OCI_HOOK, ("hookName", "path")),
+    "additionalGids": (list, int, ()),
+    "annotations": (dict, None, ()),
+    "netns": (str, None, ()),
+    "addresses": (list, str, ()),
+    "hostname": (str, None, ()),
+    "images": (dict, None, ()),
+    "process": (dict, None, ("pid", "start")),
+}
+
+
+def wrong_facts(facts: Facts, gives: Sequence[str] | None) -> Iterator[str]:
+    """What is wrong with a hook's facts: undeclared ones (``gives``; None: any), and known ones of another shape."""
+    for key, value in facts.items():
+        if gives is not None and key not in gives:
+            yield f"fact {key} is not among its 'gives'"
+        if key in VOCABULARY:
+            yield from _wrong(key, value, *VOCABULARY[key])
+
+
+def _wrong(key: str, value: Any, kind: type, item: Any, needed: tuple[str, ...]) -> Iterator[str]:
+    if not isinstance(value, kind):
+        yield f"fact {key} is {_called(type(value))}, not {_called(kind)}"
+        return
+    items: list[Any] = list(value) if isinstance(value, list) else [value]
+    for one in items:
+        if isinstance(item, type) and not isinstance(one, item):
+            yield f"fact {key} holds {_called(type(one))}, not {_called(item)}"
+        elif isinstance(item, dict) and not isinstance(one, dict):
+            yield f"fact {key} holds {_called(type(one))}, not an object"
+        elif isinstance(one, dict):
+            yield from (f"fact {key} lacks {field}" for field in needed if field not in one)
+            for field, value in one.items():
+                wanted = item.get(field) if isinstance(item, dict) else None
+                if wanted and not isinstance(value, wanted):
+                    yield f"fact {key}: {field} is {_called(type(value))}, not {_called(wanted)}"
+
+
+def _called(kind: type) -> str:
+    return {str: "a string", int: "a number", list: "an array", dict: "an object", bool: "a boolean"}.get(kind, "null")

@@ -1,0 +1,112 @@
+"""The conformance kit: first-party hooks pass it, and each thing that a hook can do wrong is found by the row for it."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+
+import pytest
+
+pytestmark = pytest.mark.root
+
+POD = """
+chain = [
+  { hook = "image", ref = "host:" },
+  { hook = "network" },
+  { hook = "container", command = ["sh", "-c", "trap 'exit 0' TERM; while :; do sleep 0.02; done"] },
+]
+"""
+
+
+def rows(done) -> dict[str, tuple[str, str]]:
+    assert done.stdout, done.stderr
+    return {row["check"]: (row["result"], row["note"]) for row in map(json.loads, done.stdout.splitlines())}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["image", "-o", "ref=host:"],
+        ["storage", "-o", "source=volume:data", "-o", "target=/data"],
+        ["storage", "-o", "source=tmpfs:", "-o", "target=/scratch"],
+        ["network", "-o", 'publish=["127.0.0.1:8080:80"]'],
+        ["network", "-o", "mode=none"],
+        ["container", "--in", "POD"],
+        ["register", "-o", "service=web", "-o", "port=80"],
+    ],
+    ids=" ".join,
+)
+def test_a_first_party_hook_passes(podrun, words):
+    path = podrun.file("kit", POD)
+    done = podrun("hook", "test", "--format", "json", *(path if word == "POD" else word for word in words))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert rows(done)["kill -9 in up"][0] == "ok"
+    assert len(rows(done)) == 13
+
+
+def script(home, text):
+    path = home / "faulty"
+    path.write_text(
+        "#!/bin/sh\n[ $PODRUN_HOOK_VERSION = 1 ] || exit 78\nfile=$PODRUN_DIRECTORY/faulty\n"
+        f"case $PODRUN_VERB in\n{textwrap.dedent(text)}\nesac\n"
+    )
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("fault", "check", "note"),
+    [
+        ("up) echo hello;;", "up, down", "not one JSON object"),
+        ("""up) echo '{"env": {"A": "1"}}';;""", "up, down", "fact env is an object, not an array"),
+        ("""up) echo '{"mounts": [{"hostPath": "/x"}]}';;""", "up, down", "lacks containerPath"),
+        ("up) touch $file;;", "up, down", "down left file"),
+        ("up) touch $file;;\ndown) rm $file;;", "down again", "ended with 1"),
+        (
+            "up) touch $file; echo '{\"made\": true}';;\ndown) grep -q made && rm -f $file; :;;",
+            "down without facts",
+            "left: file",
+        ),
+        (
+            "up) mkdir $file; sleep 0.05; touch $file/x;;\ndown) [ ! -e $file ] || { rm $file/x && rmdir $file; };;",
+            "kill -9 in up",
+            "down after up was killed",
+        ),
+        (
+            "up) mkdir $file;;\ndown) [ -e $file ] || exit 0; [ ! -e $file/x ] || exit 1; touch $file/x; sleep 0.05; rm -r $file;;",
+            "kill -9 in down",
+            "down after down was killed",
+        ),
+        ("up) sleep 300 & ;;", "up, down", "down left process"),
+        ("check) touch $file;;", "check changes nothing", "it made file"),
+        ("check) echo '{\"problems\": [{\"what\": \"no wg\", \"fatal\": true}]}';;", "check changes nothing", "no wg"),
+        ("up) ip netns exec ${PODRUN_NETNS##*/} true || exit 3;;", "", ""),
+    ],
+)  # fmt: skip
+def test_what_a_hook_does_wrong_is_found_by_the_row_for_it(podrun, home, fault, check, note):
+    done = podrun("hook", "test", "--format", "json", script(home, fault))
+    failed = {name: note for name, (result, note) in rows(done).items() if result == "FAILED"}
+    assert list(failed)[:1] == ([check] if check else [])
+    assert note in failed.get(check, "")
+    assert done.returncode == (76 if check else 0)
+
+
+def test_a_hook_that_takes_any_version_is_told(podrun, home):
+    path = home / "any"
+    path.write_text("#!/bin/sh\n:\n")
+    path.chmod(0o755)
+    result, note = rows(podrun("hook", "test", "--format", "json", str(path)))["wrong version"]
+    assert (result, "PODRUN_HOOK_VERSION" in note) == ("FAILED", True)
+
+
+def test_the_kit_leaves_nothing_and_does_not_touch_the_hosts_network(podrun, home):
+    path = script(home, "up) ip link add t-kit0 type bridge;;\ndown) ip link del t-kit0 2>/dev/null; :;;")
+    done = podrun("hook", "test", path)
+    assert done.returncode == 0, done.stdout
+
+
+def test_a_hook_that_is_not_there_is_told_in_one_line(podrun):
+    done = podrun("hook", "test", "imgae")
+    assert done.returncode == 78
+    assert done.stderr.startswith("podrun: imgae: ")
+    assert "did you mean 'image'" in done.stderr
