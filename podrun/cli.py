@@ -24,6 +24,7 @@ from podrun import (
     podfile,
     run,
     show,
+    systemd,
     volumes,
 )
 from podrun import journal as journals
@@ -127,6 +128,9 @@ def restart(host: Host, word: str) -> int:
     """Undo a pod and start it again, detached, from its file as it is now (or as it was run, without a file)."""
     name = name_of(word, host)
     header = next((journal.header for journal in journals.journals(host.run, name) if journal.header), None)
+    if header and header.pod.unit and not systemd.is_transient(header.pod.unit):
+        found = journals.journals(host.run, name)
+        return systemd.ask("restart", [journal.header.pod.unit for journal in found if journal.header])
     if header and not header.file:
         text = _as_it_was_run(header.pod, host)
     else:

@@ -86,7 +86,7 @@ def up(
             # It may have come when the chain was whole, and chain.up past the point where it would have undone it.
             raise interrupted if interrupted.hint else chain.given_up(interrupted, pod, world, segment) from None
         if taking_over:
-            systemd.notify(host.environ, f"READY=1\nSTATUS=up, {len(steps)} steps")
+            systemd.notify(host.environ, f"READY=1\nSTATUS=up, {len(steps)} step{'s' * (len(steps) != 1)}")
             systemd.barrier(host.environ)
         if terminal:
             terminal.begin()
@@ -135,7 +135,7 @@ def _stop_units(name: str, host: Host, segment: str) -> None:
     inside = host.environ.get("INVOCATION_ID")
     wanted = [header.pod.unit for header in headers if header and header.pod.unit and header.pod.invocation != inside]
     if wanted and systemd.booted():
-        systemd.stop(wanted)
+        systemd.ask("stop", wanted)
 
 
 def sweep(name: str, host: Host) -> bool:

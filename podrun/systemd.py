@@ -96,12 +96,15 @@ def booted() -> bool:
     return os.path.isdir("/run/systemd/system")
 
 
-def stop(units: Sequence[str]) -> None:
-    """Has systemd stop units and waits for it; what keeps it from that is systemctl's to say."""
-    # Each once, the last started first: they depend on those before them.
-    names = list(dict.fromkeys(reversed(units)))
-    pid = os.posix_spawn("/bin/systemctl", ["systemctl", "stop", *names], os.environ)
-    os.waitpid(pid, 0)
+def ask(verb: str, units: Sequence[str]) -> int:
+    """Has systemd "stop" or "restart" units and waits for it; returns systemctl's status."""
+    pid = os.posix_spawn("/bin/systemctl", ["systemctl", verb, *dict.fromkeys(units)], os.environ)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def is_transient(unit: str) -> bool:
+    """True for a unit that systemd-run has made: it is gone once it has been stopped."""
+    return os.path.exists(f"/run/systemd/transient/{unit}")
 
 
 def leave_room(cgroup: str, cgroups: str = CGROUPS) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 
-from podrun import chain, jsontext, launch, unit
+from podrun import chain, jsontext, launch, systemd, unit
 from podrun.errors import BUSY, INTERNAL, UNAVAILABLE, Failure
 from podrun.podfile import PodText, StepText
 
@@ -29,7 +29,7 @@ def start(text: PodText, host: Host) -> int:
     if chain.state(host.run, text.name) not in ("absent", "dead", "failed"):
         raise Failure("it is already up", code=BUSY, hint=f"'podrun down {text.name}' stops it")
     pod = _described(text)
-    if os.path.exists(f"/run/systemd/transient/{name}"):
+    if systemd.is_transient(name):
         # A failed unit stays to be looked at, until the next start.
         _run(["systemctl", "reset-failed", name], quiet=True)
     path = f"{host.run}/units/{text.name}.json"

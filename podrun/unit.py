@@ -223,10 +223,7 @@ def _oneshot(pod: Pod, podrun: Command, residents: list[Segment], pulling: bool)
         unit.append(("Wants", " ".join(pod.fellow(segment.name) for segment in residents)))
     given = pod.sections["service"]
     service = [
-        ("Type", "oneshot"),
-        ("RemainAfterExit", "yes"),
-        ("NotifyAccess", "all"),
-        ("Delegate", "yes"),
+        *[("Type", "oneshot"), ("RemainAfterExit", "yes"), ("NotifyAccess", "all"), ("Delegate", "yes")],
         ("SyslogIdentifier", pod.name),
         *_commands(pod, podrun, "pod" if residents else ""),
         ("TimeoutStopSec", _seconds(_stop_time(pod, pod.segments[:1]))),
@@ -239,12 +236,8 @@ def _oneshot(pod: Pod, podrun: Command, residents: list[Segment], pulling: bool)
 
 def _resident(pod: Pod, podrun: Command, segment: Segment, earlier: list[Segment]) -> str:
     after = " ".join([pod.fellow(), *(pod.fellow(before.name) for before in earlier)])
-    unit = [
-        ("Description", f"{_title(pod)}: {segment.name}"),
-        ("BindsTo", pod.fellow()),
-        ("PartOf", pod.fellow()),
-        ("After", after),
-    ]
+    unit = [("Description", f"{_title(pod)}: {segment.name}"), ("BindsTo", pod.fellow()), ("PartOf", pod.fellow())]
+    unit.append(("After", after))
     if pod.about.get("on_failure") == "stop":
         unit.append(("OnFailure", pod.fellow("stop")))
     service = [*_service(pod, podrun, segment.name, [segment]), *_hardened([segment])]
@@ -294,7 +287,8 @@ def _title(pod: Pod) -> str:
 def _service(pod: Pod, podrun: Command, segment: str, segments: list[Segment]) -> list[tuple[str, str]]:
     """What a unit with a container has, whose init becomes its main process."""
     steps = [step for part in segments for step in part.steps]
-    start = 60 + sum(_ready_time(step) for step in steps)
+    probes = [step["ready"] for step in steps if type(step.get("ready")) is dict]
+    start = 60 + sum(_span(probe.get("timeout"), 30.0) for probe in probes)
     return [
         ("Type", "notify"),
         ("NotifyAccess", "all"),
@@ -337,13 +331,8 @@ def _hardened(segments: list[Segment]) -> list[tuple[str, str]]:
     """What a unit can do without, none of it with a mount namespace: the containers have their own."""
     steps = [step for segment in segments for step in segment.steps]
     added = {name for step in steps for name in _added(step)}
-    settings = [
-        ("DevicePolicy", "closed"),
-        ("LockPersonality", "yes"),
-        ("ProtectClock", "yes"),
-        ("RestrictRealtime", "yes"),
-        ("SystemCallArchitectures", "native"),
-    ]
+    settings = [("DevicePolicy", "closed"), ("LockPersonality", "yes"), ("ProtectClock", "yes")]
+    settings += [("RestrictRealtime", "yes"), ("SystemCallArchitectures", "native")]
     if "ALL" in added:
         return settings
     names = [*_LAUNCHER, *_CONTAINER, *sorted(added - {*_LAUNCHER, *_CONTAINER})]
@@ -363,11 +352,6 @@ def _stop_time(pod: Pod, segments: list[Segment]) -> float:
     steps = [step for segment in segments for step in segment.steps]
     stops = [_span(part.steps[0].get("stop_timeout"), usual) for part in segments if part.name]
     return sum(_span(step.get("drain"), 0.0) for step in steps) + sum(stops) + 15
-
-
-def _ready_time(step: dict[str, Any]) -> float:
-    ready = step.get("ready")
-    return _span(ready.get("timeout"), 30.0) if type(ready) is dict else 0.0
 
 
 _UNITS = {

@@ -227,9 +227,32 @@ def test_run_d_is_a_transient_unit_and_wait_returns_the_payloads_status(pods):
     until(lambda: show("podrun-task", "ActiveState") == ["failed"])
     pods.nothing_left()
     assert sh("podrun", "wait", "task").returncode == 7, "afterwards too"
-    assert sh("podrun", "run", "-d", "--name", "task", "host:", "sh", "-c", "sleep 0.5; kill -9 $$").returncode == 0
-    assert sh("podrun", "wait", "task").returncode in (0, 137)
     systemctl("reset-failed")
+
+
+def test_wait_returns_128_and_the_signal_that_killed_the_payload(pods):
+    assert sh("podrun", "run", "-d", "--name", "task", "host:", "sleep", "100").returncode == 0
+    os.kill(main_pid("podrun-task"), 9)
+    assert sh("podrun", "wait", "task").returncode == 137
+    systemctl("reset-failed")
+
+
+def test_podrun_restart_of_a_pod_with_units_is_systemds(pods):
+    pods.install("duo", IMAGE, NETWORK, container(PATIENT, "app"), container(PATIENT, "side"))
+    systemctl("start", "duo.app", "duo.side")
+    before = main_pid("duo.app"), main_pid("duo.side")
+    done = sh("podrun", "restart", "duo")
+    assert done.returncode == 0, done.stderr
+    assert show("duo.app", "ActiveState") == show("duo.side", "ActiveState") == ["active"]
+    assert not {main_pid("duo.app"), main_pid("duo.side")} & {*before}
+
+
+def test_podrun_down_stops_the_units_of_a_pod(pods):
+    pods.install("web", IMAGE, NETWORK, container(PATIENT), service='Restart = "always"\nRestartSec = "100ms"')
+    systemctl("start", "web")
+    assert sh("podrun", "down", "web").returncode == 0
+    assert ended("web")[0] == "success"
+    pods.nothing_left()
 
 
 def test_a_start_that_fails_in_a_transient_unit_tells_why_and_has_its_code(pods):
