@@ -180,3 +180,10 @@ def test_etc_hosts_names_the_pod_with_all_its_addresses():
     assert ["fd88::2", "web.example", "web"] in lines
     assert ["192.0.2.7", "db"] in lines
     assert ["127.0.0.1", "localhost"] in lines
+
+
+def test_a_bridge_whose_file_of_names_is_gone_gets_another(tmp_path):
+    from podrun_hooks.network import names
+
+    names.add(str(tmp_path), ["10.0.0.2"], ["web"], "podrun-web/network")
+    assert [name.names for name in names.known(str(tmp_path))] == [["web"]]

@@ -128,12 +128,12 @@ def find_command(tree: Tree, argv: Sequence[str], variables: Mapping[str, str], 
         refused = refused or f"{candidate} {'is not executable' if stat.S_ISREG(mode) else 'is not a file'}"
     if refused:
         raise Failure(refused, code=CANNOT_EXECUTE)
-    hint = "" if "/" in name else f"PATH is {variables['PATH']}"
+    hint = "" if "/" in name else f"PATH is {variables['PATH']!r}"
     raise Failure(f"{name!r} is not in the image", code=NOT_FOUND, hint=hint)
 
 
 def refuse_bytes(words: Sequence[str]) -> None:
-    """Raises Failure (WRONG_FILE) for a word that is not UTF-8: the runtime's configuration is JSON and holds no other."""
+    """Raises Failure (WRONG_FILE) for a word that is not UTF-8: the configuration is JSON, which holds no other."""
     for word in words:
         try:
             word.encode()

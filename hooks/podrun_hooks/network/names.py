@@ -63,6 +63,8 @@ def add(directory: str, addresses: Sequence[str], names: Sequence[str], mark: st
     """Names a pod. Its record is the first free one, or one more at the end."""
     called = f"{' '.join(names)}\t# {mark}"
     lines = [f"{address}\t{called}".encode() for address in addresses]
+    if not os.path.exists(path_of(directory)):
+        begin(directory, anew=False)  # of a bridge that is older than its file, or somebody has removed it
     with _Locked(directory) as fd:
         content = os.pread(fd, os.fstat(fd).st_size, 0)
         found = content.find(b"\n" + _FREE)

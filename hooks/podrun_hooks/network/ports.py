@@ -112,6 +112,8 @@ def _address(text: str, where: str) -> str:
 # Adding is idempotent for everything but rules, so chains are emptied first; nft applies the whole or nothing.
 # What enters the host for 127.0.0.0/8, or claims to come from there, is dropped before connection tracking can
 # translate it: route_localnet on the bridge would otherwise let pods reach what listens on the host's loopback.
+# From elsewhere a pod is reached at its published ports only: the host forwards, so who is on a wire of it could route
+# the pods' subnet here, and call what is published on 127.0.0.1 or not at all.
 # A pod that calls a published port sees answers from the wrong address unless its own is masqueraded as well.
 _RULES = """
 add table inet {table}
@@ -123,17 +125,23 @@ add map inet {table} host6 {{ type ipv6_addr . inet_proto . inet_service : ipv6_
 add map inet {table} any4 {{ type inet_proto . inet_service : ipv4_addr . inet_service; }}
 add map inet {table} any6 {{ type inet_proto . inet_service : ipv6_addr . inet_service; }}
 add chain inet {table} loopback {{ type filter hook prerouting priority -300; policy accept; }}
+add chain inet {table} forward {{ type filter hook forward priority 0; policy accept; }}
 add chain inet {table} published
 add chain inet {table} prerouting {{ type nat hook prerouting priority -100; policy accept; }}
 add chain inet {table} output {{ type nat hook output priority -100; policy accept; }}
 add chain inet {table} postrouting {{ type nat hook postrouting priority 100; policy accept; }}
 flush chain inet {table} loopback
+flush chain inet {table} forward
 flush chain inet {table} published
 flush chain inet {table} prerouting
 flush chain inet {table} output
 flush chain inet {table} postrouting
 add rule inet {table} loopback iifname != "lo" ip daddr 127.0.0.0/8 drop
 add rule inet {table} loopback iifname != "lo" ip saddr 127.0.0.0/8 drop
+add rule inet {table} forward iifname @bridges accept
+add rule inet {table} forward oifname @bridges ct state established,related accept
+add rule inet {table} forward oifname @bridges ct status dnat accept
+add rule inet {table} forward oifname @bridges drop
 add rule inet {table} published fib daddr type != local return
 add rule inet {table} published meta l4proto != {{ tcp, udp, sctp }} return
 add rule inet {table} published dnat ip to ip daddr . meta l4proto . th dport map @host4
