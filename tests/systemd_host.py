@@ -302,12 +302,15 @@ class Boot:
         return None
 
     def _remove_cgroup(self) -> None:
-        while self.cgroup and self.cgroup.exists():
-            for directory, _, _ in os.walk(self.cgroup, topdown=False):
-                try:
-                    os.rmdir(directory)
-                except OSError:
-                    time.sleep(0.02)
+        """nspawn makes the same cgroup in systemd's own v1 hierarchy, where there is one."""
+        for place in [self.cgroup, *Path("/sys/fs/cgroup").glob(f"*/{self.home.name}")] if self.cgroup else []:
+            deadline = time.monotonic() + 5
+            while place and place.exists() and time.monotonic() < deadline:
+                for directory, _, _ in os.walk(place, topdown=False):
+                    try:
+                        os.rmdir(directory)
+                    except OSError:
+                        time.sleep(0.02)
 
 
 def _inside() -> None:
