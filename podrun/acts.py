@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from podrun.podfile import PodText
+
 
 def act(command: str, given: dict[str, Any], host: Host | None = None) -> int:
     """Carries out up, down or run with the parameters that podrun.arguments declares; returns the exit code."""
@@ -84,20 +86,46 @@ def _valid(name: str) -> str:
 def _up(given: dict[str, Any], host: Host) -> int:
     from podrun import find, launch, parsed, podfile, systemd
 
-    text = podfile.load(
-        given["word"],
-        environ=host.environ,
-        load_hook=find.load,
-        in_unit=systemd.takes_over(host.environ),
-        cache=parsed.directory(host.run),
-    )
-    return launch.up(text, host, detach=given["detach"])
+    if given["resolved"]:
+        from podrun import transient
+
+        text = transient.resolved(given["word"])
+        given["word"] = text.name
+    else:
+        text = podfile.load(
+            given["word"],
+            environ=host.environ,
+            load_hook=find.load,
+            in_unit=systemd.takes_over(host.environ),
+            cache=parsed.directory(host.run),
+        )
+    if given["detach"] and not given["segment"]:
+        return detached(text, host)
+    return launch.up(text, host, detach=given["detach"], segment=given["segment"])
+
+
+def detached(text: PodText, host: Host) -> int:
+    """Starts a pod that nobody waits for: as a transient unit where systemd runs, else with nothing around it."""
+    from podrun import launch, systemd
+
+    wanted = host.environ.get("PODRUN_SYSTEMD") != "no" and not os.geteuid()
+    if wanted and systemd.booted() and not systemd.takes_over(host.environ):
+        from podrun import transient
+
+        return transient.start(text, host)
+    return launch.up(text, host, detach=True)
 
 
 def _down(given: dict[str, Any], host: Host) -> int:
     from podrun import launch
 
-    return launch.down(name_of(given["word"], host), host, invocation=given["invocation"], force=given["force"])
+    return launch.down(
+        name_of(given["word"], host),
+        host,
+        invocation=given["invocation"],
+        force=given["force"],
+        segment=given["segment"],
+    )
 
 
 def _run(given: dict[str, Any], host: Host) -> int:

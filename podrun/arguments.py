@@ -43,13 +43,22 @@ GLOBAL = (
 
 COMMANDS = {
     "up": Command(
-        (Flag(("-d", "--detach"), "detach", "Return when the pod is ready; nothing of podrun stays."),),
+        (
+            Flag(("-d", "--detach"), "detach", "Return when the pod is ready; nothing of podrun stays."),
+            Flag(
+                ("--segment",), "segment", "Only one container with the steps after it, or 'pod'.", "NAME", default=""
+            ),
+            Flag(("--resolved",), "resolved", "The word is a file that 'up -d' has written for its unit."),
+        ),
         ("word",),
     ),
     "down": Command(
         (
             Flag(("--force",), "force", "Go on when a step cannot be undone."),
             Flag(("--invocation",), "invocation", "Leave a pod alone that another start made.", "ID", default=""),
+            Flag(
+                ("--segment",), "segment", "Only one container with the steps after it, or 'pod'.", "NAME", default=""
+            ),
         ),
         ("word",),
     ),
@@ -60,6 +69,13 @@ COMMANDS = {
             Flag(("-i", "--interactive"), "interactive", "Give the payload podrun's standard input."),
             Flag(("-t", "--tty"), "tty", "Give the payload a terminal."),
             Flag(("--name",), "name", "The pod's name.", "NAME"),
+            Flag(
+                ("--restart",),
+                "restart",
+                "With -d: no, on-failure[:N] or always; systemd does it.",
+                "POLICY",
+                default="",
+            ),
             Flag(("-e", "--env"), "env", "An environment variable; KEY alone takes podrun's own.", "KEY=VALUE", True),
             Flag(("-v", "--volume"), "volumes", "A bind mount or a named volume.", "SOURCE:TARGET[:OPTIONS]", True),
             Flag(("-p", "--publish"), "publish", "A port to publish.", "[IP:]PORT:PORT", True),

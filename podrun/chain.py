@@ -9,7 +9,7 @@ import os
 import time
 
 from podrun import journal as journals
-from podrun.errors import OF_A_STEP, STEP_FAILED, Failure, Interrupted, of_oserror
+from podrun.errors import BUSY, OF_A_STEP, STEP_FAILED, Failure, Interrupted, of_oserror
 from podrun.hook import Facts, Pod, Problem, Step, Wrong, merged, read, without_secrets
 from podrun.journal import POD_SEGMENT, Entry, Header, Journal, Writer, start_time
 from podrun.record import NamedTuple
@@ -46,8 +46,10 @@ def quiet(*_: str) -> None:
 # --- the two loops -------------------------------------------------------------------------------------------------
 
 
-def up(pod: Pod, file: str, steps: Sequence[StepText], world: World) -> Facts:
+def up(pod: Pod, file: str, steps: Sequence[StepText], world: World, *, only: str = "") -> Facts:
     """Starts ``steps`` in order and returns their merged facts. The caller holds the pod's lock.
+
+    With ``only``, that segment alone: the facts of those before it come from their journals.
 
     Raises Failure, naming the step and what was undone, when a step that is not optional fails.
     """
@@ -57,6 +59,11 @@ def up(pod: Pod, file: str, steps: Sequence[StepText], world: World) -> Facts:
     n = 0
     try:
         for order, (segment, members) in enumerate(segments(steps, world.load)):
+            if only and segment != only:
+                if not written:
+                    run.recall(segment, members)
+                n += len(members)
+                continue
             journal = Writer(f"{pod.directory}/{segment}.journal")
             written.append(journal)
             launcher = os.getpid()
@@ -69,21 +76,22 @@ def up(pod: Pod, file: str, steps: Sequence[StepText], world: World) -> Facts:
             journal.ready()
     except BaseException as error:
         run.abandon()
-        raise given_up(error, pod, world) from error
+        raise given_up(error, pod, world, only) from error
     finally:
         for journal in written:
             journal.close()
     return run.facts()
 
 
-def down(run: str, name: str, world: World, *, force: bool = False, after: int = -1) -> list[str]:
+def down(run: str, name: str, world: World, *, force: bool = False, after: int = -1, only: str = "") -> list[str]:
     """Undoes what the journals of pod ``name`` say was started, in reverse; returns the labels of the undone steps.
 
     Stops at the first step whose ``down`` fails (Failure), because what comes before it may still be in use; ``force``
-    goes on. With ``after``, only the steps behind that number are undone. The caller holds the lock.
+    goes on. With ``after``, only the steps behind that number are undone; with ``only``, that segment alone (the pod
+    segment with all that stands on it). The caller holds the lock.
     """
     undone: list[str] = []
-    for journal in reversed(journals.journals(run, name)):
+    for journal in reversed(journals.journals(run, name, only)):
         if journal.header:
             _undo(journal, journal.header, world, undone, force, after)
         if after < 0:
@@ -166,6 +174,16 @@ class _Run:
             return
         self._keep(n, text, journal, facts, began)
 
+    def recall(self, segment: str, members: Sequence[StepText]) -> None:
+        """Takes the facts of a segment that another podrun has started; an optional one may be missing."""
+        found = journals.read(f"{self.pod.directory}/{segment}.journal")
+        today = found.header is not None and found.header.boot_id == journals.boot_id()
+        if not (today and found.ready and not found.stopping):
+            if members[0].optional:
+                return
+            raise Failure(f"{segment} is not up", code=BUSY, hint="its unit has to be started first")
+        self.given.update({entry.n: (entry.step["for_"], entry.facts) for entry in found.entries if entry.at == "up"})
+
     def join(self, takes: Sequence[str] | None = None) -> None:
         """Waits for the background steps that give one of ``takes``; None: for all of them."""
         for child in list(self.pending):
@@ -232,10 +250,10 @@ class _Run:
         return tell
 
 
-def given_up(error: BaseException, pod: Pod, world: World) -> BaseException:
+def given_up(error: BaseException, pod: Pod, world: World, only: str) -> BaseException:
     """Undoes a failed start; returns the error to raise, which tells what became of it."""
     try:
-        labels = down(pod.run, pod.name, world)
+        labels = down(pod.run, pod.name, world, only=only)
     except Failure as second:
         told = f"undoing it stopped: {second}"
     else:

@@ -14,6 +14,7 @@ from podrun import (
     __version__,
     chain,
     completion,
+    endings,
     find,
     foreground,
     hooks_cli,
@@ -23,16 +24,17 @@ from podrun import (
     podfile,
     run,
     show,
+    systemd,
     volumes,
 )
 from podrun import journal as journals
-from podrun.acts import act, guarded, host_of, name_of
+from podrun.acts import act, detached, guarded, host_of, name_of
 from podrun.arguments import COMMANDS, GLOBAL, Flag
 from podrun.errors import BUSY, UNAVAILABLE, WRONG_FILE, Failure
 from podrun.hook import Pod
 from podrun.images import image, login, logout
 from podrun.launch import Host
-from podrun.printing import printed
+from podrun.printing import human, printed
 
 #: Where pods have their files.
 ETC = "/etc/podrun"
@@ -126,12 +128,15 @@ def restart(host: Host, word: str) -> int:
     """Undo a pod and start it again, detached, from its file as it is now (or as it was run, without a file)."""
     name = name_of(word, host)
     header = next((journal.header for journal in journals.journals(host.run, name) if journal.header), None)
+    if header and header.pod.unit and not systemd.is_transient(header.pod.unit):
+        found = journals.journals(host.run, name)
+        return systemd.ask("restart", [journal.header.pod.unit for journal in found if journal.header])
     if header and not header.file:
         text = _as_it_was_run(header.pod, host)
     else:
         text = podfile.load(header.file if header else word, environ=host.environ, load_hook=find.load)
     launch.down(name, host)
-    return launch.up(text, host, detach=True)
+    return detached(text, host)
 
 
 def _as_it_was_run(pod: Pod, host: Host) -> podfile.PodText:
@@ -178,12 +183,16 @@ def logs(host: Host, word: str, container: str, follow: bool) -> None:
     found = show.resident(host.run, name, container)
     if found is None:
         raise Failure("there is no such container", code=UNAVAILABLE, hint=f"see 'podrun inspect {name}'")
-    path = found[1].facts.get("log", {}).get("file")
-    if not path:
-        raise Failure(
-            "its output went where podrun's own went", code=UNAVAILABLE, hint="a unit's is in journalctl -u UNIT"
-        )
     process = found[1].facts.get("process") or found[1].process or {"pid": 0, "start": 0}
+    path = found[1].facts.get("log", {}).get("file")
+    header = found[0].header
+    if not path and header and header.pod.unit:
+        from podrun.entries import show as show_entries
+
+        show_entries(header.pod.unit, header.pod.invocation, process["pid"], process["start"], follow=follow)
+        return
+    if not path:
+        raise Failure("its output went where podrun's own went", code=UNAVAILABLE)
     with open(path, "rb") as file:
         while True:
             running = chain.alive(process["pid"], process["start"])
@@ -229,12 +238,23 @@ def exec_(host: Host, word: str, command: Sequence[str], container: str, **given
 def wait(host: Host, word: str) -> int:
     """Wait until the pod's last container has ended."""
     name = name_of(word, host)
+    found = show.resident(host.run, name)
     waiting = launch.residents(host.run, name)
-    if not waiting:
+    if not waiting or found is None or found[0].header is None:
+        if ending := endings.last(host.run, name):
+            return ending.status
         raise Failure("it has no container to wait for", code=UNAVAILABLE)
-    last = waiting[-1]
+    last, header = waiting[-1], found[0].header
     while chain.alive(last.pid, last.start):
         _pause(0.05)
+    if header.pod.unit:
+        # systemd tells its ExecStopPost= how the container ended.
+        for _ in range(200):
+            for part in ("", found[0].segment):
+                ending = endings.read(host.run, name, part)
+                if ending and ending.invocation == header.pod.invocation:
+                    return ending.status
+            _pause(0.05)
     return foreground.reap(last)
 
 
@@ -311,12 +331,48 @@ def gc(host: Host, only_check: bool) -> int:
             click.echo(f"{name}: {state}")
     if not only_check:
         parsed.forget(parsed.directory(host.run))
+    if not only_check:
+        endings.forget(host.run, journals.pods(host.run))
     for hook in find.FIRST_PARTY:
         collect = getattr(find.load(hook), "collect", None)
         for line in collect(host.root, host.run, set(journals.pods(host.run)), only_check) if collect else ():
             found += 1
             click.echo(f"{hook}: {line}")
     return 1 if found and only_check else 0
+
+
+@_command(_format, click.Argument(["words"], metavar="[FILE|NAME]...", nargs=-1))
+def stats(host: Host, form: str, words: Sequence[str]) -> None:
+    """Show what containers use: processor, memory (bytes), processes."""
+    from podrun import stats as usage
+
+    names = [name_of(word, host) for word in words] or journals.pods(host.run)
+    shown = usage.rows(host.run, names)
+    printed(shown if form == "json" else [{**row, "memory": human(row["memory"])} for row in shown], form)
+
+
+@_command(
+    click.Option(["--install"], is_flag=True, help="Put them where systemd reads them, and enable them."),
+    click.Option(["--install-generator"], is_flag=True, help="Have systemd make the units of /etc/podrun itself."),
+    click.Argument(["word"], metavar="[FILE|NAME]", required=False),
+)
+def unit(host: Host, word: str | None, install: bool, install_generator: bool) -> None:
+    """Print the systemd units of a pod file."""
+    from podrun import install as installing
+
+    if install_generator:
+        click.echo(installing.install_generator())
+    if word is None:
+        if not install_generator:
+            raise Failure("which pod's units?", code=WRONG_FILE, hint="podrun unit FILE|NAME")
+        return
+    made = installing.units(word, host)
+    if install:
+        for line in installing.install(made):
+            click.echo(line)
+        return
+    for number, (name, text) in enumerate(made.items()):
+        click.echo(f"{chr(10) if number else ''}# {name}\n{text}", nl=False)
 
 
 @_command(click.Argument(["shell"], type=click.Choice(completion.SHELLS)))

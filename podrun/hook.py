@@ -56,6 +56,8 @@ class Pod(NamedTuple):
     console: str = ""
     #: The cgroup (below /sys/fs/cgroup) that systemd delegated to podrun, or "": stay in the caller's.
     cgroup: str = ""
+    #: The systemd unit that podrun was started by, or "".
+    unit: str = ""
     #: True for ``podrun check`` and ``plan``: a check may take its time and use the network.
     thorough: bool = False
 

@@ -78,6 +78,11 @@ class Journal(NamedTuple):
     ready: bool = False
     stopping: bool = False
 
+    @property
+    def segment(self) -> str:
+        """The segment's name, which is the file's."""
+        return os.path.basename(self.path).removesuffix(".journal")
+
 
 def boot_id() -> str:
     """This boot's id (random(4)): what tells a journal of an earlier boot from today's."""
@@ -111,13 +116,18 @@ def pods(run: str) -> list[str]:
         return []
 
 
-def journals(run: str, pod: str) -> list[Journal]:
-    """The pod's journals in the order in which its segments start."""
+def journals(run: str, pod: str, segment: str = "") -> list[Journal]:
+    """The pod's journals in the order in which its segments start.
+
+    With ``segment``, those that go down with it: its own, and for the pod segment all, because they stand on it.
+    """
     try:
         names = os.listdir(directory(run, pod))
     except (FileNotFoundError, NotADirectoryError):
         return []
     found = [read(f"{directory(run, pod)}/{name}") for name in names if name.endswith(".journal")]
+    if segment not in ("", POD_SEGMENT):
+        found = [journal for journal in found if journal.segment == segment]
     return sorted(found, key=lambda journal: journal.header.order if journal.header else -1)
 
 

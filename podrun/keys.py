@@ -77,12 +77,30 @@ _DESCRIBED = {
 }
 
 
+def _reload(value: Any) -> Any:
+    if type(value) is str and value.isascii() and value.replace("+", "").replace("-", "").isalnum():
+        return value
+    return list_of(TEXT).parse(value)
+
+
+_RELOAD: Kind[str | list[str]] = Kind(
+    _reload, {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+)
+
+
 class PodTable(NamedTuple):
     """The keys of ``[pod]``."""
 
     name: str = option(POD_NAME, "the pod's name; default: the file's name without .toml", "")
     stop_timeout: float = option(DURATION, "how long a container may take to end before it is killed", 20.0)
     type: str = option(choice("service", "job"), "a job's payload ends by itself; a service's should not", "service")
+    reload: str | list[str] = option(_RELOAD, "what systemctl reload does: a signal's name, or a command inside", "")
+    on_failure: str = option(
+        choice("keep", "stop"),
+        "with units of their own: whether a container that failed for good stops the pod",
+        "keep",
+    )
+    pull_unit: bool = option(BOOLEAN, "have a unit of its own pull the images before the pod's starts", False)
 
 
 class StepTable(dict[str, object]):

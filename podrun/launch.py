@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import sys
 
-from podrun import chain, find, foreground, systemd
+from podrun import chain, endings, find, foreground, systemd
 from podrun import journal as journals
-from podrun.errors import BUSY, STEP_FAILED, Failure, Interrupted
+from podrun.errors import BUSY, STEP_FAILED, WRONG_FILE, Failure, Interrupted
 from podrun.foreground import Resident
 from podrun.hook import Pod
 from podrun.journal import Lock
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from podrun.chain import World
-    from podrun.podfile import PodText
+    from podrun.podfile import PodText, StepText
     from podrun.terminal import Terminal
 
 ROOT = "/var/lib/podrun"
@@ -36,13 +36,22 @@ class Host(NamedTuple):
 
 
 def up(
-    text: PodText, host: Host, *, detach: bool = False, interactive: bool = False, terminal: Terminal | None = None
+    text: PodText,
+    host: Host,
+    *,
+    detach: bool = False,
+    interactive: bool = False,
+    terminal: Terminal | None = None,
+    segment: str = "",
 ) -> int:
     """Starts a pod; returns the exit code. In the foreground that is after the payload has ended and is undone.
 
+    With ``segment``, only that part of the chain: another podrun has started, or will start, the others.
+
     Raises Failure: BUSY when the pod is up or another podrun works on it, else what the failing step says.
     """
-    residents_wanted = sum(bool(getattr(find.load(step.hook), "resident", False)) for step in text.steps)
+    steps = _steps(text, segment)
+    residents_wanted = sum(bool(getattr(find.load(step.hook), "resident", False)) for step in steps)
     taking_over = systemd.takes_over(host.environ)
     handing_off = taking_over and residents_wanted == 1 and text.type != "job"
     staying = bool(residents_wanted) and not handing_off and not detach
@@ -58,44 +67,75 @@ def up(
         interactive=interactive and not detach,
         console=terminal.path if terminal else "",
         cgroup=cgroup,
+        unit=systemd.own_unit() if taking_over else "",
     )
     foreground.interruptible()
-    lock = Lock(host.run, pod.name, wait=False)
+    lock = _patient_lock(pod.name, host) if segment else Lock(host.run, pod.name, wait=False)
     world = _world(host, lock, listening=taking_over, handing_off=handing_off)
     with lock:
-        _clear(pod, world)
-        _refuse_problems(pod, text, world)
+        _clear(pod, world, segment)
+        _refuse_problems(pod, steps, world)
         if not handing_off:
             foreground.adopt_orphans()
         if cgroup:
             systemd.leave_room(cgroup)
         try:
-            chain.up(pod, text.file, text.steps, world)
+            chain.up(pod, text.file, text.steps, world, only=segment)
             foreground.hold()
         except Interrupted as interrupted:
             # It may have come when the chain was whole, and chain.up past the point where it would have undone it.
-            raise interrupted if interrupted.hint else chain.given_up(interrupted, pod, world) from None
+            raise interrupted if interrupted.hint else chain.given_up(interrupted, pod, world, segment) from None
         if taking_over:
-            systemd.notify(host.environ, f"READY=1\nSTATUS=up, {len(text.steps)} steps")
+            systemd.notify(host.environ, f"READY=1\nSTATUS=up, {len(steps)} step{'s' * (len(steps) != 1)}")
             systemd.barrier(host.environ)
         if terminal:
             terminal.begin()
     return _attend(pod, host) if staying else 0
 
 
-def down(name: str, host: Host, *, invocation: str = "", force: bool = False) -> int:
-    """Undoes a pod; 0 also when there is nothing to undo. With ``invocation``, only a pod that this one started."""
+def _steps(text: PodText, segment: str) -> Sequence[StepText]:
+    """The steps of one segment; of a pod that begins with a container, the pod segment has none."""
+    if not segment:
+        return text.steps
+    parts = {journals.POD_SEGMENT: [], **dict(chain.segments(text.steps, find.load))}
+    if segment not in parts:
+        raise Failure(f"there is no segment {segment!r}", code=WRONG_FILE, hint=f"there are: {', '.join(parts)}")
+    return parts[segment]
+
+
+def down(name: str, host: Host, *, invocation: str = "", force: bool = False, segment: str = "") -> int:
+    """Undoes a pod, or one segment; 0 also when there is nothing to undo.
+
+    With ``invocation``, only what this one started: a start that lost, 75, must not undo the winner's pod.
+    """
     foreground.interruptible()
     try:
+        if not invocation:
+            _stop_units(name, host, segment)
         with _patient_lock(name, host) as lock:
-            found = journals.journals(host.run, name)
-            if invocation and any(journal.header and journal.header.pod.invocation != invocation for journal in found):
+            found = journals.journals(host.run, name, segment)
+            own = [journal for journal in found if journal.segment == segment] if segment else found
+            if invocation and any(journal.header and journal.header.pod.invocation != invocation for journal in own):
                 return 0
-            chain.down(host.run, name, _world(host, lock), force=force)
+            if host.environ.get("SERVICE_RESULT") == "timeout" and own and all(journal.ready for journal in own):
+                # Once the container is the main process, systemd hears podrun's READY=1 only with NotifyAccess=all.
+                host.say("it was ready, and systemd did not hear of it: its unit lacks NotifyAccess=all")
+            chain.down(host.run, name, _world(host, lock), force=force, only=segment)
+            if invocation:
+                endings.note(host.run, name, segment, invocation, host.environ)
     except Interrupted as interrupted:
         interrupted.hint = f"'podrun down {name}' goes on from here"
         raise
     return 0
+
+
+def _stop_units(name: str, host: Host, segment: str) -> None:
+    """Has systemd stop the units that the pod was started by: it would take a container's end for a failure."""
+    headers = [journal.header for journal in journals.journals(host.run, name, segment)]
+    inside = host.environ.get("INVOCATION_ID")
+    wanted = [header.pod.unit for header in headers if header and header.pod.unit and header.pod.invocation != inside]
+    if wanted and systemd.booted():
+        systemd.ask("stop", wanted)
 
 
 def sweep(name: str, host: Host) -> bool:
@@ -141,20 +181,20 @@ def _world(host: Host, lock: Lock, *, listening: bool = False, handing_off: bool
     return chain.World(find.load, host.say, notify, host.watch, lock.close)
 
 
-def _clear(pod: Pod, world: World) -> None:
+def _clear(pod: Pod, world: World, segment: str) -> None:
     """Undoes what an earlier start left behind; refuses when the pod is up."""
-    found = journals.journals(pod.run, pod.name)
+    found = journals.journals(pod.run, pod.name, segment)
     if not found:
         return
     if chain.standing(found) == "up":
         raise Failure("it is already up", code=BUSY, hint=f"'podrun down {pod.name}' stops it")
-    undone = chain.down(pod.run, pod.name, world)
+    undone = chain.down(pod.run, pod.name, world, only=segment)
     world.say(f"an earlier start had left something behind; undone: {', '.join(undone) or 'its journal'}")
 
 
-def _refuse_problems(pod: Pod, text: PodText, world: World) -> None:
+def _refuse_problems(pod: Pod, steps: Sequence[StepText], world: World) -> None:
     """Raises the first fatal problem that the hooks' checks found: nothing has been created yet."""
-    for label, problem in chain.problems(pod, text.steps, world):
+    for label, problem in chain.problems(pod, steps, world):
         if problem.fatal:
             hint = f"{problem.hint}; nothing was started" if problem.hint else "nothing was started"
             raise Failure(f"{label}: {problem.what}", code=problem.code, hint=hint)

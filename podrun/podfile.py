@@ -61,6 +61,8 @@ class PodText(NamedTuple):
     stop_timeout: float
     #: The tables unit, service, install and socket that the file has, as written: systemd reads them.
     sections: dict[str, dict[str, Any]]
+    #: What reloading does: the name of a signal, or a command in the container; "": nothing.
+    reload: str | list[str] = ""
 
 
 # --- reading ------------------------------------------------------------------------------------------------------
@@ -158,6 +160,7 @@ def _understood(
             type=about.type,
             stop_timeout=about.stop_timeout,
             sections=sections,
+            reload=about.reload,
         )
     except RecursionError:
         raise Failure(f"{source.shown(first.path)}: arrays or tables are nested too deeply", code=WRONG_FILE) from None

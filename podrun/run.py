@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 
-from podrun import find, launch, podfile
+from podrun import find, launch, podfile, systemd
 from podrun import journal as journals
-from podrun.errors import WRONG_FILE, Failure
+from podrun.errors import UNAVAILABLE, WRONG_FILE, Failure
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,8 +24,16 @@ def run(given: dict[str, Any], host: Host) -> int:
     if given["save"]:
         _save(given["save"], pod, name)
         return 0
+    if given["restart"] not in ("", "no") and not (given["detach"] and systemd.booted()):
+        raise Failure(
+            "nobody would restart it", code=UNAVAILABLE, hint="--restart takes -d, and a machine run by systemd"
+        )
+    if given["detach"] and not given["tty"]:
+        from podrun.acts import detached
+
+        return detached(text, host)
     if not given["tty"]:
-        return launch.up(text, host, detach=given["detach"], interactive=given["interactive"])
+        return launch.up(text, host, interactive=given["interactive"])
     if given["detach"]:
         raise Failure("-t needs somebody at the terminal", code=WRONG_FILE, hint="leave out -d, or -t")
     from podrun.terminal import Terminal
@@ -52,7 +60,19 @@ def tables(given: dict[str, Any], host: Host) -> dict[str, Any]:
         container["entrypoint"] = [given["entrypoint"]] if given["entrypoint"] else []
     if given["env"]:
         container["env"] = environment(given["env"], host)
-    return {"pod": {"name": given["name"]}, "chain": [image, network, container]}
+    pod: dict[str, Any] = {"pod": {"name": given["name"]}, "chain": [image, network, container]}
+    return {**pod, **_restarting(given["restart"])} if given["restart"] else pod
+
+
+def _restarting(policy: str) -> dict[str, Any]:
+    """The tables for systemd that docker's --restart means."""
+    word, colon, count = policy.partition(":")
+    words = {"no": "no", "on-failure": "on-failure", "always": "always", "unless-stopped": "always"}
+    if word not in words or (colon and (word != "on-failure" or not count.isdigit())):
+        raise Failure(f"--restart {policy!r}: expected no, on-failure, on-failure:N or always", code=WRONG_FILE)
+    # systemd counts starts, docker restarts.
+    limit = {"unit": {"StartLimitBurst": int(count) + 1, "StartLimitIntervalSec": "infinity"}} if colon else {}
+    return {"service": {"Restart": words[word]}, **limit}
 
 
 def _literal(value: Any) -> Any:
@@ -96,6 +116,9 @@ def _save(path: str, pod: dict[str, Any], name: str) -> None:
     lines = ["[pod]", f"name = {_toml(name)}"]
     for step in pod["chain"]:
         lines += ["", "[[chain]]", *(f"{key} = {_toml(value)}" for key, value in step.items())]
+    for section in ("unit", "service"):
+        if section in pod:
+            lines += ["", f"[{section}]", *(f"{key} = {_toml(value)}" for key, value in pod[section].items())]
     try:
         with open(path, "x", encoding="utf-8") as file:
             file.write("\n".join(lines) + "\n")

@@ -6,7 +6,7 @@ import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 CGROUPS = "/sys/fs/cgroup"
 #: The launcher's own cgroup below the unit's: no container may have its name.
@@ -79,6 +79,32 @@ def delegated_cgroup(cgroups: str = CGROUPS) -> str:
         except OSError:
             continue
     return ""
+
+
+def own_unit() -> str:
+    """The unit whose cgroup podrun is in ("web.service"), or ""."""
+    with open("/proc/self/cgroup", encoding="utf-8") as file:
+        lines = [line.rstrip("\n").split(":", 2) for line in file]
+    # v2, or systemd's own hierarchy beside v1's.
+    paths = [path for number, names, path in lines if number == "0" or names == "name=systemd"]
+    words = [word for path in paths for word in reversed(path.split("/"))]
+    return next((word for word in words if word.endswith(".service")), "")
+
+
+def booted() -> bool:
+    """True where systemd runs the machine (sd_booted(3))."""
+    return os.path.isdir("/run/systemd/system")
+
+
+def ask(verb: str, units: Sequence[str]) -> int:
+    """Has systemd "stop" or "restart" units and waits for it; returns systemctl's status."""
+    pid = os.posix_spawn("/bin/systemctl", ["systemctl", verb, *dict.fromkeys(units)], os.environ)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def is_transient(unit: str) -> bool:
+    """True for a unit that systemd-run has made: it is gone once it has been stopped."""
+    return os.path.exists(f"/run/systemd/transient/{unit}")
 
 
 def leave_room(cgroup: str, cgroups: str = CGROUPS) -> None:

@@ -14,6 +14,8 @@ import pytest
 
 HERE = Path(__file__).parent
 
+pytest_plugins = ("systemd_plugin",)
+
 
 class Podrun:
     """A podrun with its own root and run directories; call it like the command line."""
@@ -26,6 +28,8 @@ class Podrun:
             **{key: value for key, value in os.environ.items() if key not in ("NOTIFY_SOCKET", "INVOCATION_ID")},
             "PODRUN_ROOT": str(self.root),
             "PODRUN_RUN": str(self.run),
+            # This podrun is installed nowhere: there is no path that a unit could start it by.
+            "PODRUN_SYSTEMD": "no",
             "PYTHONPATH": f"{HERE.parent}:{HERE.parent / 'hooks'}",
         }
 

@@ -1,0 +1,116 @@
+"""``up -d`` and ``run -d`` where systemd runs: a transient unit, whose status, restarts and undo are systemd's.
+
+What the pod file means is settled here, with the environment and the terminal at hand; the unit's podrun reads the
+result (0600: it may hold secrets), on a restart too.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from podrun import chain, jsontext, launch, systemd, unit
+from podrun.errors import BUSY, INTERNAL, UNAVAILABLE, Failure
+from podrun.podfile import PodText, StepText
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from podrun.launch import Host
+
+#: Settings of a unit file that systemd-run takes otherwise, or not at all.
+_NOT_PROPERTIES = ("Type", "ExecStart", "Description", "SourcePath")
+
+
+def start(text: PodText, host: Host) -> int:
+    """Starts a pod as a transient unit; returns 0 when it is ready, else podrun's own exit code from the unit."""
+    name = f"{launch.tag(text.name, host.run)}.service"
+    if chain.state(host.run, text.name) not in ("absent", "dead", "failed"):
+        raise Failure("it is already up", code=BUSY, hint=f"'podrun down {text.name}' stops it")
+    pod = _described(text)
+    if systemd.is_transient(name):
+        # A failed unit stays to be looked at, until the next start.
+        _run(["systemctl", "reset-failed", name], quiet=True)
+    path = f"{host.run}/units/{text.name}.json"
+    _write(path, text)
+    podrun = unit.Command(_program(), ("--root", host.root, "--run", host.run))
+    properties = [f"--property={key}={value}" for key, value in _settings(pod, podrun)]
+    argv = [
+        "systemd-run",
+        "--quiet",
+        f"--unit={name}",
+        f"--description=podrun pod {text.name}",
+        "--service-type=notify",
+    ]
+    if not _run([*argv, *properties, "--", podrun.path, *podrun.options, "up", "--resolved", path]):
+        return 0
+    return _why(name)
+
+
+def resolved(path: str) -> PodText:
+    """The pod that :func:`start` has written for its unit."""
+    with open(path, encoding="utf-8") as file:
+        told = jsontext.loads(file.read())
+    steps = [StepText(**{**step, "for_": tuple(step["for_"])}) for step in told["steps"]]
+    return PodText(**{**told, "steps": tuple(steps)})
+
+
+def _write(path: str, text: PodText) -> None:
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    told = {**text._asdict(), "steps": [step._asdict() for step in text.steps]}
+    fd = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with open(fd, "w", encoding="utf-8") as file:
+        file.write(jsontext.dumps(told))
+    os.rename(f"{path}.new", path)
+
+
+def _described(text: PodText) -> unit.Pod:
+    """The pod as units see it. All of it is one unit: with several containers podrun stays and waits for them."""
+    steps = [{"hook": step.hook, "name": step.name, **step.options} for step in text.steps]
+    segments = unit.cut(steps)
+    name, at, instance = text.name.partition("@")
+    sections = {key: text.sections.get(key, {}) for key in ("unit", "service", "install", "socket")}
+    about = {"stop_timeout": text.stop_timeout, "reload": text.reload}
+    return unit.Pod(name, at + instance, text.file, about, segments, sections)
+
+
+def _settings(pod: unit.Pod, podrun: unit.Command) -> Iterator[tuple[str, str]]:
+    """The properties of the unit that ``podrun unit`` would write for the pod as one unit."""
+    for line in unit.single(pod, podrun).splitlines():
+        key, equals, value = line.partition("=")
+        if line.startswith("[Install]"):
+            return
+        if equals and key not in _NOT_PROPERTIES and key.isalnum():
+            yield key, value
+
+
+def _program() -> str:
+    """The absolute path of podrun's command. Raises Failure when there is none that a unit could start."""
+    from podrun.install import program
+
+    return program()
+
+
+def _run(argv: list[str], *, quiet: bool = False) -> int:
+    actions = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_WRONLY, 0) for fd in (1, 2)] if quiet else []
+    try:
+        pid = os.posix_spawnp(argv[0], argv, os.environ, file_actions=actions)
+    except FileNotFoundError:
+        raise Failure(f"there is no {argv[0]}", code=UNAVAILABLE, hint="leave out -d") from None
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def _why(name: str) -> int:
+    """Passes on what podrun said in the unit; returns its exit code."""
+    import subprocess
+
+    argv = ["systemctl", "show", "--value", "--property=ExecMainStatus,InvocationID", name]
+    shown = subprocess.run(argv, check=False, capture_output=True, text=True).stdout.split()
+    status = next((int(word) for word in shown if word.isdigit() and len(word) < 4), INTERNAL)
+    invocation = next((word for word in shown if len(word) == 32), "")
+    if invocation:
+        entries = ["journalctl", "--quiet", "-o", "cat", f"_SYSTEMD_INVOCATION_ID={invocation}"]
+        sys.stderr.write(subprocess.run(entries, check=False, capture_output=True, text=True).stdout)
+    _run(["systemctl", "reset-failed", name], quiet=True)
+    return status or INTERNAL

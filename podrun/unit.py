@@ -1,0 +1,499 @@
+#!/usr/bin/python3 -IS
+"""systemd units of a pod file; the same file is the generator that makes them of /etc/podrun/*.toml.
+
+As a generator (systemd.generator(7)) it runs early at boot and alone: it imports the standard library only and nothing
+of podrun, and whatever is wrong with a pod file it leaves to the unit, which fails with ``podrun up``'s own words.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+import tomllib
+from typing import Any, NamedTuple
+
+#: The absolute path that ExecStart= carries. 'podrun unit --install-generator' fills it in.
+PODRUN = "/usr/local/bin/podrun"
+ETC = "/etc/podrun"
+#: Where ``podrun unit --install`` puts units, and where others of the same name would be hidden by a generated one.
+INSTALLED = "/etc/systemd/system"
+VENDORS = ("/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system")
+#: Hooks whose steps leave a process running. Those of plugins are known to ``podrun unit``, not to the generator.
+RESIDENT = frozenset({"container", "ambassador"})
+
+# What the launcher needs, and what docker leaves to a container: the runtime can pass on no more than podrun has.
+_LAUNCHER = "SYS_ADMIN NET_ADMIN SYS_PTRACE SETUID SETGID SETPCAP DAC_OVERRIDE MKNOD KILL CHOWN FOWNER".split()
+_CONTAINER = "FSETID NET_BIND_SERVICE NET_RAW SYS_CHROOT AUDIT_WRITE SETFCAP".split()
+
+_LOWER = frozenset("abcdefghijklmnopqrstuvwxyz0123456789")
+_SECTIONS = ("unit", "service", "install", "socket")
+#: [service] settings that a pod unit needs as well when the containers have units of their own.
+_SHARED = ("Environment", "EnvironmentFile", "PassEnvironment", "UnsetEnvironment", "Slice")
+
+
+class Wrong(Exception):
+    """What keeps a pod file from having its units."""
+
+
+class Segment(NamedTuple):
+    """A resident step and what follows it up to the next one: the tables of their steps. ``name`` "": before any."""
+
+    name: str
+    steps: list[dict[str, Any]]
+
+
+class Pod(NamedTuple):
+    """What the units of a pod depend on."""
+
+    #: Without the instance.
+    name: str
+    #: What stands behind the name: "" for a plain pod, "@" for a template, "@blue" for an instance with a file.
+    at: str
+    file: str
+    #: [pod], as written.
+    about: dict[str, Any]
+    #: The first one is the pod segment, which may be empty.
+    segments: list[Segment]
+    #: [unit], [service], [install] and [socket], as written.
+    sections: dict[str, dict[str, Any]]
+
+    def unit(self, segment: str = "", kind: str = "service") -> str:
+        """The name of a unit of this pod: "web.service", "web.app@.service"."""
+        return f"{self.name}{'.' if segment else ''}{segment}{self.at}.{kind}"
+
+    def fellow(self, segment: str = "", kind: str = "service") -> str:
+        """The same as another unit of the same instance names it."""
+        at = "@%i" if self.at == "@" else self.at
+        return f"{self.name}{'.' if segment else ''}{segment}{at}.{kind}"
+
+
+class Command(NamedTuple):
+    """How units call podrun: its absolute path and its global options."""
+
+    path: str = PODRUN
+    options: tuple[str, ...] = ()
+
+    def line(self, *words: str) -> str:
+        """A command line for an Exec setting. What is between the words "%i" and "${INVOCATION_ID}" is literal."""
+        return " ".join([*map(quoted, (self.path, *self.options)), *words])
+
+
+# --- reading a pod file ---------------------------------------------------------------------------------------------
+
+
+def read(path: str, resident: frozenset[str] = RESIDENT, *, strictly: bool = True) -> Pod:
+    """The pod of the file at ``path`` with the drop-ins beside it.
+
+    ``strictly``: what others than root can write is refused, because what it says is done as root. Raises Wrong, or
+    OSError.
+    """
+    stem = os.path.basename(path).removesuffix(".toml")
+    tables = _toml(path, strictly)
+    chain = _chain(tables.get("chain"))
+    about = _table(tables.get("pod"))
+    sections = {key: _table(tables.get(key)) for key in _SECTIONS}
+    for drop_in in _drop_ins(f"{path}.d"):
+        later = _toml(drop_in, strictly)
+        about.update(_table(later.get("pod")))
+        for key in _SECTIONS:
+            sections[key].update(_table(later.get(key)))
+        _apply(chain, _chain(later.get("chain")))
+    name, at, instance = stem.partition("@")
+    name = about.get("name") or name
+    if (
+        type(name) is not str
+        or not _LOWER.issuperset(name.replace("-", "a"))
+        or not 0 < len(name) < 64
+        or name[0] == "-"
+    ):
+        raise Wrong(f"{name!r} cannot be a pod's name")
+    return Pod(name, at + instance, os.path.abspath(path), about, cut(chain, resident), sections)
+
+
+def _toml(path: str, strictly: bool) -> dict[str, Any]:
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode) or status.st_size > 1 << 20:
+            raise Wrong("not a plain file of at most 1 MiB")
+        if strictly and (status.st_uid or status.st_mode & stat.S_IWOTH or (status.st_mode & 0o020 and status.st_gid)):
+            raise Wrong("others than root can write it")
+        text = file.read().decode()
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise Wrong("arrays or tables are nested too deeply") from None
+
+
+def _drop_ins(directory: str) -> list[str]:
+    try:
+        names = sorted(os.listdir(directory))
+    except FileNotFoundError:
+        return []
+    return [f"{directory}/{name}" for name in names if name.endswith(".toml") and name[0] != "."]
+
+
+def _table(value: Any) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if type(value) is not dict:
+        raise Wrong(f"expected a table, not {value!r}")
+    return dict(value)
+
+
+def _chain(value: Any) -> list[dict[str, Any]]:
+    if value is not None and type(value) is not list:
+        raise Wrong("chain: expected an array of tables")
+    return [_table(step) for step in value or ()]
+
+
+def _apply(chain: list[dict[str, Any]], later: list[dict[str, Any]]) -> None:
+    """Puts a drop-in's steps into the chain as docs/pod-file.md says."""
+    older = list(chain)
+    for entry in later:
+        same = [step for step in older if step.get("hook") == entry.get("hook")]
+        if "name" in entry:
+            same = [step for step in same if _name(step) == entry["name"]]
+        before = entry.pop("before", None)
+        if same:
+            same[0].update(entry)
+        else:
+            at = next((n for n, step in enumerate(chain) if before and _name(step) == before), len(chain))
+            chain.insert(at, entry)
+
+
+def _name(step: dict[str, Any]) -> Any:
+    return step.get("name") or ("main" if step.get("hook") == "container" else step.get("hook"))
+
+
+def cut(chain: list[dict[str, Any]], resident: frozenset[str] = RESIDENT) -> list[Segment]:
+    """Cuts a chain at its resident steps; the first segment is the pod's. Raises Wrong for a name no unit can have."""
+    found = [Segment("", [])]
+    for step in chain:
+        if step.get("hook") in resident:
+            name = _name(step)
+            if type(name) is not str or not _LOWER.issuperset(name.translate({ord(c): "a" for c in "_.-"})):
+                raise Wrong(f"{name!r} cannot be the name of a step")
+            found.append(Segment(name, []))
+        found[-1].steps.append(step)
+    return found
+
+
+# --- units ----------------------------------------------------------------------------------------------------------
+
+
+def units(pod: Pod, podrun: Command) -> dict[str, str]:
+    """The pod's units: file names and their texts."""
+    residents = pod.segments[1:]
+    pulling = _pulling(pod, podrun) if pod.about.get("pull_unit") else {}
+    if pod.about.get("type") == "job":
+        made = {pod.unit(): _job(pod, podrun, bool(pulling))}
+    elif not residents:
+        made = {pod.unit(): _oneshot(pod, podrun, [], bool(pulling))}
+    elif len(residents) == 1:
+        made = {pod.unit(): single(pod, podrun, pulling=bool(pulling))}
+    else:
+        made = {pod.unit(): _oneshot(pod, podrun, residents, bool(pulling))}
+        for n, segment in enumerate(residents):
+            made[pod.unit(segment.name)] = _resident(pod, podrun, segment, residents[:n])
+        if pod.about.get("on_failure") == "stop":
+            made[pod.unit("stop")] = _stopper(pod)
+    if pod.sections["socket"]:
+        made[pod.unit(kind="socket")] = _socket(pod, residents)
+    return {**made, **pulling}
+
+
+def single(pod: Pod, podrun: Command, *, pulling: bool = False) -> str:
+    """The text of the one unit that does the whole chain."""
+    service = [*_service(pod, podrun, "", pod.segments), *_hardened(pod.segments)]
+    return _text(pod, _unit(pod, pulling=pulling), _with(service, pod.sections["service"]), pod.sections["install"])
+
+
+def _job(pod: Pod, podrun: Command, pulling: bool) -> str:
+    service = [("Type", "oneshot"), *_service(pod, podrun, "", pod.segments)[1:], *_hardened(pod.segments)]
+    service = [pair for pair in service if pair[0] != "TimeoutStartSec"]
+    return _text(pod, _unit(pod, pulling=pulling), _with(service, pod.sections["service"]), pod.sections["install"])
+
+
+def _oneshot(pod: Pod, podrun: Command, residents: list[Segment], pulling: bool) -> str:
+    """A chain that leaves no process, or the pod segment of one whose containers have units of their own."""
+    unit = _unit(pod, pulling=pulling)
+    if residents:
+        # Not Requires=: restarting one container must not restart the pod (systemd.unit(5), Requires=).
+        unit.append(("Wants", " ".join(pod.fellow(segment.name) for segment in residents)))
+    given = pod.sections["service"]
+    service = [
+        *[("Type", "oneshot"), ("RemainAfterExit", "yes"), ("NotifyAccess", "all"), ("Delegate", "yes")],
+        ("SyslogIdentifier", pod.name),
+        *_commands(pod, podrun, "pod" if residents else ""),
+        ("TimeoutStopSec", _seconds(_stop_time(pod, pod.segments[:1]))),
+        *_hardened(pod.segments[:1]),
+    ]
+    if residents:
+        given = {key: value for key, value in given.items() if key in _SHARED}
+    return _text(pod, unit, _with(service, given), pod.sections["install"])
+
+
+def _resident(pod: Pod, podrun: Command, segment: Segment, earlier: list[Segment]) -> str:
+    after = " ".join([pod.fellow(), *(pod.fellow(before.name) for before in earlier)])
+    unit = [("Description", f"{_title(pod)}: {segment.name}"), ("BindsTo", pod.fellow()), ("PartOf", pod.fellow())]
+    unit.append(("After", after))
+    if pod.about.get("on_failure") == "stop":
+        unit.append(("OnFailure", pod.fellow("stop")))
+    service = [*_service(pod, podrun, segment.name, [segment]), *_hardened([segment])]
+    return _text(pod, unit, _with(service, pod.sections["service"]), {})
+
+
+def _stopper(pod: Pod) -> str:
+    """Starting it stops the pod: what OnFailure= of a container can name."""
+    unit = [("Description", f"{_title(pod)}: stopped because a container failed"), ("Conflicts", pod.fellow())]
+    return _text(pod, unit, [("Type", "oneshot"), ("ExecStart", "/bin/true")], {})
+
+
+def _socket(pod: Pod, residents: list[Segment]) -> str:
+    unit = [("Description", f"{_title(pod)}: sockets")]
+    given = dict(pod.sections["socket"])
+    if len(residents) > 1:
+        given.setdefault("Service", pod.fellow(residents[0].name))
+    return _text(pod, unit, [], {"WantedBy": "sockets.target"}, socket=_with([], given))
+
+
+def _pulling(pod: Pod, podrun: Command) -> dict[str, str]:
+    """A unit that brings the images into the store: pulled at boot or by a timer, apart from the pod's own start."""
+    steps = [step for segment in pod.segments for step in segment.steps if step.get("hook") == "image"]
+    refs = [step["ref"] for step in steps if type(step.get("ref")) is str and "${" not in step["ref"]]
+    refs = [ref for ref in refs if ref != "host:" and not ref.startswith("dir:")]
+    if not refs:
+        return {}
+    network = "network-online.target"
+    unit = [("Description", f"{_title(pod)}: images"), ("Wants", network), ("After", network)]
+    service = [("Type", "oneshot"), ("TimeoutStartSec", "infinity")]
+    service += [("ExecStart", podrun.line("image", "pull", "--quiet", quoted(ref))) for ref in refs]
+    return {pod.unit("pull"): _text(pod, unit, service, {})}
+
+
+# --- parts of units -------------------------------------------------------------------------------------------------
+
+
+def _unit(pod: Pod, *, pulling: bool) -> list[tuple[str, str]]:
+    network = f"network-online.target{' ' + pod.fellow('pull') if pulling else ''}"
+    return _with([("Description", _title(pod)), ("Wants", network), ("After", network)], pod.sections["unit"], add=True)
+
+
+def _title(pod: Pod) -> str:
+    return f"podrun pod {pod.name}{'@%i' if pod.at == '@' else pod.at}"
+
+
+def _service(pod: Pod, podrun: Command, segment: str, segments: list[Segment]) -> list[tuple[str, str]]:
+    """What a unit with a container has, whose init becomes its main process."""
+    steps = [step for part in segments for step in part.steps]
+    probes = [step["ready"] for step in steps if type(step.get("ready")) is dict]
+    start = 60 + sum(_span(probe.get("timeout"), 30.0) for probe in probes)
+    return [
+        ("Type", "notify"),
+        ("NotifyAccess", "all"),
+        ("Delegate", "cpu memory pids io"),
+        # Delegate= alone would turn it to continue (systemd.service(5)).
+        ("OOMPolicy", "stop"),
+        ("KillMode", "mixed"),
+        ("SyslogIdentifier", f"{pod.name}.{segment}" if segment else pod.name),
+        *_commands(pod, podrun, segment),
+        *_reload(pod, podrun, segment, len(pod.segments) == 2 or bool(segment)),
+        ("RestartPreventExitStatus", "78"),
+        ("SuccessExitStatus", "143"),
+        ("TimeoutStartSec", _seconds(start)),
+        ("TimeoutStopSec", _seconds(_stop_time(pod, segments))),
+    ]
+
+
+def _commands(pod: Pod, podrun: Command, segment: str) -> list[tuple[str, str]]:
+    file, name = quoted(pod.file), pod.name + pod.at
+    if pod.at == "@":
+        file, name = quoted(pod.file.removesuffix("@.toml"), "@%i.toml"), f"{pod.name}@%i"
+    part = ["--segment", segment] if segment else []
+    # After a clean exit ExecStop= runs too, after a crash or a stop while activating ExecStopPost= alone does.
+    down = podrun.line("down", "--invocation=${INVOCATION_ID}", *part, name)
+    return [("ExecStart", podrun.line("up", *part, file)), ("ExecStop", f"-{down}"), ("ExecStopPost", f"-{down}")]
+
+
+def _reload(pod: Pod, podrun: Command, segment: str, possible: bool) -> list[tuple[str, str]]:
+    wanted = pod.about.get("reload")
+    if not wanted or not possible:
+        return []
+    if type(wanted) is str:
+        return [("ExecReload", f"/bin/kill -s {quoted(wanted.removeprefix('SIG'))} $MAINPID")]
+    name = f"{pod.name}@%i" if pod.at == "@" else pod.name + pod.at
+    container = ["-c", segment] if segment else []
+    return [("ExecReload", podrun.line("exec", *container, name, *(quoted(str(word)) for word in wanted)))]
+
+
+def _hardened(segments: list[Segment]) -> list[tuple[str, str]]:
+    """What a unit can do without, none of it with a mount namespace: the containers have their own."""
+    steps = [step for segment in segments for step in segment.steps]
+    added = {name for step in steps for name in _added(step)}
+    settings = [("DevicePolicy", "closed"), ("LockPersonality", "yes"), ("ProtectClock", "yes")]
+    settings += [("RestrictRealtime", "yes"), ("SystemCallArchitectures", "native")]
+    if "ALL" in added:
+        return settings
+    names = [*_LAUNCHER, *_CONTAINER, *sorted(added - {*_LAUNCHER, *_CONTAINER})]
+    return [*settings, ("CapabilityBoundingSet", " ".join(f"CAP_{name}" for name in names))]
+
+
+def _added(step: dict[str, Any]) -> list[str]:
+    table = step.get("capabilities")
+    lists = [step.get("cap_add"), table.get("add") if type(table) is dict else None]
+    words = [word for words in lists if type(words) is list for word in words if type(word) is str]
+    return [word.upper().removeprefix("CAP_") for word in words]
+
+
+def _stop_time(pod: Pod, segments: list[Segment]) -> float:
+    """Seconds that an orderly stop may take: it bounds the whole of ExecStop=."""
+    usual = _span(pod.about.get("stop_timeout"), 20.0)
+    steps = [step for segment in segments for step in segment.steps]
+    stops = [_span(part.steps[0].get("stop_timeout"), usual) for part in segments if part.name]
+    return sum(_span(step.get("drain"), 0.0) for step in steps) + sum(stops) + 15
+
+
+_UNITS = {
+    "us": 1e-6, "usec": 1e-6, "ms": 1e-3, "msec": 1e-3, "": 1, "s": 1, "sec": 1, "second": 1, "seconds": 1, "m": 60,
+    "min": 60, "minute": 60, "minutes": 60, "h": 3600, "hr": 3600, "hour": 3600, "hours": 3600, "d": 86400,
+    "day": 86400, "days": 86400, "w": 604800, "week": 604800, "weeks": 604800,
+}  # fmt: skip
+
+
+def _span(value: Any, default: float) -> float:
+    """Seconds of a systemd.time(7) span; what is no span (a variable, a mistake) counts as the default."""
+    if type(value) in (int, float):
+        return float(value)
+    if value == "infinity":
+        return float("inf")
+    total, rest = 0.0, value.strip() if type(value) is str else ""
+    if not rest:
+        return default
+    while rest:
+        after = rest.lstrip("0123456789.")
+        number, after = rest[: len(rest) - len(after)], after.lstrip()
+        rest = after.lstrip("abcdefghijklmnopqrstuvwxyz")
+        try:
+            total += float(number) * _UNITS[after[: len(after) - len(rest)]]
+        except (KeyError, ValueError):
+            return default
+        rest = rest.lstrip()
+    return total
+
+
+def _seconds(seconds: float) -> str:
+    return "infinity" if seconds == float("inf") else f"{seconds:g}s"
+
+
+# --- text -----------------------------------------------------------------------------------------------------------
+
+
+def quoted(word: str, specifiers: str = "") -> str:
+    """A word for an Exec setting (systemd.service(5), "Command lines"); ``specifiers`` are added as they are."""
+    text = word.replace("\\", "\\\\").replace("%", "%%").replace("$", "$$").replace('"', '\\"') + specifiers
+    plain = text and all(c.isalnum() or c in "/@._-+:=,%" for c in text)
+    return text if plain else f'"{text}"'
+
+
+def _with(settings: list[tuple[str, str]], given: dict[str, Any], *, add: bool = False) -> list[tuple[str, str]]:
+    """The settings, those of the pod file in the place of the same ones; ``add``: dependencies are both's."""
+    replaced = {key for key in given if not (add and key in ("Wants", "After"))}
+    lines = [pair for pair in settings if pair[0] not in replaced]
+    for key, value in given.items():
+        for item in value if type(value) is list else [value]:
+            word = ("yes" if item else "no") if type(item) is bool else str(item)
+            if "\n" in word or not (key.isascii() and key.isalnum()):
+                raise Wrong(f"{key!r} is not a setting of one line")
+            lines.append((key, word))
+    return lines
+
+
+def _text(
+    pod: Pod,
+    unit: list[tuple[str, str]],
+    service: list[tuple[str, str]],
+    install: dict[str, Any],
+    socket: list[tuple[str, str]] | None = None,
+) -> str:
+    unit = [*unit, ("SourcePath", pod.file.replace("%", "%%"))]
+    parts = [("Unit", unit), ("Service", service), ("Socket", socket or []), ("Install", _with([], install))]
+    blocks = ["\n".join([f"[{head}]", *(f"{key}={value}" for key, value in lines)]) for head, lines in parts if lines]
+    return f"# Made by podrun of {pod.file}; 'podrun unit' shows it.\n" + "\n\n".join(blocks) + "\n"
+
+
+def broken(path: str, what: str, podrun: Command) -> dict[str, str]:
+    """The unit of a pod file that cannot be read: starting it fails with the pod file's error. It starts at boot."""
+    name = os.path.basename(path).removesuffix(".toml")
+    line = "".join(c if c.isprintable() else " " for c in what).replace("%", "%%")
+    instance = name.endswith("@")
+    file = quoted(path.removesuffix("@.toml"), "@%i.toml") if instance else quoted(path)
+    lines = ["[Unit]", f"Description=podrun pod {name}: {line}", "", "[Service]", "Type=oneshot"]
+    lines += [f"ExecStart={podrun.line('up', file)}"]
+    if not instance:
+        lines += ["", "[Install]", "WantedBy=multi-user.target"]
+    return {f"{name}.service": "\n".join([f"# {path}: {line}", *lines]) + "\n"}
+
+
+def links(name: str, text: str) -> list[str]:
+    """The links that [Install] asks for, as systemctl(1) enable makes them: "multi-user.target.wants/web.service"."""
+    install = text.partition("[Install]\n")[2].splitlines()
+    given = [line.partition("=")[::2] for line in install if "=" in line]
+    stem, at, kind = name.partition("@.")
+    if at:
+        default = next((value for key, value in given if key == "DefaultInstance"), "")
+        if not default:
+            return []
+        name = f"{stem}@{default}.{kind}"
+    kinds = {"WantedBy": "wants", "RequiredBy": "requires"}
+    return [f"{target}.{kinds[key]}/{name}" for key, value in given if key in kinds for target in value.split()]
+
+
+# --- the generator --------------------------------------------------------------------------------------------------
+
+
+def generate(directory: str, etc: str = ETC, podrun: Command | None = None) -> None:
+    """Writes the units of every pod file in ``etc`` into ``directory``. No file hides another one."""
+    podrun = podrun or Command(PODRUN)
+    try:
+        names = sorted(name for name in os.listdir(etc) if name.endswith(".toml") and name[0] != ".")
+    except OSError:
+        return
+    for name in names:
+        path = f"{etc}/{name}"
+        try:
+            made = units(read(path), podrun)
+        except Exception as error:
+            _tell(f"{path}: {error}")
+            made = broken(path, str(error), podrun)
+        for unit, text in made.items():
+            try:
+                _place(directory, unit, text)
+            except OSError as error:
+                _tell(f"{path}: {unit}: {error}")
+
+
+def _place(directory: str, unit: str, text: str) -> None:
+    vendor = next((place for place in VENDORS if os.path.lexists(f"{place}/{unit}")), None)
+    if vendor:
+        _tell(f"{unit} is not generated: it would hide {vendor}/{unit}; give the pod another name")
+        return
+    with open(f"{directory}/{unit}", "x", encoding="utf-8") as file:
+        file.write(text)
+    for link in links(unit, text):
+        path = f"{directory}/{link}"
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        os.symlink(f"../{unit}", path)
+
+
+def _tell(line: str) -> None:
+    """One line for the journal: a generator has the kernel's log only (systemd.generator(7))."""
+    try:
+        with open("/dev/kmsg", "w", encoding="utf-8") as kmsg:
+            kmsg.write(f"<3>podrun-generator: {line}")
+    except OSError:
+        print(f"podrun-generator: {line}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    generate(sys.argv[1])

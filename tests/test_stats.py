@@ -1,0 +1,26 @@
+"""podrun stats on this machine's cgroups, whichever they are."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+pytestmark = pytest.mark.root
+
+BUSY = "x=$(head -c 20m /dev/zero | tail -c 20m | tr '\\0' x); while :; do :; done"
+
+
+@pytest.mark.parametrize("limits", [(), ("--memory", "200M")], ids=["in the caller's cgroup", "in one of its own"])
+def test_a_busy_container_uses_a_processor_and_the_memory_that_it_filled(podrun, limits):
+    podrun("run", "-d", "--name", "web", "--network", "none", *limits, "host:", "sh", "-c", BUSY, check=True)
+    rows = [json.loads(podrun("stats", "--format", "json", check=True).stdout) for _ in range(20)]
+    assert rows[-1]["pod"] == "web"
+    assert max(float(row["cpu"].rstrip("%")) for row in rows) > 20
+    assert max(row["memory"] for row in rows) > 10 << 20
+    assert "web" in podrun("stats", "web", check=True).stdout
+    podrun("down", "web", check=True)
+
+
+def test_without_a_container_there_is_nothing_to_show(podrun):
+    assert podrun("stats", check=True).stdout == ""
