@@ -135,7 +135,9 @@ def _believe(path: str, status: os.stat_result, owners: Collection[int] | None) 
     """Refuses, for root, what others can write, or what belongs to nobody of ``owners``."""
     if os.geteuid():
         return
-    if status.st_mode & stat.S_IWOTH or (status.st_mode & stat.S_IWGRP and status.st_gid):
+    # The mode of a link means nothing (symlink(7)); its owner chose where it leads.
+    is_link = stat.S_ISLNK(status.st_mode)
+    if not is_link and (status.st_mode & stat.S_IWOTH or (status.st_mode & stat.S_IWGRP and status.st_gid)):
         what = f"others can write it (mode {stat.S_IMODE(status.st_mode):04o}), and podrun runs as root"
         raise wrong(shown(path), what, f"chmod go-w {shown(path)}")
     if owners is not None and status.st_uid not in owners:
@@ -146,6 +148,7 @@ def _drop_ins(directory: str, owners: Collection[int]) -> list[Source]:
     """The drop-ins of one directory. It, too, must be beyond the reach of others: they could add a file to it."""
     try:
         names = sorted(name for name in os.listdir(directory) if name.endswith(".toml") and name[0] != ".")
+        _believe(directory, os.lstat(directory), owners)
         _believe(directory, os.stat(directory), owners)
     except FileNotFoundError:
         return []
