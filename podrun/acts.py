@@ -77,9 +77,17 @@ def name_of(word: str, host: Host) -> str:
 
 
 def _valid(name: str) -> str:
-    """The name of a pod, refused when it could mean another path."""
-    if not name or name.startswith(".") or "/" in name or "\0" in name:
-        raise Failure(f"{name!r} is not the name of a pod", code=WRONG_FILE)
+    """The name of a pod, refused when no pod file could have given it: it becomes part of paths."""
+    from podrun.hook import Wrong
+    from podrun.keys import POD_NAME, STEP_NAME
+
+    pod, at, instance = name.partition("@")
+    try:
+        POD_NAME.parse(pod)
+        if at:
+            STEP_NAME.parse(instance)
+    except Wrong as wrong:
+        raise Failure(f"{name!r} is not the name of a pod: {wrong.what}", code=WRONG_FILE) from None
     return name
 
 

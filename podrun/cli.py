@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 import click
 
@@ -193,7 +194,7 @@ def logs(host: Host, word: str, container: str, follow: bool) -> None:
         return
     if not path:
         raise Failure("its output went where podrun's own went", code=UNAVAILABLE)
-    with open(path, "rb") as file:
+    with _plain(path) as file:
         while True:
             running = chain.alive(process["pid"], process["start"])
             while block := file.read(65536):
@@ -397,6 +398,15 @@ def _problems(text: podfile.PodText, host: Host) -> list[tuple[str, Any]]:
 def _pod(text: podfile.PodText, host: Host) -> Pod:
     """The pod that would be started, for hooks that are only asked."""
     return Pod(text.name, host.root, host.run, tag=launch.tag(text.name, host.run), thorough=True)
+
+
+def _plain(path: str) -> BinaryIO:
+    """A log file to read. It may lie where the payload can write: a link or a device in its place is refused."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise Failure(f"{path} is not a plain file", code=UNAVAILABLE)
+    return open(fd, "rb")
 
 
 def _is_file(word: str) -> bool:

@@ -240,7 +240,13 @@ def _patient_lock(name: str, host: Host) -> Lock:
 
 
 def tell(line: str) -> None:
-    """A line on standard error. That nobody reads it any more is no reason to stop anything."""
+    """A line on standard error. That nobody reads it any more is no reason to stop anything.
+
+    Images, runtimes and payloads have their words in it: what is not printable is shown as its escape, so that nobody
+    forges a line or talks to the terminal.
+    """
+    if not line.isprintable():
+        line = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in line)
     try:
         print(line, file=sys.stderr, flush=True)
     except OSError:
