@@ -127,9 +127,7 @@ def _become(path: str, environ: Mapping[str, str], streams: Sequence[int], launc
     try:
         os.setpgid(0, 0)
         linux.die_with_parent(launcher)
-        for number in range(1, _signal.NSIG):
-            if _signal.getsignal(number) == _signal.SIG_IGN:
-                _signal.signal(number, _signal.SIG_DFL)
+        linux.heed_signals()
         for target, fd in enumerate(streams):
             os.dup2(fd, target)
         os.chdir("/")

@@ -210,3 +210,13 @@ def die_with_parent(parent: int, signal: int = 9) -> None:
 def close_on_exec_from(first: int) -> None:
     """Marks every descriptor from ``first`` on close-on-exec (close_range(2), kernel 5.11)."""
     _syscall(_SYS_CLOSE_RANGE, first, _ANY_FD, _CLOSE_RANGE_CLOEXEC)
+
+
+def heed_signals() -> None:
+    """In a forked child that is about to become a program: no signal is ignored any more.
+
+    An ignored one stays ignored across execve(2), down to the payload: Python ignores SIGPIPE, a shell SIGINT.
+    """
+    for number in range(1, _signal.NSIG):
+        if _signal.getsignal(number) == _signal.SIG_IGN:
+            _signal.signal(number, _signal.SIG_DFL)

@@ -9,13 +9,9 @@ from podrun.record import NamedTuple
 
 from . import linux
 
-# ``signal`` builds enums (3 ms): the start path takes the numbers from the module below it.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import signal as _signal
     from collections.abc import Callable, Mapping, Sequence
-else:
-    import _signal
 
 
 class Ended(NamedTuple):
@@ -96,10 +92,7 @@ def _become(
     """The child's half of :func:`run`; does not return."""
     try:
         linux.die_with_parent(parent)
-        # An ignored signal stays ignored across execve(2), down to the payload: Python ignores SIGPIPE, a shell SIGINT.
-        for number in range(1, _signal.NSIG):
-            if _signal.getsignal(number) == _signal.SIG_IGN:
-                _signal.signal(number, _signal.SIG_DFL)
+        linux.heed_signals()
         for target, fd in enumerate(streams):
             # A descriptor that is 0, 1 or 2 itself is duplicated in order: none of ours is, they are all above 2.
             os.dup2(fd, target)
