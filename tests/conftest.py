@@ -92,6 +92,18 @@ def podrun(home: Path) -> Iterator[Podrun]:
         assert str(own.run) not in links, "gc left a link behind"
 
 
+@pytest.fixture
+def place() -> Iterator[object]:
+    """The network step on its own; see network_case. A module that needs more of it has a fixture of this name."""
+    from network_case import Place
+
+    found = Place()
+    try:
+        yield found
+    finally:
+        found.close()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if os.geteuid() != 0:
         for item in items:

@@ -21,15 +21,6 @@ from podrun_hooks.network import inspect, ledger, namespace
 pytestmark = pytest.mark.root
 
 
-@pytest.fixture
-def place():
-    found = Place()
-    try:
-        yield found
-    finally:
-        found.close()
-
-
 def test_a_pod_has_loopback_one_address_of_each_family_and_a_way_out(place):
     facts = place.up("web")
     with NetNS(os.path.basename(facts["netns"])) as reader:

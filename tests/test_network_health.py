@@ -15,15 +15,6 @@ from podrun_hooks.network import health
 pytestmark = pytest.mark.root
 
 
-@pytest.fixture
-def place():
-    found = Place()
-    try:
-        yield found
-    finally:
-        found.close()
-
-
 def network(place: Place, *words: str):
     given = {"root": place.root, "run": place.run, "debug": False}
     return CliRunner().invoke(networks.group, list(words), obj=given)

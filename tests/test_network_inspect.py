@@ -12,15 +12,6 @@ from podrun_hooks.network import inspect
 pytestmark = pytest.mark.root
 
 
-@pytest.fixture
-def place():
-    found = Place()
-    try:
-        yield found
-    finally:
-        found.close()
-
-
 def lose(place: Place, pod: str) -> None:
     """The pod's directory is gone, journal and ledger with it; the kernel still has its objects."""
     run("rm", "-r", place.started.pop(pod).pod.directory)

@@ -7,22 +7,13 @@ import os
 import subprocess
 
 import pytest
-from network_case import Place, call, inside, plain, run, seen, settled
+from network_case import call, inside, plain, run, seen, settled
 
 from podrun.errors import BUSY, UNAVAILABLE, WRONG_FILE, Failure
 from podrun_hooks import network
 from podrun_hooks.network import options
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture
-def place():
-    found = Place()
-    try:
-        yield found
-    finally:
-        found.close()
 
 
 @pytest.fixture
