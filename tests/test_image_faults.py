@@ -258,6 +258,12 @@ def pulling(root: str, ref: str) -> subprocess.Popen[str]:
     return subprocess.Popen(argv, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+def seconds_of_a_pull(root: str, ref: str) -> float:
+    began = time.monotonic()
+    assert pulling(root, ref).wait() == 0
+    return time.monotonic() - began
+
+
 @pytest.fixture(scope="module")
 def several() -> build.Built:
     layers = [
@@ -282,10 +288,11 @@ def test_a_pull_that_is_killed_at_random_moments_leaves_nothing_half(root: str, 
     chance = random.Random(3)
     killed = 0
     with faulty(several) as server:
+        whole_pull = min(seconds_of_a_pull(f"{root}-timed{number}", f"{server.host}/web") for number in range(2))
         for number in range(KILLS):
             ref = f"{server.host}/web{number}"
             process = pulling(root, ref)
-            time.sleep(chance.uniform(0.1, 0.7))
+            time.sleep(chance.uniform(0.1, 0.9) * whole_pull)
             process.kill()
             process.communicate()
             killed += process.returncode == -signal.SIGKILL
