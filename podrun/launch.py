@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from podrun.podfile import PodText, StepText
     from podrun.terminal import Terminal
 
+SIGKILL = 9
 ROOT = "/var/lib/podrun"
 RUN = "/run/podrun"
 
@@ -162,12 +163,12 @@ def tag(name: str, run: str) -> str:
     return f"podrun-{blake2s(run.encode(), digest_size=2).hexdigest()}-{plain}"
 
 
-def residents(run: str, name: str) -> list[Resident]:
-    """The processes that the pod's steps left running, in start order."""
+def residents(run: str, name: str, fact: str = "process") -> list[Resident]:
+    """The processes that the pod's steps left running, in start order; ``fact`` "prober": what watches those."""
     return [
-        Resident(entry.n, chain.label_of(entry.step), entry.facts["process"]["pid"], entry.facts["process"]["start"])
+        Resident(entry.n, chain.label_of(entry.step), entry.facts[fact]["pid"], entry.facts[fact]["start"])
         for entry in chain.entries(journals.journals(run, name))
-        if "process" in entry.facts
+        if fact in entry.facts
     ]
 
 
@@ -222,6 +223,9 @@ def _stop(pod: Pod, host: Host, waiting: Sequence[Resident], signal: int) -> int
         if not found or not found[0].header or found[0].header.pod.invocation != pod.invocation:
             return foreground.reap(last)
         chain.down(pod.run, pod.name, _world(host, lock), after=last.n)
+    for prober in residents(pod.run, pod.name, "prober"):
+        # A payload that is ending may well stop answering first.
+        foreground.send(prober, SIGKILL)
     foreground.send(last, signal)
     status = foreground.await_end(last, pod.stop_timeout)
     if status is None:

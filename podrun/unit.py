@@ -205,7 +205,7 @@ def units(pod: Pod, podrun: Command) -> dict[str, str]:
 
 def single(pod: Pod, podrun: Command, *, pulling: bool = False) -> str:
     """The text of the one unit that does the whole chain."""
-    service = [*_service(pod, podrun, "", pod.segments), *_hardened(pod.segments)]
+    service = [*_service(pod, podrun, "", pod.segments), *_watchdog(pod.segments[1:]), *_hardened(pod.segments)]
     return _text(pod, _unit(pod, pulling=pulling), _with(service, pod.sections["service"]), pod.sections["install"])
 
 
@@ -240,7 +240,7 @@ def _resident(pod: Pod, podrun: Command, segment: Segment, earlier: list[Segment
     unit.append(("After", after))
     if pod.about.get("on_failure") == "stop":
         unit.append(("OnFailure", pod.fellow("stop")))
-    service = [*_service(pod, podrun, segment.name, [segment]), *_hardened([segment])]
+    service = [*_service(pod, podrun, segment.name, [segment]), *_watchdog([segment]), *_hardened([segment])]
     return _text(pod, unit, _with(service, pod.sections["service"]), {})
 
 
@@ -304,6 +304,16 @@ def _service(pod: Pod, podrun: Command, segment: str, segments: list[Segment]) -
         ("TimeoutStartSec", _seconds(start)),
         ("TimeoutStopSec", _seconds(_stop_time(pod, segments))),
     ]
+
+
+def _watchdog(segments: list[Segment]) -> list[tuple[str, str]]:
+    """What has systemd act on the live probe of the one container, and notice when the probe itself is gone."""
+    probe = segments[0].steps[0].get("live") if len(segments) == 1 else None
+    if type(probe) is not dict:
+        return []
+    slowest = _span(probe.get("interval"), 10.0) + _span(probe.get("timeout"), 5.0)
+    # The default SIGABRT does nothing to the process 1 of a namespace that has no handler for it (pid_namespaces(7)).
+    return [("WatchdogSec", _seconds(2 * slowest)), ("WatchdogSignal", "SIGKILL")]
 
 
 def _commands(pod: Pod, podrun: Command, segment: str) -> list[tuple[str, str]]:
