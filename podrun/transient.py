@@ -70,9 +70,9 @@ def _described(text: PodText) -> unit.Pod:
     steps = [{"hook": step.hook, "name": step.name, **step.options} for step in text.steps]
     segments = unit.cut(steps)
     name, at, instance = text.name.partition("@")
-    sections = {key: text.sections.get(key, {}) for key in ("unit", "service", "install", "socket")}
+    sections = {key: text.sections.get(key, {}) for key in ("unit", "service", "install")}
     about = {"stop_timeout": text.stop_timeout, "reload": text.reload}
-    return unit.Pod(name, at + instance, text.file, about, segments, sections)
+    return unit.Pod(name, at + instance, text.file, about, segments, sections, [])
 
 
 def _settings(pod: unit.Pod, podrun: unit.Command) -> Iterator[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import time
 from collections.abc import Iterator
@@ -201,6 +202,37 @@ def test_the_first_connection_starts_the_pod_and_a_restart_loses_none(pods, netw
     for _ in range(5):
         assert sh(*fetch).stdout.split() == ["1", "front"]
     systemctl("stop", "inet.socket", "inet.service")
+
+
+def test_several_sockets_reach_the_payload_under_their_names(pods):
+    program = (
+        "import os, socket\n"
+        "names = os.environ['LISTEN_FDNAMES'].split(':')\n"
+        "servers = [socket.socket(fileno=3 + n) for n in range(int(os.environ['LISTEN_FDS']))]\n"
+        "told = {name: server.getsockname()[1] for name, server in zip(names, servers, strict=True)}\n"
+        "while True:\n"
+        "    for server in servers:\n"
+        "        server.settimeout(0.05)\n"
+        "        try: client = server.accept()[0]\n"
+        "        except TimeoutError: continue\n"
+        "        client.sendall(repr(told).encode()); client.close()\n"
+    )
+    Path("/opt/several.py").write_text(program)
+    table = '[[chain]]\nhook = "container"\ncommand = ["python3", "/several.py"]\nvolumes = ["/opt/several.py:/several.py:ro"]\n'
+    sockets = "".join(
+        f'[[socket]]\nFileDescriptorName = "{name}"\nListenStream = "127.0.0.1:{port}"\n'
+        for name, port in (("front", 9998), ("admin", 9997))
+    )
+    made = pods.install("inet", IMAGE, NETWORK, table, sockets)
+    assert made == ["inet.service", "inet.front.socket", "inet.admin.socket"]
+    done = sh("systemd-analyze", "verify", *(f"/etc/systemd/system/{unit}" for unit in made))
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+    assert systemctl("start", "inet.front.socket", "inet.admin.socket").returncode == 0
+    assert show("inet", "ActiveState") == ["inactive"]
+    for port in (9997, 9998, 9998):
+        fetch = f"import socket; s = socket.create_connection(('127.0.0.1', {port}), 20); print(s.makefile().read())"
+        assert ast.literal_eval(sh("python3", "-c", fetch).stdout) == {"front": 9998, "admin": 9997}, words("inet")
+    systemctl("stop", "inet.front.socket", "inet.admin.socket", "inet.service")
 
 
 # --- transient units ------------------------------------------------------------------------------------------------
