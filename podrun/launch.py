@@ -135,7 +135,14 @@ def _stop_units(name: str, host: Host, segment: str) -> None:
     headers = [journal.header for journal in journals.journals(host.run, name, segment)]
     inside = host.environ.get("INVOCATION_ID")
     wanted = [header.pod.unit for header in headers if header and header.pod.unit and header.pod.invocation != inside]
-    if wanted and systemd.booted():
+    if not systemd.booted():
+        return
+    if not (headers or segment):
+        # Between two starts of Restart= nothing but the unit is there.
+        transient = f"{tag(name, host.run)}.service"
+        wanted += [transient] if systemd.is_transient(transient) else []
+        wanted += [f"{name}.service"] if systemd.made_of(name) and systemd.own_unit() != f"{name}.service" else []
+    if wanted:
         systemd.ask("stop", wanted)
 
 

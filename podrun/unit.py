@@ -21,7 +21,7 @@ ETC = "/etc/podrun"
 #: Where ``podrun unit --install`` puts units, and where others of the same name would be hidden by a generated one.
 INSTALLED = "/etc/systemd/system"
 VENDORS = ("/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system")
-#: Hooks whose steps leave a process running. Those of plugins are known to ``podrun unit``, not to the generator.
+#: Hooks whose steps leave a process running. 'podrun unit --install-generator' adds those of installed packages.
 RESIDENT = frozenset({"container", "ambassador"})
 
 # What the launcher needs, and what docker leaves to a container: the runtime can pass on no more than podrun has.

@@ -1,7 +1,8 @@
 """A Debian host that the tests boot: its image, made of packages once and cached, and one boot of it.
 
 Two ways to boot the same tree. systemd-nspawn takes a second or two and shares this machine's kernel and cgroup set-up;
-QEMU without KVM takes twenty and has a kernel of its own with cgroup v2 and all its controllers.
+QEMU without KVM takes twenty and has a kernel of its own with cgroup v2 and all its controllers, or as "hybrid" with
+cgroup v1 as systemd mounts it beside v2.
 """
 
 from __future__ import annotations
@@ -83,8 +84,8 @@ class Broken(Exception):
 
 
 def missing(kind: str) -> list[str]:
-    """What this machine lacks to boot a host of ``kind`` ("nspawn" | "qemu"): the names of programs."""
-    programs = {"nspawn": ["systemd-nspawn"], "qemu": ["qemu-system-x86_64", "mkfs.ext4"]}[kind]
+    """What this machine lacks to boot a host of ``kind`` ("nspawn" | "qemu" | "hybrid"): the names of programs."""
+    programs = ["systemd-nspawn"] if kind == "nspawn" else ["qemu-system-x86_64", "mkfs.ext4"]
     return [program for program in ("mmdebstrap", "apt-get", *programs) if not shutil.which(program)]
 
 
@@ -283,6 +284,8 @@ class Boot:
     def _qemu(self, made: Path, image: Path) -> list[str]:
         kernel, initrd = (next((made / "tree/boot").glob(pattern)) for pattern in ("vmlinuz-*", "initrd.img-*"))
         line = "console=ttyS0 root=/dev/vda rw quiet panic=-1 net.ifnames=0 mitigations=off systemd.show_status=0"
+        if self.kind == "hybrid":
+            line += " systemd.unified_cgroup_hierarchy=0"
         argv = ["qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-m", "1536", "-smp", "2"]
         argv += ["-display", "none", "-monitor", "none", "-no-reboot", "-nic", "none"]
         argv += ["-kernel", str(kernel), "-initrd", str(initrd), "-append", line]
