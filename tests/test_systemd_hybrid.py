@@ -33,6 +33,9 @@ def test_the_main_process_is_the_containers_init_and_its_status_is_the_units(pod
     assert systemctl("start", "web").returncode == 0, words("web")
     pid = main_pid("web")
     assert "\nPPid:\t1\n" in Path(f"/proc/{pid}/status").read_text()
+    assert (
+        "/system.slice/web.service" in Path(f"/proc/{pid}/cgroup").read_text().partition("name=systemd:")[2].split()[0]
+    )
     [row] = [json.loads(line) for line in sh("podrun", "ps", "--format", "json").stdout.splitlines()]
     assert (row["pid"], row["state"], row["unit"]) == (pid, "up", "web.service")
     assert sh("podrun", "exec", "web", "touch", "/tmp/go").returncode == 0
@@ -51,14 +54,14 @@ def test_stats_reads_what_a_container_uses(pods, limits):
     assert row["processes"] >= 1
     systemctl("stop", "web")
     assert ended("web")[0] == "success"
-    assert "bye" in words("web")
+    assert "bye" in words("web"), sh("journalctl", "-b", "-n", "25", "-o", "verbose").stdout
     pods.nothing_left()
 
 
 def test_a_limit_is_that_of_a_v1_cgroup_and_going_beyond_it_ends_the_payload(pods):
     pods.install("web", IMAGE, container("sleep 1; tail /dev/zero; exit 5", memory='"32M"'))
     assert systemctl("start", "web").returncode == 0, words("web")
-    [cgroup] = Path("/sys/fs/cgroup/memory/podrun").glob("*")
+    [cgroup] = [path for path in Path("/sys/fs/cgroup/memory/podrun").iterdir() if path.is_dir()]
     assert (cgroup / "memory.limit_in_bytes").read_text().strip() == str(32 << 20)
     result, _, status = ended("web")
     assert result != "success", status

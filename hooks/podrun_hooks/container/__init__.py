@@ -73,6 +73,8 @@ def up(step: Step, facts: Facts) -> Facts:
     finally:
         os.close(root)
     started = processes.identify(pid)
+    if own_cgroup and step.pod.unit and not isolation.unified:
+        runtimes.remain_in_unit(pid)
     # Before start: systemd does not take a main process that has ended already.
     step.notify(f"MAINPID={pid}")
     if not isolation.devices_ruled:
