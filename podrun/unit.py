@@ -29,7 +29,7 @@ _LAUNCHER = "SYS_ADMIN NET_ADMIN SYS_PTRACE SETUID SETGID SETPCAP DAC_OVERRIDE M
 _CONTAINER = "FSETID NET_BIND_SERVICE NET_RAW SYS_CHROOT AUDIT_WRITE SETFCAP".split()
 
 _SECTIONS = ("unit", "service", "install")
-_FD_NAME = "FileDescriptorName"
+_FD_NAME, _ONLINE = "FileDescriptorName", "network-online.target"
 #: [service] settings that a pod unit needs as well when the containers have units of their own.
 _SHARED = ("Environment", "EnvironmentFile", "PassEnvironment", "UnsetEnvironment", "Slice")
 
@@ -72,8 +72,17 @@ class Pod(NamedTuple):
 
     def fellow(self, segment: str = "", kind: str = "service") -> str:
         """The same as another unit of the same instance names it."""
-        at = "@%i" if self.at == "@" else self.at
-        return f"{self.name}{'.' if segment else ''}{segment}{at}.{kind}"
+        return f"{self.name}{'.' if segment else ''}{segment}{self.instance}.{kind}"
+
+    @property
+    def instance(self) -> str:
+        """What stands behind the name in a unit's own text."""
+        return "@%i" if self.at == "@" else self.at
+
+    @property
+    def title(self) -> str:
+        """What descriptions call it."""
+        return f"podrun pod {self.name}{self.instance}"
 
 
 class Command(NamedTuple):
@@ -126,8 +135,7 @@ def _toml(path: str, strictly: bool) -> dict[str, Any]:
             raise Wrong("not a plain file of at most 1 MiB")
         if strictly and (status.st_uid or status.st_mode & stat.S_IWOTH or (status.st_mode & 0o020 and status.st_gid)):
             raise Wrong("others than root can write it")
-        text = file.read().decode()
-    return tomllib.loads(text)
+        return tomllib.loads(file.read().decode())
 
 
 def _files(directory: str) -> list[str]:
@@ -198,7 +206,7 @@ def units(pod: Pod, podrun: Command) -> dict[str, str]:
         if residents and pod.about.get("on_failure") == "stop":
             made[pod.unit("stop")] = _stopper(pod)
     for part, given in _listeners(pod).items():
-        about = [("Description", f"{_title(pod)}: {'socket ' + part if part else 'sockets'}")]
+        about = [("Description", f"{pod.title}: {'socket ' + part if part else 'sockets'}")]
         made[pod.unit(part, "socket")] = _text(pod, about, [], {"WantedBy": "sockets.target"}, _with([], given))
     return {**made, **pulling}
 
@@ -233,8 +241,8 @@ def _oneshot(pod: Pod, podrun: Command, residents: list[Segment], pulling: bool)
 
 def _resident(pod: Pod, podrun: Command, segment: Segment, earlier: list[Segment]) -> str:
     after = " ".join([pod.fellow(), *(pod.fellow(before.name) for before in earlier)])
-    unit = [("Description", f"{_title(pod)}: {segment.name}"), ("BindsTo", pod.fellow()), ("PartOf", pod.fellow())]
-    unit.append(("After", after))
+    unit = [("Description", f"{pod.title}: {segment.name}"), ("BindsTo", pod.fellow()), ("PartOf", pod.fellow())]
+    unit += [("After", after)]
     if pod.about.get("on_failure") == "stop":
         unit.append(("OnFailure", pod.fellow("stop")))
     service = [*_service(pod, podrun, segment.name, [segment]), *_watchdog([segment]), *_hardened([segment])]
@@ -243,7 +251,7 @@ def _resident(pod: Pod, podrun: Command, segment: Segment, earlier: list[Segment
 
 def _stopper(pod: Pod) -> str:
     """Starting it stops the pod: what OnFailure= of a container can name."""
-    unit = [("Description", f"{_title(pod)}: stopped because a container failed"), ("Conflicts", pod.fellow())]
+    unit = [("Description", f"{pod.title}: stopped because a container failed"), ("Conflicts", pod.fellow())]
     return _text(pod, unit, [("Type", "oneshot"), ("ExecStart", "/bin/true")], {})
 
 
@@ -267,28 +275,21 @@ def _first(pod: Pod) -> str:
 
 def _pulling(pod: Pod, podrun: Command) -> dict[str, str]:
     """A unit that brings the images into the store: pulled at boot or by a timer, apart from the pod's own start."""
-    steps = [step for segment in pod.segments for step in segment.steps if step.get("hook") == "image"]
-    refs = [step["ref"] for step in steps if type(step.get("ref")) is str and "${" not in step["ref"]]
-    refs = [ref for ref in refs if ref != "host:" and not ref.startswith("dir:")]
-    if not refs:
+    steps = [step for segment in pod.segments for step in segment.steps]
+    refs = [str(step.get("ref", "host:")) for step in steps if step.get("hook") == "image"]
+    if not (refs := [ref for ref in refs if not ref.startswith(("host:", "dir:")) and "${" not in ref]):
         return {}
-    network = "network-online.target"
-    unit = [("Description", f"{_title(pod)}: images"), ("Wants", network), ("After", network)]
-    service = [("Type", "oneshot"), ("TimeoutStartSec", "infinity")]
-    service += [("ExecStart", podrun.line("image", "pull", "--quiet", quoted(ref))) for ref in refs]
-    return {pod.unit("pull"): _text(pod, unit, service, {})}
+    unit = [("Description", f"{pod.title}: images"), ("Wants", _ONLINE), ("After", _ONLINE)]
+    pulls = [("ExecStart", podrun.line("image", "pull", "--quiet", quoted(ref))) for ref in refs]
+    return {pod.unit("pull"): _text(pod, unit, [("Type", "oneshot"), ("TimeoutStartSec", "infinity"), *pulls], {})}
 
 
 # --- parts of units -------------------------------------------------------------------------------------------------
 
 
 def _unit(pod: Pod, *, pulling: bool) -> Lines:
-    network = f"network-online.target{' ' + pod.fellow('pull') if pulling else ''}"
-    return _with([("Description", _title(pod)), ("Wants", network), ("After", network)], pod.sections["unit"], add=True)
-
-
-def _title(pod: Pod) -> str:
-    return f"podrun pod {pod.name}{'@%i' if pod.at == '@' else pod.at}"
+    network = f"{_ONLINE}{' ' + pod.fellow('pull') if pulling else ''}"
+    return _with([("Description", pod.title), ("Wants", network), ("After", network)], pod.sections["unit"], add=True)
 
 
 def _service(pod: Pod, podrun: Command, segment: str, segments: list[Segment]) -> Lines:
@@ -321,37 +322,40 @@ def _watchdog(segments: list[Segment]) -> Lines:
     if type(probe) is not dict:
         return []
     slowest = _span(probe.get("interval"), 10.0) + _span(probe.get("timeout"), 5.0)
-    # The default SIGABRT does nothing to the process 1 of a namespace that has no handler for it (pid_namespaces(7)).
+    # Process 1 of a namespace that has no handler for the default SIGABRT does not heed it (pid_namespaces(7)).
     return [("WatchdogSec", _seconds(2 * slowest)), ("WatchdogSignal", "SIGKILL")]
 
 
 def _commands(pod: Pod, podrun: Command, segment: str) -> Lines:
-    file, name = quoted(pod.file), pod.name + pod.at
-    if pod.at == "@":
-        file, name = quoted(pod.file.removesuffix("@.toml"), "@%i.toml"), f"{pod.name}@%i"
+    file = quoted(pod.file.removesuffix("@.toml"), "@%i.toml") if pod.at == "@" else quoted(pod.file)
     part = ["--segment", segment] if segment else []
     # After a clean exit ExecStop= runs too, after a crash or a stop while activating ExecStopPost= alone does.
-    down = podrun.line("down", "--invocation=${INVOCATION_ID}", *part, name)
+    down = podrun.line("down", "--invocation=${INVOCATION_ID}", *part, pod.name + pod.instance)
     return [("ExecStart", podrun.line("up", *part, file)), ("ExecStop", f"-{down}"), ("ExecStopPost", f"-{down}")]
 
 
 def _reload(pod: Pod, podrun: Command, segment: str, possible: bool) -> Lines:
-    wanted = pod.about.get("reload")
-    if not wanted or not possible:
+    wanted = pod.about.get("reload") if possible else None
+    if not wanted:
         return []
     if type(wanted) is str:
         return [("ExecReload", f"/bin/kill -s {quoted(wanted.removeprefix('SIG'))} $MAINPID")]
-    name = f"{pod.name}@%i" if pod.at == "@" else pod.name + pod.at
-    container = ["-c", segment] if segment else []
-    return [("ExecReload", podrun.line("exec", *container, name, *(quoted(str(word)) for word in wanted)))]
+    words = [*(["-c", segment] if segment else []), pod.name + pod.instance, *(quoted(str(word)) for word in wanted)]
+    return [("ExecReload", podrun.line("exec", *words))]
 
 
 def _hardened(segments: list[Segment]) -> Lines:
     """What a unit can do without, none of it with a mount namespace: the containers have their own."""
     steps = [step for segment in segments for step in segment.steps]
     added = {name for step in steps for name in _added(step)}
-    settings = [("DevicePolicy", "closed"), ("LockPersonality", "yes"), ("ProtectClock", "yes")]
-    settings += [("RestrictRealtime", "yes"), ("SystemCallArchitectures", "native")]
+    settings = [("DevicePolicy", "closed"), ("LockPersonality", "yes"), ("NoNewPrivileges", "yes")]
+    settings += [("ProtectClock", "yes"), ("RestrictRealtime", "yes"), ("SystemCallArchitectures", "native")]
+    if not added & {"ALL", "SYS_ADMIN", "SYS_BOOT", "SYS_MODULE", "SYS_RAWIO"}:
+        # What the containers' own seccomp profile forbids as well.
+        settings += [
+            ("SystemCallFilter", "~@module @obsolete @raw-io @reboot @swap"),
+            ("SystemCallErrorNumber", "EPERM"),
+        ]
     if "ALL" in added:
         return settings
     names = [*_LAUNCHER, *_CONTAINER, *sorted(added - {*_LAUNCHER, *_CONTAINER})]
@@ -361,16 +365,14 @@ def _hardened(segments: list[Segment]) -> Lines:
 def _added(step: dict[str, Any]) -> list[str]:
     table = step.get("capabilities")
     lists = [step.get("cap_add"), table.get("add") if type(table) is dict else None]
-    words = [word for words in lists if type(words) is list for word in words]
-    return [str(word).upper().removeprefix("CAP_") for word in words]
+    return [str(word).upper().removeprefix("CAP_") for words in lists if type(words) is list for word in words]
 
 
 def _stop_time(pod: Pod, segments: list[Segment]) -> float:
     """Seconds that an orderly stop may take: it bounds the whole of ExecStop=."""
     usual = _span(pod.about.get("stop_timeout"), 20.0)
-    steps = [step for segment in segments for step in segment.steps]
-    stops = [_span(part.steps[0].get("stop_timeout"), usual) for part in segments if part.name]
-    return sum(_span(step.get("drain"), 0.0) for step in steps) + sum(stops) + 15
+    drains = [_span(step.get("drain"), 0.0) for segment in segments for step in segment.steps]
+    return sum(drains + [_span(part.steps[0].get("stop_timeout"), usual) for part in segments if part.name]) + 15
 
 
 _UNITS = {
@@ -433,11 +435,10 @@ def broken(path: str, what: str, podrun: Command) -> dict[str, str]:
     """The unit of a pod file that cannot be read: starting it fails with the pod file's error. It starts at boot."""
     name = os.path.basename(path).removesuffix(".toml")
     line = "".join(c if c.isprintable() else " " for c in what).replace("%", "%%")
-    instance = name.endswith("@")
-    file = quoted(path.removesuffix("@.toml"), "@%i.toml") if instance else quoted(path)
+    file = quoted(path.removesuffix("@.toml"), "@%i.toml") if name.endswith("@") else quoted(path)
     lines = [f"# {path}: {line}", "[Unit]", f"Description=podrun pod {name}: {line}", "", "[Service]", "Type=oneshot"]
     lines += [f"ExecStart={podrun.line('up', file)}"]
-    lines += [] if instance else ["", "[Install]", "WantedBy=multi-user.target"]
+    lines += [] if name.endswith("@") else ["", "[Install]", "WantedBy=multi-user.target"]
     return {f"{name}.service": "\n".join(lines) + "\n"}
 
 
@@ -447,8 +448,7 @@ def links(name: str, text: str) -> list[str]:
     given = [line.partition("=")[::2] for line in install if "=" in line]
     stem, at, kind = name.partition("@.")
     if at:
-        default = next((value for key, value in given if key == "DefaultInstance"), "")
-        if not default:
+        if not (default := next((value for key, value in given if key == "DefaultInstance"), "")):
             return []
         name = f"{stem}@{default}.{kind}"
     kinds = {"WantedBy": "wants", "RequiredBy": "requires"}
@@ -458,10 +458,10 @@ def links(name: str, text: str) -> list[str]:
 # --- the generator --------------------------------------------------------------------------------------------------
 
 
-def generate(directory: str, etc: str = ETC, podrun: Command | None = None) -> None:
-    """Writes the units of every pod file in ``etc`` into ``directory``. No file hides another one."""
-    podrun = podrun or Command(PODRUN)
-    for path in _files(etc):
+def generate(directory: str) -> None:
+    """Writes the units of every pod file in ETC into ``directory``. No file hides another one."""
+    podrun = Command(PODRUN)
+    for path in _files(ETC):
         try:
             made = units(read(path), podrun)
         except Exception as error:
