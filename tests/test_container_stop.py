@@ -121,7 +121,7 @@ while processes.exit_status(process) is None:
 began = time.monotonic()
 case.down()
 case.down({})
-print(processes.exit_status(process), time.monotonic() - began < 0.5, case.left(), os.waitstatus_to_exitcode(os.waitpid(process.pid, 0)[1]))
+print(processes.exit_status(process), time.monotonic() - began < 4, case.left(), os.waitstatus_to_exitcode(os.waitpid(process.pid, 0)[1]))
 """
     paths = [str(Path(__file__).parent), *filter(None, sys.path)]
     run = subprocess.run(
