@@ -180,7 +180,7 @@ def test_the_facts_tell_the_process_and_where_the_output_is(tmp_path: Path) -> N
     own = case.up("sleep", "60", stop_signal="KILL")
     fields = Path(f"/proc/{own['process']['pid']}/stat").read_text().rpartition(")")[2].split()
     assert own["process"]["start"] == int(fields[19])
-    assert (own["id"], own["runtime"], own["ready"]) == ("podrun-t-cont.main", "crun", True)
+    assert (own["id"], own["runtime"], own["ready"]) == (f"{case.pod.tag}.main", "crun", True)
     assert os.stat(own["log"]["file"]).st_mode & 0o777 == 0o600
     case.down()
 
@@ -334,7 +334,7 @@ import sys
 sys.path[:0] = sys.argv[2:]
 from podrun.hook import Pod, Step, read
 from podrun_hooks import container
-pod = Pod("t-cont", sys.argv[1] + "/root", sys.argv[1] + "/run", "podrun-t-cont", attached=False)
+pod = Pod("t-cont", sys.argv[1] + "/root", sys.argv[1] + "/run", "podrun-t-imports", attached=False)
 import os; os.makedirs(pod.directory)
 image = {"layers": [sys.argv[1] + "/layer"], "config": {}}
 for turn in range(2):
