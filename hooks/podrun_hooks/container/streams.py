@@ -7,14 +7,14 @@ import stat
 
 from podrun.record import NamedTuple
 
-from .rootfs import Elsewhere
+from ..tree import Elsewhere
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from podrun.hook import Facts, Step
 
+    from ..tree import Tree
     from .place import Place
-    from .rootfs import Tree
 
 _CAT = "/bin/cat"
 #: Where links of images such as nginx's lead, and what they are called there.
