@@ -15,6 +15,7 @@ from container_case import Case, netns
 
 from podrun.errors import STEP_FAILED, Failure
 from podrun_hooks.container import ready
+from podrun_hooks.container import runtime as runtimes
 
 pytestmark = pytest.mark.root
 
@@ -358,3 +359,9 @@ print(sorted(heavy & set(sys.modules)))
     paths = [str(Path(module.__file__).parents[1]) for module in (podrun, podrun_hooks)]
     run = subprocess.run(["/usr/bin/python3", "-I", "-c", code, str(tmp_path), *paths], capture_output=True, text=True)
     assert run.stdout == "[]\n", run.stderr
+
+
+def test_where_keyctl_is_forbidden_the_failure_says_what_forbids_it() -> None:
+    words = "create keyring `podrun-web.main`: Operation not permitted"
+    assert "keyctl(2)" in runtimes._hint_for(words)
+    assert runtimes._hint_for("cannot open /x: Operation not permitted") == ""
