@@ -186,6 +186,7 @@ def main(words: Sequence[str]) -> None:
         "conmon",
         "containernetworking-plugins",
         "iptables",
+        "apparmor",
         "ca-certificates",
     ]
     with Boot(given.kind, [str(given.rounds)], "bench/units.py", packages) as boot:

@@ -75,6 +75,8 @@ def up(
     world = _world(host, lock, listening=taking_over, handing_off=handing_off)
     with lock:
         _clear(pod, world, segment)
+        if pod.unit:
+            endings.drop(host.run, pod.name, segment)
         _refuse_problems(pod, steps, world)
         if not handing_off:
             foreground.adopt_orphans()
@@ -121,9 +123,10 @@ def down(name: str, host: Host, *, invocation: str = "", force: bool = False, se
             if host.environ.get("SERVICE_RESULT") == "timeout" and own and all(journal.ready for journal in own):
                 # Once the container is the main process, systemd hears podrun's READY=1 only with NotifyAccess=all.
                 host.say("it was ready, and systemd did not hear of it: its unit lacks NotifyAccess=all")
-            chain.down(host.run, name, _world(host, lock), force=force, only=segment)
             if invocation:
+                # Before the journals are gone: whoever asks then is told of this end, not of an earlier one.
                 endings.note(host.run, name, segment, invocation, host.environ)
+            chain.down(host.run, name, _world(host, lock), force=force, only=segment)
     except Interrupted as interrupted:
         interrupted.hint = f"'podrun down {name}' goes on from here"
         raise
