@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -96,6 +98,23 @@ def test_a_server_is_asked_from_inside_its_network(podrun, nothing_left, probe, 
     assert os.readlink(f"/proc/{one}/ns/net") != os.readlink("/proc/self/ns/net")
     podrun("down", "web", check=True)
     assert not probers(podrun)
+
+
+def test_a_slow_server_has_the_whole_time_out():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            for _ in range(2):
+                client, _ = server.accept()
+                with client:
+                    client.recv(1000)
+                    time.sleep(0.6)
+                    client.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        hosts = [str(server.getsockname()[1]), "/", "127.0.0.1", "127.0.0.2", "127.0.0.3"]
+        assert prober._anywhere(hosts, 20, -1) == ""
+        assert prober._anywhere(hosts, 0.1, -1) == f"127.0.0.1:{hosts[0]}: no answer within 0.1 s"
 
 
 def test_a_command_that_does_not_end_is_killed_inside_the_container_too(podrun, nothing_left, sound):  # noqa: F811

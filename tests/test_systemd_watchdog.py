@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -204,7 +206,12 @@ def test_root_in_a_container_does_not_get_systemds_own_socket(pods):
 def test_in_the_foreground_the_same_pod_file_gets_podruns_socket(pods):
     speaker(pods)
     systemctl("stop", "web")
-    done = sh("timeout", "--preserve-status", "-s", "TERM", "8", "podrun", "up", "web")
-    assert done.returncode == 0, done.stderr
-    assert "asked for None None" in done.stdout
+    output = Path("/srv/output")
+    with output.open("w") as file:
+        process = subprocess.Popen(["podrun", "up", "web"], stdout=file, stderr=file)
+        until(lambda: json.loads(sh("podrun", "inspect", "web").stdout or "{}").get("state") == "up")
+        process.terminate()
+        assert process.wait(20) == 0, output.read_text()
+    assert "asked for None None" in output.read_text()
+    output.unlink()
     pods.nothing_left()

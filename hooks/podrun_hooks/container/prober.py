@@ -49,7 +49,7 @@ def connect(host: str, port: int, path: str = "", seconds: float = 5.0, life: in
         finally:
             sock.close()
     except TimeoutError:
-        return f"{where}: no answer within {seconds:g} s"
+        return f"{where}: no answer within {seconds:.3g} s"
     except OSError as error:
         words = posix.strerror(error.errno) if error.errno and error.errno in errno.errorcode else str(error)
         return f"{where}: {words}"
@@ -177,11 +177,16 @@ def main(words: Sequence[str]) -> None:
 
 
 def _anywhere(words: Sequence[str], seconds: float, life: int) -> str:
-    """An attempt at each host until one succeeds; returns the first one's trouble."""
+    """An attempt at each host until one succeeds or the time is over; returns the first one's trouble."""
     port, path, *hosts = words
+    deadline = time.monotonic() + seconds
     first = ""
     for host in hosts:
-        wrong = connect(host, int(port), path, seconds / len(hosts), life)
+        # A refused connection takes no time: the first host that takes one has it all.
+        left = deadline - time.monotonic()
+        if left <= 0:
+            break
+        wrong = connect(host, int(port), path, left, life)
         if not wrong:
             return ""
         first = first or wrong
