@@ -89,7 +89,6 @@ class _Bars:
         self.tasks: dict[str, Any] = {}
 
     def __enter__(self) -> _Bars:
-        self.bars.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -99,6 +98,9 @@ class _Bars:
         pass
 
     def progress(self, layers: Sequence[Any]) -> None:
+        # Not before there are layers: the thread that draws would be one when the pull's workers are forked.
+        if not self.tasks:
+            self.bars.start()
         for layer in layers:
             if layer.digest not in self.tasks:
                 self.tasks[layer.digest] = self.bars.add_task(layer.digest[7:19], total=layer.size)

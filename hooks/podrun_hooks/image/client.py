@@ -60,9 +60,10 @@ class Client:
         self.base = ""
 
     def close(self) -> None:
-        """Closes the connections."""
+        """Closes the connections. The next request opens new ones."""
         for pool in self.pools.values():
             pool.clear()
+        self.pools.clear()
 
     # --- how it is spoken to
 

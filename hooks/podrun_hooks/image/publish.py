@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from podrun.errors import BUSY, Failure, of_oserror
 
@@ -246,31 +247,75 @@ def put(scratch: str, path: str, text: str | bytes) -> None:
     _sync_directory(os.path.dirname(path))
 
 
-def put_blob(root: str, scratch: str, digest: str, content: bytes) -> None:
-    """Stores a small blob (a manifest, a configuration) whose digest the caller has checked."""
-    path = store.blob(root, digest)
-    if not os.path.exists(path):
-        put(scratch, path, content)
+def put_blobs(root: str, scratch: str, contents: Iterable[bytes]) -> dict[str, str]:
+    """Writes small blobs (manifests, a configuration) that the store lacks; for :func:`publish_blobs`."""
+    written: dict[str, str] = {}
+    for content in contents:
+        digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
+        if not os.path.exists(store.blob(root, digest)):
+            written[digest] = f"{scratch}/{digest[7:]}"
+            with open(written[digest], "wb") as file:
+                file.write(content)
+    return written
 
 
-def publish_blob(root: str, written: str, digest: str) -> None:
-    """Moves a written and synced file to its place among the blobs."""
-    os.rename(written, store.blob(root, digest))
-    _sync_directory(f"{store.base(root)}/blobs/sha256")
+def publish_blobs(root: str, written: dict[str, str], *, synced: bool) -> None:
+    """Moves written files to their place among the blobs, by digest."""
+    for digest, path in written.items():
+        if not synced:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+        os.rename(path, store.blob(root, digest))
+    if written:
+        _sync_directory(f"{store.base(root)}/blobs/sha256")
 
 
-def publish_layer(root: str, scratch: str, unpacked: str, name: str, about: dict[str, Any]) -> None:
-    """Moves a written and synced directory to its place among the layers, with what is known of it beside it."""
-    path = store.layer(root, name)
-    put(scratch, f"{path}.json", json.dumps(about, separators=(",", ":")))
-    try:
-        os.rename(unpacked, path)
-    except OSError:
-        # Somebody else was faster: another compression of the same layer.
-        if not os.path.isdir(path):
-            raise
-        return
-    _sync_directory(os.path.dirname(path))
+class Written(NamedTuple):
+    """A layer that has been written but is not visible yet: its blob, its directory, or both."""
+
+    scratch: str
+    digest: str
+    #: The diffID, or another name in layers/.
+    name: str
+
+    @property
+    def blob(self) -> str:
+        return f"{self.scratch}/blob"
+
+    @property
+    def unpacked(self) -> str:
+        return f"{self.scratch}/layer"
+
+
+def publish_written(root: str, scratch: str, layers: list[tuple[Written, dict[str, Any] | None]]) -> None:
+    """Has everything so far written to the disk, and then makes ``layers`` visible, with what is known of each.
+
+    One syncfs(2) serves them all. A layer counts as there when its directory and its file beside it are
+    (:func:`about_layer`), so the order in which these two reach the disk does not matter.
+    """
+    for layer, about in layers:
+        if os.path.isdir(layer.unpacked):
+            with open(f"{layer.scratch}/about", "w", encoding="utf-8") as file:
+                json.dump(about, file, separators=(",", ":"))
+    sync(scratch)
+    blobs = {layer.digest: layer.blob for layer, _ in layers if os.path.exists(layer.blob)}
+    publish_blobs(root, blobs, synced=True)
+    for layer, _ in layers:
+        if os.path.isdir(layer.unpacked):
+            path = store.layer(root, layer.name)
+            os.rename(f"{layer.scratch}/about", f"{path}.json")
+            try:
+                os.rename(layer.unpacked, path)
+            except OSError:
+                # Somebody else was faster: another compression of the same layer.
+                if not os.path.isdir(path):
+                    raise
+        remove(layer.scratch)
+    if layers:
+        _sync_directory(f"{store.base(root)}/layers")
 
 
 def about_layer(root: str, name: str) -> dict[str, Any] | None:

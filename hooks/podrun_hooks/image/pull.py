@@ -150,10 +150,11 @@ def _import(todo: _Pull, source: Source, stamp: list[int], scratch: str) -> stor
     _check_platform(config, platform, source.what)
     notify(f"STATUS=Pulling {named.text}: {len(found.layers)} layers")
     layers = dict.fromkeys(zip(found.layers, config.diff_ids, strict=True))
-    fetch(root, source, layers, scratch, notify, todo.progress)
+    listed = content if found.descriptor.media_type == manifest.OCI_MANIFEST else manifest.as_oci(found)
+    small_blobs = publish.put_blobs(root, scratch, dict.fromkeys((config_text, content, listed)))
+    synced = fetch(root, source, layers, scratch, notify, todo.progress)
     notify(f"STATUS=Storing {named.text}")
-    publish.put_blob(root, scratch, found.config.digest, config_text)
-    publish.put_blob(root, scratch, found.descriptor.digest, content)
+    publish.publish_blobs(root, small_blobs, synced=synced)
     stack = stacked(root, scratch, config.diff_ids)
     stored = store.Stored(
         ref=named.text,
@@ -170,8 +171,6 @@ def _import(todo: _Pull, source: Source, stamp: list[int], scratch: str) -> stor
     _note_proofs(todo, scratch, stored.digest)
     publish.put_record(root, scratch, stored)
     notify(f"STATUS=Listing {named.text}")
-    listed = content if found.descriptor.media_type == manifest.OCI_MANIFEST else manifest.as_oci(found)
-    publish.put_blob(root, scratch, manifest.digest_of(listed), listed)
     described = {
         "mediaType": manifest.OCI_MANIFEST,
         "digest": manifest.digest_of(listed),

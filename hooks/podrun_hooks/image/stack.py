@@ -131,7 +131,9 @@ def _read(path: str) -> _Attributes:
 def _attribute_layer(root: str, scratch: str, names: list[str], attributes: dict[str, _Attributes]) -> str:
     name = attribute_layer_name(names)
     if publish.about_layer(root, name) is None:
-        made = f"{scratch}/attributes"
+        written = publish.Written(f"{scratch}/attributes", "", name)
+        os.mkdir(written.scratch)
+        made = written.unpacked
         os.mkdir(made)
         os.chmod(made, 0o755)
         for path in sorted(attributes):
@@ -143,6 +145,5 @@ def _attribute_layer(root: str, scratch: str, names: list[str], attributes: dict
             for key, value in right.xattrs.items():
                 os.setxattr(f"{made}/{path}", key, value)
             os.utime(f"{made}/{path}", ns=(right.mtime, right.mtime))
-        publish.sync(made)
-        publish.publish_layer(root, scratch, made, name, {})
+        publish.publish_written(root, scratch, [(written, {})])
     return name
