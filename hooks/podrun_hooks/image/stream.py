@@ -52,11 +52,11 @@ class Reader:
 
     def ended(self) -> bool:
         """Whether nothing is left."""
-        return not self._fill()
+        return self._at >= len(self._chunk) and not self._fill()
 
     def some(self, limit: int) -> memoryview:
         """At least one byte, at most ``limit``."""
-        if not self._fill():
+        if self._at >= len(self._chunk) and not self._fill():
             raise malformed(f"{self._what} is truncated")
         piece = memoryview(self._chunk)[self._at : self._at + limit]
         self._at += len(piece)
@@ -79,6 +79,10 @@ class Reader:
 
     def skip(self, size: int) -> None:
         """Passes over ``size`` bytes."""
+        if self._at + size <= len(self._chunk):
+            self._at += size
+            self.position += size
+            return
         while size > 0:
             size -= len(self.some(size))
 
