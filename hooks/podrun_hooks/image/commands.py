@@ -65,10 +65,12 @@ def pull(
     cwd: str = "",
     verify: Verify | None = None,
     progress: Progress | None = None,
+    changed: bool = False,
 ) -> store.Image:
     """Brings an image of any kind into the store. Its ``digest`` is what ``podrun image pull`` prints.
 
-    Relative paths in ``ref`` start from ``cwd`` (absolute). Raises Failure as the hook does.
+    Relative paths in ``ref`` start from ``cwd`` (absolute). ``changed``: it is known that the name stands for something
+    else than what is stored (see now.ask). Raises Failure as the hook does.
     """
     named = reference.parse(ref, cwd)
     demanded = demands(verify, named)
@@ -81,7 +83,7 @@ def pull(
     found = store.cached(root, named, policy, platform)
     if found and proved(root, demanded, found.digest):
         return found
-    return _pull(root, named, policy, platform, notify, demanded, progress)
+    return _pull(root, named, policy, platform, notify, demanded, progress, changed)
 
 
 def import_(root: str, path: str, notify: Callable[[str], None] = _quietly) -> list[store.Image]:

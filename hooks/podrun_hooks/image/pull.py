@@ -30,6 +30,8 @@ class _Pull(NamedTuple):
     notify: Notify
     demands: Sequence[Demand]
     progress: Progress | None
+    #: Somebody has asked already: what the store has is not what the name stands for.
+    changed: bool
 
 
 def pull(
@@ -40,6 +42,7 @@ def pull(
     notify: Notify,
     demands: Sequence[Demand] = (),
     progress: Progress | None = None,
+    changed: bool = False,
 ) -> store.Image:
     """The image of a reference, fetched and unpacked as far as the store lacks it, and proved to meet ``demands``.
 
@@ -50,7 +53,7 @@ def pull(
         from . import host
 
         return host.make(root)
-    todo = _Pull(root, named, platform, notify, demands, progress)
+    todo = _Pull(root, named, platform, notify, demands, progress, changed)
     if policy == "never":
         found = store.stored(root, named.text, platform)
         if found is None:
@@ -105,7 +108,7 @@ def _note_proofs(todo: _Pull, scratch: str, digest: str) -> None:
 def _pull(todo: _Pull, known: store.Stored | None) -> store.Image:
     with publish.work(todo.root) as scratch:
         stamp = store.stamp(store.source_file(todo.named))
-        source = _source(todo.named, known.remote if known else "", scratch)
+        source = _source(todo.named, known.remote if known and not todo.changed else "", scratch)
         if source is None and known:
             return _stored(todo, known)
         assert source is not None

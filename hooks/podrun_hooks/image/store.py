@@ -162,3 +162,12 @@ def cached(root: str, reference: Reference, policy: str, platform: str = "") -> 
         if file and now and now != found.source:
             return None
     return image(root, found)
+
+
+def sweep(root: str) -> None:
+    """Removes what killed pulls left behind, when there is anything; what is at work is left alone."""
+    work = f"{base(root)}/tmp"
+    if os.path.isdir(work) and os.listdir(work):
+        from .publish import sweep
+
+        sweep(root)
