@@ -19,7 +19,7 @@ from . import publish, store, workers
 from .layer import Summary, extract
 from .manifest import Descriptor
 from .source import Source, verified
-from .stream import Reader, ahead, chunks_of, decompressed, malformed, seen
+from .stream import Reader, ahead, chunks_of, decompressed, malformed, prepare, seen
 from .workers import Tell, Worker
 
 #: Layers at work at once.
@@ -79,27 +79,29 @@ def fetch(
     root: str,
     source: Source,
     layers: Iterable[tuple[Descriptor, str]],
+    blobs: dict[str, str],
     scratch: str,
     notify: Callable[[str], None],
     progress: Progress | None = None,
-) -> bool:
-    """Brings layers, pairs of blob and diffID, into the store: PARALLEL at once, the largest first.
-
-    Returns whether everything that was in ``scratch`` before has been written to the disk on the way.
-    """
+) -> None:
+    """Brings layers, pairs of blob and diffID, into the store: PARALLEL at once, the largest first; and ``blobs``,
+    files in ``scratch`` by digest."""
     pairs = list(layers)
     spare = min(PARALLEL, len(pairs)) < len(os.sched_getaffinity(0))
     wanted = [_Layer(root, source, *pair, f"{scratch}/{number}", spare) for number, pair in enumerate(pairs)]
-    pull = _Fetching(wanted, scratch, notify, progress)
+    pull = _Fetching(wanted, blobs, scratch, notify, progress)
     try:
         if pull.todo:
             source.disconnect()
+            prepare([blob.media_type for blob, _ in pairs])
             # Before there is a lock or a thread to inherit.
             for _ in range(min(PARALLEL, len(pull.todo))):
                 workers.start(pull.fetchers, pull.bring)
             workers.start(pull.publishers, pull.publish)
             pull.publisher = pull.publishers[0].pid
             pull.run()
+        if not pull.failure:
+            publish.publish_blobs(root, pull.blobs)
         pull.show()
     finally:
         workers.end(pull.fetchers)
@@ -108,7 +110,6 @@ def fetch(
             lock.close()
     if pull.failure:
         raise pull.failure
-    return pull.written
 
 
 class _Fetching:
@@ -117,11 +118,14 @@ class _Fetching:
     def __init__(
         self,
         layers: list[_Layer],
+        blobs: dict[str, str],
         scratch: str,
         notify: Callable[[str], None],
         progress: Progress | None,
     ) -> None:
         self.layers = layers
+        #: What is to be published with layers, and has not been yet.
+        self.blobs = blobs
         self.scratch = scratch
         self.notify = notify
         self.progress = progress
@@ -140,7 +144,6 @@ class _Fetching:
         #: How much had moved when the last writing began.
         self.at = 0
         self.failure: Exception | None = None
-        self.written = False
         self.began = self.pause_until = time.monotonic()
 
     # --- in the workers
@@ -148,9 +151,10 @@ class _Fetching:
     def bring(self, number: int, tell: Tell) -> Any:
         return _bring(self.layers[number], _teller(tell))
 
-    def publish(self, numbers: list[list[Any]], _tell: Tell) -> None:
-        root = self.layers[0].root
-        publish.publish_written(root, self.scratch, [(self.layers[n].written, about) for n, about in numbers])
+    def publish(self, request: Any, _tell: Tell) -> None:
+        numbers, blobs = request
+        layers = [(self.layers[number].written, about) for number, about in numbers]
+        publish.publish_written(self.layers[0].root, self.scratch, layers, blobs)
 
     # --- in the parent
 
@@ -215,7 +219,9 @@ class _Fetching:
         if self.unpacked or (moved > self.at and not self.failure):
             self.publishing = list(self.unpacked)
             self.began, self.at = time.monotonic(), moved
-            self.publishers[0].ask([[number, self.unpacked.pop(number)] for number in self.publishing])
+            last = not (self.todo or self.fetching or self.failure)
+            blobs, self.blobs = (self.blobs, {}) if last else ({}, self.blobs)
+            self.publishers[0].ask([[[number, self.unpacked.pop(number)] for number in self.publishing], blobs])
 
     def take(self, worker: Worker, kind: str, value: Any) -> None:
         """An answer of a worker."""
@@ -226,7 +232,7 @@ class _Fetching:
             for number in self.publishing or ():
                 self.stored.add(number)
                 self.locks.pop(number).close()
-            self.publishing, self.written = None, True
+            self.publishing = None
         elif kind == "failed":
             self.failure = self.failure or value
             workers.end(self.fetchers)

@@ -89,7 +89,7 @@ def make(root: str) -> store.Image:
                     written = publish.Written(f"{scratch}/host", "", name)
                     os.mkdir(written.scratch)
                     _fill(written.unpacked)
-                    publish.publish_written(root, scratch, [(written, {})])
+                    publish.publish_written(root, scratch, [(written, {})], {})
                 except OSError as error:
                     raise of_oserror(error, "host:") from None
             # A package may have been installed meanwhile.

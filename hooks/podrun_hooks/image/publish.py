@@ -237,14 +237,16 @@ def _sync_directory(path: str) -> None:
 
 
 def put(scratch: str, path: str, text: str | bytes) -> None:
-    """Writes a small file so that readers see either the old or the new one."""
+    """Writes a small file so that readers see either the old or the new one, also after a power cut.
+
+    Which of the two is another matter: the name is on the disk when the file system next writes its journal.
+    """
     new = f"{scratch}/{os.urandom(6).hex()}"
     with open(new, "wb") as file:
         file.write(text.encode() if isinstance(text, str) else text)
         file.flush()
         os.fsync(file.fileno())
     os.rename(new, path)
-    _sync_directory(os.path.dirname(path))
 
 
 def put_blobs(root: str, scratch: str, contents: Iterable[bytes]) -> dict[str, str]:
@@ -259,15 +261,15 @@ def put_blobs(root: str, scratch: str, contents: Iterable[bytes]) -> dict[str, s
     return written
 
 
-def publish_blobs(root: str, written: dict[str, str], *, synced: bool) -> None:
-    """Moves written files to their place among the blobs, by digest."""
+def publish_blobs(root: str, written: dict[str, str]) -> None:
+    """Moves written files to their place among the blobs, by digest, once they are on the disk."""
+    for path in written.values():
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
     for digest, path in written.items():
-        if not synced:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
         os.rename(path, store.blob(root, digest))
     if written:
         _sync_directory(f"{store.base(root)}/blobs/sha256")
@@ -290,8 +292,11 @@ class Written(NamedTuple):
         return f"{self.scratch}/layer"
 
 
-def publish_written(root: str, scratch: str, layers: list[tuple[Written, dict[str, Any] | None]]) -> None:
-    """Has everything so far written to the disk, and then makes ``layers`` visible, with what is known of each.
+def publish_written(
+    root: str, scratch: str, layers: list[tuple[Written, dict[str, Any] | None]], blobs: dict[str, str]
+) -> None:
+    """Has everything so far written to the disk, and then makes visible ``layers``, with what is known of each, and
+    ``blobs``, files by digest.
 
     One syncfs(2) serves them all. A layer counts as there when its directory and its file beside it are
     (:func:`about_layer`), so the order in which these two reach the disk does not matter.
@@ -301,8 +306,9 @@ def publish_written(root: str, scratch: str, layers: list[tuple[Written, dict[st
             with open(f"{layer.scratch}/about", "w", encoding="utf-8") as file:
                 json.dump(about, file, separators=(",", ":"))
     sync(scratch)
-    blobs = {layer.digest: layer.blob for layer, _ in layers if os.path.exists(layer.blob)}
-    publish_blobs(root, blobs, synced=True)
+    of_layers = {layer.digest: layer.blob for layer, _ in layers if os.path.exists(layer.blob)}
+    for digest, written in (of_layers | blobs).items():
+        os.rename(written, store.blob(root, digest))
     for layer, _ in layers:
         if os.path.isdir(layer.unpacked):
             path = store.layer(root, layer.name)
@@ -313,9 +319,13 @@ def publish_written(root: str, scratch: str, layers: list[tuple[Written, dict[st
                 # Somebody else was faster: another compression of the same layer.
                 if not os.path.isdir(path):
                     raise
-        remove(layer.scratch)
+    # One after the other: a journal that has written the first has written the second.
+    if of_layers or blobs:
+        _sync_directory(f"{store.base(root)}/blobs/sha256")
     if layers:
         _sync_directory(f"{store.base(root)}/layers")
+    for layer, _ in layers:
+        remove(layer.scratch)
 
 
 def about_layer(root: str, name: str) -> dict[str, Any] | None:

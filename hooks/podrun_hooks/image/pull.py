@@ -155,9 +155,8 @@ def _import(todo: _Pull, source: Source, stamp: list[int], scratch: str) -> stor
     layers = dict.fromkeys(zip(found.layers, config.diff_ids, strict=True))
     listed = content if found.descriptor.media_type == manifest.OCI_MANIFEST else manifest.as_oci(found)
     small_blobs = publish.put_blobs(root, scratch, dict.fromkeys((config_text, content, listed)))
-    synced = fetch(root, source, layers, scratch, notify, todo.progress)
+    fetch(root, source, layers, small_blobs, scratch, notify, todo.progress)
     notify(f"STATUS=Storing {named.text}")
-    publish.publish_blobs(root, small_blobs, synced=synced)
     stack = stacked(root, scratch, config.diff_ids)
     stored = store.Stored(
         ref=named.text,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import queue
 import threading
 import zlib
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import suppress
 from typing import IO, Any
 
 from podrun.errors import MALFORMED, UNAVAILABLE, Failure
@@ -185,6 +186,16 @@ def decompressed(chunks: Iterator[bytes], what: str) -> Generator[bytes, None, N
         if size > RATIO_FREE_BYTES and size > taken[0] * MAX_RATIO:
             raise malformed(f"{what} unpacks to more than {MAX_RATIO} times its size")
         yield chunk
+
+
+def prepare(media_types: Iterable[str]) -> None:
+    """Imports once what layers of these types will want: in the parent of those that unpack them."""
+    for kind in {media_type.rpartition("+")[2] for media_type in media_types}:
+        if kind == "zstd":
+            with suppress(ImportError):
+                import zstandard  # noqa: F401
+        else:
+            _zlib()
 
 
 def _zlib() -> Any:

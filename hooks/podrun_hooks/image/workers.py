@@ -135,6 +135,11 @@ def _exception(kind: str, value: Any) -> Exception:
 
 def end(workers: list[Worker]) -> None:
     """Kills workers and waits for them."""
+    for worker in workers:
+        try:
+            os.kill(worker.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
     while workers:
         worker = workers[-1]
         linux.end(worker.pid)
