@@ -119,10 +119,15 @@ def explain(step: Step) -> list[str]:
 
 
 def collect(root: str, run: str, pods: Set[str], only_look: bool) -> list[str]:
-    """Removes what killed pulls left behind; what is at work is left alone. There is nothing to tell of it."""
-    if not only_look:
-        store.sweep(root)
-    return []
+    """Removes what killed pulls left behind, of which there is nothing to tell, and layers that failed ones left a day
+    ago or more; what is at work is left alone."""
+    if only_look:
+        from .publish import expired
+
+        gone = expired(root)
+    else:
+        gone = store.sweep(root)
+    return [f"{name[:18].replace('-', ' ')} of a pull that failed" for name in gone]
 
 
 def _ready(root: str, named: Any, policy: str, platform: str) -> store.Image | None:

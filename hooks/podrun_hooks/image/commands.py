@@ -204,9 +204,9 @@ def prune(root: str, used: Used, unused: bool = False) -> Removed:
 
 
 def collect(root: str) -> None:
-    """Removes what killed processes left in the store; what is at work is left alone."""
+    """Removes what killed processes left in the store, and what failed pulls did a day ago; see store.sweep()."""
     if os.path.isdir(store.base(root)):
-        publish.sweep(root)
+        store.sweep(root)
 
 
 def login(registry: str, user: str, password: str) -> str:
@@ -365,6 +365,7 @@ def _garbage(root: str, scratch: str, busy: AbstractSet[str]) -> int:
         freed += _on_disk(path)
         os.rename(path, f"{scratch}/{name}")
         publish.remove(f"{scratch}/{name}")
+    publish.forget_marks(root)
     return freed
 
 

@@ -23,9 +23,11 @@ from podrun.errors import BUSY, Failure, of_oserror
 from .. import linux
 from . import store
 
-_DIRECTORIES = ("blobs", "blobs/sha256", "layers", "refs", "verified", "tmp", "locks")
+_DIRECTORIES = ("blobs", "blobs/sha256", "layers", "refs", "verified", "unclaimed", "tmp", "locks")
 #: Seconds between two looks at a lock that somebody else holds.
 _POLL = 0.02
+#: Seconds that layers of a failed pull are kept for the next try.
+KEPT = 24 * 3600
 _LAYOUT = '{"imageLayoutVersion":"1.0.0"}'
 
 
@@ -307,6 +309,8 @@ def publish_written(
                 json.dump(about, file, separators=(",", ":"))
     sync(scratch)
     of_layers = {layer.digest: layer.blob for layer, _ in layers if os.path.exists(layer.blob)}
+    _mark(root, map(_blob_mark, of_layers))
+    _mark(root, (_layer_mark(layer.name) for layer, _ in layers if layer.digest and os.path.isdir(layer.unpacked)))
     for digest, written in (of_layers | blobs).items():
         os.rename(written, store.blob(root, digest))
     for layer, _ in layers:
@@ -319,6 +323,7 @@ def publish_written(
                 # Somebody else was faster: another compression of the same layer.
                 if not os.path.isdir(path):
                     raise
+                _unless_gone(os.unlink, f"{store.base(root)}/unclaimed/{_layer_mark(layer.name)}")
     # One after the other: a journal that has written the first has written the second.
     if of_layers or blobs:
         _sync_directory(f"{store.base(root)}/blobs/sha256")
@@ -326,6 +331,75 @@ def publish_written(
         _sync_directory(f"{store.base(root)}/layers")
     for layer, _ in layers:
         remove(layer.scratch)
+
+
+# --- layers of pulls that failed
+
+
+def _mark(root: str, written: Iterable[str]) -> None:
+    """Notes blobs and layers, by :func:`_blob_mark` and :func:`_layer_mark`, of an image that is not in the store yet:
+    before they are, so that none is forgotten, and only what is new, so that nobody uses it."""
+    for name in written:
+        os.close(os.open(f"{store.base(root)}/unclaimed/{name}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+
+def _blob_mark(digest: str) -> str:
+    return f"blob-{digest.removeprefix('sha256:')}"
+
+
+def _layer_mark(diff_id: str) -> str:
+    return f"layer-{diff_id.removeprefix('sha256:')}"
+
+
+def claim(root: str, layers: Iterable[tuple[str, str]]) -> None:
+    """Pairs of digest and diffID belong to an image from here on: called before it is one, lest what is used should
+    ever look as if it were not."""
+    for digest, diff_id in layers:
+        for mark in (_blob_mark(digest), _layer_mark(diff_id)):
+            _unless_gone(os.unlink, f"{store.base(root)}/unclaimed/{mark}")
+
+
+def expired(root: str) -> list[str]:
+    """What came whole with pulls that failed, and has not been tried again for a while: "layer-HEX", "blob-HEX"."""
+    found = []
+    for name in sorted(_names(f"{store.base(root)}/unclaimed")):
+        try:
+            age = time.time() - os.lstat(f"{store.base(root)}/unclaimed/{name}").st_mtime
+        except FileNotFoundError:
+            continue
+        if age > KEPT:
+            found.append(name)
+    return found
+
+
+def expire(root: str) -> list[str]:
+    """Removes what has expired, and tells what; unless a pull is at work: the next one does then."""
+    if not expired(root):
+        return []
+    base = store.base(root)
+    try:
+        with locked(root, "store", wait=False), work(root) as scratch:
+            records = filter(None, (store.read(f"{base}/refs/{name}") for name in _names(f"{base}/refs")))
+            # Somebody may have put its directory back under an image that had lost it.
+            used = {_layer_mark(layer) for record in records for layer in record.layers}
+            gone = [name for name in expired(root) if name not in used]
+            for name in expired(root):
+                kind, _, key = name.partition("-")
+                paths = [store.blob(root, key)] if kind == "blob" else [store.layer(root, key)]
+                for path in [*paths, *(f"{path}.json" for path in paths)] if name in gone else ():
+                    _unless_gone(os.rename, path, f"{scratch}/{os.urandom(6).hex()}")
+                _unless_gone(os.unlink, f"{base}/unclaimed/{name}")
+            return gone
+    except Failure as failure:
+        if failure.code != BUSY:
+            raise
+        return []
+
+
+def forget_marks(root: str) -> None:
+    """Removes all marks: nothing is left in the store that is not used."""
+    for name in _names(f"{store.base(root)}/unclaimed"):
+        _unless_gone(os.unlink, f"{store.base(root)}/unclaimed/{name}")
 
 
 def about_layer(root: str, name: str) -> dict[str, Any] | None:

@@ -62,6 +62,7 @@ def pull(
     notify(f"STATUS=Pulling {named.text}")
     publish.prepare(root)
     publish.sweep(root)
+    publish.expire(root)
     # What prune would take for garbage is only on its way to becoming an image.
     with publish.locked(root, "store", shared=True), publish.locked(root, f"ref-{_short(named.text + platform)}"):
         known = store.stored(root, named.text, platform)
@@ -171,6 +172,7 @@ def _import(todo: _Pull, source: Source, stamp: list[int], scratch: str) -> stor
         size=len(content) + len(config_text) + sum(layer.size for layer in dict.fromkeys(found.layers)),
     )
     _note_proofs(todo, scratch, stored.digest)
+    publish.claim(root, [(blob.digest, diff_id) for blob, diff_id in layers])
     publish.put_record(root, scratch, stored)
     notify(f"STATUS=Listing {named.text}")
     described = {

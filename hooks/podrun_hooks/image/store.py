@@ -164,10 +164,18 @@ def cached(root: str, reference: Reference, policy: str, platform: str = "") -> 
     return image(root, found)
 
 
-def sweep(root: str) -> None:
-    """Removes what killed pulls left behind, when there is anything; what is at work is left alone."""
-    work = f"{base(root)}/tmp"
-    if os.path.isdir(work) and os.listdir(work):
-        from .publish import sweep
+def sweep(root: str) -> list[str]:
+    """Removes what killed pulls left behind, and layers of failed ones after a day; what is at work is left alone.
 
-        sweep(root)
+    Returns what those were: "layer-HEX", "blob-HEX".
+    """
+    if not any(map(_has_something, (f"{base(root)}/tmp", f"{base(root)}/unclaimed"))):
+        return []
+    from . import publish
+
+    publish.sweep(root)
+    return publish.expire(root)
+
+
+def _has_something(directory: str) -> bool:
+    return os.path.isdir(directory) and bool(os.listdir(directory))
