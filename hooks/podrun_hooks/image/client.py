@@ -315,6 +315,9 @@ class Client:
 
     def unreachable(self, error: Exception) -> Failure:
         reason = str(getattr(error, "reason", None) or error)
+        if isinstance(error, ProtocolError) and error.args:
+            # ("Connection aborted.", the error below it)
+            reason = str(error.args[0]).rstrip(".")
         # urllib3 leads its messages with "<urllib3...HTTPConnection object at 0x...>: ", since 2.4 with
         # "HTTPConnection(host='...', port=...): ".
         if reason.startswith(("<", "HTTP")):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing
 from typing import Any, NamedTuple
 
-from podrun.errors import BUSY, MALFORMED, Failure
+from podrun.errors import BUSY, Failure
 
 from . import publish, store, workers
 from .layer import Summary, extract
@@ -313,9 +313,10 @@ def _unpack(layer: _Layer, chunks: Iterator[bytes], target: str) -> Summary:
             # The archive may end before its stream does: what follows belongs to both digests all the same.
             reader.drain()
         except Failure as failure:
-            if failure.code == MALFORMED and not failure.what.startswith(layer.what):
-                raise malformed(f"{layer.what}: {failure.what}") from None
-            raise
+            if failure.what.startswith(layer.source.what):
+                raise
+            what = f"{layer.what}: {failure.what}"
+            raise Failure(what, code=failure.code, hint=failure.hint) from None
     for _ in chunks:
         pass
     if f"sha256:{digest.hexdigest()}" != layer.diff_id:
