@@ -6,7 +6,7 @@ import os
 import sys
 import time
 
-from podrun import find
+from podrun import find, foreground
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ def pull(given: dict[str, Any], host: Host) -> int:
     if given["cosign_key"] or given["policy"]:
         policy = os.path.abspath(given["policy"]) if given["policy"] else ""
         verify = store("verify").Verify(cosign_key=given["cosign_key"], policy=policy)
+    # A pull that is asked to end ends its workers, and leaves nothing half.
+    foreground.interruptible()
     ref, platform, here = given["ref"], given["platform"], os.getcwd()
     with teller(given["quiet"]) as telling:
         answer = store("now").ask(host.root, ref, platform, telling.notify, here, verify)

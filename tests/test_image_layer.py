@@ -14,6 +14,8 @@ import image_builder as build
 import pytest
 from image_samples import outside, place, unpack
 
+from podrun_hooks import linux
+
 __all__ = ["place"]
 
 pytestmark = pytest.mark.root
@@ -102,6 +104,29 @@ def test_a_store_below_a_setgid_directory_changes_nothing(place: Path) -> None:
     for name in ("file", "dir", "a", "a/b"):
         status = (place / "layer" / name).stat()
         assert (status.st_gid, status.st_mode & stat.S_ISGID) == (0, 0), name
+
+
+def test_renames_elsewhere_do_not_disturb_the_walk_through_dotdot(place: Path) -> None:
+    # openat2(2): RESOLVE_IN_ROOT answers EAGAIN when a rename anywhere comes between, which a busy machine is full of.
+    parent = os.getpid()
+    renaming = os.fork()
+    if not renaming:
+        one, other = str(place / "outside/one"), str(place / "outside/other")
+        os.mkdir(one)
+        while os.getppid() == parent:
+            os.rename(one, other)
+            os.rename(other, one)
+        os._exit(0)
+    try:
+        (place / "layer/a/b").mkdir(parents=True)
+        (place / "layer/a/link").symlink_to("../a/../a/../a/b")
+        root = os.open(place / "layer", os.O_PATH)
+        for _ in range(20_000):
+            os.close(linux.openat2(root, b"a/link", os.O_PATH))
+        os.close(root)
+    finally:
+        os.kill(renaming, 9)
+        os.waitpid(renaming, 0)
 
 
 def test_the_umask_changes_nothing(place: Path) -> None:

@@ -50,8 +50,8 @@ def gone(pid: int) -> bool:
 
 
 @contextmanager
-def held_up(root: Path) -> Iterator[subprocess.Popen[str]]:
-    """A pull of which a layer never comes to its end, when its workers are at work."""
+def held_up(root: Path, *program: str) -> Iterator[subprocess.Popen[str]]:
+    """A pull of which a layer never comes to its end, when its workers are at work. ``program`` is given the ref."""
     on = threading.Event()
     sent = threading.Event()
 
@@ -70,7 +70,7 @@ def held_up(root: Path) -> Iterator[subprocess.Popen[str]]:
 
     environ = {**os.environ, "PYTHONPATH": f"{HERE.parent}:{HERE.parent / 'hooks'}"}
     with faulty(IMAGE, change) as server:
-        argv = [sys.executable, "-c", PULL, str(root), f"{server.host}/web"]
+        argv = [sys.executable, *(program or ("-c", PULL, str(root))), f"{server.host}/web"]
         process = subprocess.Popen(
             argv, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
@@ -94,6 +94,19 @@ def test_no_worker_outlives_a_pull_that_is_killed(tmp_path: Path) -> None:
         process.wait()
         # Their locks went with them: nothing keeps the sweep from what they had begun.
         commands.collect(str(tmp_path))
+        assert not {name for name in visible(tmp_path) if name.startswith(("refs/", "tmp/", "locks/"))}
+
+
+@pytest.mark.root
+@pytest.mark.server
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_the_command_with_its_number_and_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    with held_up(tmp_path, "-m", "podrun", "--root", str(tmp_path), "image", "pull", "-q") as process:
+        pids = children(process.pid)
+        os.killpg(process.pid, number)
+        _, errors = process.communicate(timeout=30)
+        assert (process.returncode, errors) == (128 + number, f"podrun: stopped by {number.name}\n")
+        assert all(map(gone, pids))
         assert not {name for name in visible(tmp_path) if name.startswith(("refs/", "tmp/", "locks/"))}
 
 
