@@ -1,4 +1,4 @@
-"""What a registry, a disk and a kill can do to a pull, and what becomes of it: the list of issue 3."""
+"""What a registry, a disk and a kill can do to a pull, and what becomes of it."""
 
 from __future__ import annotations
 
