@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from podrun.podfile import PodText
-
 
 def act(command: str, given: dict[str, Any], host: Host | None = None) -> int:
     """Carries out one of them with the parameters that podrun.arguments declares; returns the exit code."""
@@ -108,21 +106,10 @@ def _up(given: dict[str, Any], host: Host) -> int:
             cache=parsed.directory(host.run),
         )
     if given["detach"] and not given["segment"]:
-        return detached(text, host)
+        from podrun import detached
+
+        return detached.start(text, host)
     return launch.up(text, host, detach=given["detach"], segment=given["segment"])
-
-
-def detached(text: PodText, host: Host) -> int:
-    """Starts a pod that nobody waits for: as a transient unit where systemd runs, else with nothing around it."""
-    from podrun import launch, systemd
-
-    wanted = host.environ.get("PODRUN_SYSTEMD") != "no" and not os.geteuid()
-    if wanted and systemd.booted() and not systemd.takes_over(host.environ):
-        from podrun import transient
-
-        source = systemd.made_of(text.name) if text.file else ""
-        return transient.start_made(text, source, host) if source else transient.start(text, host)
-    return launch.up(text, host, detach=True)
 
 
 def _down(given: dict[str, Any], host: Host) -> int:

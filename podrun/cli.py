@@ -15,6 +15,7 @@ from podrun import (
     __version__,
     chain,
     completion,
+    detached,
     endings,
     find,
     foreground,
@@ -29,7 +30,7 @@ from podrun import (
     volumes,
 )
 from podrun import journal as journals
-from podrun.acts import act, detached, guarded, host_of, name_of
+from podrun.acts import act, guarded, host_of, name_of
 from podrun.arguments import COMMANDS, GLOBAL, Flag
 from podrun.errors import BUSY, UNAVAILABLE, WRONG_FILE, Failure
 from podrun.hook import Pod
@@ -140,7 +141,7 @@ def restart(host: Host, word: str) -> int:
     else:
         text = podfile.load(header.file if header else word, environ=host.environ, load_hook=find.load)
     launch.down(name, host)
-    return detached(text, host)
+    return detached.start(text, host)
 
 
 def _as_it_was_run(pod: Pod, host: Host) -> podfile.PodText:

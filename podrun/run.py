@@ -29,9 +29,9 @@ def run(given: dict[str, Any], host: Host) -> int:
             "nobody would restart it", code=UNAVAILABLE, hint="--restart takes -d, and a machine run by systemd"
         )
     if given["detach"] and not given["tty"]:
-        from podrun.acts import detached
+        from podrun import detached
 
-        return detached(text, host)
+        return detached.start(text, host)
     if not given["tty"]:
         return launch.up(text, host, interactive=given["interactive"])
     if given["detach"]:
