@@ -21,6 +21,7 @@ FIRST_PARTY = {
     "network": "podrun_hooks.network",
     "container": "podrun_hooks.container",
     "register": "podrun_hooks.register",
+    "oci-hooks": "podrun_hooks.oci_hooks",
 }
 #: What runs an executable as a hook.
 EXECUTABLE = "podrun_hooks.command"

@@ -204,7 +204,7 @@ def stop_the_child_of(parent: int, pidfd: int) -> None:
 
 _MOUNT = {"hostPath": str, "containerPath": str, "type": str, "options": list}
 _DEVICE = {"path": str, "hostPath": str, "type": str, "permissions": str, "major": int, "minor": int}
-_OCI_HOOK = {"hookName": str, "path": str, "args": list, "env": list, "timeout": int}
+_OCI_HOOK = {"hookName": str, "path": str, "args": list, "env": list, "timeout": int, "when": list}
 #: The facts with a meaning for others: the type, of lists the type of an item or the fields that an item may have, and
 #: those that it must have.
 VOCABULARY: dict[str, tuple[type, Any, tuple[str, ...]]] = {

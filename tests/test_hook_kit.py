@@ -33,6 +33,7 @@ def rows(done) -> dict[str, tuple[str, str]]:
         ["network", "-o", "mode=none"],
         ["container", "--in", "POD"],
         ["register", "-o", "service=web", "-o", "port=80"],
+        ["oci-hooks", "-o", 'hooks=[{ path = "/bin/true", stages = ["prestart"] }]'],
     ],
     ids=" ".join,
 )

@@ -6,10 +6,10 @@ import os
 import stat
 
 from podrun import jsontext
-from podrun.errors import NOT_ALLOWED, OF_A_STEP, STEP_FAILED, WRONG_FILE, Failure
+from podrun.errors import OF_A_STEP, STEP_FAILED, WRONG_FILE, Failure
 from podrun.hook import VERSION, Problem
 
-from . import executable
+from . import executable, trust
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -209,21 +209,5 @@ def _path_of(step: Step) -> str:
     if not stat.S_ISREG(found.st_mode) or not os.access(real, os.X_OK):
         raise Failure(f"{path} is not an executable file", code=WRONG_FILE, hint=f"chmod +x {path}")
     if os.geteuid() == 0:
-        _refuse_writable(real)
+        trust.refuse_writable(real)
     return real
-
-
-def _refuse_writable(path: str) -> None:
-    """Raises Failure (NOT_ALLOWED) when somebody other than root could replace ``path`` or change it."""
-    place = path
-    while True:
-        found = os.stat(place)
-        if found.st_uid != 0 or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            raise Failure(
-                f"{place} can be changed by others than root",
-                code=NOT_ALLOWED,
-                hint=f"chown root:root {place}; chmod go-w {place}",
-            )
-        if place == "/":
-            return
-        place = os.path.dirname(place)
