@@ -230,6 +230,7 @@ class _Run:
     def _skip_or_raise(self, n: int, text: StepText, journal: Writer, error: Exception) -> None:
         label = label_of(text._asdict())
         failure = failed(label, error)
+        failure.step = (text.hook, text.name)
         if not text.optional:
             raise failure from error
         journal.failed(n, str(failure))
@@ -293,15 +294,14 @@ def resolve(pod: Pod, hook: Hook, record: Any, notify: Callable[[str], None] = q
     return Step(pod, record["hook"], record["name"], options, notify, float("inf") if timeout is None else timeout)
 
 
-def problems(pod: Pod, steps: Sequence[StepText], world: World) -> list[tuple[str, Problem]]:
-    """What the hooks' checks found, with the label of the step; nothing is changed by asking."""
+def problems(pod: Pod, steps: Sequence[StepText], world: World) -> list[tuple[StepText, Problem]]:
+    """What the hooks' checks found, with the step; nothing is changed by asking."""
     found = []
     for text in steps:
         hook = world.load(text.hook)
         check = getattr(hook, "check", None)
         if check:
-            label = label_of(text._asdict())
-            found += [(label, problem) for problem in check(resolve(pod, hook, text._asdict()))]
+            found += [(text, problem) for problem in check(resolve(pod, hook, text._asdict()))]
     return found
 
 
@@ -314,7 +314,7 @@ def failed(label: str, error: BaseException) -> Failure:
     """The Failure of a step: its label in front, and an exit code that a step may have."""
     if isinstance(error, Failure):
         code = error.code if error.code in OF_A_STEP else STEP_FAILED
-        return Failure(f"{label}: {error.what}", code=code, hint=error.hint)
+        return Failure(f"{label}: {error.what}", code=code, hint=error.hint, key=error.key)
     if isinstance(error, OSError):
         failure = of_oserror(error)
         return Failure(f"{label}: {failure.what}", code=failure.code)

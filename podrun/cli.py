@@ -264,9 +264,11 @@ def check(host: Host, word: str) -> int:
     """Say what is wrong with a pod file, and what would keep the pod from starting."""
     text = podfile.load(word, environ=host.environ, load_hook=find.load)
     code = 0
-    for label, problem in _problems(text, host):
+    for step, problem in _problems(text, host):
         kind = "error" if problem.fatal else "warning"
-        click.echo(f"{label}: {kind}: {problem.what}{'; ' + problem.hint if problem.hint else ''}")
+        at = launch.located(text, host, step.hook, step.name, problem.key or "hook")
+        hint = f"; {problem.hint}" if problem.hint else ""
+        click.echo(f"{at}{chain.label_of(step._asdict())}: {kind}: {problem.what}{hint}")
         if problem.fatal:
             code = code or problem.code
     if not code:
@@ -288,7 +290,7 @@ def plan(host: Host, word: str, form: str, explain: bool) -> None:
         name, steps, problems = word, [], []
     undo = show.plan_down(journals.journals(host.run, name))
     if form == "json":
-        told = [{"step": label, **problem._asdict()} for label, problem in problems]
+        told = [{"step": chain.label_of(step._asdict()), **problem._asdict()} for step, problem in problems]
         click.echo(json.dumps({"pod": name, "up": steps, "problems": told, "down": undo}, indent=2))
         return
     for number, step in enumerate(steps, 1):
@@ -298,8 +300,8 @@ def plan(host: Host, word: str, form: str, explain: bool) -> None:
         click.echo(f"up   {number:2} {step['step']}{notes}  {options}".rstrip())
         for line in step.get("explain", ()):
             click.echo(f"          {line}")
-    for label, problem in problems:
-        click.echo(f"     {'!' if problem.fatal else '?'}  {label}: {problem.what}")
+    for found, problem in problems:
+        click.echo(f"     {'!' if problem.fatal else '?'}  {chain.label_of(found._asdict())}: {problem.what}")
     for number, step in enumerate(undo, 1):
         click.echo(f"down {number:2} {step['step']}")
     if not steps and not undo:
@@ -387,10 +389,11 @@ def schema(host: Host) -> None:
     """Print the JSON Schema of a pod file, for editors."""
     from podrun.schema import schema as schema_of
 
-    click.echo(json.dumps(schema_of(find.known()), indent=2))
+    described = {name: find.described(name).get("options") for name in find.dropped_in()}
+    click.echo(json.dumps(schema_of(find.known(), described), indent=2))
 
 
-def _problems(text: podfile.PodText, host: Host) -> list[tuple[str, Any]]:
+def _problems(text: podfile.PodText, host: Host) -> list[tuple[podfile.StepText, Any]]:
     world = chain.World(find.load, chain.quiet, chain.quiet, chain.quiet, lambda: None)
     return chain.problems(_pod(text, host), text.steps, world)
 

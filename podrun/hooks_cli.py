@@ -114,10 +114,7 @@ def _row(name: str) -> dict[str, Any]:
 
 
 def _about(name: str, found: Hook) -> dict[str, Any]:
-    told: dict[str, Any] = {}
-    if find.executable(name):
-        pod = Pod("describe", "/", "/", tag="podrun-describe")
-        told = getattr(found, "describe")(Step(pod, name, name, {}))  # noqa: B009
+    told = find.described(name)
     takes, gives = getattr(found, "takes", None), getattr(found, "gives", ())
     return {
         "name": name,

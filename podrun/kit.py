@@ -110,12 +110,21 @@ class Kit:
         if missing:
             raise _Broken(f"it lacks {', '.join(missing)}")
         if self.path:
+            odd = self.undescribed()
+            if odd:
+                raise _Broken(f"what it answers to describe has no good {', '.join(odd)}")
             return self.path
         options = self.hook.Options._field_defaults if self.hook.Options is not None else {}
         silent = [key for key, field in options.items() if not field.doc]
         if silent:
             raise _Broken(f"options without a sentence for people: {', '.join(silent)}")
         return f"{len(options)} options; gives {', '.join(getattr(self.hook, 'gives', ())) or 'nothing'}"
+
+    def undescribed(self) -> list[str]:
+        """The parts of an executable's description that nobody can use."""
+        ask, plain = getattr(self.hook, "ask"), find.described(self.step.hook)  # noqa: B009
+        ended = self.run(lambda: ask(self.step, "describe", {}, {}))
+        return [key for key in ("doc", "takes", "gives", "options") if key in ended.facts and key not in plain]
 
     def checks(self) -> str:
         if not hasattr(self.hook, "check"):

@@ -74,7 +74,7 @@ def up(
     world = _world(host, lock, listening=taking_over, handing_off=handing_off)
     with lock:
         _clear(pod, world, segment)
-        _refuse_problems(pod, steps, world)
+        _refuse_problems(pod, text, steps, world, host)
         if not handing_off:
             foreground.adopt_orphans()
         if cgroup:
@@ -82,6 +82,9 @@ def up(
         try:
             chain.up(pod, text.file, text.steps, world, only=segment)
             foreground.hold()
+        except Failure as failure:
+            failure.what = located(text, host, *failure.step, failure.key) + failure.what
+            raise
         except Interrupted as interrupted:
             # It may have come when the chain was whole, and chain.up past the point where it would have undone it.
             raise interrupted if interrupted.hint else chain.given_up(interrupted, pod, world, segment) from None
@@ -192,12 +195,23 @@ def _clear(pod: Pod, world: World, segment: str) -> None:
     world.say(f"an earlier start had left something behind; undone: {', '.join(undone) or 'its journal'}")
 
 
-def _refuse_problems(pod: Pod, steps: Sequence[StepText], world: World) -> None:
+def _refuse_problems(pod: Pod, text: PodText, steps: Sequence[StepText], world: World, host: Host) -> None:
     """Raises the first fatal problem that the hooks' checks found: nothing has been created yet."""
-    for label, problem in chain.problems(pod, steps, world):
+    for step, problem in chain.problems(pod, steps, world):
         if problem.fatal:
             hint = f"{problem.hint}; nothing was started" if problem.hint else "nothing was started"
-            raise Failure(f"{label}: {problem.what}", code=problem.code, hint=hint)
+            at = located(text, host, step.hook, step.name, problem.key)
+            raise Failure(f"{at}{chain.label_of(step._asdict())}: {problem.what}", code=problem.code, hint=hint)
+
+
+def located(text: PodText, host: Host, hook: str, name: str, key: str) -> str:
+    """Where an option of a step stands, in front of a message: "/etc/podrun/web.toml:12: "; "" for no option."""
+    if not key or not text.file:
+        return ""
+    from podrun import podfile
+
+    at = podfile.place(text, hook, name, key, environ=host.environ, load_hook=find.load)
+    return f"{at}: " if at else ""
 
 
 def _attend(pod: Pod, host: Host) -> int:

@@ -132,6 +132,45 @@ def from_tables(
     return _understood([(source.Source(file, None), tables)], name, "", load_hook, resolve, known=True)
 
 
+def place(
+    text: PodText, hook: str, name: str, key: str, *, environ: Mapping[str, str] | None, load_hook: LoadHook
+) -> str:
+    """Where a step, or that option of it, stands: "/etc/podrun/web.toml:12"; "" where no file has it (any more).
+
+    For when there is something to tell: reads the pod file and its drop-ins once more.
+    """
+    directory, file = os.path.split(text.file)
+    stem, extension = os.path.splitext(file)
+    word = f"{stem}{text.name.partition('@')[2]}{extension}" if stem.endswith("@") else file
+    try:
+        found = source.find(f"{directory}/{word}", "", in_unit=False) if file else None
+        files = [(one, source.tables(one)) for one in found.texts] if found else []
+        resolve = source.resolver(environ, found.instance if found else "")
+        chain = _assembled(files, _Table({}, _Place(files[0][0], ()), {}), {}, load_hook, resolve) if files else []
+    except (Failure, RecursionError):
+        return ""
+    for table in chain:
+        if table.key == (hook, name):
+            at = table.later.get(key, table.place)
+            return at.text.at((*at.where, key) if key in table.values else at.where)
+    return ""
+
+
+def _assembled(
+    files: Sequence[tuple[source.Source, dict[str, Any]]],
+    pod: _Table,
+    sections: dict[str, dict[str, Any]],
+    load_hook: LoadHook,
+    resolve: Resolve,
+) -> list[_Table]:
+    """The chain of the files, each put on top of those before it, with names; ``pod`` and ``sections`` are filled."""
+    chain: list[_Table] = []
+    for text, tables in files:
+        _add(text, tables, pod, sections, chain, resolve)
+        _name(chain, load_hook)
+    return chain
+
+
 def _understood(
     files: Sequence[tuple[source.Source, dict[str, Any]]],
     stem: str,
@@ -145,10 +184,7 @@ def _understood(
     try:
         pod = _Table({}, _Place(first, ("pod",)), {})
         sections: dict[str, dict[str, Any]] = {}
-        chain: list[_Table] = []
-        for text, tables in files:
-            _add(text, tables, pod, sections, chain, resolve)
-            _name(chain, load_hook)
+        chain = _assembled(files, pod, sections, load_hook, resolve)
         if not chain:
             raise _failure(_Place(first, ()), Wrong("there is no [[chain]]: a pod is at least one step"))
         about: PodTable = _told(pod, read, PodTable, pod.values)

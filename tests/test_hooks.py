@@ -58,7 +58,7 @@ def test_an_executable_in_a_drop_in_directory_goes_by_its_name(podrun, home, dro
     assert re.search(rf"^up +1 note +{path} ", podrun("plan", file).stdout)
     podrun("up", "-d", file, check=True)
     podrun("down", "web", check=True)
-    assert (home / "told").read_text() == "check hello\nup hello\ndown hello\n"
+    assert (home / "told").read_text() == "describe hello\ncheck hello\nup hello\ndown hello\n"
 
 
 def test_a_name_that_is_there_but_no_executable_is_told(podrun, dropped):
@@ -217,7 +217,7 @@ def test_a_problem_may_be_fatal_for_check_and_an_up_is_not_slowed_by_it(podrun, 
     file = podrun.file("web", 'chain = [ { hook = "note" } ]')
     done = podrun("check", file)
     assert done.returncode == 69
-    assert done.stdout == "note: warning: old\nnote: error: no key; ask ops\n"
+    assert done.stdout == f"{file}:1: note: warning: old\n{file}:1: note: error: no key; ask ops\n"
 
 
 def test_an_executable_costs_at_most_three_milliseconds_more_than_itself(dropped, step):

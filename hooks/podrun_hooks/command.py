@@ -49,22 +49,37 @@ def check(step: Step) -> list[Problem]:
     try:
         _path_of(step)
     except Failure as failure:
-        return [Problem(failure.what, failure.code, failure.hint)]
+        return [Problem(failure.what, failure.code, failure.hint, key="hook")]
     if not step.pod.thorough:
         return []
+    if wrong := _wrong(step):
+        return wrong
     try:
         told = ask(step, "check", {}, {}).get("problems", [])
     except Failure as failure:
-        return [Problem(failure.what, failure.code, failure.hint, fatal=False)]
+        return [Problem(failure.what, failure.code, failure.hint, fatal=False, key=failure.key)]
     return [_problem(one) for one in told] if isinstance(told, list) else []
 
 
 def describe(step: Step) -> Facts:
-    """What the executable says of itself when asked with PODRUN_VERB=describe; {} when it does not know that verb."""
+    """What the executable says of itself when asked with PODRUN_VERB=describe; {} when it does not know that verb.
+
+    Any of "doc" (a line), "takes" and "gives" (names of facts), "options" (a JSON Schema).
+    """
+    from . import declared
+
     try:
-        return ask(step, "describe", {}, {})
+        return declared.plain(ask(step, "describe", {}, {}))
     except Failure:
         return {}
+
+
+def _wrong(step: Step) -> list[Problem]:
+    """The step's options as the executable's own declaration sees them."""
+    from . import declared
+
+    found = declared.wrong(describe(step).get("options"), step.options)
+    return [Problem(wrong.what, WRONG_FILE, key=str(wrong.where[0]) if wrong.where else "") for wrong in found]
 
 
 def explain(step: Step) -> list[str]:
@@ -120,7 +135,7 @@ def ask(step: Step, verb: str, facts: Facts, own: Facts, version: int = VERSION)
         told = answer if isinstance(answer, dict) else {}
         what = str(told.get("error") or f"{verb} of {path} ended with {status}")
         code = status if status in OF_A_STEP else STEP_FAILED
-        raise Failure(what, code=code, hint=str(told.get("hint") or ""))
+        raise Failure(what, code=code, hint=str(told.get("hint") or ""), key=str(told.get("key") or ""))
     if not isinstance(answer, dict):
         raise Failure(
             f"{path} printed what is not one JSON object: {output[:60]!r}", hint="its log goes to standard error"
@@ -190,6 +205,7 @@ def _problem(told: Any) -> Problem:
         code if code in OF_A_STEP else STEP_FAILED,
         str(told.get("hint") or ""),
         fatal=told.get("fatal") is True,
+        key=str(told.get("key") or ""),
     )
 
 

@@ -73,7 +73,7 @@ class Options(NamedTuple):
 
 def up(step: Step, facts: Facts) -> Facts:
     """Tells of the hooks, in the order of their files' names, those of the step itself last."""
-    found = _hooks(step.options)
+    found = _all(step.options)
     return {"hooks": found} if found else {}
 
 
@@ -86,17 +86,18 @@ def check(step: Step) -> list[Problem]:
     options: Options = step.options
     for directory in options.directories or ():
         if not os.path.isdir(directory):
-            return [Problem(f"there is no directory {directory}", WRONG_FILE)]
-    try:
-        _hooks(options)
-    except Failure as failure:
-        return [Problem(failure.what, failure.code, failure.hint)]
+            return [Problem(f"there is no directory {directory}", WRONG_FILE, key="directories")]
+    for key, found in (("directories", _of_files), ("hooks", _of_step)):
+        try:
+            found(options)
+        except Failure as failure:
+            return [Problem(failure.what, failure.code, failure.hint, key=key)]
     return []
 
 
 def explain(step: Step) -> list[str]:
     """What the runtime's configuration says then."""
-    return [f"# config.json: hooks.{hook['hookName']}: {jsontext.dumps(hook)}" for hook in _hooks(step.options)]
+    return [f"# config.json: hooks.{hook['hookName']}: {jsontext.dumps(hook)}" for hook in _all(step.options)]
 
 
 def applies(when: Sequence[Mapping[str, Any]], command: str, annotations: Mapping[str, str], *, binds: bool) -> bool:
@@ -136,19 +137,26 @@ def _fits(pattern: str, text: str) -> bool:
         raise Failure(f"{pattern!r} is no regular expression: {error}", code=WRONG_FILE) from None
 
 
+def _all(options: Options) -> list[Facts]:
+    return [*_of_files(options), *_of_step(options)]
+
+
 # --- hooks.d --------------------------------------------------------------------------------------------------------
 
 
-def _hooks(options: Options) -> list[Facts]:
-    """The hooks of the files and of the step itself, as facts. Raises Failure."""
+def _of_files(options: Options) -> list[Facts]:
+    """The hooks of the directories' files, as facts. Raises Failure."""
     directories = options.directories
     if directories is None:
         directories = [] if options.hooks else list(DIRECTORIES)
-    hooks = [hook for path in _files(directories) for hook in _of_file(path)]
+    return [hook for path in _files(directories) for hook in _of_file(path)]
+
+
+def _of_step(options: Options) -> list[Facts]:
+    """Those that the step itself names."""
     for entry in options.hooks:
         _believe(entry)
-        hooks += _facts(entry)
-    return hooks
+    return [hook for entry in options.hooks for hook in _facts(entry)]
 
 
 def _files(directories: Sequence[str]) -> list[str]:
