@@ -162,7 +162,8 @@ def _test(
     netns = ""
     try:
         if os.geteuid() == 0 and not here:
-            witness.isolate()
+            witness.isolate(f"{home}/temporary")
+            watched = [*watched, f"{home}/temporary"]
         pod = Pod("conformance", f"{home}/root", f"{home}/run", tag="podrun-conformance", attached=False)
         os.makedirs(pod.directory, mode=0o700)
         os.makedirs(f"{home}/scratch")
@@ -183,7 +184,8 @@ def _test(
             given["netns"] = witness.make_netns(netns)
         step = chain.resolve(pod, found, text._asdict())
         alone = os.geteuid() == 0 and not here
-        rows = list(Kit(found, step, given, [f"{home}/scratch", *watched], rounds, alone=alone).rows())
+        places = [f"{home}/scratch", *watched]
+        rows = list(Kit(found, step, given, places, rounds, alone=alone, netns=netns).rows())
         printed([row._asdict() for row in rows], form)
         return STEP_FAILED if any(row.result == FAILED for row in rows) else 0
     finally:

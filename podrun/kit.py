@@ -52,7 +52,15 @@ class Kit:
     """A hook under test: its step, the facts it is given, and the directories in which it may leave something."""
 
     def __init__(
-        self, hook: Hook, step: Step, facts: Facts, watched: list[str], rounds: int = 6, *, alone: bool = True
+        self,
+        hook: Hook,
+        step: Step,
+        facts: Facts,
+        watched: list[str],
+        rounds: int = 6,
+        *,
+        alone: bool = True,
+        netns: str = "",
     ) -> None:
         self.hook = hook
         self.step = step
@@ -63,6 +71,8 @@ class Kit:
         self.rounds = rounds
         #: Nobody else changes what the kit sees.
         self.alone = alone
+        #: The name of the network namespace that was made for it, or "".
+        self.inside = netns
         self.path = find.executable(step.hook)
         self.log = tempfile.TemporaryFile("a+", encoding="utf-8", errors="replace")
         self.before: set[str] = set()
@@ -301,7 +311,7 @@ class Kit:
         self.before = self.seen()
 
     def seen(self) -> set[str]:
-        seen = witness.listing(self.watched, self.step.pod.tag)
+        seen = witness.listing(self.watched, self.step.pod.tag, self.inside)
         return seen if self.alone else witness.recognisable(seen, self.watched, self.step.pod.tag)
 
     def run(
