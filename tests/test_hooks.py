@@ -211,6 +211,22 @@ def test_what_a_killed_podrun_left_of_an_executable_is_over_before_its_down(podr
     assert not (home / "late").exists()
 
 
+def test_the_whole_group_of_an_executable_ends_at_once_when_podrun_is_killed(podrun, home, dropped):
+    dropped("slow", f"[ $PODRUN_VERB != up ] || {{ sh -c 'echo $$ >{home}/pid; sleep 60; true'; true; }}")
+    process = podrun.start("up", podrun.file("web", 'chain = [ { hook = "slow" } ]'))
+    deadline = time.monotonic() + 20
+    while not (home / "pid").exists() or not (home / "pid").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    pid = int((home / "pid").read_text())
+    process.kill()
+    process.wait()
+    while os.path.exists(f"/proc/{pid}") and "Z" not in open(f"/proc/{pid}/stat").read():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    podrun("down", "web", check=True)
+
+
 def test_a_problem_may_be_fatal_for_check_and_an_up_is_not_slowed_by_it(podrun, home, dropped):
     problem = {"what": "no key", "hint": "ask ops", "code": 69, "fatal": True}
     dropped("note", f"[ $PODRUN_VERB != check ] || echo '{json.dumps({'problems': ['old', problem]})}'")
