@@ -12,6 +12,7 @@ from podrun import journal as journals
 from podrun.errors import BUSY, OF_A_STEP, STEP_FAILED, Failure, Interrupted, of_oserror
 from podrun.hook import Facts, Pod, Problem, Step, Wrong, merged, read, without_secrets
 from podrun.journal import POD_SEGMENT, Entry, Header, Journal, Writer, start_time
+from podrun.limit import limit
 from podrun.record import NamedTuple
 
 TYPE_CHECKING = False
@@ -115,7 +116,7 @@ def _undo(journal: Journal, header: Header, world: World, undone: list[str], for
             try:
                 hook = world.load(entry.step["hook"])
                 step = resolve(header.pod, hook, entry.step, _teller(world, label))
-                with _limit(step.timeout, label):
+                with limit(step.timeout):
                     # Pids, addresses and mounts of an earlier boot mean something else today.
                     hook.down(step, {} if stale else entry.facts)
             except Exception as error:
@@ -163,11 +164,11 @@ class _Run:
         if text.background:
             from podrun.background import begin
 
-            begin(self.pending, hook, step, self.facts(text.name), n, text, journal, self.world)
+            begin(self.pending, hook, step, self.facts(text.name), n, text, journal, self.world.forked)
             return
         began = time.monotonic()
         try:
-            with _limit(step.timeout, label):
+            with limit(step.timeout):
                 facts = hook.up(step, self.facts(text.name)) or {}
         except Exception as error:
             self._skip_or_raise(n, text, journal, error)
@@ -375,30 +376,3 @@ def _teller(world: World, label: str) -> Callable[[str], None]:
         world.watch("notify", f"{label}: {assignments}")
 
     return tell
-
-
-class _limit:  # noqa: N801  # reads as a word: with _limit(5.0, label)
-    """Interrupts what runs inside it with a Failure after ``seconds``."""
-
-    def __init__(self, seconds: float, label: str) -> None:
-        self.seconds = seconds
-        self.label = label
-
-    def __enter__(self) -> None:
-        if self.seconds != float("inf"):
-            import signal
-
-            def late(*_: object) -> None:
-                raise Failure(
-                    f"no end after {self.seconds:g} s", hint="'timeout' of the step says how long it may take"
-                )
-
-            self.before = signal.signal(signal.SIGALRM, late)
-            signal.setitimer(signal.ITIMER_REAL, self.seconds)
-
-    def __exit__(self, *_: object) -> None:
-        if self.seconds != float("inf"):
-            import signal
-
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, self.before)
