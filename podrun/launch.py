@@ -253,16 +253,20 @@ def _patient_lock(name: str, host: Host) -> Lock:
         return Lock(host.run, name, wait=True)
 
 
+def printable(line: str) -> str:
+    """What is not printable is shown as its escape, so that nobody forges a line or talks to the terminal."""
+    if line.isprintable():
+        return line
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in line)
+
+
 def tell(line: str) -> None:
     """A line on standard error. That nobody reads it any more is no reason to stop anything.
 
-    Images, runtimes and payloads have their words in it: what is not printable is shown as its escape, so that nobody
-    forges a line or talks to the terminal.
+    Images, runtimes and payloads have their words in it.
     """
-    if not line.isprintable():
-        line = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in line)
     try:
-        print(line, file=sys.stderr, flush=True)
+        print(printable(line), file=sys.stderr, flush=True)
     except OSError:
         pass
 

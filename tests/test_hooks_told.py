@@ -186,3 +186,56 @@ def test_an_option_that_the_file_does_not_have_is_told_at_its_step(podrun, note)
     note("""up) echo '{"error": "no key", "key": "key_file"}'; exit 69;;""")
     file = steps(podrun, "# one", 'hook = "note"', 'text = "x"')
     assert f"podrun: web: {file}:1: note: no key;" in podrun("up", file).stderr
+
+
+# --- what an executable may do to those who ask it ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        "head -c 3000000 /dev/zero",
+        "printf '\\377\\376{}'",
+        "printf '%0100000d' 0 | tr 0 '['",
+        "exec /nowhere",
+        "kill -9 $$",
+        """echo '{"doc": 1, "takes": 1, "gives": [1], "options": {"properties": {"a": {"type": [1], "enum": "abc"}, "b": 4}}}'""",
+        """printf '{"doc": "a\\\\u001b[2J\\\\nb", "options": {"properties": {"a\\\\u001b": {"description": "\\\\u0007"}}}}'""",
+    ],
+)
+def test_describing_ends_well_whatever_is_told(podrun, home, told):
+    (home / "odd").write_text(f"#!/bin/sh\n{told}\n")
+    (home / "odd").chmod(0o755)
+    for words in (
+        ("hook", "describe", f"{home}/odd"),
+        ("check", steps(podrun, f'hook = "exec:{home}/odd"', 'a = "x"')),
+    ):
+        done = podrun(*words)
+        assert (done.returncode, done.stderr.count("Traceback"), done.stderr.count("internal")) == (0, 0, 0), (
+            done.stderr
+        )
+        assert not {letter for letter in done.stdout if not letter.isprintable()} - {"\n"}
+
+
+@pytest.mark.parametrize("name", ["nowhere", "directory", "link", "plain", "others"])
+def test_what_cannot_be_run_is_not_described(podrun, home, name):
+    (home / "directory").mkdir()
+    (home / "link").symlink_to("nowhere")
+    (home / "plain").write_text("")
+    (home / "others").write_text("")
+    (home / "others").chmod(0o777)
+    done = podrun("hook", "describe", f"{home}/{name}")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (77 if name == "others" else 78, "", 1)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-o", "x"], ["-o", "=1"], ["-o", "hook=image"], ["-o", "x=1979-05-27"], ["-o", "x=inf"], ["--facts", "["],
+        ["--facts", "[1]"], ["--facts", '{"netns": 5}'], ["--rounds", "0"], ["--rounds", "x"], ["--in", "nowhere.toml"],
+    ],
+)  # fmt: skip
+def test_the_kit_refuses_what_it_cannot_use(podrun, note, words):
+    done = podrun("hook", "test", "note", *words)
+    assert (done.returncode, done.stdout) == (78, "")
+    assert "Traceback" not in done.stderr

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import HERE
 from objects import listing, settled
-from test_example_hooks import Server
+from test_example_hooks import Server, passes
 
 pytestmark = pytest.mark.qemu
 
@@ -82,6 +82,10 @@ def test_a_pod_without_any_other_network_reaches_its_peer_through_wireguard(podr
         done = podrun("up", path, timeout=120)
     assert (done.stdout, done.returncode) == ("through the tunnel", 0), done.stderr
     assert int(sh("wg show podrun-peer latest-handshakes").split()[1]) > 0
+
+
+def test_wireguard_keeps_the_contract(podrun, peer, hooks):
+    passes(podrun, "wireguard", "-o", f"config={peer}", "-o", 'addresses=["10.7.0.2/24"]', "--rounds", "1")
 
 
 # --- nfs --------------------------------------------------------------------------------------------------------------

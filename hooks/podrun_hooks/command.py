@@ -27,6 +27,8 @@ default_name = ""
 
 #: Seconds that a verb may take unless the step's ``timeout`` says otherwise: systemd's DefaultTimeoutStartSec.
 PATIENCE = 90.0
+#: Seconds for describe: somebody waits for nothing but words.
+_SAYING = 5.0
 #: Where executables are found by their names: the administrator's first, then those of packages.
 DIRECTORIES = ("/etc/podrun/hooks.d", "/usr/lib/podrun/hooks")
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -69,7 +71,7 @@ def describe(step: Step) -> Facts:
     from . import declared
 
     try:
-        return declared.plain(ask(step, "describe", {}, {}))
+        return declared.plain(ask(step._replace(timeout=_SAYING), "describe", {}, {}))
     except Failure:
         return {}
 
@@ -191,7 +193,7 @@ def _answer(output: bytes) -> Any:
         return {}
     try:
         return jsontext.loads(output.decode())
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 
@@ -222,7 +224,9 @@ def _path_of(step: Step) -> str:
         found = os.stat(real)
     except FileNotFoundError:
         raise Failure(f"there is no {path}", code=WRONG_FILE) from None
-    if not stat.S_ISREG(found.st_mode) or not os.access(real, os.X_OK):
+    if not stat.S_ISREG(found.st_mode):
+        raise Failure(f"{path} is not a file", code=WRONG_FILE)
+    if not os.access(real, os.X_OK):
         raise Failure(f"{path} is not an executable file", code=WRONG_FILE, hint=f"chmod +x {path}")
     if os.geteuid() == 0:
         trust.refuse_writable(real)

@@ -29,14 +29,19 @@ def plain(answer: Facts) -> Facts:
     """The parts of a description that have the shape that they should have: doc, takes, gives, options."""
     told: Facts = {}
     if isinstance(answer.get("doc"), str):
-        told["doc"] = " ".join(answer["doc"].split())
+        told["doc"] = _line(answer["doc"])
     for key in ("takes", "gives"):
         words = answer.get(key)
         if isinstance(words, list) and all(isinstance(word, str) for word in words):
-            told[key] = words
+            told[key] = [_line(word) for word in words]
     if isinstance(answer.get("options"), dict):
         told["options"] = _object(answer["options"])
     return told
+
+
+def _line(text: str) -> str:
+    """One line of what can be printed: it goes to terminals."""
+    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
 
 
 def _object(schema: Facts) -> Facts:
