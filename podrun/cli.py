@@ -313,6 +313,8 @@ def trace(host: Host, word: str, form: str, svg: bool) -> None:
     """Show where the time of the last start went, step by step."""
     name = name_of(word, host)
     found = journals.journals(host.run, name)
+    if not found:
+        raise Failure("there is no such pod", code=UNAVAILABLE, hint="'podrun ps' lists those that there are")
     if svg:
         from podrun import picture
 

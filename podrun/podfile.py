@@ -326,17 +326,16 @@ def _steps(chain: Sequence[_Table], load_hook: LoadHook, known: bool) -> tuple[S
     for table in chain:
         _told(table, _check_name, table.key, taken)
         taken.add(table.key)
+    hooks = [_hook(table, load_hook) for table in chain]
+    later = [table.values["name"] for table, hook in zip(chain, hooks, strict=True) if getattr(hook, "resident", False)]
     steps: list[StepText] = []
-    later: list[str] = []
-    for table in reversed(chain):
-        hook = _hook(table, load_hook)
-        step: StepText = _told(table, _step, table.values, hook, later, known)
+    for table, hook in zip(chain, hooks, strict=True):
         if getattr(hook, "resident", False):
-            later.append(step.name)
-        steps.append(step)
+            later = later[1:]
+        steps.append(_told(table, _step, table.values, hook, later, known))
     for index, table in enumerate(chain):
         _told(table, _check_references, table.values, load_hook, chain[:index])
-    return tuple(reversed(steps))
+    return tuple(steps)
 
 
 def _check_references(values: dict[str, Any], load_hook: LoadHook, earlier: Sequence[_Table]) -> None:
@@ -376,7 +375,7 @@ def _step(values: dict[str, Any], hook: Hook, later: Sequence[str], known: bool)
         if not later:
             raise Wrong(f"for: no container comes after this step, so none is named {name!r}", ("for", index))
         if name not in later:
-            raise Wrong(f"for: {unknown(name, later[::-1], 'container')}", ("for", index))
+            raise Wrong(f"for: {unknown(name, later, 'container')}", ("for", index))
     limit = common["timeout"]
     return StepText(
         hook=common["hook"],

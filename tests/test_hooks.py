@@ -407,3 +407,10 @@ def test_the_picture_of_a_start_has_a_bar_for_every_step_at_its_time(podrun, dro
     found = dict(re.match(r"(\S+): from ([\d.]+) ms", title).groups() for title in titles)
     assert list(found) == ["podrun", "slow", "storage", "broken"]
     assert float(found["storage"]) - float(found["slow"]) >= 200
+
+
+@pytest.mark.parametrize("words", [[], ["--svg"], ["--format", "json"]])
+def test_there_is_no_trace_of_a_pod_that_is_not_there(podrun, words):
+    done = podrun("trace", *words, "nobody")
+    assert (done.returncode, done.stdout) == (69, "")
+    assert done.stderr == "podrun: nobody: there is no such pod; 'podrun ps' lists those that there are\n"

@@ -162,6 +162,13 @@ def test_the_line_of_a_template_is_told_for_its_instances(podrun, home):
     assert f"podrun: web@blue: {home}/web@.toml:4: storage: there is no /srv/blue" in done.stderr
 
 
+def test_of_several_wrong_steps_the_first_one_is_told(podrun):
+    file = podrun.file("web", "".join(f'[[chain]]\nhook = "nobody"\nname = "{name}"\n' for name in "abc"))
+    assert podrun("up", file).stderr.startswith(f"podrun: web: {file}:2: unknown hook 'nobody'")
+    file = podrun.file("web", '[[chain]]\nhook = "storage"\nsorce = "/usr"\n' * 2)
+    assert podrun("up", file).stderr.startswith(f"podrun: web: {file}:3: unknown key 'sorce'")
+
+
 def test_a_pod_without_a_file_has_no_lines(podrun):
     done = podrun("run", "-v", "/srv/nowhere:/x", "host:", "true")
     assert (done.returncode, "there is no /srv/nowhere on the host" in done.stderr, ".toml" in done.stderr) == (
