@@ -160,8 +160,9 @@ def test_signals_at_random_moments_leave_no_half_of_a_pod(podrun, nothing_left):
         process.send_signal(number)
         told = f"signal {number} after {moment:.3f} s"
         # Before podrun runs, it is Python that a signal ends. The payload has a handler for SIGTERM, which exits 0.
-        assert process.wait(20) in (0, 128 + number, -number, 137), told
-        assert len(process.stderr.read().splitlines()) < 2, told
+        status, said = process.wait(20), process.stderr.read()
+        assert status in (0, 128 + number, -number, 137), f"{told}: {status}: {said}"
+        assert len(said.splitlines()) < 2, f"{told}: {said}"
         assert not settled(podrun.run, podrun.root, before), told
 
 
