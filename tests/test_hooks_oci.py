@@ -230,3 +230,14 @@ def test_a_directory_that_was_named_has_to_be_there_and_podmans_own_need_not(ste
 def test_a_hook_said_wrongly_is_refused(entry):
     with pytest.raises(Wrong):
         read(oci_hooks.Options, {"hooks": [entry]})
+
+
+@pytest.mark.parametrize(
+    "hook", [{"hookName": "precreate", "path": "/bin/true"}, {"hookName": "prestart"}, {"path": "/bin/true"}]
+)
+def test_a_fact_that_the_runtime_would_leave_out_is_refused(podrun, home, hook):
+    (home / "gives").write_text(f"#!/bin/sh\n[ $PODRUN_VERB != up ] || echo '{json.dumps({'hooks': [hook]})}'\n")
+    (home / "gives").chmod(0o755)
+    done = podrun("up", pod(podrun, f'{{ hook = "exec:{home}/gives" }},'))
+    assert done.returncode == 78
+    assert "container main: an OCI hook has a path and one of prestart, createRuntime" in done.stderr

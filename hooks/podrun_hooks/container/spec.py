@@ -336,9 +336,13 @@ def _hooks(facts: Facts, command: str, annotations: Mapping[str, str], mounts: S
     """
     hooks: dict[str, list[Any]] = {}
     for hook in facts.get("hooks", ()):
-        if "when" in hook:
-            from .. import oci_hooks
+        from .. import oci_hooks
 
+        if hook.get("hookName") not in oci_hooks.STAGES or "path" not in hook:
+            # The runtimes leave out what they do not know.
+            stages = ", ".join(oci_hooks.STAGES)
+            raise Failure(f"an OCI hook has a path and one of {stages}: not {hook}", code=WRONG_FILE)
+        if "when" in hook:
             binds = any(_is_the_users(mount) for mount in mounts)
             if not oci_hooks.applies(hook["when"], command, annotations, binds=binds):
                 continue
