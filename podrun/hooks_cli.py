@@ -205,6 +205,9 @@ def _test(
             earlier_hook.down(step, own)
         if netns:
             witness.remove_netns(netns)
+        # What a hook has left mounted in there is not the kit's to delete.
+        if not witness.unmount_below(home):
+            raise Failure(f"{home} is kept: something is mounted in it", hint="umount it, then remove the directory")
         shutil.rmtree(home, ignore_errors=True)
 
 

@@ -20,6 +20,7 @@ from podrun.hook import Facts, Pod
 
 _CLONE_NEWNS, _CLONE_NEWNET = 0x00020000, 0x40000000
 _MS_RDONLY, _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_PRIVATE = 1, 32, 4096, 16384, 1 << 18
+_MNT_DETACH = 2
 _PR_SET_CHILD_SUBREAPER = 36
 _SIOCSIFFLAGS, _IFF_UP = 0x8914, 1
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -92,6 +93,17 @@ def make_everything_read_only() -> None:
                 _mount(None, place, None, _MS_REMOUNT | _MS_BIND | _MS_RDONLY)
             except OSError:
                 continue  # something else is mounted over it
+
+
+def unmount_below(top: str) -> bool:
+    """Detaches what is mounted below a directory; False when something still is."""
+    for place in reversed(_below(top)):
+        _libc.umount2(os.fsencode(place), _MNT_DETACH)
+    return not _below(top)
+
+
+def _below(top: str) -> list[str]:
+    return [place for place, _ in mounts() if place.startswith(f"{top}/")]
 
 
 def adopt_orphans() -> None:

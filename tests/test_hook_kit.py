@@ -171,3 +171,15 @@ def test_what_stays_behind_is_seen_whatever_it_is(podrun, home, up, left):
             if "/podrun-kit-" in path.read_text():
                 subprocess.run(["losetup", "-d", f"/dev/{path.parts[3]}"], check=True)
     assert not Path("/tmp/t-kit").exists()
+
+
+@pytest.mark.parametrize("where", [[], ["--here"]])
+def test_nothing_is_deleted_through_a_mount_that_a_hook_leaves(podrun, home, where):
+    (home / "precious").mkdir()
+    (home / "precious/file").write_text("")
+    left = f"up) mkdir -p $PODRUN_DIRECTORY/m; mount --bind {home}/precious $PODRUN_DIRECTORY/m;;"
+    before = set(Path("/run").glob("podrun-kit-*"))
+    done = podrun("hook", "test", *where, script(home, left))
+    assert "mount /run/podrun-kit-" in done.stdout
+    assert (home / "precious/file").exists()
+    assert set(Path("/run").glob("podrun-kit-*")) <= before
