@@ -120,7 +120,8 @@ def detached(text: PodText, host: Host) -> int:
     if wanted and systemd.booted() and not systemd.takes_over(host.environ):
         from podrun import transient
 
-        return transient.start(text, host)
+        source = systemd.made_of(text.name) if text.file else ""
+        return transient.start_made(text, source, host) if source else transient.start(text, host)
     return launch.up(text, host, detach=True)
 
 

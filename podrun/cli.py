@@ -155,8 +155,8 @@ def ps(host: Host, form: str, quiet: bool, filters: Sequence[str]) -> None:
     rows = show.rows(host.run)
     for condition in filters:
         key, equals, value = condition.partition("=")
-        if not equals or key not in ("name", "state", "image", "file"):
-            raise Failure(f"--filter {condition!r}: expected name=, state=, image= or file=", code=WRONG_FILE)
+        if not equals or key not in ("name", "state", "image", "unit", "file"):
+            raise Failure(f"--filter {condition!r}: expected name=, state=, image=, unit= or file=", code=WRONG_FILE)
         rows = [row for row in rows if str(row[key]) == value]
     if quiet:
         for row in rows:
