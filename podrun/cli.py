@@ -66,7 +66,7 @@ def _planned(name: str, doc: str) -> click.Command:
         words.append(click.Argument(["command"], metavar="[COMMAND...]", nargs=-1, type=click.UNPROCESSED))
     settings = {"allow_interspersed_args": not declared.rest}
     return click.Command(
-        name,
+        name.rpartition(" ")[2],
         callback=callback,
         params=[*(_option(flag) for flag in declared.flags), *words],
         help=doc,
@@ -89,6 +89,9 @@ podrun.params = [*(_option(flag) for flag in GLOBAL), *podrun.params]
 podrun.add_command(_planned("up", "Start a pod and stay until it ends; with -d return when it is ready."))
 podrun.add_command(_planned("run", "Start a pod without a file."))
 podrun.add_command(_planned("down", "Undo a pod, in reverse."))
+image.add_command(
+    _planned("image pull", "Bring an image of any kind into the store; print the digest of its manifest.")
+)
 for group in (image, hooks_cli.hook, networks.group, volumes.group):
     podrun.add_command(group)
 podrun.add_command(login)
