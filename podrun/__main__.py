@@ -17,6 +17,7 @@ def run(arguments: Sequence[str]) -> int:
     os.umask(0o022)
     recognised = plain(arguments)
     if recognised is None:
+        _hear_interrupts()
         from podrun import cli
 
         return cli.main(arguments)
@@ -41,6 +42,14 @@ def main() -> None:
         except OSError:
             pass  # the reader of a pipe has gone
     os._exit(code)
+
+
+def _hear_interrupts() -> None:
+    """Makes Ctrl-C an exception again, which commands tell of; bin/podrun had it end the process."""
+    import signal
+
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _have_standard_streams() -> None:

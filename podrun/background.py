@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import ctypes
 import os
+import select
 import time
 
 from podrun import jsontext
 from podrun.errors import Failure, of_oserror
+from podrun.limit import late, limit
 from podrun.record import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from podrun.chain import World
     from podrun.hook import Facts, Hook, Step
     from podrun.journal import Writer
     from podrun.podfile import StepText
@@ -27,6 +28,8 @@ else:
 
 _PR_SET_PDEATHSIG = 1
 _SIGKILL = 9
+#: Seconds after its time that a child has for saying that it was late.
+_GRACE = 2.0
 
 
 class Background(NamedTuple):
@@ -39,21 +42,42 @@ class Background(NamedTuple):
     journal: Writer
     gives: Sequence[str]
     began: float
+    #: Seconds that it may take.
+    timeout: float
 
     def join(self) -> Facts:
         """Waits for the child; returns its facts or raises the Failure it had. After a signal it is to be killed."""
-        with open(self.pipe, encoding="utf-8", closefd=False) as pipe:
-            answer = pipe.read()
+        answer = self._answer()
+        if answer is None:
+            self.kill()
+            raise late(self.timeout)
         status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         os.close(self.pipe)
         if not answer:
             raise Failure(f"its process in the background ended with {status} and said nothing")
         told = jsontext.loads(answer)
         if "failure" in told:
-            what, code, hint = told["failure"]
-            raise Failure(what, code=code, hint=hint)
+            what, code, hint, key = told["failure"]
+            raise Failure(what, code=code, hint=hint, key=key)
         facts: Facts = told["facts"]
         return facts
+
+    def _answer(self) -> str | None:
+        """What the child says until it ends; None: it does not, long after its time (a hook may be deaf to signals)."""
+        poll = select.poll()
+        poll.register(self.pipe, select.POLLIN)
+        deadline = self.began + self.timeout + _GRACE
+        told = b""
+        while True:
+            left = deadline - time.monotonic()
+            if not poll.poll(max(0, min(left * 1000, 1e9))):
+                if left <= 0:
+                    return None
+                continue
+            part = os.read(self.pipe, 65536)
+            if not part:
+                return told.decode()
+            told += part
 
     def kill(self) -> None:
         """Ends the child without asking what it did: the step's ``down`` finds out."""
@@ -73,9 +97,12 @@ def begin(
     n: int,
     text: StepText,
     journal: Writer,
-    world: World,
+    forked: Callable[[], None],
 ) -> None:
-    """Starts ``hook.up`` in a child that dies with the launcher, and adds it to ``pending``."""
+    """Starts ``hook.up`` in a child that dies with the launcher, and adds it to ``pending``.
+
+    ``forked`` is what a forked child of the launcher does first.
+    """
     began = time.monotonic()
     here, there = os.pipe2(os.O_CLOEXEC)
     launcher = os.getpid()
@@ -85,25 +112,26 @@ def begin(
         child = os.fork()
         if child:
             os.close(there)
-            pending.append(Background(child, here, n, text, journal, getattr(hook, "gives", ()), began))
+            pending.append(Background(child, here, n, text, journal, getattr(hook, "gives", ()), began, step.timeout))
             return
     finally:
         _signal.pthread_sigmask(_signal.SIG_SETMASK, before)
     try:
-        world.forked()
+        forked()
         os.close(here)
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0)
         if os.getppid() != launcher:
             os._exit(1)
         try:
-            told: dict[str, object] = {"facts": hook.up(step, facts) or {}}
+            with limit(step.timeout):
+                told: dict[str, object] = {"facts": hook.up(step, facts) or {}}
         except Failure as error:
-            told = {"failure": [error.what, error.code, error.hint]}
+            told = {"failure": [error.what, error.code, error.hint, error.key]}
         except OSError as error:
             failure = of_oserror(error)
-            told = {"failure": [failure.what, failure.code, failure.hint]}
+            told = {"failure": [failure.what, failure.code, failure.hint, ""]}
         except Exception as error:
-            told = {"failure": [f"the hook failed: {type(error).__name__}: {error}", 76, "--debug shows where"]}
+            told = {"failure": [f"the hook failed: {type(error).__name__}: {error}", 76, "--debug shows where", ""]}
         with open(there, "w", encoding="utf-8") as pipe:
             pipe.write(jsontext.dumps(told))
     finally:

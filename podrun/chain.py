@@ -12,6 +12,7 @@ from podrun import journal as journals
 from podrun.errors import BUSY, OF_A_STEP, STEP_FAILED, Failure, Interrupted, of_oserror
 from podrun.hook import Facts, Pod, Problem, Step, Wrong, merged, read, without_secrets
 from podrun.journal import POD_SEGMENT, Entry, Header, Journal, Writer, start_time
+from podrun.limit import limit
 from podrun.record import NamedTuple
 
 TYPE_CHECKING = False
@@ -115,7 +116,7 @@ def _undo(journal: Journal, header: Header, world: World, undone: list[str], for
             try:
                 hook = world.load(entry.step["hook"])
                 step = resolve(header.pod, hook, entry.step, _teller(world, label))
-                with _limit(step.timeout, label):
+                with limit(step.timeout):
                     # Pids, addresses and mounts of an earlier boot mean something else today.
                     hook.down(step, {} if stale else entry.facts)
             except Exception as error:
@@ -163,11 +164,11 @@ class _Run:
         if text.background:
             from podrun.background import begin
 
-            begin(self.pending, hook, step, self.facts(text.name), n, text, journal, self.world)
+            begin(self.pending, hook, step, self.facts(text.name), n, text, journal, self.world.forked)
             return
         began = time.monotonic()
         try:
-            with _limit(step.timeout, label):
+            with limit(step.timeout):
                 facts = hook.up(step, self.facts(text.name)) or {}
         except Exception as error:
             self._skip_or_raise(n, text, journal, error)
@@ -230,6 +231,7 @@ class _Run:
     def _skip_or_raise(self, n: int, text: StepText, journal: Writer, error: Exception) -> None:
         label = label_of(text._asdict())
         failure = failed(label, error)
+        failure.step = (text.hook, text.name)
         if not text.optional:
             raise failure from error
         journal.failed(n, str(failure))
@@ -296,15 +298,14 @@ def resolve(pod: Pod, hook: Hook, record: Any, notify: Callable[[str], None] = q
     return Step(pod, record["hook"], record["name"], options, notify, float("inf") if timeout is None else timeout)
 
 
-def problems(pod: Pod, steps: Sequence[StepText], world: World) -> list[tuple[str, Problem]]:
-    """What the hooks' checks found, with the label of the step; nothing is changed by asking."""
+def problems(pod: Pod, steps: Sequence[StepText], world: World) -> list[tuple[StepText, Problem]]:
+    """What the hooks' checks found, with the step; nothing is changed by asking."""
     found = []
     for text in steps:
         hook = world.load(text.hook)
         check = getattr(hook, "check", None)
         if check:
-            label = label_of(text._asdict())
-            found += [(label, problem) for problem in check(resolve(pod, hook, text._asdict()))]
+            found += [(text, problem) for problem in check(resolve(pod, hook, text._asdict()))]
     return found
 
 
@@ -317,7 +318,7 @@ def failed(label: str, error: BaseException) -> Failure:
     """The Failure of a step: its label in front, and an exit code that a step may have."""
     if isinstance(error, Failure):
         code = error.code if error.code in OF_A_STEP else STEP_FAILED
-        return Failure(f"{label}: {error.what}", code=code, hint=error.hint)
+        return Failure(f"{label}: {error.what}", code=code, hint=error.hint, key=error.key)
     if isinstance(error, OSError):
         failure = of_oserror(error)
         return Failure(f"{label}: {failure.what}", code=failure.code)
@@ -378,30 +379,3 @@ def _teller(world: World, label: str) -> Callable[[str], None]:
         world.watch("notify", f"{label}: {assignments}")
 
     return tell
-
-
-class _limit:  # noqa: N801  # reads as a word: with _limit(5.0, label)
-    """Interrupts what runs inside it with a Failure after ``seconds``."""
-
-    def __init__(self, seconds: float, label: str) -> None:
-        self.seconds = seconds
-        self.label = label
-
-    def __enter__(self) -> None:
-        if self.seconds != float("inf"):
-            import signal
-
-            def late(*_: object) -> None:
-                raise Failure(
-                    f"no end after {self.seconds:g} s", hint="'timeout' of the step says how long it may take"
-                )
-
-            self.before = signal.signal(signal.SIGALRM, late)
-            signal.setitimer(signal.ITIMER_REAL, self.seconds)
-
-    def __exit__(self, *_: object) -> None:
-        if self.seconds != float("inf"):
-            import signal
-
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, self.before)

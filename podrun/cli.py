@@ -268,9 +268,11 @@ def check(host: Host, word: str) -> int:
     """Say what is wrong with a pod file, and what would keep the pod from starting."""
     text = podfile.load(word, environ=host.environ, load_hook=find.load)
     code = 0
-    for label, problem in _problems(text, host):
+    for step, problem in _problems(text, host):
         kind = "error" if problem.fatal else "warning"
-        click.echo(f"{label}: {kind}: {problem.what}{'; ' + problem.hint if problem.hint else ''}")
+        at = launch.located(text, host, step.hook, step.name, problem.key or "hook")
+        hint = f"; {problem.hint}" if problem.hint else ""
+        click.echo(f"{at}{chain.label_of(step._asdict())}: {kind}: {problem.what}{hint}")
         if problem.fatal:
             code = code or problem.code
     if not code:
@@ -292,7 +294,7 @@ def plan(host: Host, word: str, form: str, explain: bool) -> None:
         name, steps, problems = word, [], []
     undo = show.plan_down(journals.journals(host.run, name))
     if form == "json":
-        told = [{"step": label, **problem._asdict()} for label, problem in problems]
+        told = [{"step": chain.label_of(step._asdict()), **problem._asdict()} for step, problem in problems]
         click.echo(json.dumps({"pod": name, "up": steps, "problems": told, "down": undo}, indent=2))
         return
     for number, step in enumerate(steps, 1):
@@ -302,8 +304,8 @@ def plan(host: Host, word: str, form: str, explain: bool) -> None:
         click.echo(f"up   {number:2} {step['step']}{notes}  {options}".rstrip())
         for line in step.get("explain", ()):
             click.echo(f"          {line}")
-    for label, problem in problems:
-        click.echo(f"     {'!' if problem.fatal else '?'}  {label}: {problem.what}")
+    for found, problem in problems:
+        click.echo(f"     {'!' if problem.fatal else '?'}  {chain.label_of(found._asdict())}: {problem.what}")
     for number, step in enumerate(undo, 1):
         click.echo(f"down {number:2} {step['step']}")
     if not steps and not undo:
@@ -315,6 +317,8 @@ def trace(host: Host, word: str, form: str, svg: bool) -> None:
     """Show where the time of the last start went, step by step."""
     name = name_of(word, host)
     found = journals.journals(host.run, name)
+    if not found:
+        raise Failure("there is no such pod", code=UNAVAILABLE, hint="'podrun ps' lists those that there are")
     if svg:
         from podrun import picture
 
@@ -391,10 +395,11 @@ def schema(host: Host) -> None:
     """Print the JSON Schema of a pod file, for editors."""
     from podrun.schema import schema as schema_of
 
-    click.echo(json.dumps(schema_of(find.known()), indent=2))
+    described = {name: find.described(name).get("options") for name in find.dropped_in()}
+    click.echo(json.dumps(schema_of(find.known(), described), indent=2))
 
 
-def _problems(text: podfile.PodText, host: Host) -> list[tuple[str, Any]]:
+def _problems(text: podfile.PodText, host: Host) -> list[tuple[podfile.StepText, Any]]:
     world = chain.World(find.load, chain.quiet, chain.quiet, chain.quiet, lambda: None)
     return chain.problems(_pod(text, host), text.steps, world)
 

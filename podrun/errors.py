@@ -32,14 +32,17 @@ class Failure(Exception):
     """Something that a person has to be told: what failed, what to do next, and the exit code.
 
     ``what`` is one line without a trailing period and ``hint`` (may be empty) says what to do next; ``code`` is one of
-    the constants above.
+    the constants above. ``key``: the option of the step that it is about.
     """
 
-    def __init__(self, what: str, *, code: int = STEP_FAILED, hint: str = "") -> None:
+    def __init__(self, what: str, *, code: int = STEP_FAILED, hint: str = "", key: str = "") -> None:
         super().__init__(what)
         self.what = what
         self.code = code
         self.hint = hint
+        self.key = key
+        #: The hook and the name of the step that it befell.
+        self.step = ("", "")
 
     def __str__(self) -> str:
         return f"{self.what}; {self.hint}" if self.hint else self.what

@@ -6,7 +6,7 @@ import os
 import sys
 
 from podrun.errors import INTERNAL, WRONG_FILE, Failure
-from podrun.hook import unknown
+from podrun.hook import Pod, Step, unknown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ FIRST_PARTY = {
     "network": "podrun_hooks.network",
     "container": "podrun_hooks.container",
     "register": "podrun_hooks.register",
+    "oci-hooks": "podrun_hooks.oci_hooks",
 }
 #: What runs an executable as a hook.
 EXECUTABLE = "podrun_hooks.command"
@@ -98,6 +99,17 @@ def kind(name: str) -> str:
 def known() -> dict[str, Hook]:
     """Every hook that a pod file can name without a path: first-party ones, drop-ins, those of installed packages."""
     return {name: load(name) for name in names()}
+
+
+def described(name: str) -> dict[str, Any]:
+    """What an executable says of itself when it is asked (runs it); {} for one that says nothing, and for other hooks.
+
+    Any of "doc" (a line), "takes" and "gives" (names of facts), "options" (a JSON Schema).
+    """
+    if not executable(name):
+        return {}
+    told: dict[str, Any] = _command().describe(Step(Pod("describe", "/", "/", tag="podrun-describe"), name, name, {}))
+    return told
 
 
 def _command() -> Any:

@@ -105,6 +105,8 @@ class Problem(NamedTuple):
     code: int = 76
     hint: str = ""
     fatal: bool = True
+    #: The option that it is about: people are told the line of the pod file where it stands.
+    key: str = ""
 
 
 class Hook(Protocol):

@@ -16,7 +16,8 @@ from podrun import chain, find, podfile, skeleton
 from podrun.acts import guarded, host_of
 from podrun.errors import STEP_FAILED, WRONG_FILE, Failure
 from podrun.hook import REQUIRED, Facts, Hook, Pod, Step, merged, schema_of
-from podrun.launch import Host
+from podrun.launch import Host, printable
+from podrun.witness import wrong_facts
 
 _form = click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", help="How to print.")
 _word = click.argument("word", metavar="HOOK")
@@ -50,6 +51,9 @@ def describe(word: str, form: str) -> None:
     """Say what a hook takes and gives. HOOK is a name, or the path of an executable."""
     name = _name(word)
     found = find.load(name)
+    if find.executable(name):
+        for problem in found.check(Step(Pod("describe", "/", "/"), name, name, {})):
+            raise Failure(problem.what, code=problem.code, hint=problem.hint)
     about = _about(name, found)
     if form == "json":
         click.echo(json.dumps(about, indent=2))
@@ -67,8 +71,9 @@ def describe(word: str, form: str) -> None:
         click.echo("\noptions")
         required = about["schema"].get("required", [])
         for option, declared in about["schema"]["properties"].items():
-            default = "required" if option in required else f"default {declared.get('default')!r}"
-            click.echo(f"  {option} ({_kind(declared)}, {default})\n      {declared.get('description', '')}")
+            default = f"default {declared['default']!r}" if "default" in declared else "optional"
+            told = f"  {option} ({_kind(declared)}, {'required' if option in required else default})"
+            click.echo(f"{printable(told)}\n      {printable(str(declared.get('description', '')))}")
 
 
 @hook.command(cls=_Guarded)
@@ -79,7 +84,14 @@ def describe(word: str, form: str) -> None:
 @click.option("--in", "file", metavar="FILE", help="Test the hook's step in this pod file, after the steps before it.")
 @click.option("--facts", metavar="JSON", default="{}", help="Facts that earlier steps would have given.")
 @click.option("--watch", "watched", multiple=True, metavar="DIR", help="A directory in which nothing may stay.")
-@click.option("--rounds", default=6, show_default=True, metavar="N", help="How often to kill each verb.")
+@click.option(
+    "--rounds",
+    type=click.IntRange(1, 1000),
+    default=6,
+    show_default=True,
+    metavar="N",
+    help="How often to kill each verb.",
+)
 @click.option("--here", is_flag=True, help="In the host's network and mounts, not in a corner of its own.")
 @_form
 @click.pass_context
@@ -114,10 +126,7 @@ def _row(name: str) -> dict[str, Any]:
 
 
 def _about(name: str, found: Hook) -> dict[str, Any]:
-    told: dict[str, Any] = {}
-    if find.executable(name):
-        pod = Pod("describe", "/", "/", tag="podrun-describe")
-        told = getattr(found, "describe")(Step(pod, name, name, {}))  # noqa: B009
+    told = find.described(name)
     takes, gives = getattr(found, "takes", None), getattr(found, "gives", ())
     return {
         "name": name,
@@ -143,10 +152,10 @@ def _doc(name: str, found: Hook) -> str:
 
 def _kind(schema: Any) -> str:
     """A JSON Schema's type in a word or two."""
-    if "enum" in schema:
+    if isinstance(schema.get("enum"), list):
         return " | ".join(str(word) for word in schema["enum"])
     kind = schema.get("type", "any")
-    return " or ".join(kind) if isinstance(kind, list) else str(kind)
+    return " or ".join(map(str, kind)) if isinstance(kind, list) else str(kind)
 
 
 # --- the conformance kit -------------------------------------------------------------------------------------------
@@ -165,7 +174,8 @@ def _test(
     netns = ""
     try:
         if os.geteuid() == 0 and not here:
-            witness.isolate()
+            witness.isolate(f"{home}/temporary")
+            watched = [*watched, f"{home}/temporary"]
         pod = Pod("conformance", f"{home}/root", f"{home}/run", tag="podrun-conformance", attached=False)
         os.makedirs(pod.directory, mode=0o700)
         os.makedirs(f"{home}/scratch")
@@ -186,7 +196,8 @@ def _test(
             given["netns"] = witness.make_netns(netns)
         step = chain.resolve(pod, found, text._asdict())
         alone = os.geteuid() == 0 and not here
-        rows = list(Kit(found, step, given, [f"{home}/scratch", *watched], rounds, alone=alone).rows())
+        places = [f"{home}/scratch", *map(os.path.abspath, watched)]
+        rows = list(Kit(found, step, given, places, rounds, alone=alone, netns=netns).rows())
         printed([row._asdict() for row in rows], form)
         return STEP_FAILED if any(row.result == FAILED for row in rows) else 0
     finally:
@@ -194,6 +205,9 @@ def _test(
             earlier_hook.down(step, own)
         if netns:
             witness.remove_netns(netns)
+        # What a hook has left mounted in there is not the kit's to delete.
+        if not witness.unmount_below(home):
+            raise Failure(f"{home} is kept: something is mounted in it", hint="umount it, then remove the directory")
         shutil.rmtree(home, ignore_errors=True)
 
 
@@ -222,14 +236,18 @@ def _facts(text: str) -> Facts:
         raise Failure(f"--facts: {error}", code=WRONG_FILE) from None
     if not isinstance(facts, dict):
         raise Failure("--facts: expected a JSON object", code=WRONG_FILE)
+    for wrong in wrong_facts(facts, None):
+        raise Failure(f"--facts: {wrong}", code=WRONG_FILE)
     return facts
 
 
 def _assignment(word: str, scratch: str) -> tuple[str, Any]:
     """KEY=VALUE: the value as TOML spells it, or a string where it is no TOML."""
     key, equals, value = word.partition("=")
-    if not equals:
+    if not (key and equals):
         raise Failure(f"--option {word!r}: expected KEY=VALUE", code=WRONG_FILE)
+    if key == "hook":
+        raise Failure(f"--option {word!r}: the hook is what is tested", code=WRONG_FILE)
     value = value.replace("{scratch}", scratch)
     try:
         return key, tomllib.loads(f"value = {value}")["value"]

@@ -52,7 +52,15 @@ class Kit:
     """A hook under test: its step, the facts it is given, and the directories in which it may leave something."""
 
     def __init__(
-        self, hook: Hook, step: Step, facts: Facts, watched: list[str], rounds: int = 6, *, alone: bool = True
+        self,
+        hook: Hook,
+        step: Step,
+        facts: Facts,
+        watched: list[str],
+        rounds: int = 6,
+        *,
+        alone: bool = True,
+        netns: str = "",
     ) -> None:
         self.hook = hook
         self.step = step
@@ -63,6 +71,8 @@ class Kit:
         self.rounds = rounds
         #: Nobody else changes what the kit sees.
         self.alone = alone
+        #: The name of the network namespace that was made for it, or "".
+        self.inside = netns
         self.path = find.executable(step.hook)
         self.log = tempfile.TemporaryFile("a+", encoding="utf-8", errors="replace")
         self.before: set[str] = set()
@@ -110,12 +120,21 @@ class Kit:
         if missing:
             raise _Broken(f"it lacks {', '.join(missing)}")
         if self.path:
+            odd = self.undescribed()
+            if odd:
+                raise _Broken(f"what it answers to describe has no good {', '.join(odd)}")
             return self.path
         options = self.hook.Options._field_defaults if self.hook.Options is not None else {}
         silent = [key for key, field in options.items() if not field.doc]
         if silent:
             raise _Broken(f"options without a sentence for people: {', '.join(silent)}")
         return f"{len(options)} options; gives {', '.join(getattr(self.hook, 'gives', ())) or 'nothing'}"
+
+    def undescribed(self) -> list[str]:
+        """The parts of an executable's description that nobody can use."""
+        ask, plain = getattr(self.hook, "ask"), find.described(self.step.hook)  # noqa: B009
+        ended = self.run(lambda: ask(self.step, "describe", {}, {}))
+        return [key for key in ("doc", "takes", "gives", "options") if key in ended.facts and key not in plain]
 
     def checks(self) -> str:
         if not hasattr(self.hook, "check"):
@@ -292,7 +311,7 @@ class Kit:
         self.before = self.seen()
 
     def seen(self) -> set[str]:
-        seen = witness.listing(self.watched, self.step.pod.tag)
+        seen = witness.listing(self.watched, self.step.pod.tag, self.inside)
         return seen if self.alone else witness.recognisable(seen, self.watched, self.step.pod.tag)
 
     def run(

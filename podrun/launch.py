@@ -77,7 +77,7 @@ def up(
         _clear(pod, world, segment)
         if pod.unit:
             endings.drop(host.run, pod.name, segment)
-        _refuse_problems(pod, steps, world)
+        _refuse_problems(pod, text, steps, world, host)
         if not handing_off:
             foreground.adopt_orphans()
         if cgroup:
@@ -85,6 +85,9 @@ def up(
         try:
             chain.up(pod, text.file, text.steps, world, only=segment)
             foreground.hold()
+        except Failure as failure:
+            failure.what = located(text, host, *failure.step, failure.key) + failure.what
+            raise
         except Interrupted as interrupted:
             # It may have come when the chain was whole, and chain.up past the point where it would have undone it.
             raise interrupted if interrupted.hint else chain.given_up(interrupted, pod, world, segment) from None
@@ -203,12 +206,23 @@ def _clear(pod: Pod, world: World, segment: str) -> None:
     world.say(f"an earlier start had left something behind; undone: {', '.join(undone) or 'its journal'}")
 
 
-def _refuse_problems(pod: Pod, steps: Sequence[StepText], world: World) -> None:
+def _refuse_problems(pod: Pod, text: PodText, steps: Sequence[StepText], world: World, host: Host) -> None:
     """Raises the first fatal problem that the hooks' checks found: nothing has been created yet."""
-    for label, problem in chain.problems(pod, steps, world):
+    for step, problem in chain.problems(pod, steps, world):
         if problem.fatal:
             hint = f"{problem.hint}; nothing was started" if problem.hint else "nothing was started"
-            raise Failure(f"{label}: {problem.what}", code=problem.code, hint=hint)
+            at = located(text, host, step.hook, step.name, problem.key)
+            raise Failure(f"{at}{chain.label_of(step._asdict())}: {problem.what}", code=problem.code, hint=hint)
+
+
+def located(text: PodText, host: Host, hook: str, name: str, key: str) -> str:
+    """Where an option of a step stands, in front of a message: "/etc/podrun/web.toml:12: "; "" for no option."""
+    if not key or not text.file:
+        return ""
+    from podrun import podfile
+
+    at = podfile.place(text, hook, name, key, environ=host.environ, load_hook=find.load)
+    return f"{at}: " if at else ""
 
 
 def _attend(pod: Pod, host: Host) -> int:
@@ -254,16 +268,20 @@ def _patient_lock(name: str, host: Host) -> Lock:
         return Lock(host.run, name, wait=True)
 
 
+def printable(line: str) -> str:
+    """What is not printable is shown as its escape, so that nobody forges a line or talks to the terminal."""
+    if line.isprintable():
+        return line
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in line)
+
+
 def tell(line: str) -> None:
     """A line on standard error. That nobody reads it any more is no reason to stop anything.
 
-    Images, runtimes and payloads have their words in it: what is not printable is shown as its escape, so that nobody
-    forges a line or talks to the terminal.
+    Images, runtimes and payloads have their words in it.
     """
-    if not line.isprintable():
-        line = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in line)
     try:
-        print(line, file=sys.stderr, flush=True)
+        print(printable(line), file=sys.stderr, flush=True)
     except OSError:
         pass
 

@@ -132,6 +132,45 @@ def from_tables(
     return _understood([(source.Source(file, None), tables)], name, "", load_hook, resolve, known=True)
 
 
+def place(
+    text: PodText, hook: str, name: str, key: str, *, environ: Mapping[str, str] | None, load_hook: LoadHook
+) -> str:
+    """Where a step, or that option of it, stands: "/etc/podrun/web.toml:12"; "" where no file has it (any more).
+
+    For when there is something to tell: reads the pod file and its drop-ins once more.
+    """
+    directory, file = os.path.split(text.file)
+    stem, extension = os.path.splitext(file)
+    word = f"{stem}{text.name.partition('@')[2]}{extension}" if stem.endswith("@") else file
+    try:
+        found = source.find(f"{directory}/{word}", "", in_unit=False) if file else None
+        files = [(one, source.tables(one)) for one in found.texts] if found else []
+        resolve = source.resolver(environ, found.instance if found else "")
+        chain = _assembled(files, _Table({}, _Place(files[0][0], ()), {}), {}, load_hook, resolve) if files else []
+    except (Failure, RecursionError):
+        return ""
+    for table in chain:
+        if table.key == (hook, name):
+            at = table.later.get(key, table.place)
+            return at.text.at((*at.where, key) if key in table.values else at.where)
+    return ""
+
+
+def _assembled(
+    files: Sequence[tuple[source.Source, dict[str, Any]]],
+    pod: _Table,
+    sections: dict[str, dict[str, Any]],
+    load_hook: LoadHook,
+    resolve: Resolve,
+) -> list[_Table]:
+    """The chain of the files, each put on top of those before it, with names; ``pod`` and ``sections`` are filled."""
+    chain: list[_Table] = []
+    for text, tables in files:
+        _add(text, tables, pod, sections, chain, resolve)
+        _name(chain, load_hook)
+    return chain
+
+
 def _understood(
     files: Sequence[tuple[source.Source, dict[str, Any]]],
     stem: str,
@@ -145,10 +184,7 @@ def _understood(
     try:
         pod = _Table({}, _Place(first, ("pod",)), {})
         sections: dict[str, dict[str, Any]] = {}
-        chain: list[_Table] = []
-        for text, tables in files:
-            _add(text, tables, pod, sections, chain, resolve)
-            _name(chain, load_hook)
+        chain = _assembled(files, pod, sections, load_hook, resolve)
         if not chain:
             raise _failure(_Place(first, ()), Wrong("there is no [[chain]]: a pod is at least one step"))
         about: PodTable = _told(pod, read, PodTable, pod.values)
@@ -292,17 +328,16 @@ def _steps(chain: Sequence[_Table], load_hook: LoadHook, known: bool) -> tuple[S
     for table in chain:
         _told(table, _check_name, table.key, taken)
         taken.add(table.key)
+    hooks = [_hook(table, load_hook) for table in chain]
+    later = [table.values["name"] for table, hook in zip(chain, hooks, strict=True) if getattr(hook, "resident", False)]
     steps: list[StepText] = []
-    later: list[str] = []
-    for table in reversed(chain):
-        hook = _hook(table, load_hook)
-        step: StepText = _told(table, _step, table.values, hook, later, known)
+    for table, hook in zip(chain, hooks, strict=True):
         if getattr(hook, "resident", False):
-            later.append(step.name)
-        steps.append(step)
+            later = later[1:]
+        steps.append(_told(table, _step, table.values, hook, later, known))
     for index, table in enumerate(chain):
         _told(table, _check_references, table.values, load_hook, chain[:index])
-    return tuple(reversed(steps))
+    return tuple(steps)
 
 
 def _check_references(values: dict[str, Any], load_hook: LoadHook, earlier: Sequence[_Table]) -> None:
@@ -342,7 +377,7 @@ def _step(values: dict[str, Any], hook: Hook, later: Sequence[str], known: bool)
         if not later:
             raise Wrong(f"for: no container comes after this step, so none is named {name!r}", ("for", index))
         if name not in later:
-            raise Wrong(f"for: {unknown(name, later[::-1], 'container')}", ("for", index))
+            raise Wrong(f"for: {unknown(name, later, 'container')}", ("for", index))
     limit = common["timeout"]
     return StepText(
         hook=common["hook"],

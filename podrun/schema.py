@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 _VARIABLE = {"type": "string", "pattern": r"\$\{|%i"}
 
 
-def schema(hooks: Mapping[str, Hook]) -> dict[str, Any]:
+def schema(hooks: Mapping[str, Hook], described: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The schema of the whole file for these hooks ("image": its module, ...), and for "exec:" hooks with any keys.
 
+    ``described``: what executables among them say their options are, a JSON Schema each.
     It accepts every pod file that podrun accepts without drop-ins. What takes more than the shape of one table (unique
     names, ``for``) only podrun checks.
     """
@@ -33,7 +34,10 @@ def schema(hooks: Mapping[str, Hook]) -> dict[str, Any]:
         "properties": common,
         "required": ["hook"],
         "allOf": [
-            {"if": {"properties": {"hook": {"const": name}}, "required": ["hook"]}, "then": _table(hook)}
+            {
+                "if": {"properties": {"hook": {"const": name}}, "required": ["hook"]},
+                "then": _table(hook, (described or {}).get(name)),
+            }
             for name, hook in hooks.items()
         ],
     }
@@ -46,14 +50,15 @@ def schema(hooks: Mapping[str, Hook]) -> dict[str, Any]:
     }
 
 
-def _table(hook: Hook) -> dict[str, Any]:
+def _table(hook: Hook, told: Any = None) -> dict[str, Any]:
     """One ``[[chain]]`` table of a hook: its own keys, and by name those that every step has."""
     doc = (getattr(hook, "__doc__", None) or "").strip().partition("\n")[0]
     about = {"description": doc} if doc else {}
-    if hook.Options is None:
+    if hook.Options is None and not told:
         return about
-    own = schema_of(hook.Options)
-    properties = {key: _open(value) for key, value in own["properties"].items()}
+    own = schema_of(hook.Options) if hook.Options is not None else told
+    known = own.get("properties")
+    properties = {key: _open(value) for key, value in known.items()} if isinstance(known, dict) else {}
     return {**own, **about, "properties": {**dict.fromkeys(COMMON, True), **properties}}
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
+from keyword import iskeyword
 
 from podrun.errors import CANNOT_CREATE, WRONG_FILE, Failure
+from podrun.find import FIRST_PARTY
 
 _SHELL = """\
 #!/bin/sh
@@ -60,7 +63,7 @@ podrun hook test "$here/NAME" --option greeting=moin
 # Once in a whole pod.
 cat >"$here/NAME.toml" <<END
 [pod]
-name = "NAME-test"
+name = "DASHED-test"
 
 [[chain]]
 hook = "image"
@@ -182,6 +185,8 @@ if __name__ == "__main__":
     unittest.main()
 '''
 
+#: Modules that the skeleton itself imports.
+_TAKEN = ("podrun",)
 _FILES = {
     "shell": (("NAME", _SHELL, 0o755), ("NAME.test", _SHELL_TEST, 0o755)),
     "python": (
@@ -194,19 +199,32 @@ _FILES = {
 
 def write(name: str, language: str) -> list[str]:
     """Writes the skeleton of a hook into a new directory ``name``; returns the paths. Raises Failure."""
-    plain = name.replace("-", "").replace("_", "")
-    if not (plain.isalnum() and plain.isascii() and name[0].isalpha() and name == name.lower()):
-        raise Failure(f"{name!r} is no name for a hook", code=WRONG_FILE, hint="letters a-z, digits, - and _")
+    words = name.replace("_", "-").split("-")
+    plain = all(word.isalnum() and word.isascii() for word in words) and name[0].isalpha() and name == name.lower()
+    if not plain or len(name) > 50:
+        hint = "at most 50 letters a-z and digits, words joined by - or _"
+        raise Failure(f"{name!r} is no name for a hook", code=WRONG_FILE, hint=hint)
+    if name in FIRST_PARTY:
+        raise Failure(f"{name} is a hook of podrun's own, which is found first", code=WRONG_FILE)
+    if language == "python" and (name in sys.stdlib_module_names or iskeyword(name) or name in _TAKEN):
+        raise Failure(f"a Python module cannot be called {name}", code=WRONG_FILE, hint=f"call it {name}-hook")
     try:
         os.mkdir(name)
     except FileExistsError:
         raise Failure(f"there is a {name} already", code=CANNOT_CREATE) from None
     paths = []
     for file, text, mode in _FILES[language]:
-        path, content = (part.replace("NAME", name).replace("MODULE", name.replace("-", "_")) for part in (file, text))
+        path, content = (_filled(part, name) for part in (file, text))
         path = f"{name}/{path}"
         with open(path, "w", encoding="utf-8") as out:
             out.write(content)
         os.chmod(path, mode)
         paths.append(path)
     return paths
+
+
+def _filled(text: str, name: str) -> str:
+    """A text of the skeleton for a hook: a Python module has no -, a pod no _ in its name."""
+    for word, value in (("NAME", name), ("MODULE", name.replace("-", "_")), ("DASHED", name.replace("_", "-"))):
+        text = text.replace(word, value)
+    return text

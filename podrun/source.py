@@ -30,12 +30,16 @@ class Source(NamedTuple):
 
     def failure(self, what: str, where: Where) -> Failure:
         """The Failure for what is wrong at ``where``, with file and line."""
-        at = shown(self.path) if self.path else ""
-        if self.text is not None:
-            from podrun.locate import locate
+        return wrong(self.at(where), what)
 
-            at += f":{locate(self.text, where)[0]}"
-        return wrong(at, what)
+    def at(self, where: Where) -> str:
+        """The file and the line of what ``where`` leads to."""
+        at = shown(self.path) if self.path else ""
+        if self.text is None:
+            return at
+        from podrun.locate import locate
+
+        return f"{at}:{locate(self.text, where)[0]}"
 
 
 class Found(NamedTuple):

@@ -14,15 +14,19 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from podrun import witness_network
 from podrun.errors import UNAVAILABLE, Failure
 from podrun.hook import Facts, Pod
 
 _CLONE_NEWNS, _CLONE_NEWNET = 0x00020000, 0x40000000
 _MS_RDONLY, _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_PRIVATE = 1, 32, 4096, 16384, 1 << 18
+_MNT_DETACH = 2
 _PR_SET_CHILD_SUBREAPER = 36
 _SIOCSIFFLAGS, _IFF_UP = 0x8914, 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
+#: Where programs put temporary files.
+_TEMPORARY = ("/tmp", "/var/tmp", "/dev/shm")
 #: File systems that are no disk: a disk that is full or read-only does not change them.
 _NO_DISK = (
     "proc",
@@ -42,12 +46,24 @@ _NO_DISK = (
 # --- a corner of its own -------------------------------------------------------------------------------------------
 
 
-def isolate() -> None:
-    """Gives this process mounts and a network of its own, with lo up and no named namespaces. Needs root."""
+def isolate(changes: str) -> None:
+    """Gives this process mounts and a network of its own, with lo up and no named namespaces. Needs root.
+
+    What is written to the directories for temporary files goes to ``changes``, a directory, where it is seen.
+    """
     _checked(_libc.unshare(_CLONE_NEWNS | _CLONE_NEWNET), "unshare")
     _mount(None, "/", None, _MS_REC | _MS_PRIVATE)
     os.makedirs("/run/netns", exist_ok=True)
     _mount("tmpfs", "/run/netns", "tmpfs", 0)
+    for number, place in enumerate(_TEMPORARY):
+        upper, work = f"{changes}/{number}", f"{changes}-work/{number}"
+        os.makedirs(upper)
+        os.makedirs(work)
+        try:
+            _mount("overlay", place, "overlay", 0, f"lowerdir={place},upperdir={upper},workdir={work}")
+            os.chmod(place, 0o1777)
+        except OSError:
+            continue  # not there, or what overlayfs cannot lie on: nothing is seen of it
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         fcntl.ioctl(sock, _SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", _IFF_UP))
 
@@ -79,14 +95,25 @@ def make_everything_read_only() -> None:
                 continue  # something else is mounted over it
 
 
+def unmount_below(top: str) -> bool:
+    """Detaches what is mounted below a directory; False when something still is."""
+    for place in reversed(_below(top)):
+        _libc.umount2(os.fsencode(place), _MNT_DETACH)
+    return not _below(top)
+
+
+def _below(top: str) -> list[str]:
+    return [place for place, _ in mounts() if place.startswith(f"{top}/")]
+
+
 def adopt_orphans() -> None:
     """What descendants of this process leave running becomes its child."""
     _checked(_libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "prctl")
 
 
-def _mount(source: str | None, target: str, kind: str | None, flags: int) -> None:
-    source_, kind_ = (word.encode() if word else None for word in (source, kind))
-    _checked(_libc.mount(source_, os.fsencode(target), kind_, ctypes.c_ulong(flags), None), target)
+def _mount(source: str | None, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
+    source_, kind_, data_ = (word.encode() if word else None for word in (source, kind, data))
+    _checked(_libc.mount(source_, os.fsencode(target), kind_, ctypes.c_ulong(flags), data_), target)
 
 
 def _checked(result: int, what: str) -> None:
@@ -98,10 +125,15 @@ def _checked(result: int, what: str) -> None:
 # --- what there is -------------------------------------------------------------------------------------------------
 
 
-def listing(places: Sequence[str], tag: str) -> set[str]:
-    """All that a hook could leave: mounts, links, named namespaces, cgroups, processes, files below ``places``."""
+def listing(places: Sequence[str], tag: str, netns: str = "") -> set[str]:
+    """All that a hook could leave: mounts, devices, cgroups, processes, files below ``places``, and of the network
+    what witness_network sees, in the namespace called ``netns``, too.
+    """
     seen = {f"mount {place} ({kind})" for place, kind in mounts()}
-    seen |= {f"link {name}" for name in _links()}
+    seen |= witness_network.listing()
+    if netns:
+        seen |= witness_network.listing(netns)
+    seen |= {f"device {name}" for name in _devices() if tag in name or any(top in name for top in places)}
     seen |= {f"netns {name}" for name in _names("/run/netns")}
     seen |= {f"process {pid} ({name})" for pid, name in orphans()}
     for directory, names, _ in os.walk("/sys/fs/cgroup"):
@@ -117,12 +149,13 @@ def listing(places: Sequence[str], tag: str) -> set[str]:
 
 def recognisable(items: set[str], places: Sequence[str], tag: str) -> set[str]:
     """Those that can only be the hook's own, on a machine on which others are at work, too."""
-    return {item for item in items if item.startswith("process ") or tag in item or any(top in item for top in places)}
+    own = ("process ", "in ")
+    return {item for item in items if item.startswith(own) or tag in item or any(top in item for top in places)}
 
 
 def is_a_pods(item: str, pod: Pod) -> bool:
     """True for what belongs to one pod and has to go with it; False for what pods share, such as an unpacked image."""
-    return item.startswith(("mount ", "process ", "cgroup ")) or pod.name in item or pod.tag in item
+    return item.startswith(("mount ", "device ", "process ", "cgroup ", "in ")) or pod.name in item or pod.tag in item
 
 
 def mounts() -> list[tuple[str, str]]:
@@ -162,9 +195,15 @@ def end_orphans() -> None:
         os.waitpid(pid, 0)
 
 
-def _links() -> list[str]:
-    with open("/proc/self/net/dev", encoding="utf-8") as file:
-        return [line.partition(":")[0].strip() for line in file if ":" in line]
+def _devices() -> Iterator[str]:
+    """Loop devices with the file behind them, and devices of the device mapper by their names."""
+    for name in _names("/sys/block"):
+        for file in ("loop/backing_file", "dm/name"):
+            try:
+                with open(f"/sys/block/{name}/{file}", encoding="utf-8", errors="surrogateescape") as behind:
+                    yield f"{name} ({behind.read().strip()})"
+            except OSError:
+                continue
 
 
 def _names(directory: str) -> list[str]:
@@ -204,7 +243,7 @@ def stop_the_child_of(parent: int, pidfd: int) -> None:
 
 _MOUNT = {"hostPath": str, "containerPath": str, "type": str, "options": list}
 _DEVICE = {"path": str, "hostPath": str, "type": str, "permissions": str, "major": int, "minor": int}
-_OCI_HOOK = {"hookName": str, "path": str, "args": list, "env": list, "timeout": int}
+_OCI_HOOK = {"hookName": str, "path": str, "args": list, "env": list, "timeout": int, "when": list}
 #: The facts with a meaning for others: the type, of lists the type of an item or the fields that an item may have, and
 #: those that it must have.
 VOCABULARY: dict[str, tuple[type, Any, tuple[str, ...]]] = {

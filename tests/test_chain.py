@@ -1,12 +1,13 @@
 """The chain: order, undoing, facts, optional and background steps; with hooks made of functions."""
 
 import os
+import signal
 import time
 
 import pytest
 from fakes import Hooks, pod_in, step
 
-from podrun import chain
+from podrun import background, chain
 from podrun import journal as journals
 from podrun.errors import CANNOT_CREATE, NOT_FOUND, STEP_FAILED, Failure, Interrupted
 from podrun.hook import Wrong, merged
@@ -143,6 +144,30 @@ def test_a_failure_elsewhere_ends_what_runs_in_the_background(hooks, tmp_path):
         up(hooks, tmp_path, step("slow", background=True), step("a"))
     assert time.monotonic() - began < 10
     assert ("down", "slow", {}) in hooks.calls
+
+
+def test_a_background_step_has_no_more_time_than_its_timeout(hooks, tmp_path):
+    hooks.add("slow", {"image": 1}, during=lambda *_: time.sleep(60))
+    hooks.add("a")
+    with pytest.raises(Failure, match=r"slow: no end after 0.1 s; 'timeout' of the step .*; undone: a, slow"):
+        up(hooks, tmp_path, step("slow", background=True, timeout=0.1), step("a"))
+
+
+def test_a_background_step_that_is_deaf_is_killed_soon_after_its_time(hooks, tmp_path, monkeypatch):
+    monkeypatch.setattr(background, "_GRACE", 0.2)
+    deaf = {signal.SIGALRM, signal.SIGTERM}
+    hooks.add("slow", {"image": 1}, during=lambda *_: (signal.pthread_sigmask(signal.SIG_BLOCK, deaf), time.sleep(60)))
+    with pytest.raises(Failure, match=r"slow: no end after 0.1 s"):
+        up(hooks, tmp_path, step("slow", background=True, timeout=0.1))
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, 0)
+
+
+def test_a_background_step_may_be_over_long_before_anybody_asks(hooks, tmp_path, monkeypatch):
+    monkeypatch.setattr(background, "_GRACE", 0.0)
+    hooks.add("slow", {"image": 1})
+    hooks.add("a", during=lambda *_: time.sleep(0.3))
+    assert up(hooks, tmp_path, step("slow", background=True, timeout=0.1), step("a")) == {"image": 1}
 
 
 def test_facts_for_some_containers_reach_only_those(hooks, tmp_path):

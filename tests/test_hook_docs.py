@@ -118,3 +118,24 @@ def test_the_contract_names_every_row_of_the_kit_and_every_variable():
     command = (HERE.parent / "hooks" / "podrun_hooks" / "command.py").read_text()
     for variable in re.findall(r'"(PODRUN_[A-Z_]+)"', command):
         assert f"`{variable}`" in text, variable
+
+
+@pytest.mark.parametrize(
+    ("language", "name"),
+    [("shell", name) for name in ("", "a/b", "../x", "A", "a b", "\u00e4", "1a", "_a", "a-", "a--b", "a\nb", "image", "a" * 51)]
+    + [("python", name) for name in ("json", "class", "podrun", "oci-hooks")],
+)  # fmt: skip
+def test_new_refuses_a_name_under_which_a_hook_would_not_work(podrun, home, language, name):
+    done = subprocess.run(
+        podrun.argv("hook", "new", "--language", language, "--", name), cwd=home, env=podrun.environ, capture_output=True, text=True
+    )  # fmt: skip
+    assert (done.returncode, done.stderr.count("\n")) == (78, 1)
+    assert list(home.iterdir()) == []
+
+
+@pytest.mark.root
+def test_a_name_with_an_underscore_works_as_well(podrun, home):
+    environ = tools(podrun, home)
+    subprocess.run(["podrun", "hook", "new", "--language", "shell", "greet_all"], cwd=home, env=environ, check=True)
+    done = subprocess.run(["./greet_all.test"], cwd=home / "greet_all", env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

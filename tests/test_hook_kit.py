@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -33,6 +36,7 @@ def rows(done) -> dict[str, tuple[str, str]]:
         ["network", "-o", "mode=none"],
         ["container", "--in", "POD"],
         ["register", "-o", "service=web", "-o", "port=80"],
+        ["oci-hooks", "-o", 'hooks=[{ path = "/bin/true", stages = ["prestart"] }]'],
     ],
     ids=" ".join,
 )
@@ -110,3 +114,72 @@ def test_a_hook_that_is_not_there_is_told_in_one_line(podrun):
     assert done.returncode == 78
     assert done.stderr.startswith("podrun: imgae: ")
     assert "did you mean 'image'" in done.stderr
+
+
+CHANGES = """
+nft add table ip t
+nft add chain ip t c
+nft add rule ip t c counter drop
+nft add set ip t s '{ type inet_service; }'
+nft add element ip t s '{ 77 }'
+nft add map ip t m '{ type inet_service : inet_service; }'
+nft add element ip t m '{ 78 : 79 }'
+ip link add t-kit1 type bridge
+ip address add 10.99.0.1/32 dev lo
+ip route add 10.98.0.0/24 dev lo
+ip rule add priority 77 from 10.97.0.1 lookup main
+"""
+LOOK = """
+import subprocess, sys
+from podrun import witness_network
+before = witness_network.listing()
+subprocess.run(["sh", "-euc", sys.argv[1]], check=True)
+print(*sorted(witness_network.listing() - before), sep="\\n")
+"""
+
+
+def test_every_object_of_a_network_is_seen(podrun):
+    argv = ["unshare", "-n", "sh", "-c", 'ip link set lo up; exec "$@"', "sh", sys.executable, "-c", LOOK, CHANGES]
+    done = subprocess.run(argv, env=podrun.environ, capture_output=True, text=True)
+    assert done.stdout.splitlines() == [
+        "address 10.99.0.1/32 of lo", "link t-kit1", "nft chain ip t c", "nft element ip t m [78, 79]",
+        "nft element ip t s 77", "nft map ip t m", 'nft rule ip t c [{"drop": null}]', "nft set ip t s", "nft table ip t",
+        "route 10.98.0.0/24 dev lo scope link", "rule 77: from 10.97.0.1 lookup main",
+    ], done.stderr  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("up", "left"),
+    [
+        ("ip -n ${PODRUN_NETNS##*/} link add t-kit2 type bridge", "in podrun-kit: link t-kit2"),
+        ("ip netns add t-kit3", "mount /run/netns/t-kit3 (nsfs)"),
+        ("truncate -s 1M $PODRUN_DIRECTORY/l; losetup -f $PODRUN_DIRECTORY/l", "device loop"),
+        ("touch /tmp/t-kit", "temporary/0/t-kit"),
+        ("cd $(dirname $(find /sys/fs/cgroup -maxdepth 2 -name cgroup.procs | head -n 1)); mkdir -p $PODRUN_TAG-left", "cgroup "),
+    ],
+)  # fmt: skip
+def test_what_stays_behind_is_seen_whatever_it_is(podrun, home, up, left):
+    # The network of the kit is its own, and so are its temporary files; cgroups and loop devices are the machine's.
+    try:
+        done = podrun("hook", "test", "--format", "json", "--rounds", "1", script(home, f"up) {{ {up}; }} >&2;;"))
+        assert left in rows(done)["up, down"][1]
+    finally:
+        for top in ("", "*/"):
+            for path in Path("/sys/fs/cgroup").glob(f"{top}podrun-conformance-left"):
+                path.rmdir()
+        for path in Path("/sys/block").glob("loop*/loop/backing_file"):
+            if "/podrun-kit-" in path.read_text():
+                subprocess.run(["losetup", "-d", f"/dev/{path.parts[3]}"], check=True)
+    assert not Path("/tmp/t-kit").exists()
+
+
+@pytest.mark.parametrize("where", [[], ["--here"]])
+def test_nothing_is_deleted_through_a_mount_that_a_hook_leaves(podrun, home, where):
+    (home / "precious").mkdir()
+    (home / "precious/file").write_text("")
+    left = f"up) mkdir -p $PODRUN_DIRECTORY/m; mount --bind {home}/precious $PODRUN_DIRECTORY/m;;"
+    before = set(Path("/run").glob("podrun-kit-*"))
+    done = podrun("hook", "test", *where, script(home, left))
+    assert "mount /run/podrun-kit-" in done.stdout
+    assert (home / "precious/file").exists()
+    assert set(Path("/run").glob("podrun-kit-*")) <= before

@@ -58,7 +58,7 @@ def test_an_executable_in_a_drop_in_directory_goes_by_its_name(podrun, home, dro
     assert re.search(rf"^up +1 note +{path} ", podrun("plan", file).stdout)
     podrun("up", "-d", file, check=True)
     podrun("down", "web", check=True)
-    assert (home / "told").read_text() == "check hello\nup hello\ndown hello\n"
+    assert (home / "told").read_text() == "describe hello\ncheck hello\nup hello\ndown hello\n"
 
 
 def test_a_name_that_is_there_but_no_executable_is_told(podrun, dropped):
@@ -211,13 +211,29 @@ def test_what_a_killed_podrun_left_of_an_executable_is_over_before_its_down(podr
     assert not (home / "late").exists()
 
 
+def test_the_whole_group_of_an_executable_ends_at_once_when_podrun_is_killed(podrun, home, dropped):
+    dropped("slow", f"[ $PODRUN_VERB != up ] || {{ sh -c 'echo $$ >{home}/pid; sleep 60; true'; true; }}")
+    process = podrun.start("up", podrun.file("web", 'chain = [ { hook = "slow" } ]'))
+    deadline = time.monotonic() + 20
+    while not (home / "pid").exists() or not (home / "pid").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    pid = int((home / "pid").read_text())
+    process.kill()
+    process.wait()
+    while os.path.exists(f"/proc/{pid}") and "Z" not in open(f"/proc/{pid}/stat").read():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    podrun("down", "web", check=True)
+
+
 def test_a_problem_may_be_fatal_for_check_and_an_up_is_not_slowed_by_it(podrun, home, dropped):
     problem = {"what": "no key", "hint": "ask ops", "code": 69, "fatal": True}
     dropped("note", f"[ $PODRUN_VERB != check ] || echo '{json.dumps({'problems': ['old', problem]})}'")
     file = podrun.file("web", 'chain = [ { hook = "note" } ]')
     done = podrun("check", file)
     assert done.returncode == 69
-    assert done.stdout == "note: warning: old\nnote: error: no key; ask ops\n"
+    assert done.stdout == f"{file}:1: note: warning: old\n{file}:1: note: error: no key; ask ops\n"
 
 
 def test_an_executable_costs_at_most_three_milliseconds_more_than_itself(dropped, step):
@@ -391,3 +407,10 @@ def test_the_picture_of_a_start_has_a_bar_for_every_step_at_its_time(podrun, dro
     found = dict(re.match(r"(\S+): from ([\d.]+) ms", title).groups() for title in titles)
     assert list(found) == ["podrun", "slow", "storage", "broken"]
     assert float(found["storage"]) - float(found["slow"]) >= 200
+
+
+@pytest.mark.parametrize("words", [[], ["--svg"], ["--format", "json"]])
+def test_there_is_no_trace_of_a_pod_that_is_not_there(podrun, words):
+    done = podrun("trace", *words, "nobody")
+    assert (done.returncode, done.stdout) == (69, "")
+    assert done.stderr == "podrun: nobody: there is no such pod; 'podrun ps' lists those that there are\n"

@@ -160,8 +160,9 @@ def test_signals_at_random_moments_leave_no_half_of_a_pod(podrun, nothing_left):
         process.send_signal(number)
         told = f"signal {number} after {moment:.3f} s"
         # Before podrun runs, it is Python that a signal ends. The payload has a handler for SIGTERM, which exits 0.
-        assert process.wait(20) in (0, 128 + number, -number, 137), told
-        assert len(process.stderr.read().splitlines()) < 2, told
+        status, said = process.wait(20), process.stderr.read()
+        assert status in (0, 128 + number, -number, 137), f"{told}: {status}: {said}"
+        assert len(said.splitlines()) < 2, f"{told}: {said}"
         assert not settled(podrun.run, podrun.root, before), told
 
 
@@ -393,3 +394,22 @@ def test_several_downs_of_a_pod_whose_foreground_waits_all_succeed(podrun, nothi
     downs = [podrun.start("down", "web", stderr=subprocess.DEVNULL) for _ in range(3)]
     assert [down.wait(20) for down in downs] == [0, 0, 0]
     assert process.wait(20) == 0
+
+
+@pytest.mark.parametrize(("words", "status"), [(("up", "x.toml"), -signal.SIGINT), (("ps",), 130)])
+def test_an_early_interrupt_shows_no_traceback(podrun, home, words, status):
+    # The signal comes while podrun's own modules are imported, or those of its command line.
+    (home / "early").mkdir()
+    for name in ("tomllib", "click"):
+        (home / f"early/{name}.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    (home / "x.toml").write_text('chain = [ { hook = "image", ref = "host:" } ]')
+    environ = {**podrun.environ, "PYTHONPATH": f"{home}/early:{podrun.environ['PYTHONPATH']}"}
+    argv = [sys.executable, str(HERE.parent / "bin/podrun"), *words]
+    done = subprocess.run(argv, cwd=home, env=environ, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (status, "")
+
+
+def test_an_interrupt_that_is_ignored_stays_ignored(podrun):
+    script = f"trap '' INT; exec {sys.executable} {HERE.parent / 'bin/podrun'} ps"
+    done = subprocess.run(["sh", "-c", script], env=podrun.environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -6,10 +6,10 @@ import os
 import stat
 
 from podrun import jsontext
-from podrun.errors import NOT_ALLOWED, OF_A_STEP, STEP_FAILED, WRONG_FILE, Failure
+from podrun.errors import OF_A_STEP, STEP_FAILED, WRONG_FILE, Failure
 from podrun.hook import VERSION, Problem
 
-from . import executable
+from . import executable, trust
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ default_name = ""
 
 #: Seconds that a verb may take unless the step's ``timeout`` says otherwise: systemd's DefaultTimeoutStartSec.
 PATIENCE = 90.0
+#: Seconds for describe: somebody waits for nothing but words.
+_SAYING = 5.0
 #: Where executables are found by their names: the administrator's first, then those of packages.
 DIRECTORIES = ("/etc/podrun/hooks.d", "/usr/lib/podrun/hooks")
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -49,22 +51,37 @@ def check(step: Step) -> list[Problem]:
     try:
         _path_of(step)
     except Failure as failure:
-        return [Problem(failure.what, failure.code, failure.hint)]
+        return [Problem(failure.what, failure.code, failure.hint, key="hook")]
     if not step.pod.thorough:
         return []
+    if wrong := _wrong(step):
+        return wrong
     try:
         told = ask(step, "check", {}, {}).get("problems", [])
     except Failure as failure:
-        return [Problem(failure.what, failure.code, failure.hint, fatal=False)]
+        return [Problem(failure.what, failure.code, failure.hint, fatal=False, key=failure.key)]
     return [_problem(one) for one in told] if isinstance(told, list) else []
 
 
 def describe(step: Step) -> Facts:
-    """What the executable says of itself when asked with PODRUN_VERB=describe; {} when it does not know that verb."""
+    """What the executable says of itself when asked with PODRUN_VERB=describe; {} when it does not know that verb.
+
+    Any of "doc" (a line), "takes" and "gives" (names of facts), "options" (a JSON Schema).
+    """
+    from . import declared
+
     try:
-        return ask(step, "describe", {}, {})
+        return declared.plain(ask(step._replace(timeout=_SAYING), "describe", {}, {}))
     except Failure:
         return {}
+
+
+def _wrong(step: Step) -> list[Problem]:
+    """The step's options as the executable's own declaration sees them."""
+    from . import declared
+
+    found = declared.wrong(describe(step).get("options"), step.options)
+    return [Problem(wrong.what, WRONG_FILE, key=str(wrong.where[0]) if wrong.where else "") for wrong in found]
 
 
 def explain(step: Step) -> list[str]:
@@ -120,7 +137,7 @@ def ask(step: Step, verb: str, facts: Facts, own: Facts, version: int = VERSION)
         told = answer if isinstance(answer, dict) else {}
         what = str(told.get("error") or f"{verb} of {path} ended with {status}")
         code = status if status in OF_A_STEP else STEP_FAILED
-        raise Failure(what, code=code, hint=str(told.get("hint") or ""))
+        raise Failure(what, code=code, hint=str(told.get("hint") or ""), key=str(told.get("key") or ""))
     if not isinstance(answer, dict):
         raise Failure(
             f"{path} printed what is not one JSON object: {output[:60]!r}", hint="its log goes to standard error"
@@ -176,7 +193,7 @@ def _answer(output: bytes) -> Any:
         return {}
     try:
         return jsontext.loads(output.decode())
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 
@@ -190,6 +207,7 @@ def _problem(told: Any) -> Problem:
         code if code in OF_A_STEP else STEP_FAILED,
         str(told.get("hint") or ""),
         fatal=told.get("fatal") is True,
+        key=str(told.get("key") or ""),
     )
 
 
@@ -206,24 +224,10 @@ def _path_of(step: Step) -> str:
         found = os.stat(real)
     except FileNotFoundError:
         raise Failure(f"there is no {path}", code=WRONG_FILE) from None
-    if not stat.S_ISREG(found.st_mode) or not os.access(real, os.X_OK):
+    if not stat.S_ISREG(found.st_mode):
+        raise Failure(f"{path} is not a file", code=WRONG_FILE)
+    if not os.access(real, os.X_OK):
         raise Failure(f"{path} is not an executable file", code=WRONG_FILE, hint=f"chmod +x {path}")
     if os.geteuid() == 0:
-        _refuse_writable(real)
+        trust.refuse_writable(real)
     return real
-
-
-def _refuse_writable(path: str) -> None:
-    """Raises Failure (NOT_ALLOWED) when somebody other than root could replace ``path`` or change it."""
-    place = path
-    while True:
-        found = os.stat(place)
-        if found.st_uid != 0 or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            raise Failure(
-                f"{place} can be changed by others than root",
-                code=NOT_ALLOWED,
-                hint=f"chown root:root {place}; chmod go-w {place}",
-            )
-        if place == "/":
-            return
-        place = os.path.dirname(place)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _socket
+import fcntl
 import os
 import select
 import time
@@ -94,18 +95,19 @@ def run(
     """Runs an executable in a process group of its own; returns its exit status (128+n by signal) and its output.
 
     The group is killed when the executable fails, when the time is over, when there is too much output, and when podrun
-    is interrupted. What an executable that succeeds leaves running was meant to stay. Standard error is passed on line
-    by line, with ``name`` in front. Raises Failure.
+    is interrupted or killed. What an executable that succeeds leaves running was meant to stay. Standard error is
+    passed on line by line, with ``name`` in front. Raises Failure.
     """
     stdin = os.memfd_create("podrun", os.MFD_CLOEXEC)
     out, out_there = os.pipe2(os.O_CLOEXEC)
     err, err_there = os.pipe2(os.O_CLOEXEC)
+    leash, held = os.pipe2(os.O_CLOEXEC)
     os.write(stdin, question)
     os.lseek(stdin, 0, os.SEEK_SET)
     launcher = os.getpid()
     child = linux.fork()
     if not child:
-        _become(path, environ, (stdin, out_there, err_there), launcher)
+        _become(path, environ, (stdin, out_there, err_there), leash, launcher)
     succeeded = False
     try:
         for fd in (stdin, out_there, err_there):
@@ -115,17 +117,20 @@ def run(
         ended = os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
         succeeded = ended is not None and (ended.si_code, ended.si_status) == (os.CLD_EXITED, 0)
     finally:
-        if not succeeded:
+        if succeeded:
+            fcntl.fcntl(leash, fcntl.F_SETFL, 0)
+        else:
             _kill_group(child)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        os.close(out)
-        os.close(err)
+        for fd in (out, err, held, leash):
+            os.close(fd)
     return (status if status >= 0 else 128 - status), output
 
 
-def _become(path: str, environ: Mapping[str, str], streams: Sequence[int], launcher: int) -> NoReturn:
+def _become(path: str, environ: Mapping[str, str], streams: Sequence[int], leash: int, launcher: int) -> NoReturn:
     try:
         os.setpgid(0, 0)
+        _tie(leash)
         linux.die_with_parent(launcher)
         linux.heed_signals()
         for target, fd in enumerate(streams):
@@ -136,6 +141,19 @@ def _become(path: str, environ: Mapping[str, str], streams: Sequence[int], launc
         os.write(2, f"{error}\n".encode())
     finally:
         os._exit(126)
+
+
+def _tie(leash: int) -> None:
+    """Has the kernel kill this process's group when podrun is gone, however it ended.
+
+    ``leash`` is the reading end of a pipe of which podrun alone has the other one, and writes nothing. When that is
+    closed a reader with O_ASYNC is told by a signal (fcntl(2), F_SETSIG, F_SETOWN). PR_SET_PDEATHSIG is not inherited:
+    it is the leader's alone. The number is out of the way of what a shell's script calls 3 to 9.
+    """
+    fd = fcntl.fcntl(leash, fcntl.F_DUPFD, 100)
+    fcntl.fcntl(fd, fcntl.F_SETOWN, -os.getpid())
+    fcntl.fcntl(fd, fcntl.F_SETSIG, _signal.SIGKILL)
+    fcntl.fcntl(fd, fcntl.F_SETFL, os.O_ASYNC)
 
 
 def _listen(child: int, out: int, err: int, patience: Patience, progress: Progress, name: str) -> bytes:

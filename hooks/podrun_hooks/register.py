@@ -93,10 +93,13 @@ def check(step: Step) -> list[Problem]:
 
     options: Options = step.options
     if options.registry and not os.path.isdir(options.registry):
-        return [Problem(f"there is no registry at {options.registry}", WRONG_FILE, "create the directory")]
+        return [
+            Problem(f"there is no registry at {options.registry}", WRONG_FILE, "create the directory", key="registry")
+        ]
     if options.registry and os.geteuid() == 0 and _others_write(options.registry):
         what = f"others than root can write to the registry {options.registry}"
-        return [Problem(what, NOT_ALLOWED, f"chown root {options.registry}; chmod go-w {options.registry}")]
+        hint = f"chown root {options.registry}; chmod go-w {options.registry}"
+        return [Problem(what, NOT_ALLOWED, hint, key="registry")]
     return []
 
 

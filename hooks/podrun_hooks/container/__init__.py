@@ -135,7 +135,9 @@ def check(step: Step) -> list[Problem]:
     name = step.name
     plain = name.replace("-", "").replace("_", "")
     if name in _TAKEN or len(name) > 63 or not (plain.isalnum() and plain.isascii() and name[0].isalnum()):
-        problems.append(Problem(f"a container cannot be called {name!r}", WRONG_FILE, "letters, digits, - and _"))
+        problems.append(
+            Problem(f"a container cannot be called {name!r}", WRONG_FILE, "letters, digits, - and _", key="name")
+        )
     if os.geteuid():
         problems.append(Problem("containers need root", NOT_ALLOWED))
     for program in (lambda: runtimes.choose(step.options.runtime), *_programs(step)):
@@ -149,7 +151,8 @@ def check(step: Step) -> list[Problem]:
     if step.options.volumes:
         from .. import storage
 
-        problems += [found for text in step.options.volumes for found in storage.missing(storage.docker_source(text))]
+        sources = [storage.docker_source(text) for text in step.options.volumes]
+        problems += [found._replace(key="volumes") for source in sources for found in storage.missing(source)]
     return problems
 
 

@@ -316,7 +316,18 @@ def _words(log: str) -> str:
                 except ValueError:
                     continue
                 if isinstance(entry, dict) and entry.get("level") in ("error", "fatal"):
-                    words = str(entry.get("msg", ""))
+                    told = _plain(str(entry.get("msg", "")))
+                    # crun and its child both log; of a pipe that broke the other end knows the reason.
+                    words = words if words and told.endswith(os.strerror(errno.EPIPE)) else told
     except FileNotFoundError:
         pass
     return words
+
+
+def _plain(words: str) -> str:
+    """A message that is, from crun's child, once more a line of the log."""
+    try:
+        inner = jsontext.loads(words)
+    except ValueError:
+        return words
+    return str(inner["msg"]) if isinstance(inner, dict) and "msg" in inner else words

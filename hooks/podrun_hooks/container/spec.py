@@ -172,7 +172,8 @@ def build(
     netns = facts.get("netns", "")
     hostname = options.hostname or facts.get("hostname") or (os.uname().nodename if netns == "host" else _host(step))
     rootfs.make_system_directories(tree)
-    wanted = [*image.get("mounts", ()), *facts.get("mounts", ()), *_own_mounts(options, step.pod.root)]
+    own = _own_mounts(options, step.pod.root)
+    wanted = [*image.get("mounts", ()), *facts.get("mounts", ()), *own]
     if options.init:
         from ..process import find
 
@@ -194,6 +195,7 @@ def build(
     _make_workdir(tree, workdir)
     find_command(tree, argv, variables, workdir, user)
     names = [f"CAP_{name}" for name in sorted(capabilities(options, isolation))]
+    annotations = {**facts.get("annotations", {}), **options.labels, **options.annotations}
     return {
         "ociVersion": "1.0.2",
         "root": {"path": place.rootfs, "readonly": options.read_only},
@@ -213,8 +215,8 @@ def build(
             "noNewPrivileges": True,
         },
         "mounts": [*_system_mounts(isolation, {mount["destination"] for mount in injected}), *injected],
-        "hooks": _hooks(facts),
-        "annotations": {**facts.get("annotations", {}), **options.labels, **options.annotations},
+        "hooks": _hooks(facts, argv[0], annotations, [*facts.get("mounts", ()), *own]),
+        "annotations": annotations,
         "linux": {
             "namespaces": _namespaces(netns),
             **_propagation(injected),
@@ -354,9 +356,29 @@ def _resources(options: Any, facts: Facts, isolation: Isolation) -> dict[str, An
     return resources
 
 
-def _hooks(facts: Facts) -> dict[str, list[dict[str, Any]]]:
-    """OCI hooks of CDI's, which carry the name of the point in the container's life as ``hookName``."""
-    hooks: dict[str, list[dict[str, Any]]] = {}
+def _hooks(facts: Facts, command: str, annotations: Mapping[str, str], mounts: Sequence[Facts]) -> dict[str, list[Any]]:
+    """OCI hooks of CDI's, which carry the name of the point in the container's life as ``hookName``.
+
+    Those that have conditions (``when``) are left out where none holds.
+    """
+    hooks: dict[str, list[Any]] = {}
     for hook in facts.get("hooks", ()):
-        hooks.setdefault(hook["hookName"], []).append({key: hook[key] for key in hook if key != "hookName"})
+        from .. import oci_hooks
+
+        if hook.get("hookName") not in oci_hooks.STAGES or "path" not in hook:
+            # The runtimes leave out what they do not know.
+            stages = ", ".join(oci_hooks.STAGES)
+            raise Failure(f"an OCI hook has a path and one of {stages}: not {hook}", code=WRONG_FILE)
+        if "when" in hook:
+            binds = any(_is_the_users(mount) for mount in mounts)
+            if not oci_hooks.applies(hook["when"], command, annotations, binds=binds):
+                continue
+        given = {key: hook[key] for key in hook if key not in ("hookName", "when")}
+        hooks.setdefault(hook["hookName"], []).append(given)
     return hooks
+
+
+def _is_the_users(mount: Facts) -> bool:
+    """A bind that somebody asked for, and not one of the files that every container gets."""
+    bound = mount.get("type") == "bind" or {"bind", "rbind"} & set(mount.get("options", ()))
+    return bool(bound) and mount["containerPath"] not in ("/etc/hosts", "/etc/resolv.conf", "/etc/hostname")

@@ -78,20 +78,20 @@ def check(step: Step) -> Sequence[Problem]:
         named = reference.parse(options.ref)
         verify.demands(options.verify, named)
     except Failure as failure:
-        return [Problem(failure.what, failure.code, failure.hint)]
+        return [Problem(failure.what, failure.code, failure.hint, key="ref")]
     if named.kind == reference.DIR:
         if not os.path.isdir(named.path):
-            return [Problem(f"{named.path} is not a directory", WRONG_FILE)]
+            return [Problem(f"{named.path} is not a directory", WRONG_FILE, key="ref")]
         return []
     if named.kind == reference.HOST:
         return []
     if options.pull == "never" and store.stored(step.pod.root, named.text, options.platform) is None:
         hint = f"run: podrun image pull {options.ref}"
-        return [Problem(f"{named.text} is not in the store, and pull is 'never'", UNAVAILABLE, hint)]
+        return [Problem(f"{named.text} is not in the store, and pull is 'never'", UNAVAILABLE, hint, key="ref")]
     missing = named.kind in reference.FILES and not os.path.exists(store.source_file(named))
     if missing and store.stored(step.pod.root, named.text, options.platform) is None:
         what = "no OCI image layout (index.json) is there" if os.path.isdir(named.path) else "no such file or directory"
-        return [Problem(f"{named.path}: {what}", WRONG_FILE)]
+        return [Problem(f"{named.path}: {what}", WRONG_FILE, key="ref")]
     if (
         step.pod.thorough
         and named.registry

@@ -25,5 +25,5 @@ def problems(registry: str) -> list[Problem]:
     except OSError as error:
         what = f"registry {registry} does not answer: {error.strerror or error}"
         hint = "the image has to be pulled; is the name right?"
-        return [Problem(what, UNAVAILABLE, hint, fatal=False)]
+        return [Problem(what, UNAVAILABLE, hint, fatal=False, key="ref")]
     return []

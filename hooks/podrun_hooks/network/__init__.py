@@ -103,7 +103,7 @@ def check(step: Step) -> list[Problem]:
     mode = options.mode.partition(":")[0]
     misplaced = [key for keys, fine in _FOR_MODES if mode not in fine for key in keys if getattr(options, key)]
     if misplaced:
-        return [Problem(f"{key} is not for mode {mode}", WRONG_FILE) for key in misplaced]
+        return [Problem(f"{key} is not for mode {mode}", WRONG_FILE, key=key) for key in misplaced]
     if mode in ("bridge", "none", "host"):
         problems = _checked_address(step) if options.address else []
     else:
@@ -222,7 +222,7 @@ def _checked_address(step: Step) -> list[Problem]:
         if options.subnet:
             lease.fixed(lease.subnet(options.subnet), options.address.partition("/")[0])
     except Failure as failure:
-        return [Problem(failure.what, failure.code)]
+        return [Problem(failure.what, failure.code, key="address")]
     return []
 
 
@@ -234,9 +234,9 @@ def _checked_ports(step: Step) -> list[Problem]:
     for wanted in ports.each(step.options.publish):
         place = (wanted.ip, wanted.host, wanted.proto)
         if place in seen:
-            found.append(Problem(f"port {wanted} is published twice", WRONG_FILE))
+            found.append(Problem(f"port {wanted} is published twice", WRONG_FILE, key="publish"))
         seen.add(place)
         holder = ports.holder(step.pod, bridge.table(step.pod), wanted)
         if holder:
-            found.append(Problem(f"port {wanted} is in use by {holder}", BUSY))
+            found.append(Problem(f"port {wanted} is in use by {holder}", BUSY, key="publish"))
     return found

@@ -57,18 +57,18 @@ def check(step: Step) -> list[Problem]:
         if mode == "netns":
             os.close(opened(step, mode, word))
         elif mode == "pod" and word == step.pod.name:
-            return [Problem("a pod cannot join itself", WRONG_FILE)]
+            return [Problem("a pod cannot join itself", WRONG_FILE, key="mode")]
         elif mode == "macvlan":
             if not os.path.exists(f"/sys/class/net/{word}"):
-                return [Problem(f"the host has no link {word}", UNAVAILABLE)]
+                return [Problem(f"the host has no link {word}", UNAVAILABLE, key="mode")]
             lacking = [key for key in ("address", "address6") if "/" not in (getattr(options, key) or "/")]
-            return [Problem(f"{key} needs a prefix length in mode macvlan", WRONG_FILE) for key in lacking]
+            return [Problem(f"{key} needs a prefix length in mode macvlan", WRONG_FILE, key=key) for key in lacking]
         elif mode == "cni":
             from . import cni
 
             cni.configuration(word)
     except Failure as failure:
-        return [Problem(failure.what, failure.code, failure.hint)]
+        return [Problem(failure.what, failure.code, failure.hint, key="mode")]
     return []
 
 

@@ -59,7 +59,7 @@ def check(step: Step) -> list[Problem]:
     problems = words.misplaced(options.source, options.options, options.type)
     only = {"content": ("file",), "credential": ("file",), "idmap": ("bind", "volume")}
     problems += [
-        Problem(f"{key} is not for a source such as {options.source}", WRONG_FILE)
+        Problem(f"{key} is not for a source such as {options.source}", WRONG_FILE, key=key)
         for key, kinds in only.items()
         if getattr(options, key) and kind not in kinds
     ]
@@ -118,7 +118,8 @@ def docker_source(text: str) -> str:
 def missing(source: str) -> list[Problem]:
     """The problem with a source that is a path of the host and not there; docker would create a directory of root's."""
     if source.startswith("/") and not os.path.exists(source):
-        return [Problem(f"there is no {source} on the host", WRONG_FILE, "create it, or use a named volume")]
+        hint = "create it, or use a named volume"
+        return [Problem(f"there is no {source} on the host", WRONG_FILE, hint, key="source")]
     return []
 
 

@@ -88,16 +88,16 @@ def check(step: Step) -> list[Problem]:
     if kind == "image":
         from .. import image
 
-        return list(image.check(_image_step(step)))
+        return [problem._replace(key="source") for problem in image.check(_image_step(step))]
     if kind == "snapshot":
         source = source[len(words.SNAPSHOT) :]
     if kind == "mount" and not source.startswith("/dev/"):
         type_ = "nfs" if source.startswith(words.NFS) else options.type
         package = _HELPERS.get(type_)
         if package and not any(os.path.exists(f"{path}/mount.{type_}") for path in _PATH.split(":")):
-            return [Problem(f"mount.{type_} is not installed", UNAVAILABLE, f"apt install {package}")]
+            return [Problem(f"mount.{type_} is not installed", UNAVAILABLE, f"apt install {package}", key="source")]
     if source.startswith("/") and not source.startswith("//") and not os.path.exists(source):
-        return [Problem(f"there is no {source} on the host", WRONG_FILE)]
+        return [Problem(f"there is no {source} on the host", WRONG_FILE, key="source")]
     return []
 
 
@@ -277,7 +277,7 @@ def _credential(name: str) -> bytes:
 def _checked_file(step: Step) -> list[Problem]:
     options = step.options
     if bool(options.content) == bool(options.credential):
-        return [Problem("file: takes either content or credential", WRONG_FILE)]
+        return [Problem("file: takes either content or credential", WRONG_FILE, key="source")]
     if not options.credential:
         return []
     directory = os.environ.get("CREDENTIALS_DIRECTORY", "")
@@ -285,7 +285,7 @@ def _checked_file(step: Step) -> list[Problem]:
         return []
     hint = f"LoadCredential={options.credential}:/path in the unit's [Service]"
     what = f"podrun was given no credential {options.credential}"
-    return [Problem(what, NOT_ALLOWED, hint, fatal=not step.pod.thorough)]
+    return [Problem(what, NOT_ALLOWED, hint, fatal=not step.pod.thorough, key="credential")]
 
 
 def _rmdir(path: str) -> None:

@@ -182,11 +182,12 @@ def misplaced(source: str, options: Sequence[str], type: str = "") -> list[Probl
                 continue
         elif (word == OVERLAY and sort == "overlay") or (word == _NO_COPY and sort == "volume"):
             continue
-        problems.append(Problem(what, WRONG_FILE))
+        problems.append(Problem(what, WRONG_FILE, key="options"))
     if sort == "bind" and not source.startswith("/"):
-        problems.append(Problem(f"expected an absolute path, volume:NAME or tmpfs:, not {source!r}", WRONG_FILE))
+        what = f"expected an absolute path, volume:NAME or tmpfs:, not {source!r}"
+        problems.append(Problem(what, WRONG_FILE, key="source"))
     if type and sort not in ("mount", "bind") and type != sort:
-        problems.append(Problem(f"type {type!r} is not that of {source}", WRONG_FILE))
+        problems.append(Problem(f"type {type!r} is not that of {source}", WRONG_FILE, key="type"))
     return problems
 
 
