@@ -90,11 +90,14 @@ def claim(directory: str, run: str, ledger: str, fd: int, pool: Subnet, seed: st
     for n in _guesses(pool, seed):
         if _link(ledger, fd, leases, pool.host(n)):
             return pool.host(n)
-    collect(directory, run)
-    taken = set(os.listdir(leases))
-    for n in range(2, pool.size - 1):
-        if pool.host(n) not in taken and _link(ledger, fd, leases, pool.host(n)):
-            return pool.host(n)
+    # Nearly full: what is free comes first, then what dead pods have.
+    for attempt in range(2):
+        if attempt and not collect(directory, run):
+            break
+        taken = set(os.listdir(leases))
+        for n in range(2, pool.size - 1):
+            if pool.host(n) not in taken and _link(ledger, fd, leases, pool.host(n)):
+                return pool.host(n)
     raise Failure(
         f"all {pool.hosts} addresses of {pool} are leased",
         code=BUSY,
