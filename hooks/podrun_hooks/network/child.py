@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Child:
     """``work`` in a forked child. :meth:`join` returns its text or raises what it raised as a Failure.
 
-    ``held`` are descriptors that the parent closes while it waits, because that takes its time.
+    ``held`` are descriptors that the parent closes while the child ends, because closing the last one takes its time.
 
     A ``lingering`` child lives on for ``lingering`` seconds with nothing but the descriptors it opened itself. Nobody
     waits for its end: podrun, which is about to end as well, leaves it to init.
@@ -38,13 +38,13 @@ class Child:
 
     def join(self) -> str:
         """Waits for what the child has to say, and for its end unless it is a lingering one. Raises Failure."""
-        self._let_go()
         try:
             # One write of less than PIPE_BUF: all of it, or nothing from a child that was killed.
             said = os.read(self._reading, 1 << 16)
         except BaseException:
             self.kill()
             raise
+        self._let_go()
         self._reap()
         if not said:
             raise Failure("the child that sets up the network was killed", code=INTERNAL)
