@@ -11,6 +11,7 @@ from _socket import if_nametoindex
 
 from podrun.errors import CANNOT_CREATE, WRONG_FILE, Failure
 from podrun.record import NamedTuple
+from podrun_hooks import linux
 
 from . import ledger, nfnetlink, rtnetlink
 from .lease import Subnet, subnet
@@ -160,7 +161,7 @@ def _made(run: str, table: str, name: str, wanted: str, wanted6: str) -> Bridge:
             for other in known_in(run):
                 ports.lay(other)
             ports.restore(run, bridge.table)
-        with open(f"{where}/base.new", "w", encoding="utf-8") as file:
+        with linux.naming(f"{where}/base.new"), open(f"{where}/base.new", "w", encoding="utf-8") as file:
             file.write(f"{ledger.boot_id()}\n{bridge.ifindex}\n{pool}\n{bridge.pool6 or ''}\n{bridge.table}\n")
         os.rename(f"{where}/base.new", f"{where}/base")
         return bridge

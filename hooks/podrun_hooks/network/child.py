@@ -31,7 +31,7 @@ class Child:
         self._lingering = lingering
         self._held = held
         self._reading, writing = os.pipe2(os.O_CLOEXEC)
-        self._pid = os.fork()
+        self._pid = linux.fork()
         if self._pid == 0:
             _work(work, writing, parent, lingering)
         os.close(writing)

@@ -244,7 +244,7 @@ def _version(network: Mapping[str, Any]) -> tuple[int, ...]:
 
 def _write(where: str, state: Mapping[str, Any]) -> None:
     fd = os.open(f"{where}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with open(fd, "w", encoding="utf-8") as file:
+    with linux.naming(where), open(fd, "w", encoding="utf-8") as file:
         json.dump(state, file)
     os.rename(f"{where}.new", where)
 

@@ -133,12 +133,12 @@ def release(directory: str, ledger: Ledger) -> None:
         return
     for address in ledger.all("address"):
         lease = f"{directory}/leases/{address}"
-        with _Locked(directory):
-            try:
+        try:
+            with _Locked(directory):
                 if os.stat(lease).st_ino == mine:
                     os.unlink(lease)
-            except FileNotFoundError:
-                pass
+        except FileNotFoundError:
+            pass
 
 
 def collect(directory: str, run: str, only: str = "", *, keep: bool = False) -> list[tuple[str, str]]:
@@ -166,13 +166,13 @@ def _listed(directory: str) -> list[str]:
 
 
 class _Locked:
-    """The lock under which the leases of a bridge are removed."""
+    """The lock under which the leases of a bridge are removed: on their directory, as a full disk has room for none."""
 
     def __init__(self, directory: str) -> None:
-        self.path = f"{directory}/leases.lock"
+        self.path = f"{directory}/leases"
 
     def __enter__(self) -> None:
-        self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self.fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         fcntl.flock(self.fd, fcntl.LOCK_EX)
 
     def __exit__(self, *_: object) -> None:
