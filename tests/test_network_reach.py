@@ -180,6 +180,39 @@ def test_dockers_forward_policy_blocks_is_named_and_its_remedy_works():
     assert lines[2] == "after y y []"
 
 
+ROUTED = """
+    from podrun_hooks.network import options
+    options.NETWORKS = f"{place.home}/networks.toml"
+    def declare(routed):
+        with open(options.NETWORKS, "w") as file:
+            file.write('[networks.lan0]\\nsubnet = "10.20.0.0/24"\\nsubnet6 = "fd20::/64"\\nrouted = ' + routed + '\\n')
+    run(*inside("outside"), "ip", "route", "add", "10.20.0.0/24", "via", "198.51.100.1")
+    run(*inside("outside"), "ip", "route", "add", "fd20::/64", "via", "2001:db8:10::1")
+    run(*inside("lan"), "ip", "route", "add", "10.20.0.0/24", "via", "203.0.113.1")
+    place.serve("outside", 80, "outside")
+    place.serve("outside", 80, "outside", host="2001:db8:10::2")
+    for routed in ("false", "true", "false"):
+        declare(routed)
+        web = place.up("web", bridge="lan0")
+        own = plain(web), plain(web, 6)
+        for address in own:
+            place.serve(web["netns"], 80, "web", host=address)
+        seen = [call(web["netns"], to, 80).removeprefix("outside to ") for to in ("198.51.100.2", "2001:db8:10::2")]
+        print(routed, *(ask(other, own[0], 80) for other in ("outside", "lan", "")), ask("outside", own[1], 80),
+              *("itself" if one in own else "the host" if "::1" in one or one == "198.51.100.1" else one for one in seen))
+        place.servers.pop().kill(); place.servers.pop().kill(); place.down("web")
+"""
+
+
+def test_a_routed_subnet_is_called_by_its_own_addresses_and_no_other_is():
+    """Who is on a wire of the host can route anything to it; that alone does not let them in."""
+    assert in_a_host_of_its_own("", ROUTED).splitlines() == [
+        "false n n y n the host the host",
+        "true y y y y itself itself",
+        "false n n y n the host the host",
+    ]
+
+
 UDP = """
     web = place.up("web", publish=["0.0.0.0:5300:53/udp"])
     place.serve(web["netns"], 53, "web", proto="udp")

@@ -143,8 +143,8 @@ def move_mount(fd: int, target: str | int) -> None:
         _syscall(_SYS_MOVE_MOUNT, fd, b"", AT_FDCWD, _bytes(target), MOVE_MOUNT_F_EMPTY_PATH, path=target)
 
 
-class naming:
-    """``with naming(path)``: an OSError that names no file names this one; that of write(2) and close(2) does not."""
+class Naming:
+    """``with Naming(path)``: an OSError that names no file names this one; that of write(2) and close(2) does not."""
 
     def __init__(self, path: str) -> None:
         self.path = path

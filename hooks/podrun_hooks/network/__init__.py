@@ -9,7 +9,7 @@ from podrun.hook import Problem
 
 from . import ledger as ledgers
 from .options import Options as Options
-from .options import wish, with_network
+from .options import is_routed, wish, with_network
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ def take_place(step: Step, options: Options, fd: int) -> Plug:
     pod = step.pod
     name = options.bridge or bridge.default_name(pod)
     step.notify(f"STATUS=looking for bridge {name}")
-    on = bridge.ensure(pod.run, bridge.table(pod), name, options.subnet, options.subnet6)
+    on = bridge.ensure(pod.run, bridge.table(pod), name, options.subnet, options.subnet6, routed=is_routed(name))
     wanted = options.address.partition("/")[0]
     if wanted:
         lease.fixed(on.pool, wanted)
@@ -206,10 +206,10 @@ def take_place(step: Step, options: Options, fd: int) -> Plug:
 
 def publish(step: Step, place: Plug, addresses: Sequence[str], fd: int) -> None:
     """Publishes the step's ports to the pod's ``addresses``."""
-    from . import ports
+    from . import ports, published
 
     step.notify("STATUS=publishing ports")
-    ports.take(step.pod, place.bridge, ports.each(step.options.publish), addresses, fd)
+    ports.take(step.pod, place.bridge, published.each(step.options.publish), addresses, fd)
     step.notify("STATUS=ports are published")
 
 
@@ -227,11 +227,11 @@ def _checked_address(step: Step) -> list[Problem]:
 
 
 def _checked_ports(step: Step) -> list[Problem]:
-    from . import bridge, ports
+    from . import bridge, ports, published
 
     found = []
     seen: set[tuple[str, int, str]] = set()
-    for wanted in ports.each(step.options.publish):
+    for wanted in published.each(step.options.publish):
         place = (wanted.ip, wanted.host, wanted.proto)
         if place in seen:
             found.append(Problem(f"port {wanted} is published twice", WRONG_FILE))

@@ -24,9 +24,7 @@ class Child:
     waits for its end: podrun, which is about to end as well, leaves it to init.
     """
 
-    def __init__(
-        self, work: Callable[[], str | None], *, lingering: float = 0.0, held: Sequence[int] = ()
-    ) -> None:
+    def __init__(self, work: Callable[[], str | None], *, lingering: float = 0.0, held: Sequence[int] = ()) -> None:
         parent = os.getpid()
         self._lingering = lingering
         self._held = held

@@ -12,7 +12,7 @@ import os
 from podrun.errors import CANNOT_CREATE, STEP_FAILED, UNAVAILABLE, WRONG_FILE, Failure
 from podrun_hooks import linux, process
 
-from . import attach, ports
+from . import attach, published
 from . import ledger as ledgers
 from .child import Child
 
@@ -180,7 +180,7 @@ def _wanted(step: Step, network: Mapping[str, Any]) -> dict[str, Any]:
     options = step.options
     mappings = [
         {"hostPort": one.host, "containerPort": one.port, "protocol": one.proto, "hostIP": one.ip}
-        for one in ports.each(options.publish)
+        for one in published.each(options.publish)
     ]
     wanted = {"portMappings": mappings, "mac": options.mac, "ips": [options.address] if options.address else []}
     wanted = {key: value for key, value in wanted.items() if value}
@@ -244,7 +244,7 @@ def _version(network: Mapping[str, Any]) -> tuple[int, ...]:
 
 def _write(where: str, state: Mapping[str, Any]) -> None:
     fd = os.open(f"{where}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with linux.naming(where), open(fd, "w", encoding="utf-8") as file:
+    with linux.Naming(where), open(fd, "w", encoding="utf-8") as file:
         json.dump(state, file)
     os.rename(f"{where}.new", where)
 

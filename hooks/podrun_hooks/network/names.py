@@ -66,7 +66,7 @@ def add(directory: str, addresses: Sequence[str], names: Sequence[str], mark: st
     lines = [f"{address}\t{called}".encode() for address in addresses]
     if not os.path.exists(path_of(directory)):
         begin(directory, anew=False)  # of a bridge that is older than its file, or somebody has removed it
-    with linux.naming(path_of(directory)), _Locked(directory) as fd:
+    with linux.Naming(path_of(directory)), _Locked(directory) as fd:
         content = os.pread(fd, os.fstat(fd).st_size, 0)
         found = content.find(b"\n" + _FREE)
         while found >= 0 and (found + 1 - len(_HEAD)) % _RECORD:
