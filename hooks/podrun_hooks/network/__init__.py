@@ -28,8 +28,8 @@ default_name = ""
 _FOR_MODES = (
     (("publish",), ("bridge", "cni")),
     (("subnet", "subnet6", "bridge"), ("bridge",)),
-    (("address",), ("bridge", "macvlan", "cni")),
-    (("address6", "gateway"), ("macvlan",)),
+    (("address", "address6"), ("bridge", "macvlan", "cni")),
+    (("gateway",), ("macvlan",)),
     (("mac", "interface"), ("bridge", "macvlan", "cni")),
     (("mtu", "routes"), ("bridge", "macvlan")),
     (("sysctls",), ("bridge", "macvlan", "cni", "none")),
@@ -105,7 +105,7 @@ def check(step: Step) -> list[Problem]:
     if misplaced:
         return [Problem(f"{key} is not for mode {mode}", WRONG_FILE) for key in misplaced]
     if mode in ("bridge", "none", "host"):
-        problems = _checked_address(step) if options.address else []
+        problems = _checked_address(step) if options.address or options.address6 else []
     else:
         from . import modes
 
@@ -168,7 +168,7 @@ def _in_its_own(step: Step, fd: int) -> Facts:
     if options.mode == "bridge":
         options = with_network(options, options.bridge or bridge.default_name(pod))
         place = take_place(step, options, fd)
-        addresses = place.bridge.addresses(place.n)
+        addresses = place.addresses
     step.notify("STATUS=making the network namespace")
     child = namespace.begin(pod.tag, pod.run, fd, place, wish(options))
     try:
@@ -201,7 +201,13 @@ def take_place(step: Step, options: Options, fd: int) -> Plug:
     step.notify("STATUS=leasing an address")
     ledgers.note(fd, "bridge", name)
     address = lease.claim(on.directory, pod.run, ledgers.path_of(step), fd, on.pool, pod.name, wanted)
-    return namespace.Plug(on, on.pool.offset(address), bool(options.publish), wish(options))
+    n = on.pool.offset(address)
+    address6 = ""
+    if options.address6:
+        address6 = lease.fixed6(on.pool, on.pool6, options.address6.partition("/")[0], n)
+        if address6:
+            lease.claim(on.directory, pod.run, ledgers.path_of(step), fd, on.pool, pod.name, address6)
+    return namespace.Plug(on, n, bool(options.publish), wish(options), address6)
 
 
 def publish(step: Step, place: Plug, addresses: Sequence[str], fd: int) -> None:
@@ -219,8 +225,12 @@ def _checked_address(step: Step) -> list[Problem]:
     options = step.options
     try:
         options = with_network(options, options.bridge or bridge.default_name(step.pod))
-        if options.subnet:
-            lease.fixed(lease.subnet(options.subnet), options.address.partition("/")[0])
+        address, address6 = (text.partition("/")[0] for text in (options.address, options.address6))
+        pool = lease.subnet(options.subnet) if options.subnet else None
+        if pool and address:
+            lease.fixed(pool, address)
+        if pool and address6 and options.subnet6:
+            lease.fixed6(pool, lease.subnet(options.subnet6), address6, pool.offset(address) if address else 0)
     except Failure as failure:
         return [Problem(failure.what, failure.code)]
     return []

@@ -182,7 +182,11 @@ def _wanted(step: Step, network: Mapping[str, Any]) -> dict[str, Any]:
         {"hostPort": one.host, "containerPort": one.port, "protocol": one.proto, "hostIP": one.ip}
         for one in published.each(options.publish)
     ]
-    wanted = {"portMappings": mappings, "mac": options.mac, "ips": [options.address] if options.address else []}
+    wanted = {
+        "portMappings": mappings,
+        "mac": options.mac,
+        "ips": [address for address in (options.address, options.address6) if address],
+    }
     wanted = {key: value for key, value in wanted.items() if value}
     able = {key for plugin in network["plugins"] for key, on in plugin.get("capabilities", {}).items() if on}
     for key in wanted:

@@ -179,6 +179,24 @@ class _Locked:
         os.close(self.fd)
 
 
+def fixed6(pool: Subnet, pool6: Subnet | None, address: str, n: int) -> str:
+    """The IPv6 ``address`` as it is to be leased; "" when it is what pod ``n`` of a bridge has anyway.
+
+    Raises Failure (WRONG_FILE) for one that the pod cannot have: another pod's follow from their IPv4 addresses.
+    """
+    if not pool6:
+        raise Failure(f"the bridge has no IPv6, and the pod is to have {address}", code=WRONG_FILE)
+    offset = pool6.offset(address)
+    if offset == n:
+        return ""
+    if 0 <= offset < pool.size:
+        whose = f"{address} belongs to the pod with {pool.host(offset)}"
+        raise Failure(whose, code=WRONG_FILE, hint=f"take one from {pool6.host(pool.size)} on")
+    if not 0 <= offset < pool6.size:
+        raise Failure(f"address {address} is not one of a pod's in {pool6}", code=WRONG_FILE)
+    return pool6.host(offset)
+
+
 def fixed(pool: Subnet, address: str) -> None:
     """Raises Failure (WRONG_FILE) when a pod cannot have ``address`` in ``pool``."""
     if not 2 <= pool.offset(address) < pool.size - 1:

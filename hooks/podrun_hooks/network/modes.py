@@ -144,7 +144,7 @@ def _bridged(step: Step, fd: int, netns: int) -> list[str]:
     pod = step.pod
     options = with_network(step.options, step.options.bridge or bridge.default_name(pod))
     place = take_place(step, options, fd)
-    addresses = place.bridge.addresses(place.n)
+    addresses = place.addresses
     plain = [cidr.partition("/")[0] for cidr in addresses]
     attach.plug(step, fd, netns, place)
     step.notify("STATUS=naming the pod")

@@ -63,6 +63,21 @@ class Plug(NamedTuple):
     #: The pod may call its own published ports.
     hairpin: bool = False
     wish: Wish = Wish()
+    #: An IPv6 address that does not follow from ``n``, or "".
+    address6: str = ""
+
+    @property
+    def addresses(self) -> list[str]:
+        """The pod's addresses in CIDR notation, IPv4 first."""
+        pool6 = self.bridge.pool6
+        if not self.address6 or not pool6:
+            return self.bridge.addresses(self.n)
+        return [self.bridge.addresses(self.n)[0], f"{self.address6}/{pool6.length}"]
+
+    @property
+    def announced(self) -> bool:
+        """True when neighbours may know another hardware address for one of them (Bridge.mac)."""
+        return bool(self.wish.mac or self.address6)
 
 
 def path_of(tag: str) -> str:
@@ -88,7 +103,7 @@ def begin(tag: str, run: str, fd: int, plug: Plug | None, wish: Wish) -> Child:
 
     def make() -> None:
         linux.unshare(linux.CLONE_NEWNET)
-        for name, value in (*_SYSCTLS, *(_ANNOUNCING if plug and plug.wish.mac else ())):
+        for name, value in (*_SYSCTLS, *(_ANNOUNCING if plug and plug.announced else ())):
             try:
                 _write(name, value, proc)
             except FileNotFoundError:  # a kernel without IPv6
@@ -122,21 +137,20 @@ def plug_in(
     while we wait. "Up" is a message of its own: changing anything else of a link that is up without a carrier makes the
     kernel walk all IPv6 routes (NETDEV_CHANGE in addrconf_notify() of net/ipv6/addrconf.c), and each port has one.
     """
-    bridge, n, hairpin, wish = plug
+    bridge, n, hairpin, wish, _ = plug
     netns = os.open(_OURS, os.O_RDONLY | os.O_CLOEXEC)
     joining = [rtnetlink.change(name, master=bridge.ifindex), *([rtnetlink.hairpin(name)] if hairpin else [])]
-    announcing = bool(wish.mac)
     mac = wish.mac or bridge.mac(n)
     outside.send(
         rtnetlink.veth(name, interface, netns, mac),
         rtnetlink.change(name, alias=tag, mtu=wish.mtu, no_link_local=bridge.pool6 is not None),
-        *(joining if announcing else []),
+        *(joining if plug.announced else []),
         rtnetlink.change(name, up=True),
     )
     os.close(netns)
     own = [_link_local(mac)] if bridge.pool6 else []
-    address(interface, [*bridge.addresses(n), *own], bridge.addresses(1), wish, inside)
-    if not announcing:
+    address(interface, [*plug.addresses, *own], bridge.addresses(1), wish, inside)
+    if not plug.announced:
         outside.send(*joining)
 
 

@@ -175,7 +175,9 @@ class Options(NamedTuple):
         checked(TEXT, _with_length(4)), "the pod's IPv4 address; on a bridge: default a free one; else with /length", ""
     )
     address6: str = option(
-        checked(TEXT, _with_length(6)), "with macvlan: the pod's IPv6 address with /length; on a bridge it follows", ""
+        checked(TEXT, _with_length(6)),
+        "the pod's IPv6 address; on a bridge: default one that follows from the IPv4 address; else with /length",
+        "",
     )
     gateway: list[str] = option(list_of(checked(TEXT, _ip)), "with macvlan: the routers, one of each family", [])
     routes: list[str] = option(
