@@ -131,10 +131,11 @@ def check(state: Mapping[str, Any]) -> str:
     return ""
 
 
-def collect(run: str, name: str) -> None:
+def collect(run: str, name: str) -> list[str]:
     """Tells the plugins of a network which of podrun's attachments are alive, so that they drop all others (GC).
 
-    Only on request: other programs may use the network, and the plugins would drop theirs.
+    Only on request: other programs may use the network, and the plugins would drop theirs. Returns the plugins that
+    were not asked because they do not announce CNI 1.1. Raises Failure (UNAVAILABLE) when none of them does.
     """
     network = configuration(name)
     if _version(network) < _WITH_GC:
@@ -143,11 +144,26 @@ def collect(run: str, name: str) -> None:
         )
     valid = [{"containerID": state["id"], "ifname": state["interface"]} for state in living(run, name)]
     state = {"network": network, "id": "", "interface": "", "netns": "", "capabilities": {}, "result": None}
+    older = [plugin["type"] for plugin in network["plugins"] if not _knows_gc(plugin, state)]
+    if len(older) == len(network["plugins"]):
+        what = f"no plugin of network {name} announces CNI 1.1, which has GC: {', '.join(older)}"
+        raise Failure(what, code=UNAVAILABLE)
     for plugin in network["plugins"]:
+        if plugin["type"] in older:
+            continue
         try:
             _call("GC", {**plugin, "cni.dev/valid-attachments": valid}, state, None)
         except Answer as answer:
             raise Failure(f"CNI network {name}: {plugin['type']} GC: {answer}", code=STEP_FAILED) from None
+    return older
+
+
+def _knows_gc(plugin: Mapping[str, Any], state: Mapping[str, Any]) -> bool:
+    try:
+        said = _call("VERSION", plugin, state, None) or {}
+    except Answer:
+        return False
+    return any(_version({"cniVersion": version}) >= _WITH_GC for version in said.get("supportedVersions", ()))
 
 
 def living(run: str, name: str = "") -> list[dict[str, Any]]:
