@@ -49,6 +49,11 @@ def of_a_pod(step: Step, options: Options) -> list[Problem]:
     return [problem._replace(fatal=False) for problem in found]
 
 
+def in_the_way(bridge: str) -> list[Problem]:
+    """What other people's rules will do to the pods of a bridge, which need not be there yet."""
+    return list(_blocked(bridge, ruleset()))
+
+
 def reload(run: str) -> list[str]:
     """Makes bridges, the table and living pods' ports whole again; returns the names of the bridges."""
     done = []
