@@ -26,10 +26,11 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "pod
 
 PACKAGES = """systemd systemd-sysv dbus udev kmod procps iproute2 nftables curl busybox-static crun runc catatonit
     python3 python3-click python3-pyroute2 python3-urllib3 python3-zstandard python3-docker python3-psutil
-    linux-image-cloud-amd64""".split()
+    wireguard-tools nfs-common nfs-kernel-server linux-image-cloud-amd64""".split()
 #: What a host does that has nobody to serve.
 MASKED = """serial-getty@ttyS0 getty@tty1 console-getty systemd-networkd-wait-online systemd-timesyncd
-    e2scrub_reap systemd-pstore apparmor""".split()
+    e2scrub_reap systemd-pstore apparmor rpcbind nfs-server nfs-mountd nfs-idmapd nfs-blkmap rpc-statd nfsdcld
+    fsidd run-rpc_pipefs.mount""".split()
 TIMERS = "apt-daily apt-daily-upgrade dpkg-db-backup e2scrub_all fstrim systemd-tmpfiles-clean".split()
 
 #: Modules of this Python that Debian has not, or not as new: pytest and its parts, cgroupspy. Pure Python, they run on
@@ -174,7 +175,8 @@ def _configure(tree: Path) -> None:
     put("etc/systemd/system/podrun-tests.service", UNIT)
     link("etc/systemd/system/multi-user.target.wants/podrun-tests.service", "../podrun-tests.service")
     link("etc/systemd/system/default.target", "/lib/systemd/system/multi-user.target")
-    for unit in [f"{name}.service" for name in MASKED] + [f"{name}.timer" for name in TIMERS]:
+    services = [name if "." in name else f"{name}.service" for name in MASKED]
+    for unit in services + [f"{name}.timer" for name in TIMERS]:
         link(f"etc/systemd/system/{unit}", "/dev/null")
 
 

@@ -198,8 +198,12 @@ def test_killed_at_random_moments_a_further_step_leaves_nothing(place, wire, kin
 
 
 @pytest.fixture
-def stock(tmp_path, monkeypatch):
-    """A network of Debian's plugins; what they have of a pod."""
+def stock(place, tmp_path, monkeypatch):
+    """A network of Debian's plugins; what they have of a pod.
+
+    Their bridge is there already: a bridge plugin that is killed while it makes it (before it sets its hardware
+    address) fails ever after, because the kernel gives a bridge without a port and an address of its own all zeroes.
+    """
     if not os.path.exists("/usr/lib/cni/bridge"):
         pytest.skip("containernetworking-plugins is not installed")
     monkeypatch.setattr(cni, "CONFIGURATION", str(tmp_path))
@@ -212,6 +216,8 @@ def stock(tmp_path, monkeypatch):
         leases = os.listdir(tmp_path / "leases" / "lan") if os.path.exists(tmp_path / "leases" / "lan") else []
         return {f"lease {name}" for name in leases if name[0].isdigit()} | {f"port {line.split()[1]}" for line in ports}
 
+    place.up("first", mode="cni:lan")
+    place.down("first")
     yield has
     run("ip", "link", "delete", "t-net-kill2", check=False)
 
