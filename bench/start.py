@@ -73,6 +73,26 @@ def bundle(podrun: list[str], environ: dict[str, str], root: Path, directory: Pa
     return place
 
 
+def imported(engine: str, root: Path, directory: Path) -> bool:
+    """Whether an engine is here and has the image podrun-bench:1 now."""
+    if not shutil.which(engine) or run(engine, "info", check=False).returncode:
+        print(f"{engine} is not here or does not answer: left out", file=sys.stderr)
+        return False
+    tar = directory / "image.tar"
+    if not tar.exists():
+        run("tar", "-C", str(root), "-cf", str(tar), ".")
+    run(engine, "import", str(tar), "podrun-bench:1")
+    return True
+
+
+def reach_v1() -> None:
+    """Takes a hybrid host's cgroup v2 mount away, for every contender alike: crun refuses such a host."""
+    if os.path.ismount(HYBRID) and "PODRUN_BENCH" not in os.environ:
+        command = f'umount -l {HYBRID}; exec "$@"'
+        argv = ["unshare", "--mount", "sh", "-c", command, "sh", sys.executable, *sys.argv]
+        os.execvpe("unshare", argv, {**os.environ, "PODRUN_BENCH": "1"})
+
+
 @contextlib.contextmanager
 def contenders(directory: Path, environ: dict[str, str]) -> Iterator[dict[str, list[str]]]:
     """The command lines to compare, by name."""
@@ -85,14 +105,9 @@ def contenders(directory: Path, environ: dict[str, str]) -> Iterator[dict[str, l
             manager = ["--cgroup-manager=disabled"] if runtime == "crun" else []
             state = ["--root", str(directory / f"state-{runtime}")]
             commands[f"bare {runtime}"] = [runtime, *manager, *state, "run", "-b", str(place), f"b-{runtime}"]
-    tar = directory / "image.tar"
-    run("tar", "-C", str(root), "-cf", str(tar), ".")
     for engine, extra in (("podman", ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"]), ("docker", [])):
-        if not shutil.which(engine) or run(engine, "info", check=False).returncode:
-            print(f"{engine} is not here or does not answer: left out", file=sys.stderr)
-            continue
-        run(engine, "import", str(tar), "podrun-bench:1")
-        commands[engine] = [engine, "run", "--rm", *extra, "podrun-bench:1", "true"]
+        if imported(engine, root, directory):
+            commands[engine] = [engine, "run", "--rm", *extra, "podrun-bench:1", "true"]
     try:
         yield commands
     finally:
@@ -127,11 +142,7 @@ def main() -> None:
     parser.add_argument("-n", "--rounds", type=int, default=21)
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     given = parser.parse_args()
-    if os.path.ismount(HYBRID) and "PODRUN_BENCH" not in os.environ:
-        # crun refuses a hybrid host: take the v2 mount away, for every contender alike.
-        command = f'umount -l {HYBRID}; exec "$@"'
-        argv = ["unshare", "--mount", "sh", "-c", command, "sh", sys.executable, *sys.argv]
-        os.execvpe("unshare", argv, {**os.environ, "PODRUN_BENCH": "1"})
+    reach_v1()
     directory = Path(tempfile.mkdtemp(prefix="podrun-bench-", dir="/var/tmp"))
     environ = {**os.environ, "PODRUN_ROOT": str(directory / "root"), "PODRUN_RUN": str(directory / "run")}
     try:

@@ -135,6 +135,17 @@ def reap(resident: Resident) -> int:
     return exit_code(status) if pid else 0
 
 
+def last_words(seconds: float) -> None:
+    """Waits, at most so long, for the children that are left: they copy the payload's last output to the terminal."""
+    deadline = time.monotonic() + seconds
+    try:
+        while time.monotonic() < deadline:
+            if os.waitpid(-1, os.WNOHANG) == (0, 0):
+                time.sleep(0.002)
+    except ChildProcessError:
+        return
+
+
 def send(resident: Resident, number: int) -> None:
     """Sends a signal to the very process, never to one that got its pid later (pidfd_send_signal(2))."""
     try:

@@ -208,6 +208,7 @@ def _attend(pod: Pod, host: Host) -> int:
     except Interrupted as interrupted:
         status = _stop(pod, host, waiting, interrupted.signal)
     down(pod.name, host, invocation=pod.invocation)
+    foreground.last_words(1.0)
     return status
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from podrun.hook import Pod, Step, read
+from podrun.launch import tag
 from podrun_hooks import container
 from podrun_hooks.container import place as places
 from podrun_hooks.container import processes, runtime
@@ -53,7 +54,7 @@ class Case:
         if not self.layer.exists():
             busybox_root(self.layer)
         fields = {"stop_timeout": 5.0, "attached": False, **pod_fields}
-        self.pod = Pod(pod, str(tmp_path / "root"), str(tmp_path / "run"), f"podrun-{pod}", **fields)
+        self.pod = Pod(pod, str(tmp_path / "root"), str(tmp_path / "run"), tag(pod, str(tmp_path / "run")), **fields)
         self.name = name
         self.said: list[str] = []
         self.before = set(os.listdir("/tmp"))

@@ -15,6 +15,7 @@ from podrun.errors import CANNOT_CREATE, MALFORMED, STEP_FAILED, WRONG_FILE, Fai
 from podrun_hooks import container
 from podrun_hooks.container import place as places
 from podrun_hooks.container import rootfs
+from podrun_hooks.tree import clear
 
 pytestmark = pytest.mark.root
 
@@ -315,7 +316,7 @@ def test_a_tree_deeper_than_any_path_is_removed(tmp_path: Path) -> None:
     top = tmp_path / "top"
     top.mkdir()
     subprocess.run([sys.executable, "-c", nest], cwd=top, check=True)
-    places.clear(str(top))
+    clear(str(top))
     assert not top.exists()
     assert os.path.exists("/bin/sh")
 

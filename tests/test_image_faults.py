@@ -95,7 +95,7 @@ def test_a_download_that_stalls_is_given_up_in_time(root: str, monkeypatch: pyte
     with faulty(IMAGE, lambda request: dripping(request, pause, 10)) as server, pytest.raises(Failure) as caught:
         commands.pull(root, f"{server.host}/web")
     assert caught.value.code == UNAVAILABLE
-    assert time.monotonic() - started < 8
+    assert time.monotonic() - started < 20
 
 
 def test_a_download_that_stalls_once_goes_on_where_it_was(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +139,7 @@ def test_a_manifest_that_drips_is_given_up_in_time(root: str, monkeypatch: pytes
 
     started = time.monotonic()
     assert refused(root, change).code == UNAVAILABLE
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20
 
 
 def test_a_download_that_is_always_cut_off_is_refused(root: str) -> None:

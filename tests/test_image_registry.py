@@ -143,7 +143,7 @@ def test_a_registry_that_nobody_runs_is_unavailable_at_once(root: str) -> None:
         commands.pull(root, f"127.0.0.1:{free_port()}/web")
     assert caught.value.code == UNAVAILABLE
     assert "object at" not in str(caught.value)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20
 
 
 def test_newer_goes_on_with_what_is_stored_when_nobody_answers(root: str) -> None:
@@ -448,5 +448,5 @@ def test_an_interrupt_stops_the_download(root: str) -> None:
         server.change = lambda request: False if request.path.endswith(config) else change(request)
         with pytest.raises(Interrupted):
             commands.pull(root, f"{server.host}/web", notify=notify)
-    assert time.monotonic() - started < 6
+    assert time.monotonic() - started < 20
     assert not os.listdir(f"{root}/images/refs")

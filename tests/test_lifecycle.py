@@ -109,6 +109,8 @@ def test_an_interruption_ends_the_program_that_podrun_waits_for():
     def late(*_):
         raise Late
 
+    children = Path(f"/proc/self/task/{os.getpid()}/children")
+    others = children.read_text().split()
     before = signal.signal(signal.SIGALRM, late)
     signal.setitimer(signal.ITIMER_REAL, 0.2)
     try:
@@ -116,7 +118,7 @@ def test_an_interruption_ends_the_program_that_podrun_waits_for():
             process.run(["/bin/sleep", "98765"])
     finally:
         signal.signal(signal.SIGALRM, before)
-    assert not Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    assert children.read_text().split() == others
 
 
 @pytest.mark.root

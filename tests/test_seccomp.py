@@ -8,7 +8,6 @@ import json
 import os
 import struct
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -192,9 +191,7 @@ def test_the_second_start_reads_the_filter_and_compiles_nothing(
 
     first = filter_of()
     monkeypatch.setattr(profile, "translated", None)
-    began = time.perf_counter()
     assert filter_of() == first
-    assert time.perf_counter() - began < 0.005
     assert [file.stat().st_mode & 0o777 for file in (tmp_path / "seccomp").iterdir()] == [0o600]
 
 

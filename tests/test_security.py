@@ -149,6 +149,18 @@ def test_no_process_of_the_container_gets_hold_of_the_terminal_of_an_exec(podrun
 
 
 @pytest.mark.root
+def test_the_payload_in_the_foreground_writes_to_the_terminal_and_cannot_read_it(podrun):
+    script = "ls -l /proc/self/fd; seq 20000; echo LAST; exit 7"
+    with Terminal(podrun, "run", "--rm", "host:", "sh", "-c", script) as terminal:
+        terminal.until("LAST\r\n")
+        assert terminal.process.wait(10) == 7
+    found = descriptors(terminal.text)
+    assert set(found) == {0, 1, 2}
+    assert not [what for what in found.values() if "pts" in what], terminal.text[:1000]
+    assert "\r\n20000\r\nLAST" in terminal.text
+
+
+@pytest.mark.root
 def test_an_exec_at_a_terminal_reads_and_writes_and_ends_as_everywhere(podrun):
     podrun("up", "-d", pod(podrun), check=True)
     script = "read word; echo got $word; echo oops >&2; sleep 60 & exit 7"

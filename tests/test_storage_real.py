@@ -13,6 +13,7 @@ from conftest import Podrun
 
 from podrun.errors import BUSY, NOT_ALLOWED, STEP_FAILED, WRONG_FILE, Failure
 from podrun.hook import Pod, Step, read
+from podrun.launch import tag
 from podrun_hooks import storage
 from podrun_hooks.storage import real
 
@@ -27,7 +28,7 @@ class Place:
     """A pod's directories, and storage steps in them."""
 
     def __init__(self, home: Path) -> None:
-        self.pod = Pod("web", str(home / "root"), str(home / "run"), "podrun-t-storage-web")
+        self.pod = Pod("web", str(home / "root"), str(home / "run"), tag("web", str(home / "run")))
         self.home = home
         os.makedirs(self.pod.directory, mode=0o700)
 
@@ -304,6 +305,7 @@ _VICTIM = """
 import os, sys
 sys.path[:0] = {path!r}
 from podrun.hook import Pod, Step, read
+from podrun.launch import tag
 from podrun_hooks import storage
 count = 0
 def tell(_):

@@ -10,6 +10,7 @@ from podrun.errors import BUSY, NOT_ALLOWED, STEP_FAILED, UNAVAILABLE, WRONG_FIL
 from podrun.hook import Facts, Problem
 
 from .. import process as programs
+from ..tree import Tree, clear
 from . import place as places
 from . import processes, rootfs, seccomp, spec, streams
 from . import runtime as runtimes
@@ -49,7 +50,7 @@ def up(step: Step, facts: Facts) -> Facts:
     sock = _notify_socket(place) if options.ready and options.ready.notify else None
     root = rootfs.stack(place, image["layers"], volatile=not options.persist)
     try:
-        tree = rootfs.Tree(root)
+        tree = Tree(root)
         config = spec.build(step, facts, image, tree, place, isolation, listen)
         config["annotations"].setdefault(_STOP_SIGNAL, str(spec.stop_signal(image.get("config") or {}, options)))
         seccomp.apply(config, options.seccomp, step.pod.root, spec.capabilities(options, isolation), runtime.name)
@@ -115,7 +116,7 @@ def down(step: Step, own: Facts) -> None:
         if runtime and not runtimes.is_only_files(runtime, place):
             words = runtimes.delete(runtime, place)
         step.notify(f"STATUS=removing the files of {step.name}")
-        places.clear(place.state)
+        clear(place.state)
     _remove_cgroups(place, words)
     places.remove(place, persist=step.options.persist)
 

@@ -8,8 +8,9 @@ from podrun import jsontext
 from podrun.errors import UNAVAILABLE, Failure
 
 from .. import process as programs
+from ..tree import Tree
 from . import place as places
-from . import relay, rootfs, runtime, spec, users
+from . import relay, runtime, spec, users
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def _user(process: Process, user: str) -> users.User:
     root = os.open(f"/proc/{process.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         # A link of the payload's to a file of /proc, some of which block who reads them, leads nowhere.
-        return users.resolve(user, rootfs.Tree(root), of_image=False)
+        return users.resolve(user, Tree(root), of_image=False)
     finally:
         os.close(root)
 

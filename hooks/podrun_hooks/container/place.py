@@ -7,10 +7,10 @@ import os
 from podrun.errors import CANNOT_CREATE, Failure
 from podrun.record import NamedTuple
 
+from ..tree import clear
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from podrun.hook import Step
 
 #: Below $PODRUN_RUN: the runtime's state directories, one for each container.
@@ -147,65 +147,3 @@ def _rmdir(directory: str) -> None:
         # Whatever else is in there belongs to somebody else: another container of the pod, a persisting layer.
         if error.errno not in (39, 17):  # ENOTEMPTY, EEXIST
             raise
-
-
-def clear(directory: str) -> None:
-    """Removes a directory and all below it without ever following a link, however deep it is.
-
-    A payload can nest directories deeper than any stack or PATH_MAX, so each directory is emptied into a flat one:
-    what is not empty moves up and waits its turn.
-    """
-    try:
-        root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return
-    try:
-        serial = 0
-        waiting = [name for name, is_directory in _entries(root) if not _unlinked(root, name, is_directory)]
-        while waiting:
-            name = waiting.pop()
-            here = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root)
-            try:
-                for inner, is_directory in _entries(here):
-                    if _unlinked(here, inner, is_directory):
-                        continue
-                    serial += 1
-                    moved = f"\1{serial}"
-                    while _exists(root, moved):
-                        serial += 1
-                        moved = f"\1{serial}"
-                    os.rename(inner, moved, src_dir_fd=here, dst_dir_fd=root)
-                    waiting.append(moved)
-            finally:
-                os.close(here)
-            os.rmdir(name, dir_fd=root)
-    finally:
-        os.close(root)
-    os.rmdir(directory)
-
-
-def _entries(fd: int) -> Iterator[tuple[str, bool]]:
-    with os.scandir(fd) as entries:
-        yield from [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
-
-
-def _unlinked(directory: int, name: str, is_directory: bool) -> bool:
-    """Removes one entry; False for a directory with something in it."""
-    if not is_directory:
-        os.unlink(name, dir_fd=directory)
-        return True
-    try:
-        os.rmdir(name, dir_fd=directory)
-        return True
-    except OSError as error:
-        if error.errno != 39:  # ENOTEMPTY
-            raise
-        return False
-
-
-def _exists(directory: int, name: str) -> bool:
-    try:
-        os.stat(name, dir_fd=directory, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return True

@@ -1,4 +1,4 @@
-"""The container's root: layers stacked by overlayfs, and the tree of files that the container will see.
+"""The container's root: layers stacked by overlayfs, and the mounts over it.
 
 The overlay is a detached mount, a descriptor that belongs to no mount namespace. podrun looks into it, makes mount
 points and reads passwd through that descriptor; the runtime's private namespace attaches it. Nothing is ever mounted
@@ -13,9 +13,9 @@ import stat
 
 from podrun.errors import CANNOT_CREATE, MALFORMED, WRONG_FILE, Failure
 from podrun.hook import Facts
-from podrun.record import NamedTuple
 
 from .. import linux
+from ..tree import Bind, Elsewhere, Tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 #: fsconfig(2) takes strings of up to 256 bytes, the NUL included.
 _LONGEST = 255
-#: Symbolic links that a path may lead through, as many as the kernel allows (path_resolution(7)).
-_LINKS = 40
 
 
 # --- the overlay ---------------------------------------------------------------------------------------------------
@@ -112,151 +110,7 @@ def stack_in_one_string(place: Place, layers: Sequence[str], *, volatile: bool) 
     return int.from_bytes(rights[0][2][:4], "little")
 
 
-# --- the tree ------------------------------------------------------------------------------------------------------
-
-
-class Bind(NamedTuple):
-    """A host file or directory that will be mounted at ``target`` (resolved: no symbolic link in it)."""
-
-    target: str
-    source: str
-    writable: bool
-
-
-class Elsewhere(Exception):  # no failure: the path leads where only the runtime will know what is there
-    """A path leads into /proc, /sys, /dev or a mount that podrun does not make itself; ``path`` is resolved so far."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__(path)
-        self.path = path
-
-
-class Tree:
-    """The file system as the container will see it: the root at a descriptor and the binds over it.
-
-    Paths are resolved here, component by component: a symbolic link means what it means inside, and none leads out.
-    """
-
-    def __init__(self, root: int, made_by_runtime: Sequence[str] = ("/proc", "/sys", "/dev")) -> None:
-        self.root = root
-        self.binds: list[Bind] = []
-        self.made_by_runtime = list(made_by_runtime)
-
-    def find(self, path: str) -> tuple[int, str]:
-        """An O_PATH descriptor and the resolved path of what ``path`` leads to; links are followed.
-
-        Raises OSError (ENOENT, ENOTDIR, ELOOP) as open(2) would, and Elsewhere.
-        """
-        return self._walk(path, None)
-
-    def make(self, path: str, *, directory: bool) -> str:
-        """The resolved path of a mount point: what is missing of it is made (directories 0755, a file 0644).
-
-        Raises Failure (CANNOT_CREATE) where it would have to be made in a read-only bind, or is of the other type;
-        Elsewhere where the runtime makes it.
-        """
-        try:
-            fd, resolved = self._walk(path, directory)
-        except OSError as error:
-            what = f"{path} cannot be made in the container: {error.strerror}"
-            raise Failure(what, code=CANNOT_CREATE, hint=str(error.filename or "")) from error
-        try:
-            is_directory = stat.S_ISDIR(os.fstat(fd).st_mode)
-        finally:
-            os.close(fd)
-        if is_directory != directory:
-            kinds = ("a file", "a directory")
-            raise Failure(
-                f"{path} is {kinds[is_directory]} in the image, but {kinds[directory]} is to be mounted there"
-            )
-        return resolved
-
-    def read(self, path: str, limit: int = 1 << 20) -> bytes:
-        """The first ``limit`` bytes of a regular file; b"" where there is none."""
-        try:
-            fd, _ = self.find(path)
-        except (OSError, Elsewhere):
-            return b""
-        try:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                return b""
-            reader = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                return os.read(reader, limit)
-            finally:
-                os.close(reader)
-        finally:
-            os.close(fd)
-
-    def _walk(self, path: str, make_directory: bool | None) -> tuple[int, str]:
-        """Resolves ``path``; with ``make_directory`` not None what is missing is made, the last part of that type."""
-        todo = [part for part in reversed(path.split("/")) if part not in ("", ".")]
-        names: list[str] = []
-        fds = [os.dup(self.root)]
-        links = 0
-        try:
-            while todo:
-                name = todo.pop()
-                if name == "..":
-                    if names:
-                        names.pop()
-                        os.close(fds.pop())
-                    continue
-                here = "/" + "/".join([*names, name])
-                if here in self.made_by_runtime:
-                    raise Elsewhere("/".join([here, *reversed(todo)]))
-                inner = None if make_directory is None else True
-                fd = self._step(fds[-1], name, here, inner if todo else make_directory)
-                mode = os.fstat(fd).st_mode
-                if stat.S_ISLNK(mode):
-                    links += 1
-                    target = os.readlink("", dir_fd=fd)
-                    os.close(fd)
-                    if links > _LINKS:
-                        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
-                    todo += [part for part in reversed(target.split("/")) if part not in ("", ".")]
-                    if target.startswith("/"):
-                        while names:
-                            names.pop()
-                            os.close(fds.pop())
-                    continue
-                fds.append(fd)
-                names.append(name)
-                if todo and not stat.S_ISDIR(mode):
-                    raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), here)
-            return os.dup(fds[-1]), "/" + "/".join(names)
-        finally:
-            for fd in fds:
-                os.close(fd)
-
-    def _step(self, directory: int, name: str, here: str, make_directory: bool | None) -> int:
-        """Opens one component; makes it when it is missing and ``make_directory`` says of which type."""
-        for bind in self.binds:
-            if bind.target == here:
-                return os.open(bind.source, os.O_PATH | os.O_CLOEXEC)
-        try:
-            return os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
-        except FileNotFoundError:
-            if make_directory is None:
-                raise
-        parent = here.rpartition("/")[0] or "/"
-        if not self._is_writable(parent):
-            raise OSError(errno.EROFS, "it does not exist in a read-only mount", here)
-        if make_directory:
-            os.mkdir(name, 0o755, dir_fd=directory)
-        else:
-            flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-            os.close(os.open(name, flags, 0o644, dir_fd=directory))
-        return os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
-
-    def _is_writable(self, path: str) -> bool:
-        """Whether the innermost bind that ``path`` is in may be written to; the writable layer may."""
-        best = Bind("", "", True)
-        for bind in self.binds:
-            inside = path == bind.target or path.startswith(bind.target + "/")
-            if inside and len(bind.target) >= len(best.target):
-                best = bind
-        return best.writable
+# --- mounts -------------------------------------------------------------------------------------------------------
 
 
 def make_system_directories(tree: Tree) -> None:
@@ -282,7 +136,7 @@ def place_mounts(tree: Tree, mounts: Sequence[Facts]) -> list[Facts]:
     target counts. Raises Failure: WRONG_FILE for a target that no mount may hide, CANNOT_CREATE, or STEP_FAILED for a
     source that does not exist.
     """
-    latest = {_plain(mount["containerPath"]): mount for mount in mounts}
+    latest = {plain(mount["containerPath"]): mount for mount in mounts}
     placed = []
     for target in sorted(latest, key=lambda path: path.count("/")):
         mount = latest[target]
@@ -300,9 +154,9 @@ def place_mounts(tree: Tree, mounts: Sequence[Facts]) -> list[Facts]:
         try:
             destination = tree.make(target, directory=directory)
         except Elsewhere as elsewhere:
-            if _plain(elsewhere.path).startswith("/proc"):
+            if plain(elsewhere.path).startswith("/proc"):
                 raise Failure(f"{target} leads to {elsewhere.path} in the image", code=WRONG_FILE) from None
-            destination = _plain(elsewhere.path)
+            destination = plain(elsewhere.path)
         if is_bind:
             tree.binds.append(Bind(destination, source, "ro" not in options and "rro" not in options))
         else:
@@ -319,7 +173,8 @@ def _is_directory(source: str) -> bool:
         raise Failure(f"{source}, which is to be mounted, cannot be used: {error.strerror}") from error
 
 
-def _plain(path: str) -> str:
+def plain(path: str) -> str:
+    """An absolute path without empty parts and dots."""
     return "/" + "/".join(part for part in path.split("/") if part not in ("", "."))
 
 

@@ -132,7 +132,7 @@ def create(
     )
     if ended.status:
         words = _words(place.runtime_log) or ended.errors or f"status {ended.status}"
-        raise Failure(f"{runtime.name} create: {words}", code=_code_of(words))
+        raise Failure(f"{runtime.name} create: {words}", code=_code_of(words), hint=_hint_for(words))
     with open(place.pid_file, encoding="utf-8") as file:
         return int(file.read())
 
@@ -272,6 +272,14 @@ def remove_cgroups(place: Place) -> None:
 def _code_of(words: str) -> int:
     """The exit code for a runtime's words: a full disk is told as such, as everywhere."""
     return CANNOT_CREATE if os.strerror(errno.ENOSPC) in words else STEP_FAILED
+
+
+def _hint_for(words: str) -> str:
+    """What to do about a runtime's words, where that is known."""
+    if "keyring" in words and os.strerror(errno.EPERM).lower() in words.lower():
+        # Each container gets a session keyring of its own (keyctl(2)), which the seccomp filters of others forbid.
+        return "what podrun itself runs in forbids keyctl(2); for systemd-nspawn: --system-call-filter=@keyring"
+    return ""
 
 
 def _words(log: str) -> str:

@@ -10,6 +10,7 @@ from podrun.errors import CANNOT_EXECUTE, NOT_FOUND, WRONG_FILE, Failure
 from podrun.hook import Facts, Wrong
 from podrun.record import NamedTuple
 
+from ..tree import Elsewhere
 from . import rootfs, users
 from .options import CAPABILITIES, signal_number
 
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 
     from podrun.hook import Step
 
+    from ..tree import Tree
     from .place import Place
-    from .rootfs import Tree
     from .users import User
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -115,7 +116,7 @@ def find_command(tree: Tree, argv: Sequence[str], variables: Mapping[str, str], 
     for candidate in candidates:
         try:
             fd, _ = tree.find(candidate)
-        except rootfs.Elsewhere:
+        except Elsewhere:
             return
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
@@ -179,7 +180,7 @@ def build(
     if options.ready and options.ready.notify:
         variables["NOTIFY_SOCKET"] = NOTIFY
     refuse_bytes([*argv, *variables.values()])
-    workdir = rootfs._plain(options.workdir or config.get("WorkingDir") or "/")
+    workdir = rootfs.plain(options.workdir or config.get("WorkingDir") or "/")
     _make_workdir(tree, workdir)
     find_command(tree, argv, variables, workdir, user)
     names = [f"CAP_{name}" for name in sorted(capabilities(options, isolation))]
@@ -247,9 +248,9 @@ def _own_mounts(options: Any, root: str) -> list[Facts]:
 def _make_workdir(tree: Tree, workdir: str) -> None:
     try:
         tree.make(workdir, directory=True)
-    except rootfs.Elsewhere as elsewhere:
+    except Elsewhere as elsewhere:
         # /proc/self/fd/N is whatever the runtime has open there, a directory of the host included (CVE-2024-21626).
-        if rootfs._plain(elsewhere.path).startswith("/proc/"):
+        if rootfs.plain(elsewhere.path).startswith("/proc/"):
             what = f"the working directory {workdir!r} leads to {elsewhere.path!r}"
             raise Failure(what, code=CANNOT_EXECUTE, hint="nothing can run in /proc") from None
     except Failure as failure:

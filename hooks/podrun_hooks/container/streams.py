@@ -7,14 +7,14 @@ import stat
 
 from podrun.record import NamedTuple
 
-from .rootfs import Elsewhere
+from ..tree import Elsewhere
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from podrun.hook import Facts, Step
 
+    from ..tree import Tree
     from .place import Place
-    from .rootfs import Tree
 
 _CAT = "/bin/cat"
 #: Where links of images such as nginx's lead, and what they are called there.
@@ -52,10 +52,14 @@ def open_streams(step: Step, place: Place, tree: Tree) -> Streams:
         own.append(os.open(file, flags, 0o600))
         return Streams((stdin, own[-1], own[-1]), own, {"file": file})
     if options.log == "pipe" or (options.log == "auto" and _is_socket(1) and _logs_by_link(tree)):
-        out, err = _copied_to(1), _copied_to(2)
-        own += [out, err]
-        return Streams((stdin, out, err), own, {})
-    return Streams((stdin, 1, 2), own, {})
+        outputs = [_copied_to(1), _copied_to(2)]
+    elif options.log == "auto" and not (step.pod.unit or step.pod.console):
+        # Whoever has a terminal for output can open it for input, and read what is typed into the host's shell.
+        outputs = [_copied_to(fd) if os.isatty(fd) else fd for fd in (1, 2)]
+    else:
+        outputs = [1, 2]
+    own += [fd for fd in outputs if fd > 2]
+    return Streams((stdin, outputs[0], outputs[1]), own, {})
 
 
 def _copied_to(target: int) -> int:

@@ -10,7 +10,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from .rootfs import Tree
+    from ..tree import Tree
 
 #: (uid_t) -1 means "leave it" to setresuid(2) and chown(2): the last number that names a user is one less.
 _LAST = 2**32 - 2

@@ -61,7 +61,7 @@ def remove(path: str, name: str) -> None:
             if error.errno != errno.ENOTEMPTY:
                 raise
             # Subvolumes that the payload made: rmdir(2) removes an empty one.
-            from ..container.place import clear
+            from ..tree import clear
 
             clear(found)
         finally:

@@ -66,7 +66,7 @@ def down(step: Step, own: Facts) -> None:
     step.notify(f"STATUS=removing what {options.target} stood on")
     kind = words.kind(options.source, options.type, options.options)
     if kind == "overlay":
-        from ..container.place import clear
+        from ..tree import clear
 
         clear(_upper(step))
         _rmdir(step.pod.storage)
@@ -163,7 +163,7 @@ def _image_step(step: Step) -> Step:
 
 def _overlay_on_path(step: Step, place: str) -> tuple[str, Facts]:
     """A directory whose changes go elsewhere, and are thrown away."""
-    from ..container.place import clear
+    from ..tree import clear
 
     source = step.options.source
     whole = _upper(step)

@@ -47,7 +47,7 @@ def provide(root: str, name: str, *, fill: bool = True) -> bool:
 def fill(place: str, tree: Any, target: str) -> None:
     """Copies what the image has at ``target`` into the new volume at ``place``, as docker does; owner and mode, too.
 
-    ``tree`` is the container's rootfs.Tree. Nothing happens when the volume has been used or has something in it. The
+    ``tree`` is the container's Tree. Nothing happens when the volume has been used or has something in it. The
     copy takes the volume's place in one step: one that was cut short is made again.
     """
     with _Locked(place):
@@ -64,7 +64,7 @@ def fill(place: str, tree: Any, target: str) -> None:
 
 def _directory(tree: Any, target: str) -> int:
     """A descriptor of the image's directory at ``target``; -1 when it has none."""
-    from ..container.rootfs import Elsewhere
+    from ..tree import Elsewhere
 
     try:
         fd, _ = tree.find(target)
@@ -79,8 +79,8 @@ def _directory(tree: Any, target: str) -> int:
 
 
 def _copy(source: int, place: str) -> None:
-    from ..container.place import clear
     from ..process import find, run
+    from ..tree import clear
 
     copy = f"{os.path.dirname(place)}/copy"
     clear(copy)
@@ -127,7 +127,7 @@ def names(root: str) -> list[str]:
 
 def remove(root: str, name: str) -> None:
     """Removes a volume with what is in it. Raises FileNotFoundError. Whether a pod uses it is the caller's to know."""
-    from ..container.place import clear
+    from ..tree import clear
 
     # Gone in one step; what a kill leaves behind is removed by the next removal.
     gone = f"{root}/volumes/.{name}.gone"

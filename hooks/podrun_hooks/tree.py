@@ -1,0 +1,223 @@
+"""Trees of files that an image or a payload has made: paths resolved inside them, and their removal."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from podrun.errors import CANNOT_CREATE, Failure
+from podrun.record import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+#: Symbolic links that a path may lead through, as many as the kernel allows (path_resolution(7)).
+_LINKS = 40
+
+
+class Bind(NamedTuple):
+    """A host file or directory that will be mounted at ``target`` (resolved: no symbolic link in it)."""
+
+    target: str
+    source: str
+    writable: bool
+
+
+class Elsewhere(Exception):  # no failure: the path leads where only the runtime will know what is there
+    """A path leads into /proc, /sys, /dev or a mount that podrun does not make itself; ``path`` is resolved so far."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self.path = path
+
+
+class Tree:
+    """The file system as the container will see it: the root at a descriptor and the binds over it.
+
+    Paths are resolved here, component by component: a symbolic link means what it means inside, and none leads out.
+    """
+
+    def __init__(self, root: int, made_by_runtime: Sequence[str] = ("/proc", "/sys", "/dev")) -> None:
+        self.root = root
+        self.binds: list[Bind] = []
+        self.made_by_runtime = list(made_by_runtime)
+
+    def find(self, path: str) -> tuple[int, str]:
+        """An O_PATH descriptor and the resolved path of what ``path`` leads to; links are followed.
+
+        Raises OSError (ENOENT, ENOTDIR, ELOOP) as open(2) would, and Elsewhere.
+        """
+        return self._walk(path, None)
+
+    def make(self, path: str, *, directory: bool) -> str:
+        """The resolved path of a mount point: what is missing of it is made (directories 0755, a file 0644).
+
+        Raises Failure (CANNOT_CREATE) where it would have to be made in a read-only bind, or is of the other type;
+        Elsewhere where the runtime makes it.
+        """
+        try:
+            fd, resolved = self._walk(path, directory)
+        except OSError as error:
+            what = f"{path} cannot be made in the container: {error.strerror}"
+            raise Failure(what, code=CANNOT_CREATE, hint=str(error.filename or "")) from error
+        try:
+            is_directory = stat.S_ISDIR(os.fstat(fd).st_mode)
+        finally:
+            os.close(fd)
+        if is_directory != directory:
+            kinds = ("a file", "a directory")
+            raise Failure(
+                f"{path} is {kinds[is_directory]} in the image, but {kinds[directory]} is to be mounted there"
+            )
+        return resolved
+
+    def read(self, path: str, limit: int = 1 << 20) -> bytes:
+        """The first ``limit`` bytes of a regular file; b"" where there is none."""
+        try:
+            fd, _ = self.find(path)
+        except (OSError, Elsewhere):
+            return b""
+        try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                return b""
+            reader = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                return os.read(reader, limit)
+            finally:
+                os.close(reader)
+        finally:
+            os.close(fd)
+
+    def _walk(self, path: str, make_directory: bool | None) -> tuple[int, str]:
+        """Resolves ``path``; with ``make_directory`` not None what is missing is made, the last part of that type."""
+        todo = [part for part in reversed(path.split("/")) if part not in ("", ".")]
+        names: list[str] = []
+        fds = [os.dup(self.root)]
+        links = 0
+        try:
+            while todo:
+                name = todo.pop()
+                if name == "..":
+                    if names:
+                        names.pop()
+                        os.close(fds.pop())
+                    continue
+                here = "/" + "/".join([*names, name])
+                if here in self.made_by_runtime:
+                    raise Elsewhere("/".join([here, *reversed(todo)]))
+                inner = None if make_directory is None else True
+                fd = self._step(fds[-1], name, here, inner if todo else make_directory)
+                mode = os.fstat(fd).st_mode
+                if stat.S_ISLNK(mode):
+                    links += 1
+                    target = os.readlink("", dir_fd=fd)
+                    os.close(fd)
+                    if links > _LINKS:
+                        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+                    todo += [part for part in reversed(target.split("/")) if part not in ("", ".")]
+                    if target.startswith("/"):
+                        while names:
+                            names.pop()
+                            os.close(fds.pop())
+                    continue
+                fds.append(fd)
+                names.append(name)
+                if todo and not stat.S_ISDIR(mode):
+                    raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), here)
+            return os.dup(fds[-1]), "/" + "/".join(names)
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _step(self, directory: int, name: str, here: str, make_directory: bool | None) -> int:
+        """Opens one component; makes it when it is missing and ``make_directory`` says of which type."""
+        for bind in self.binds:
+            if bind.target == here:
+                return os.open(bind.source, os.O_PATH | os.O_CLOEXEC)
+        try:
+            return os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+        except FileNotFoundError:
+            if make_directory is None:
+                raise
+        parent = here.rpartition("/")[0] or "/"
+        if not self._is_writable(parent):
+            raise OSError(errno.EROFS, "it does not exist in a read-only mount", here)
+        if make_directory:
+            os.mkdir(name, 0o755, dir_fd=directory)
+        else:
+            flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+            os.close(os.open(name, flags, 0o644, dir_fd=directory))
+        return os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+
+    def _is_writable(self, path: str) -> bool:
+        """Whether the innermost bind that ``path`` is in may be written to; the writable layer may."""
+        best = Bind("", "", True)
+        for bind in self.binds:
+            inside = path == bind.target or path.startswith(bind.target + "/")
+            if inside and len(bind.target) >= len(best.target):
+                best = bind
+        return best.writable
+
+
+def clear(directory: str) -> None:
+    """Removes a directory and all below it without ever following a link, however deep it is.
+
+    A payload can nest directories deeper than any stack or PATH_MAX, so each directory is emptied into a flat one:
+    what is not empty moves up and waits its turn.
+    """
+    try:
+        root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        serial = 0
+        waiting = [name for name, is_directory in _entries(root) if not _unlinked(root, name, is_directory)]
+        while waiting:
+            name = waiting.pop()
+            here = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root)
+            try:
+                for inner, is_directory in _entries(here):
+                    if _unlinked(here, inner, is_directory):
+                        continue
+                    serial += 1
+                    moved = f"\1{serial}"
+                    while _exists(root, moved):
+                        serial += 1
+                        moved = f"\1{serial}"
+                    os.rename(inner, moved, src_dir_fd=here, dst_dir_fd=root)
+                    waiting.append(moved)
+            finally:
+                os.close(here)
+            os.rmdir(name, dir_fd=root)
+    finally:
+        os.close(root)
+    os.rmdir(directory)
+
+
+def _entries(fd: int) -> Iterator[tuple[str, bool]]:
+    with os.scandir(fd) as entries:
+        yield from [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+
+
+def _unlinked(directory: int, name: str, is_directory: bool) -> bool:
+    """Removes one entry; False for a directory with something in it."""
+    if not is_directory:
+        os.unlink(name, dir_fd=directory)
+        return True
+    try:
+        os.rmdir(name, dir_fd=directory)
+        return True
+    except OSError as error:
+        if error.errno != errno.ENOTEMPTY:
+            raise
+        return False
+
+
+def _exists(directory: int, name: str) -> bool:
+    try:
+        os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
