@@ -88,7 +88,7 @@ def down(step: Step, own: Facts) -> None:
         ports_are_free.join()
     step.notify("STATUS=giving the address back")
     for name in ledger.all("bridge"):
-        names.remove(bridge.directory(step.pod.run, name), names.mark(step))
+        names.remove(bridge.directory(step.pod.run, name), names.mark(step), int(ledger.last("name") or -1))
         lease.release(bridge.directory(step.pod.run, name), ledger)
     files.remove(step)
     try:
@@ -175,7 +175,8 @@ def _in_its_own(step: Step, fd: int) -> Facts:
         plain = [cidr.partition("/")[0] for cidr in addresses]
         shared = ""
         if place:
-            names.add(place.bridge.directory, plain, files.names(hostname, pod.name), names.mark(step))
+            where = names.add(place.bridge.directory, plain, files.names(hostname, pod.name), names.mark(step))
+            ledgers.note(fd, "name", str(where))
             shared = "" if options.hosts else names.path_of(place.bridge.directory)
         mounts = files.for_pod(step, options, hostname, plain, shared, place.bridge.directory if place else "")
         step.notify("STATUS=connecting the pod")

@@ -25,7 +25,7 @@ class Ledger(NamedTuple):
     notes: Sequence[tuple[str, str]] = ()
 
     def all(self, key: str) -> list[str]:
-        """The values noted under ``key``: pod, boot, bridge, address, netns, link, plug, inside, cni, publish."""
+        """The values noted under ``key``: pod, boot, bridge, address, netns, link, plug, inside, cni, name, publish."""
         return [value for noted, value in self.notes if noted == key]
 
     def last(self, key: str) -> str:

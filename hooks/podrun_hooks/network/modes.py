@@ -148,7 +148,8 @@ def _bridged(step: Step, fd: int, netns: int) -> list[str]:
     plain = [cidr.partition("/")[0] for cidr in addresses]
     attach.plug(step, fd, netns, place)
     step.notify("STATUS=naming the pod")
-    names.add(place.bridge.directory, plain, files.names(files.hostname(step), pod.name), names.mark(step))
+    where = names.add(place.bridge.directory, plain, files.names(files.hostname(step), pod.name), names.mark(step))
+    ledgers.note(fd, "name", str(where))
     if options.publish:
         publish(step, place, plain, fd)
     return addresses
