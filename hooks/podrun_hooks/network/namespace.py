@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from _socket import AF_INET6, if_nametoindex, inet_ntop
-from errno import EEXIST, EINVAL
+from errno import EEXIST, EHOSTUNREACH, EINVAL
 
 from podrun.errors import CANNOT_CREATE, WRONG_FILE, Failure
 from podrun.record import NamedTuple
@@ -40,6 +41,10 @@ _SYSCTLS = (
 # An announcement makes the bridge send a copy to every pod on it, before the link is up: some ms with 200 pods. It is
 # needed only where the hardware address does not follow from the address: neighbours may know another (Bridge.mac).
 _ANNOUNCING = (("net/ipv4/conf/default/arp_notify", "1"), ("net/ipv6/conf/default/ndisc_notify", "1"))
+
+
+#: How often routes are tried, with 1, 2, 4 and 8 ms between.
+_ATTEMPTS = 5
 
 
 class Wish(NamedTuple):
@@ -165,13 +170,25 @@ def address(
 ) -> None:
     """Gives the pod's end its addresses and routes (CIDR both). Where there is a default route already, it stays."""
     index = if_nametoindex(interface)
-    routes = [rtnetlink.default_route(index, cidr.partition("/")[0], tolerated=(EEXIST,)) for cidr in gateways]
     inside.send(
-        *(rtnetlink.address(index, cidr) for cidr in addresses),
-        rtnetlink.change(interface, up=True, mtu=wish.mtu),
-        *routes,
-        *(rtnetlink.route(index, destination, gateway) for destination, gateway in wish.routes),
+        *(rtnetlink.address(index, cidr) for cidr in addresses), rtnetlink.change(interface, up=True, mtu=wish.mtu)
     )
+    routes = [("", cidr.partition("/")[0]) for cidr in gateways] + [*wish.routes]
+    for attempt in range(_ATTEMPTS):
+        try:
+            inside.send(
+                *(
+                    rtnetlink.route(index, to, via, tolerated=() if to and not attempt else (EEXIST,))
+                    for to, via in routes
+                )
+            )
+            return
+        except OSError as error:
+            # Since Linux 6.16 IPv6 routes are added without the lock that a link's change takes: one in thousands does
+            # not see the route to its gateway, which another processor is changing (inet6_rtm_newroute()).
+            if error.errno != EHOSTUNREACH or attempt == _ATTEMPTS - 1:
+                raise
+            time.sleep(0.001 * 2**attempt)
 
 
 def _own_proc() -> int:

@@ -120,6 +120,8 @@ class Socket:
         Returns what the kernel answered beside acknowledgements: pairs of message type and body. Raises OSError with
         ``filename`` saying what the first refused message was doing; those after it have been tried as well.
         """
+        if not messages:
+            return []
         awaited: dict[int, Message] = {}
         parts = []
         for message in messages:
