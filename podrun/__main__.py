@@ -1,4 +1,4 @@
-"""The entry point: plain forms of up, down and run go straight to the launcher, everything else to click."""
+"""The entry point: what podrun.arguments knows goes straight to the launcher, everything else to click."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Carrying out the plain commands: up, down and run, from their parameters to the exit code."""
+"""Carrying out the plain commands: up, down, run and image pull, from their parameters to the exit code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def act(command: str, given: dict[str, Any], host: Host | None = None) -> int:
-    """Carries out up, down or run with the parameters that podrun.arguments declares; returns the exit code."""
+    """Carries out one of them with the parameters that podrun.arguments declares; returns the exit code."""
     return guarded(lambda: _ACTS[command](given, host or host_of(given)), given)
 
 
@@ -120,7 +120,8 @@ def detached(text: PodText, host: Host) -> int:
     if wanted and systemd.booted() and not systemd.takes_over(host.environ):
         from podrun import transient
 
-        return transient.start(text, host)
+        source = systemd.made_of(text.name) if text.file else ""
+        return transient.start_made(text, source, host) if source else transient.start(text, host)
     return launch.up(text, host, detach=True)
 
 
@@ -142,13 +143,19 @@ def _run(given: dict[str, Any], host: Host) -> int:
     return run.run(given, host)
 
 
+def _image_pull(given: dict[str, Any], host: Host) -> int:
+    from podrun import pulling
+
+    return pulling.pull(given, host)
+
+
 def subject(given: dict[str, Any]) -> str:
     """The pod in front of a message: "web: ", or nothing while it has no name."""
     name = _shown(str(given.get("word") or given.get("name") or ""))
     return f"{name}: " if name else ""
 
 
-_ACTS = {"up": _up, "down": _down, "run": _run}
+_ACTS = {"up": _up, "down": _down, "run": _run, "image pull": _image_pull}
 
 
 def _shown(word: str) -> str:

@@ -1,4 +1,4 @@
-"""The arguments of ``up``, ``down`` and ``run``: one table, read quickly here and shown by click in podrun.cli.
+"""The arguments of ``up``, ``down``, ``run`` and ``image pull``: one table, read here and shown by click in podrun.cli.
 
 Importing click costs 31 ms, as long as a whole start. The plain forms are therefore recognised by :func:`plain`;
 whatever it does not understand (help, a misspelled option) goes to click, which says what is wrong with it.
@@ -95,16 +95,28 @@ COMMANDS = {
         ("ref",),
         rest=True,
     ),
+    "image pull": Command(
+        (
+            Flag(("--platform",), "platform", "Which one of a multi-platform image.", "OS/ARCH[/VARIANT]", default=""),
+            Flag(("--cosign-key",), "cosign_key", "Only when this key has signed it (cosign).", "KEY", default=""),
+            Flag(("--policy",), "policy", "Only when this containers-policy.json(5) accepts it.", "FILE", default=""),
+            Flag(("-q", "--quiet"), "quiet", "No progress."),
+        ),
+        ("ref",),
+    ),
 }
 
 
 def plain(arguments: Sequence[str]) -> tuple[str, dict[str, Any]] | None:
-    """(command, its parameters) of a plain form of up, down or run; None for anything else."""
+    """(command, its parameters) of a plain form of a command in the table; None for anything else."""
     given: dict[str, Any] = {}
     at = _flags(arguments, 0, GLOBAL, given)
-    if at is None or at >= len(arguments) or arguments[at] not in COMMANDS:
+    if at is None:
         return None
-    name = arguments[at]
+    name = " ".join(arguments[at : at + (2 if arguments[at : at + 1] == ["image"] else 1)])
+    if name not in COMMANDS:
+        return None
+    at += name.count(" ")
     command = COMMANDS[name]
     words: list[str] = []
     at += 1

@@ -252,6 +252,9 @@ class _Run:
 
 def given_up(error: BaseException, pod: Pod, world: World, only: str) -> BaseException:
     """Undoes a failed start; returns the error to raise, which tells what became of it."""
+    # Were a container still a unit's main process, its end would have systemd kill podrun, before it has undone the
+    # rest and said why. systemd takes what it is told before it hears of a process' end (manager.c, event priorities).
+    world.notify(f"MAINPID={os.getpid()}")
     try:
         labels = down(pod.run, pod.name, world, only=only)
     except Failure as second:

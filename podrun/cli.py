@@ -67,7 +67,7 @@ def _planned(name: str, doc: str) -> click.Command:
         words.append(click.Argument(["command"], metavar="[COMMAND...]", nargs=-1, type=click.UNPROCESSED))
     settings = {"allow_interspersed_args": not declared.rest}
     return click.Command(
-        name,
+        name.rpartition(" ")[2],
         callback=callback,
         params=[*(_option(flag) for flag in declared.flags), *words],
         help=doc,
@@ -90,6 +90,9 @@ podrun.params = [*(_option(flag) for flag in GLOBAL), *podrun.params]
 podrun.add_command(_planned("up", "Start a pod and stay until it ends; with -d return when it is ready."))
 podrun.add_command(_planned("run", "Start a pod without a file."))
 podrun.add_command(_planned("down", "Undo a pod, in reverse."))
+image.add_command(
+    _planned("image pull", "Bring an image of any kind into the store; print the digest of its manifest.")
+)
 for group in (image, hooks_cli.hook, networks.group, volumes.group):
     podrun.add_command(group)
 podrun.add_command(doctor.command)
@@ -157,8 +160,8 @@ def ps(host: Host, form: str, quiet: bool, filters: Sequence[str]) -> None:
     rows = show.rows(host.run)
     for condition in filters:
         key, equals, value = condition.partition("=")
-        if not equals or key not in ("name", "state", "image", "file"):
-            raise Failure(f"--filter {condition!r}: expected name=, state=, image= or file=", code=WRONG_FILE)
+        if not equals or key not in ("name", "state", "image", "unit", "file"):
+            raise Failure(f"--filter {condition!r}: expected name=, state=, image=, unit= or file=", code=WRONG_FILE)
         rows = [row for row in rows if str(row[key]) == value]
     if quiet:
         for row in rows:

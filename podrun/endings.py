@@ -46,6 +46,14 @@ def read(run: str, name: str, segment: str = "") -> Ending | None:
         return None
 
 
+def drop(run: str, name: str, segment: str = "") -> None:
+    """Forgets the last ending: what is asked for from now on is that of the start under way."""
+    try:
+        os.unlink(_path(run, name, segment))
+    except FileNotFoundError:
+        pass
+
+
 def last(run: str, name: str) -> Ending | None:
     """The latest ending that was noted of a pod, whichever of its containers it was."""
     try:

@@ -11,19 +11,12 @@ from typing import Any
 
 import click
 
-from podrun import chain, find
+from podrun import chain, pulling
 from podrun import journal as journals
 from podrun.acts import host_of
 from podrun.errors import WRONG_FILE, Failure
 from podrun.launch import Host
 from podrun.printing import Guarded, human, printed
-
-
-def _store() -> Any:
-    """The store's functions; the image hook brings them."""
-    from importlib import import_module
-
-    return import_module(f"{find.FIRST_PARTY['image']}.commands")
 
 
 def used(host: Host) -> set[str]:
@@ -46,111 +39,13 @@ def _host(ctx: click.Context) -> Host:
     return host_of(ctx.obj)
 
 
-class _Lines:
-    """What a pull tells, as lines: one a second at most."""
-
-    def __init__(self) -> None:
-        self.last = 0.0
-
-    def __enter__(self) -> _Lines:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    progress = None
-
-    def notify(self, assignments: str) -> None:
-        status = next((line[7:] for line in assignments.splitlines() if line.startswith("STATUS=")), "")
-        if status and time.monotonic() - self.last >= 1.0:
-            self.last = time.monotonic()
-            click.echo(status, err=True)
-
-
-class _Silence(_Lines):
-    def notify(self, assignments: str) -> None:
-        pass
-
-
-class _Bars:
-    """What a pull tells, as a bar for every layer on a terminal."""
-
-    def __init__(self) -> None:
-        from rich import progress
-        from rich.console import Console
-
-        columns = (
-            progress.TextColumn("{task.description}"),
-            progress.BarColumn(None),
-            progress.DownloadColumn(binary_units=True),
-            progress.TransferSpeedColumn(),
-        )
-        self.bars = progress.Progress(*columns, console=Console(stderr=True), transient=True, expand=True)
-        self.tasks: dict[str, Any] = {}
-
-    def __enter__(self) -> _Bars:
-        self.bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bars.stop()
-
-    def notify(self, assignments: str) -> None:
-        pass
-
-    def progress(self, layers: Sequence[Any]) -> None:
-        for layer in layers:
-            if layer.digest not in self.tasks:
-                self.tasks[layer.digest] = self.bars.add_task(layer.digest[7:19], total=layer.size)
-            done = layer.size if layer.stored else layer.done
-            self.bars.update(self.tasks[layer.digest], completed=done)
-
-
-def _teller(quiet: bool) -> Any:
-    """Who tells of a pull: ``notify`` and ``progress`` within a ``with``."""
-    if quiet:
-        return _Silence()
-    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
-        return _Lines()
-    try:
-        return _Bars()
-    except ImportError:
-        return _Lines()
-
-
-@image.command(cls=Guarded)
-@click.option("--platform", default="", metavar="OS/ARCH[/VARIANT]", help="Which one of a multi-platform image.")
-@click.option("--cosign-key", default="", metavar="KEY", help="Only when this key has signed it (cosign).")
-@click.option("--policy", default="", metavar="FILE", help="Only when this containers-policy.json(5) accepts it.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress.")
-@click.argument("ref")
-@click.pass_context
-def pull(ctx: click.Context, ref: str, platform: str, cosign_key: str, policy: str, quiet: bool) -> None:
-    """Bring an image of any kind into the store; print the digest of its manifest."""
-    store = _store()
-    verify = None
-    if cosign_key or policy:
-        verify = store.Verify(cosign_key=cosign_key, policy=os.path.abspath(policy) if policy else "")
-    with _teller(quiet) as teller:
-        found = store.pull(
-            _host(ctx).root,
-            ref,
-            platform=platform,
-            notify=teller.notify,
-            cwd=os.getcwd(),
-            verify=verify,
-            progress=teller.progress,
-        )
-    click.echo(found.digest)
-
-
 @image.command("import", cls=Guarded)
 @click.argument("path")
 @click.pass_context
 def import_(ctx: click.Context, path: str) -> None:
     """Bring every image of an archive or an OCI layout into the store."""
-    with _teller(False) as teller:
-        images = _store().import_(_host(ctx).root, os.path.abspath(path), teller.notify)
+    with pulling.teller(quiet=False) as teller:
+        images = pulling.store().import_(_host(ctx).root, os.path.abspath(path), teller.notify)
     for found in images:
         click.echo(f"{found.digest}  {found.ref}")
 
@@ -171,7 +66,7 @@ def export(ctx: click.Context, ref: str, file: str, form: str) -> None:
     if file == "-" and sys.stdout.isatty():
         raise Failure("an archive is not for a terminal", code=WRONG_FILE, hint="name a file or use a pipe")
     path = file if file == "-" else os.path.abspath(file)
-    digest = _store().export(_host(ctx).root, ref, path, form, os.getcwd())
+    digest = pulling.store().export(_host(ctx).root, ref, path, form, os.getcwd())
     click.echo(digest, err=file == "-")
 
 
@@ -181,7 +76,7 @@ def export(ctx: click.Context, ref: str, file: str, form: str) -> None:
 @click.pass_context
 def history(ctx: click.Context, ref: str, form: str) -> None:
     """Show how an image was made, the newest step first."""
-    rows = [row._asdict() for row in _store().history(_host(ctx).root, ref, os.getcwd())]
+    rows = [row._asdict() for row in pulling.store().history(_host(ctx).root, ref, os.getcwd())]
     if form == "table":
         rows = [
             {
@@ -207,7 +102,7 @@ def login(ctx: click.Context, registry: str, username: str, password_stdin: bool
         password = sys.stdin.read().rstrip("\r\n")
     else:
         password = click.prompt("Password", hide_input=True, err=True)
-    place = _store().login(registry, user, password)
+    place = pulling.store().login(registry, user, password)
     click.echo(f"{registry}: logged in; kept in {place}")
 
 
@@ -216,7 +111,7 @@ def login(ctx: click.Context, registry: str, username: str, password_stdin: bool
 @click.pass_context
 def logout(ctx: click.Context, registry: str) -> None:
     """Forget the name and password for a registry."""
-    found = _store().logout(registry)
+    found = pulling.store().logout(registry)
     click.echo(f"{registry}: {'logged out' if found else 'was not logged in'}")
 
 
@@ -226,7 +121,7 @@ def logout(ctx: click.Context, registry: str) -> None:
 @click.pass_context
 def ls(ctx: click.Context, form: str, quiet: bool) -> None:
     """List the images in the store."""
-    rows = [row._asdict() for row in _store().ls(_host(ctx).root)]
+    rows = [row._asdict() for row in pulling.store().ls(_host(ctx).root)]
     if quiet:
         for row in rows:
             click.echo(row["digest"])
@@ -249,7 +144,7 @@ def ls(ctx: click.Context, form: str, quiet: bool) -> None:
 @click.pass_context
 def inspect(ctx: click.Context, ref: str) -> None:
     """Print what the store knows of an image as JSON."""
-    click.echo(json.dumps(_store().inspect(_host(ctx).root, ref, os.getcwd()), indent=2))
+    click.echo(json.dumps(pulling.store().inspect(_host(ctx).root, ref, os.getcwd()), indent=2))
 
 
 @image.command(cls=Guarded)
@@ -258,7 +153,7 @@ def inspect(ctx: click.Context, ref: str) -> None:
 def rm(ctx: click.Context, refs: Sequence[str]) -> None:
     """Remove images; one that a pod uses stays."""
     host = _host(ctx)
-    _removed(_store().rm(host.root, list(refs), lambda: used(host), os.getcwd()))
+    _removed(pulling.store().rm(host.root, list(refs), lambda: used(host), os.getcwd()))
 
 
 @image.command(cls=Guarded)
@@ -267,7 +162,7 @@ def rm(ctx: click.Context, refs: Sequence[str]) -> None:
 def prune(ctx: click.Context, unused: bool) -> None:
     """Remove what no image needs; with -a every image that no pod uses."""
     host = _host(ctx)
-    _removed(_store().prune(host.root, lambda: used(host), unused))
+    _removed(pulling.store().prune(host.root, lambda: used(host), unused))
 
 
 def _removed(removed: Any) -> None:

@@ -12,6 +12,8 @@ from podrun.errors import NOT_ALLOWED, UNAVAILABLE, WRONG_FILE, Failure
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from podrun.launch import Host
 
 #: Where an administrator's generators are (systemd.generator(7)); a package would use /usr/lib/systemd.
@@ -36,6 +38,12 @@ def units(word: str, host: Host) -> dict[str, str]:
     checked = f"{path.removesuffix('.toml')}i.toml" if stem.endswith("@") else path
     text = podfile.load(checked, environ=None, load_hook=find.load)
     resident = frozenset(step.hook for step in text.steps if getattr(find.load(step.hook), "resident", False))
+    asked = text.sections.get("service", {}).get("WatchdogSec")
+    if asked and not any(_answers_the_watchdog(step.options) for step in text.steps):
+        host.say(
+            f"nobody will answer WatchdogSec={asked}, and systemd will kill the container: "
+            'it takes live = { ... }, or ready = { notify = "direct" }'
+        )
     for setting in text.sections.get("service", {}):
         if setting in NAMESPACED:
             host.say(
@@ -49,6 +57,11 @@ def units(word: str, host: Host) -> dict[str, str]:
         return unit.units(unit.read(source, resident, strictly=False), unit.Command(program(), tuple(options)))
     except unit.Wrong as error:
         raise Failure(f"{path}: {error}", code=WRONG_FILE) from None
+
+
+def _answers_the_watchdog(options: dict[str, Any]) -> bool:
+    ready = options.get("ready")
+    return "live" in options or (isinstance(ready, dict) and ready.get("notify") == "direct")
 
 
 def install(made: dict[str, str]) -> list[str]:
@@ -71,17 +84,33 @@ def install(made: dict[str, str]) -> list[str]:
 
 
 def install_generator() -> str:
-    """Puts the generator where systemd runs it at boot and at daemon-reload, with podrun's path in it."""
+    """Puts the generator where systemd runs it at boot and at daemon-reload.
+
+    It imports nothing of podrun: podrun's path and the hooks that leave a process running are written into it.
+    """
     text = _read(unit.__file__)
-    line = f'PODRUN = "{unit.PODRUN}"'
-    if line not in text:
-        raise Failure(f"{unit.__file__} is not as it was installed", code=UNAVAILABLE)
+    resident = sorted(unit.RESIDENT | {name for name in find.names() if _is_resident(name)})
+    filled_in = {
+        f'PODRUN = "{unit.PODRUN}"': f"PODRUN = {program()!r}",
+        'RESIDENT = frozenset({"container", "ambassador"})': f"RESIDENT = frozenset({resident!r})",
+    }
+    for line, wanted in filled_in.items():
+        if line not in text:
+            raise Failure(f"{unit.__file__} is not as it was installed", code=UNAVAILABLE)
+        text = text.replace(line, wanted, 1)
     os.makedirs(os.path.dirname(GENERATOR), exist_ok=True)
     with open(f"{GENERATOR}.new", "w", encoding="utf-8") as file:
-        file.write(text.replace(line, f"PODRUN = {program()!r}", 1))
+        file.write(text)
     os.chmod(f"{GENERATOR}.new", 0o755)
     os.rename(f"{GENERATOR}.new", GENERATOR)
     return GENERATOR
+
+
+def _is_resident(hook: str) -> bool:
+    try:
+        return bool(getattr(find.load(hook), "resident", False))
+    except Failure:
+        return False  # a package that cannot be imported is no reason to go without the others
 
 
 def program() -> str:

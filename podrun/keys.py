@@ -69,11 +69,15 @@ _SETTINGS = checked(
     _settings,
     {"propertyNames": {"pattern": "^[A-Za-z0-9]+$"}},
 )
+_ONE_OR_SEVERAL = Kind(
+    lambda value: (list_of(_SETTINGS) if type(value) is list else _SETTINGS).parse(value),
+    {"anyOf": [_SETTINGS.schema, {"type": "array", "items": _SETTINGS.schema}]},
+)
 _DESCRIBED = {
     "unit": "settings for the [Unit] section of the pod's unit",
     "service": "settings for its [Service] section",
     "install": "settings for its [Install] section",
-    "socket": "settings for the [Socket] section of its socket unit",
+    "socket": "settings for the [Socket] section of its socket unit; [[socket]]: of several, each with a name",
 }
 
 
@@ -122,7 +126,7 @@ class FileTable(dict[str, object]):
     _field_defaults = {
         "pod": Option(table_of(ANYTHING), "the pod itself", {}),
         "chain": Option(Kind(_chain, {"type": "array"}), "the steps, in the order of the start", ()),
-        **{key: Option(_SETTINGS, doc, {}) for key, doc in _DESCRIBED.items()},
+        **{key: Option(_ONE_OR_SEVERAL if key == "socket" else _SETTINGS, doc, {}) for key, doc in _DESCRIBED.items()},
     }
 
 

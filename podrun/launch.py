@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from podrun.podfile import PodText, StepText
     from podrun.terminal import Terminal
 
+SIGKILL = 9
 ROOT = "/var/lib/podrun"
 RUN = "/run/podrun"
 
@@ -74,6 +75,8 @@ def up(
     world = _world(host, lock, listening=taking_over, handing_off=handing_off)
     with lock:
         _clear(pod, world, segment)
+        if pod.unit:
+            endings.drop(host.run, pod.name, segment)
         _refuse_problems(pod, steps, world)
         if not handing_off:
             foreground.adopt_orphans()
@@ -120,9 +123,10 @@ def down(name: str, host: Host, *, invocation: str = "", force: bool = False, se
             if host.environ.get("SERVICE_RESULT") == "timeout" and own and all(journal.ready for journal in own):
                 # Once the container is the main process, systemd hears podrun's READY=1 only with NotifyAccess=all.
                 host.say("it was ready, and systemd did not hear of it: its unit lacks NotifyAccess=all")
-            chain.down(host.run, name, _world(host, lock), force=force, only=segment)
             if invocation:
+                # Before the journals are gone: whoever asks then is told of this end, not of an earlier one.
                 endings.note(host.run, name, segment, invocation, host.environ)
+            chain.down(host.run, name, _world(host, lock), force=force, only=segment)
     except Interrupted as interrupted:
         interrupted.hint = f"'podrun down {name}' goes on from here"
         raise
@@ -134,7 +138,14 @@ def _stop_units(name: str, host: Host, segment: str) -> None:
     headers = [journal.header for journal in journals.journals(host.run, name, segment)]
     inside = host.environ.get("INVOCATION_ID")
     wanted = [header.pod.unit for header in headers if header and header.pod.unit and header.pod.invocation != inside]
-    if wanted and systemd.booted():
+    if not systemd.booted():
+        return
+    if not (headers or segment):
+        # Between two starts of Restart= nothing but the unit is there.
+        transient = f"{tag(name, host.run)}.service"
+        wanted += [transient] if systemd.is_transient(transient) else []
+        wanted += [f"{name}.service"] if systemd.made_of(name) and systemd.own_unit() != f"{name}.service" else []
+    if wanted:
         systemd.ask("stop", wanted)
 
 
@@ -162,12 +173,12 @@ def tag(name: str, run: str) -> str:
     return f"podrun-{blake2s(run.encode(), digest_size=2).hexdigest()}-{plain}"
 
 
-def residents(run: str, name: str) -> list[Resident]:
-    """The processes that the pod's steps left running, in start order."""
+def residents(run: str, name: str, fact: str = "process") -> list[Resident]:
+    """The processes that the pod's steps left running, in start order; ``fact`` "prober": what watches those."""
     return [
-        Resident(entry.n, chain.label_of(entry.step), entry.facts["process"]["pid"], entry.facts["process"]["start"])
+        Resident(entry.n, chain.label_of(entry.step), entry.facts[fact]["pid"], entry.facts[fact]["start"])
         for entry in chain.entries(journals.journals(run, name))
-        if "process" in entry.facts
+        if fact in entry.facts
     ]
 
 
@@ -223,6 +234,9 @@ def _stop(pod: Pod, host: Host, waiting: Sequence[Resident], signal: int) -> int
         if not found or not found[0].header or found[0].header.pod.invocation != pod.invocation:
             return foreground.reap(last)
         chain.down(pod.run, pod.name, _world(host, lock), after=last.n)
+    for prober in residents(pod.run, pod.name, "prober"):
+        # A payload that is ending may well stop answering first.
+        foreground.send(prober, SIGKILL)
     foreground.send(last, signal)
     status = foreground.await_end(last, pod.stop_timeout)
     if status is None:

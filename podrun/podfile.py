@@ -188,7 +188,9 @@ def _add(
     before = tuple(chain)
     for key, value in tables.items():
         copy = _told(whole, _resolved, value, (key,), str if key in SECTIONS else resolve)
-        if key in SECTIONS:
+        if type(copy) is list and key in SECTIONS:
+            sections[key] = {str(number): entry for number, entry in enumerate(copy)}
+        elif key in SECTIONS:
             sections.setdefault(key, {}).update(copy)
         elif key == "pod":
             _override(pod, copy, _Place(text, (key,)))

@@ -30,6 +30,7 @@ def inspect(run: str, name: str) -> dict[str, Any] | None:
         "name": name,
         "state": chain.state(run, name),
         "file": header.file if header else None,
+        "unit": (header.pod.unit or None) if header else None,
         "invocation": header.pod.invocation if header else None,
         "boot_id": header.boot_id if header else None,
         "netns": given.get("netns"),
@@ -40,7 +41,7 @@ def inspect(run: str, name: str) -> dict[str, Any] | None:
 
 
 def rows(run: str) -> list[dict[str, Any]]:
-    """One row for each pod that is not absent: name, state, pid, addresses, image, since (seconds), file."""
+    """One row for each pod that is not absent: name, state, pid, image, addresses, unit, file."""
     shown = []
     for name in journals.pods(run):
         whole = inspect(run, name)
@@ -55,6 +56,7 @@ def rows(run: str) -> list[dict[str, Any]]:
                 "pid": next((container["pid"] for container in reversed(containers) if container["pid"]), None),
                 "image": next((container["image"] for container in reversed(containers)), None),
                 "addresses": whole["addresses"],
+                "unit": whole["unit"],
                 "file": whole["file"],
             }
         )

@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 CGROUPS = "/sys/fs/cgroup"
+#: Where podrun puts units, in systemd's order (systemd.unit(5)).
+UNITS = ("/etc/systemd/system", "/run/systemd/generator")
 #: The launcher's own cgroup below the unit's: no container may have its name.
 LAUNCHER = "podrun"
 
@@ -100,6 +102,25 @@ def ask(verb: str, units: Sequence[str]) -> int:
     """Has systemd "stop" or "restart" units and waits for it; returns systemctl's status."""
     pid = os.posix_spawn("/bin/systemctl", ["systemctl", verb, *dict.fromkeys(units)], os.environ)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def made_of(pod: str) -> str:
+    """The pod file that podrun made a pod's unit of, by ``podrun unit --install`` or as a generator; "": there is none.
+
+    ``pod``: its name; the unit of "web@blue" is an instance of "web@.service".
+    """
+    stem, at, _ = pod.partition("@")
+    for place in UNITS:
+        try:
+            with open(f"{place}/{stem}{at}.service", encoding="utf-8") as file:
+                lines = file.read().splitlines()
+        except OSError:
+            continue
+        made = bool(lines) and lines[0].startswith("# Made by podrun ")
+        source = next((line for line in lines if line.startswith("SourcePath=")), "")
+        # The first one hides those after it.
+        return source.partition("=")[2].replace("%%", "%") if made else ""
+    return ""
 
 
 def is_transient(unit: str) -> bool:

@@ -1,4 +1,4 @@
-"""``up -d`` and ``run -d`` where systemd runs: a transient unit, whose status, restarts and undo are systemd's.
+"""``up -d`` and ``run -d`` where systemd runs: a transient unit, or those that ``podrun unit`` has made of the file.
 
 What the pod file means is settled here, with the environment and the terminal at hand; the unit's podrun reads the
 result (0600: it may hold secrets), on a restart too.
@@ -10,7 +10,7 @@ import os
 import sys
 
 from podrun import chain, jsontext, launch, systemd, unit
-from podrun.errors import BUSY, INTERNAL, UNAVAILABLE, Failure
+from podrun.errors import BUSY, CANNOT_CREATE, INTERNAL, UNAVAILABLE, Failure
 from podrun.podfile import PodText, StepText
 
 TYPE_CHECKING = False
@@ -48,6 +48,25 @@ def start(text: PodText, host: Host) -> int:
     return _why(name)
 
 
+def start_made(text: PodText, source: str, host: Host) -> int:
+    """Starts the units that podrun has made of the pod's file; returns 0 when they are up, else podrun's exit code.
+
+    ``source``: the file that they were made of. Raises Failure when that is another one.
+    """
+    if chain.state(host.run, text.name) not in ("absent", "dead", "failed"):
+        raise Failure("it is already up", code=BUSY, hint=f"'podrun down {text.name}' stops it")
+    if os.path.realpath(source) != os.path.realpath(text.file):
+        what = f"{text.name}.service is made of {source}, not of {text.file}"
+        raise Failure(what, code=CANNOT_CREATE, hint="give the pod another name, or leave out -d")
+    pod = _described(text)
+    parts = ["", *(segment.name for segment in pod.segments[1:] if len(pod.segments) > 2)]
+    units = [pod.unit(part) for part in parts]
+    host.say(f"starting {' '.join(units)}")
+    if not _run(["systemctl", "start", *units], quiet=True):
+        return 0
+    return next((code for name in units if (code := _why(name, forget=False))), INTERNAL)
+
+
 def resolved(path: str) -> PodText:
     """The pod that :func:`start` has written for its unit."""
     with open(path, encoding="utf-8") as file:
@@ -70,9 +89,9 @@ def _described(text: PodText) -> unit.Pod:
     steps = [{"hook": step.hook, "name": step.name, **step.options} for step in text.steps]
     segments = unit.cut(steps)
     name, at, instance = text.name.partition("@")
-    sections = {key: text.sections.get(key, {}) for key in ("unit", "service", "install", "socket")}
+    sections = {key: text.sections.get(key, {}) for key in ("unit", "service", "install")}
     about = {"stop_timeout": text.stop_timeout, "reload": text.reload}
-    return unit.Pod(name, at + instance, text.file, about, segments, sections)
+    return unit.Pod(name, at + instance, text.file, about, segments, sections, [])
 
 
 def _settings(pod: unit.Pod, podrun: unit.Command) -> Iterator[tuple[str, str]]:
@@ -101,16 +120,19 @@ def _run(argv: list[str], *, quiet: bool = False) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def _why(name: str) -> int:
-    """Passes on what podrun said in the unit; returns its exit code."""
+def _why(name: str, *, forget: bool = True) -> int:
+    """Passes on what podrun said in a unit; returns its exit code, 0 when it has not failed, without ``forget``."""
     import subprocess
 
     argv = ["systemctl", "show", "--value", "--property=ExecMainStatus,InvocationID", name]
     shown = subprocess.run(argv, check=False, capture_output=True, text=True).stdout.split()
     status = next((int(word) for word in shown if word.isdigit() and len(word) < 4), INTERNAL)
+    if not (status or forget):
+        return 0
     invocation = next((word for word in shown if len(word) == 32), "")
     if invocation:
         entries = ["journalctl", "--quiet", "-o", "cat", f"_SYSTEMD_INVOCATION_ID={invocation}"]
         sys.stderr.write(subprocess.run(entries, check=False, capture_output=True, text=True).stdout)
-    _run(["systemctl", "reset-failed", name], quiet=True)
+    if forget:
+        _run(["systemctl", "reset-failed", name], quiet=True)
     return status or INTERNAL

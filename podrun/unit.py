@@ -7,11 +7,13 @@ of podrun, and whatever is wrong with a pod file it leaves to the unit, which fa
 
 from __future__ import annotations
 
+import glob
 import os
+import re
 import stat
 import sys
 import tomllib
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 #: The absolute path that ExecStart= carries. 'podrun unit --install-generator' fills it in.
 PODRUN = "/usr/local/bin/podrun"
@@ -19,17 +21,21 @@ ETC = "/etc/podrun"
 #: Where ``podrun unit --install`` puts units, and where others of the same name would be hidden by a generated one.
 INSTALLED = "/etc/systemd/system"
 VENDORS = ("/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system")
-#: Hooks whose steps leave a process running. Those of plugins are known to ``podrun unit``, not to the generator.
+#: Hooks whose steps leave a process running. 'podrun unit --install-generator' adds those of installed packages.
 RESIDENT = frozenset({"container", "ambassador"})
 
 # What the launcher needs, and what docker leaves to a container: the runtime can pass on no more than podrun has.
 _LAUNCHER = "SYS_ADMIN NET_ADMIN SYS_PTRACE SETUID SETGID SETPCAP DAC_OVERRIDE MKNOD KILL CHOWN FOWNER".split()
 _CONTAINER = "FSETID NET_BIND_SERVICE NET_RAW SYS_CHROOT AUDIT_WRITE SETFCAP".split()
 
-_LOWER = frozenset("abcdefghijklmnopqrstuvwxyz0123456789")
-_SECTIONS = ("unit", "service", "install", "socket")
+_SECTIONS = ("unit", "service", "install")
+_FD_NAME, _ONLINE = "FileDescriptorName", "network-online.target"
 #: [service] settings that a pod unit needs as well when the containers have units of their own.
 _SHARED = ("Environment", "EnvironmentFile", "PassEnvironment", "UnsetEnvironment", "Slice")
+
+
+#: Settings of a section: keys and values.
+Lines: TypeAlias = "list[tuple[str, str]]"
 
 
 class Wrong(Exception):
@@ -55,8 +61,10 @@ class Pod(NamedTuple):
     about: dict[str, Any]
     #: The first one is the pod segment, which may be empty.
     segments: list[Segment]
-    #: [unit], [service], [install] and [socket], as written.
+    #: [unit], [service] and [install], as written.
     sections: dict[str, dict[str, Any]]
+    #: [socket], or each [[socket]].
+    sockets: list[dict[str, Any]]
 
     def unit(self, segment: str = "", kind: str = "service") -> str:
         """The name of a unit of this pod: "web.service", "web.app@.service"."""
@@ -64,8 +72,17 @@ class Pod(NamedTuple):
 
     def fellow(self, segment: str = "", kind: str = "service") -> str:
         """The same as another unit of the same instance names it."""
-        at = "@%i" if self.at == "@" else self.at
-        return f"{self.name}{'.' if segment else ''}{segment}{at}.{kind}"
+        return f"{self.name}{'.' if segment else ''}{segment}{self.instance}.{kind}"
+
+    @property
+    def instance(self) -> str:
+        """What stands behind the name in a unit's own text."""
+        return "@%i" if self.at == "@" else self.at
+
+    @property
+    def title(self) -> str:
+        """What descriptions call it."""
+        return f"podrun pod {self.name}{self.instance}"
 
 
 class Command(NamedTuple):
@@ -90,25 +107,25 @@ def read(path: str, resident: frozenset[str] = RESIDENT, *, strictly: bool = Tru
     """
     stem = os.path.basename(path).removesuffix(".toml")
     tables = _toml(path, strictly)
-    chain = _chain(tables.get("chain"))
+    chain = _array(tables.get("chain"), "chain")
     about = _table(tables.get("pod"))
     sections = {key: _table(tables.get(key)) for key in _SECTIONS}
-    for drop_in in _drop_ins(f"{path}.d"):
+    sockets = _array(tables.get("socket"), "socket")
+    for drop_in in _files(f"{path}.d"):
         later = _toml(drop_in, strictly)
         about.update(_table(later.get("pod")))
         for key in _SECTIONS:
             sections[key].update(_table(later.get(key)))
-        _apply(chain, _chain(later.get("chain")))
+        for entry in _array(later.get("socket"), "socket"):
+            name = entry.get(_FD_NAME) if type(later["socket"]) is list else None
+            same = [before for before in sockets if name in (None, before.get(_FD_NAME))]
+            sockets.append(entry) if not same else same[0].update(entry)
+        _apply(chain, _array(later.get("chain"), "chain"))
     name, at, instance = stem.partition("@")
     name = about.get("name") or name
-    if (
-        type(name) is not str
-        or not _LOWER.issuperset(name.replace("-", "a"))
-        or not 0 < len(name) < 64
-        or name[0] == "-"
-    ):
+    if type(name) is not str or not re.fullmatch("[a-z0-9][a-z0-9-]{0,62}", name):
         raise Wrong(f"{name!r} cannot be a pod's name")
-    return Pod(name, at + instance, os.path.abspath(path), about, cut(chain, resident), sections)
+    return Pod(name, at + instance, os.path.abspath(path), about, cut(chain, resident), sections, sockets)
 
 
 def _toml(path: str, strictly: bool) -> dict[str, Any]:
@@ -118,19 +135,12 @@ def _toml(path: str, strictly: bool) -> dict[str, Any]:
             raise Wrong("not a plain file of at most 1 MiB")
         if strictly and (status.st_uid or status.st_mode & stat.S_IWOTH or (status.st_mode & 0o020 and status.st_gid)):
             raise Wrong("others than root can write it")
-        text = file.read().decode()
-    try:
-        return tomllib.loads(text)
-    except RecursionError:
-        raise Wrong("arrays or tables are nested too deeply") from None
+        return tomllib.loads(file.read().decode())
 
 
-def _drop_ins(directory: str) -> list[str]:
-    try:
-        names = sorted(os.listdir(directory))
-    except FileNotFoundError:
-        return []
-    return [f"{directory}/{name}" for name in names if name.endswith(".toml") and name[0] != "."]
+def _files(directory: str) -> list[str]:
+    """The pod files or drop-ins of a directory that there may be, in the order of their names."""
+    return sorted(glob.glob(f"{glob.escape(directory)}/*.toml"))
 
 
 def _table(value: Any) -> dict[str, Any]:
@@ -141,9 +151,11 @@ def _table(value: Any) -> dict[str, Any]:
     return dict(value)
 
 
-def _chain(value: Any) -> list[dict[str, Any]]:
+def _array(value: Any, what: str) -> list[dict[str, Any]]:
+    if what == "socket" and type(value) is dict:
+        return [dict(value)]
     if value is not None and type(value) is not list:
-        raise Wrong("chain: expected an array of tables")
+        raise Wrong(f"{what}: expected an array of tables")
     return [_table(step) for step in value or ()]
 
 
@@ -152,8 +164,7 @@ def _apply(chain: list[dict[str, Any]], later: list[dict[str, Any]]) -> None:
     older = list(chain)
     for entry in later:
         same = [step for step in older if step.get("hook") == entry.get("hook")]
-        if "name" in entry:
-            same = [step for step in same if _name(step) == entry["name"]]
+        same = [step for step in same if entry.get("name") in (None, _name(step))]
         before = entry.pop("before", None)
         if same:
             same[0].update(entry)
@@ -172,7 +183,7 @@ def cut(chain: list[dict[str, Any]], resident: frozenset[str] = RESIDENT) -> lis
     for step in chain:
         if step.get("hook") in resident:
             name = _name(step)
-            if type(name) is not str or not _LOWER.issuperset(name.translate({ord(c): "a" for c in "_.-"})):
+            if type(name) is not str or not re.fullmatch("[a-z0-9_.-]+", name):
                 raise Wrong(f"{name!r} cannot be the name of a step")
             found.append(Segment(name, []))
         found[-1].steps.append(step)
@@ -186,32 +197,26 @@ def units(pod: Pod, podrun: Command) -> dict[str, str]:
     """The pod's units: file names and their texts."""
     residents = pod.segments[1:]
     pulling = _pulling(pod, podrun) if pod.about.get("pull_unit") else {}
-    if pod.about.get("type") == "job":
-        made = {pod.unit(): _job(pod, podrun, bool(pulling))}
-    elif not residents:
-        made = {pod.unit(): _oneshot(pod, podrun, [], bool(pulling))}
-    elif len(residents) == 1:
+    if pod.about.get("type") == "job" or len(residents) == 1:
         made = {pod.unit(): single(pod, podrun, pulling=bool(pulling))}
     else:
         made = {pod.unit(): _oneshot(pod, podrun, residents, bool(pulling))}
         for n, segment in enumerate(residents):
             made[pod.unit(segment.name)] = _resident(pod, podrun, segment, residents[:n])
-        if pod.about.get("on_failure") == "stop":
+        if residents and pod.about.get("on_failure") == "stop":
             made[pod.unit("stop")] = _stopper(pod)
-    if pod.sections["socket"]:
-        made[pod.unit(kind="socket")] = _socket(pod, residents)
+    for part, given in _listeners(pod).items():
+        about = [("Description", f"{pod.title}: {'socket ' + part if part else 'sockets'}")]
+        made[pod.unit(part, "socket")] = _text(pod, about, [], {"WantedBy": "sockets.target"}, _with([], given))
     return {**made, **pulling}
 
 
 def single(pod: Pod, podrun: Command, *, pulling: bool = False) -> str:
     """The text of the one unit that does the whole chain."""
-    service = [*_service(pod, podrun, "", pod.segments), *_hardened(pod.segments)]
-    return _text(pod, _unit(pod, pulling=pulling), _with(service, pod.sections["service"]), pod.sections["install"])
-
-
-def _job(pod: Pod, podrun: Command, pulling: bool) -> str:
-    service = [("Type", "oneshot"), *_service(pod, podrun, "", pod.segments)[1:], *_hardened(pod.segments)]
-    service = [pair for pair in service if pair[0] != "TimeoutStartSec"]
+    service = [*_service(pod, podrun, "", pod.segments), *_watchdog(pod.segments[1:]), *_hardened(pod.segments)]
+    if pod.about.get("type") == "job":
+        not_its = ("Type", "TimeoutStartSec", "WatchdogSec", "WatchdogSignal")
+        service = [("Type", "oneshot"), *(pair for pair in service if pair[0] not in not_its)]
     return _text(pod, _unit(pod, pulling=pulling), _with(service, pod.sections["service"]), pod.sections["install"])
 
 
@@ -236,59 +241,62 @@ def _oneshot(pod: Pod, podrun: Command, residents: list[Segment], pulling: bool)
 
 def _resident(pod: Pod, podrun: Command, segment: Segment, earlier: list[Segment]) -> str:
     after = " ".join([pod.fellow(), *(pod.fellow(before.name) for before in earlier)])
-    unit = [("Description", f"{_title(pod)}: {segment.name}"), ("BindsTo", pod.fellow()), ("PartOf", pod.fellow())]
-    unit.append(("After", after))
+    unit = [("Description", f"{pod.title}: {segment.name}"), ("BindsTo", pod.fellow()), ("PartOf", pod.fellow())]
+    unit += [("After", after)]
     if pod.about.get("on_failure") == "stop":
         unit.append(("OnFailure", pod.fellow("stop")))
-    service = [*_service(pod, podrun, segment.name, [segment]), *_hardened([segment])]
+    service = [*_service(pod, podrun, segment.name, [segment]), *_watchdog([segment]), *_hardened([segment])]
     return _text(pod, unit, _with(service, pod.sections["service"]), {})
 
 
 def _stopper(pod: Pod) -> str:
     """Starting it stops the pod: what OnFailure= of a container can name."""
-    unit = [("Description", f"{_title(pod)}: stopped because a container failed"), ("Conflicts", pod.fellow())]
+    unit = [("Description", f"{pod.title}: stopped because a container failed"), ("Conflicts", pod.fellow())]
     return _text(pod, unit, [("Type", "oneshot"), ("ExecStart", "/bin/true")], {})
 
 
-def _socket(pod: Pod, residents: list[Segment]) -> str:
-    unit = [("Description", f"{_title(pod)}: sockets")]
-    given = dict(pod.sections["socket"])
-    if len(residents) > 1:
-        given.setdefault("Service", pod.fellow(residents[0].name))
-    return _text(pod, unit, [], {"WantedBy": "sockets.target"}, socket=_with([], given))
+def _listeners(pod: Pod) -> dict[str, dict[str, Any]]:
+    """The settings of the socket units, by what their names have behind the pod's; a single one has nothing there.
+
+    FileDescriptorName= is a unit's, not a socket's (systemd.socket(5)): each name is a unit of its own.
+    """
+    several = len(pod.sockets) > 1
+    names = [str(given.get(_FD_NAME, "")) if several else "" for given in pod.sockets]
+    if several and not (len({*names}) == len(names) and all(re.fullmatch("[A-Za-z0-9_-]+", name) for name in names)):
+        raise Wrong(f"each [[socket]] needs a {_FD_NAME} of its own, of letters, digits, - and _")
+    service = {"Service": pod.fellow(_first(pod))} if several or _first(pod) else {}
+    return {name: {**service, **given} for name, given in zip(names, pod.sockets, strict=True)}
+
+
+def _first(pod: Pod) -> str:
+    """The segment whose unit the sockets are for: that of the first of several containers."""
+    return pod.segments[1].name if len(pod.segments) > 2 else ""
 
 
 def _pulling(pod: Pod, podrun: Command) -> dict[str, str]:
     """A unit that brings the images into the store: pulled at boot or by a timer, apart from the pod's own start."""
-    steps = [step for segment in pod.segments for step in segment.steps if step.get("hook") == "image"]
-    refs = [step["ref"] for step in steps if type(step.get("ref")) is str and "${" not in step["ref"]]
-    refs = [ref for ref in refs if ref != "host:" and not ref.startswith("dir:")]
-    if not refs:
+    steps = [step for segment in pod.segments for step in segment.steps]
+    refs = [str(step.get("ref", "host:")) for step in steps if step.get("hook") == "image"]
+    if not (refs := [ref for ref in refs if not ref.startswith(("host:", "dir:")) and "${" not in ref]):
         return {}
-    network = "network-online.target"
-    unit = [("Description", f"{_title(pod)}: images"), ("Wants", network), ("After", network)]
-    service = [("Type", "oneshot"), ("TimeoutStartSec", "infinity")]
-    service += [("ExecStart", podrun.line("image", "pull", "--quiet", quoted(ref))) for ref in refs]
-    return {pod.unit("pull"): _text(pod, unit, service, {})}
+    unit = [("Description", f"{pod.title}: images"), ("Wants", _ONLINE), ("After", _ONLINE)]
+    pulls = [("ExecStart", podrun.line("image", "pull", "--quiet", quoted(ref))) for ref in refs]
+    return {pod.unit("pull"): _text(pod, unit, [("Type", "oneshot"), ("TimeoutStartSec", "infinity"), *pulls], {})}
 
 
 # --- parts of units -------------------------------------------------------------------------------------------------
 
 
-def _unit(pod: Pod, *, pulling: bool) -> list[tuple[str, str]]:
-    network = f"network-online.target{' ' + pod.fellow('pull') if pulling else ''}"
-    return _with([("Description", _title(pod)), ("Wants", network), ("After", network)], pod.sections["unit"], add=True)
+def _unit(pod: Pod, *, pulling: bool) -> Lines:
+    network = f"{_ONLINE}{' ' + pod.fellow('pull') if pulling else ''}"
+    return _with([("Description", pod.title), ("Wants", network), ("After", network)], pod.sections["unit"], add=True)
 
 
-def _title(pod: Pod) -> str:
-    return f"podrun pod {pod.name}{'@%i' if pod.at == '@' else pod.at}"
-
-
-def _service(pod: Pod, podrun: Command, segment: str, segments: list[Segment]) -> list[tuple[str, str]]:
+def _service(pod: Pod, podrun: Command, segment: str, segments: list[Segment]) -> Lines:
     """What a unit with a container has, whose init becomes its main process."""
     steps = [step for part in segments for step in part.steps]
-    probes = [step["ready"] for step in steps if type(step.get("ready")) is dict]
-    start = 60 + sum(_span(probe.get("timeout"), 30.0) for probe in probes)
+    start = 60 + sum(_span(step["ready"].get("timeout"), 30.0) for step in steps if type(step.get("ready")) is dict)
+    sockets = " ".join(pod.fellow(part, "socket") for part in _listeners(pod) if part and segment == _first(pod))
     return [
         ("Type", "notify"),
         ("NotifyAccess", "all"),
@@ -303,36 +311,51 @@ def _service(pod: Pod, podrun: Command, segment: str, segments: list[Segment]) -
         ("SuccessExitStatus", "143"),
         ("TimeoutStartSec", _seconds(start)),
         ("TimeoutStopSec", _seconds(_stop_time(pod, segments))),
+        # They come up before the service, and go to it all together.
+        *([("Sockets", sockets)] if sockets else []),
     ]
 
 
-def _commands(pod: Pod, podrun: Command, segment: str) -> list[tuple[str, str]]:
-    file, name = quoted(pod.file), pod.name + pod.at
-    if pod.at == "@":
-        file, name = quoted(pod.file.removesuffix("@.toml"), "@%i.toml"), f"{pod.name}@%i"
+def _watchdog(segments: list[Segment]) -> Lines:
+    """What has systemd act on the live probe of the one container, and notice when the probe itself is gone."""
+    probe = segments[0].steps[0].get("live") if len(segments) == 1 else None
+    if type(probe) is not dict:
+        return []
+    slowest = _span(probe.get("interval"), 10.0) + _span(probe.get("timeout"), 5.0)
+    # Process 1 of a namespace that has no handler for the default SIGABRT does not heed it (pid_namespaces(7)).
+    return [("WatchdogSec", _seconds(2 * slowest)), ("WatchdogSignal", "SIGKILL")]
+
+
+def _commands(pod: Pod, podrun: Command, segment: str) -> Lines:
+    file = quoted(pod.file.removesuffix("@.toml"), "@%i.toml") if pod.at == "@" else quoted(pod.file)
     part = ["--segment", segment] if segment else []
     # After a clean exit ExecStop= runs too, after a crash or a stop while activating ExecStopPost= alone does.
-    down = podrun.line("down", "--invocation=${INVOCATION_ID}", *part, name)
+    down = podrun.line("down", "--invocation=${INVOCATION_ID}", *part, pod.name + pod.instance)
     return [("ExecStart", podrun.line("up", *part, file)), ("ExecStop", f"-{down}"), ("ExecStopPost", f"-{down}")]
 
 
-def _reload(pod: Pod, podrun: Command, segment: str, possible: bool) -> list[tuple[str, str]]:
-    wanted = pod.about.get("reload")
-    if not wanted or not possible:
+def _reload(pod: Pod, podrun: Command, segment: str, possible: bool) -> Lines:
+    wanted = pod.about.get("reload") if possible else None
+    if not wanted:
         return []
     if type(wanted) is str:
         return [("ExecReload", f"/bin/kill -s {quoted(wanted.removeprefix('SIG'))} $MAINPID")]
-    name = f"{pod.name}@%i" if pod.at == "@" else pod.name + pod.at
-    container = ["-c", segment] if segment else []
-    return [("ExecReload", podrun.line("exec", *container, name, *(quoted(str(word)) for word in wanted)))]
+    words = [*(["-c", segment] if segment else []), pod.name + pod.instance, *(quoted(str(word)) for word in wanted)]
+    return [("ExecReload", podrun.line("exec", *words))]
 
 
-def _hardened(segments: list[Segment]) -> list[tuple[str, str]]:
+def _hardened(segments: list[Segment]) -> Lines:
     """What a unit can do without, none of it with a mount namespace: the containers have their own."""
     steps = [step for segment in segments for step in segment.steps]
     added = {name for step in steps for name in _added(step)}
-    settings = [("DevicePolicy", "closed"), ("LockPersonality", "yes"), ("ProtectClock", "yes")]
-    settings += [("RestrictRealtime", "yes"), ("SystemCallArchitectures", "native")]
+    settings = [("DevicePolicy", "closed"), ("LockPersonality", "yes"), ("NoNewPrivileges", "yes")]
+    settings += [("ProtectClock", "yes"), ("RestrictRealtime", "yes"), ("SystemCallArchitectures", "native")]
+    if not added & {"ALL", "SYS_ADMIN", "SYS_BOOT", "SYS_MODULE", "SYS_RAWIO"}:
+        # What the containers' own seccomp profile forbids as well.
+        settings += [
+            ("SystemCallFilter", "~@module @obsolete @raw-io @reboot @swap"),
+            ("SystemCallErrorNumber", "EPERM"),
+        ]
     if "ALL" in added:
         return settings
     names = [*_LAUNCHER, *_CONTAINER, *sorted(added - {*_LAUNCHER, *_CONTAINER})]
@@ -342,16 +365,14 @@ def _hardened(segments: list[Segment]) -> list[tuple[str, str]]:
 def _added(step: dict[str, Any]) -> list[str]:
     table = step.get("capabilities")
     lists = [step.get("cap_add"), table.get("add") if type(table) is dict else None]
-    words = [word for words in lists if type(words) is list for word in words if type(word) is str]
-    return [word.upper().removeprefix("CAP_") for word in words]
+    return [str(word).upper().removeprefix("CAP_") for words in lists if type(words) is list for word in words]
 
 
 def _stop_time(pod: Pod, segments: list[Segment]) -> float:
     """Seconds that an orderly stop may take: it bounds the whole of ExecStop=."""
     usual = _span(pod.about.get("stop_timeout"), 20.0)
-    steps = [step for segment in segments for step in segment.steps]
-    stops = [_span(part.steps[0].get("stop_timeout"), usual) for part in segments if part.name]
-    return sum(_span(step.get("drain"), 0.0) for step in steps) + sum(stops) + 15
+    drains = [_span(step.get("drain"), 0.0) for segment in segments for step in segment.steps]
+    return sum(drains + [_span(part.steps[0].get("stop_timeout"), usual) for part in segments if part.name]) + 15
 
 
 _UNITS = {
@@ -365,21 +386,15 @@ def _span(value: Any, default: float) -> float:
     """Seconds of a systemd.time(7) span; what is no span (a variable, a mistake) counts as the default."""
     if type(value) in (int, float):
         return float(value)
-    if value == "infinity":
+    text = value.strip() if type(value) is str else ""
+    if text == "infinity":
         return float("inf")
-    total, rest = 0.0, value.strip() if type(value) is str else ""
-    if not rest:
+    part = re.compile("([0-9.]+) *([a-z]*) *")
+    try:
+        total = sum(float(number) * _UNITS[unit] for number, unit in part.findall(text))
+    except (KeyError, ValueError):
         return default
-    while rest:
-        after = rest.lstrip("0123456789.")
-        number, after = rest[: len(rest) - len(after)], after.lstrip()
-        rest = after.lstrip("abcdefghijklmnopqrstuvwxyz")
-        try:
-            total += float(number) * _UNITS[after[: len(after) - len(rest)]]
-        except (KeyError, ValueError):
-            return default
-        rest = rest.lstrip()
-    return total
+    return total if text and not part.sub("", text) else default
 
 
 def _seconds(seconds: float) -> str:
@@ -396,7 +411,7 @@ def quoted(word: str, specifiers: str = "") -> str:
     return text if plain else f'"{text}"'
 
 
-def _with(settings: list[tuple[str, str]], given: dict[str, Any], *, add: bool = False) -> list[tuple[str, str]]:
+def _with(settings: Lines, given: dict[str, Any], *, add: bool = False) -> Lines:
     """The settings, those of the pod file in the place of the same ones; ``add``: dependencies are both's."""
     replaced = {key for key in given if not (add and key in ("Wants", "After"))}
     lines = [pair for pair in settings if pair[0] not in replaced]
@@ -409,13 +424,7 @@ def _with(settings: list[tuple[str, str]], given: dict[str, Any], *, add: bool =
     return lines
 
 
-def _text(
-    pod: Pod,
-    unit: list[tuple[str, str]],
-    service: list[tuple[str, str]],
-    install: dict[str, Any],
-    socket: list[tuple[str, str]] | None = None,
-) -> str:
+def _text(pod: Pod, unit: Lines, service: Lines, install: dict[str, Any], socket: Lines | None = None) -> str:
     unit = [*unit, ("SourcePath", pod.file.replace("%", "%%"))]
     parts = [("Unit", unit), ("Service", service), ("Socket", socket or []), ("Install", _with([], install))]
     blocks = ["\n".join([f"[{head}]", *(f"{key}={value}" for key, value in lines)]) for head, lines in parts if lines]
@@ -426,13 +435,11 @@ def broken(path: str, what: str, podrun: Command) -> dict[str, str]:
     """The unit of a pod file that cannot be read: starting it fails with the pod file's error. It starts at boot."""
     name = os.path.basename(path).removesuffix(".toml")
     line = "".join(c if c.isprintable() else " " for c in what).replace("%", "%%")
-    instance = name.endswith("@")
-    file = quoted(path.removesuffix("@.toml"), "@%i.toml") if instance else quoted(path)
-    lines = ["[Unit]", f"Description=podrun pod {name}: {line}", "", "[Service]", "Type=oneshot"]
+    file = quoted(path.removesuffix("@.toml"), "@%i.toml") if name.endswith("@") else quoted(path)
+    lines = [f"# {path}: {line}", "[Unit]", f"Description=podrun pod {name}: {line}", "", "[Service]", "Type=oneshot"]
     lines += [f"ExecStart={podrun.line('up', file)}"]
-    if not instance:
-        lines += ["", "[Install]", "WantedBy=multi-user.target"]
-    return {f"{name}.service": "\n".join([f"# {path}: {line}", *lines]) + "\n"}
+    lines += [] if name.endswith("@") else ["", "[Install]", "WantedBy=multi-user.target"]
+    return {f"{name}.service": "\n".join(lines) + "\n"}
 
 
 def links(name: str, text: str) -> list[str]:
@@ -441,8 +448,7 @@ def links(name: str, text: str) -> list[str]:
     given = [line.partition("=")[::2] for line in install if "=" in line]
     stem, at, kind = name.partition("@.")
     if at:
-        default = next((value for key, value in given if key == "DefaultInstance"), "")
-        if not default:
+        if not (default := next((value for key, value in given if key == "DefaultInstance"), "")):
             return []
         name = f"{stem}@{default}.{kind}"
     kinds = {"WantedBy": "wants", "RequiredBy": "requires"}
@@ -452,15 +458,10 @@ def links(name: str, text: str) -> list[str]:
 # --- the generator --------------------------------------------------------------------------------------------------
 
 
-def generate(directory: str, etc: str = ETC, podrun: Command | None = None) -> None:
-    """Writes the units of every pod file in ``etc`` into ``directory``. No file hides another one."""
-    podrun = podrun or Command(PODRUN)
-    try:
-        names = sorted(name for name in os.listdir(etc) if name.endswith(".toml") and name[0] != ".")
-    except OSError:
-        return
-    for name in names:
-        path = f"{etc}/{name}"
+def generate(directory: str) -> None:
+    """Writes the units of every pod file in ETC into ``directory``. No file hides another one."""
+    podrun = Command(PODRUN)
+    for path in _files(ETC):
         try:
             made = units(read(path), podrun)
         except Exception as error:

@@ -1,7 +1,8 @@
 """A Debian host that the tests boot: its image, made of packages once and cached, and one boot of it.
 
 Two ways to boot the same tree. systemd-nspawn takes a second or two and shares this machine's kernel and cgroup set-up;
-QEMU without KVM takes twenty and has a kernel of its own with cgroup v2 and all its controllers.
+QEMU without KVM takes twenty and has a kernel of its own with cgroup v2 and all its controllers, or as "hybrid" with
+cgroup v1 as systemd mounts it beside v2.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ sed '1s:.*:#!/usr/bin/python3 -I:' {INSIDE}/bin/podrun >/usr/local/bin/podrun
 chmod 755 /usr/local/bin/podrun
 cd {INSIDE}
 export PYTHONPATH={SITE} HOME=/root PYTHONDONTWRITEBYTECODE=
-/usr/bin/python3 {INSIDE}/tests/systemd_host.py
+/usr/bin/python3 {INSIDE}/$(cat {INSIDE}/program)
 sync
 if [ -e /dev/vdb ]; then exec systemctl poweroff --force --force; fi
 exec systemctl exit --force --force 0
@@ -84,8 +85,8 @@ class Broken(Exception):
 
 
 def missing(kind: str) -> list[str]:
-    """What this machine lacks to boot a host of ``kind`` ("nspawn" | "qemu"): the names of programs."""
-    programs = {"nspawn": ["systemd-nspawn"], "qemu": ["qemu-system-x86_64", "mkfs.ext4"]}[kind]
+    """What this machine lacks to boot a host of ``kind`` ("nspawn" | "qemu" | "hybrid"): the names of programs."""
+    programs = ["systemd-nspawn"] if kind == "nspawn" else ["qemu-system-x86_64", "mkfs.ext4"]
     return [program for program in ("mmdebstrap", "apt-get", *programs) if not shutil.which(program)]
 
 
@@ -107,10 +108,10 @@ def sources() -> list[str]:
     raise Broken("apt on this machine knows no Debian repository")
 
 
-def build() -> Path:
+def build(packages: Sequence[str] = PACKAGES) -> Path:
     """The directory with ``tree`` and ``disk``, made on the first call; raises Broken."""
     lines = sources()
-    recipe = "\n".join([*lines, *PACKAGES, *MASKED, *TIMERS, UNIT, "2"])
+    recipe = "\n".join([*lines, *packages, *MASKED, *TIMERS, UNIT, "2"])
     made = CACHE / hashlib.sha256(recipe.encode()).hexdigest()[:16]
     CACHE.mkdir(parents=True, exist_ok=True)
     with open(CACHE / "lock", "w") as lock:
@@ -119,7 +120,7 @@ def build() -> Path:
             half = CACHE / "half"
             shutil.rmtree(half, ignore_errors=True)
             half.mkdir()
-            _debian(half / "tree", lines, half / "log")
+            _debian(half / "tree", lines, packages, half / "log")
             _configure(half / "tree")
             half.rename(made)
     return made
@@ -140,12 +141,12 @@ def disk(made: Path) -> Path:
     return image
 
 
-def _debian(tree: Path, lines: Sequence[str], log: Path) -> None:
+def _debian(tree: Path, lines: Sequence[str], packages: Sequence[str], log: Path) -> None:
     without = [f"--dpkgopt=path-exclude=/usr/share/{part}/*" for part in ("doc", "man", "locale", "info")]
     proxies = subprocess.run(["apt-config", "dump", "Acquire::http", "Acquire::https"], capture_output=True, text=True)
     carried = [f"--aptopt={line.rstrip(';')}" for line in proxies.stdout.splitlines() if "Proxy" in line]
     suite = lines[0].split()[2]
-    argv = ["mmdebstrap", "--mode=root", "--variant=apt", f"--include={','.join(PACKAGES)}", *without, *carried]
+    argv = ["mmdebstrap", "--mode=root", "--variant=apt", f"--include={','.join(packages)}", *without, *carried]
     argv += ['--aptopt=Apt::Install-Recommends "false"', suite, str(tree), *lines]
     with open(log, "w") as file:
         done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=file, stderr=file, timeout=600)
@@ -184,11 +185,22 @@ def _configure(tree: Path) -> None:
 
 
 class Boot:
-    """A booted host that runs tests and tells what became of them. Use as a context manager."""
+    """A booted host that runs tests and tells what became of them. Use as a context manager.
 
-    def __init__(self, kind: str, tests: Sequence[str]) -> None:
+    ``program``, of the checkout, is what it runs with ``wanted.json`` beside, and ``packages`` what it is made of.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        tests: Sequence[str],
+        program: str = "tests/systemd_host.py",
+        packages: Sequence[str] = PACKAGES,
+    ) -> None:
         self.kind = kind
         self.tests = tests
+        self.program = program
+        self.packages = packages
         self.home = Path(tempfile.mkdtemp(prefix="podrun-host-"))
         self.shared = self.home / "shared"
         self.reports = self.shared / "reports"
@@ -197,7 +209,7 @@ class Boot:
 
     def __enter__(self) -> Boot:
         try:
-            made = build()
+            made = build(self.packages)
             self.shared.mkdir()
             self.reports.touch()
             self._carry(self.shared / "carry.tar")
@@ -259,7 +271,7 @@ class Boot:
             return None if info.name.endswith("__pycache__") else info
 
         with tarfile.open(path, "w") as tar:
-            for part in ("podrun", "hooks", "bin", "tests", "docs", "examples", "pyproject.toml"):
+            for part in ("podrun", "hooks", "bin", "tests", "bench", "docs", "examples", "pyproject.toml"):
                 tar.add(CHECKOUT / part, f"{INSIDE}/{part}", filter=plain)
             for name in MODULES:
                 spec = importlib.util.find_spec(name)
@@ -269,7 +281,8 @@ class Boot:
                     tar.add(
                         origin.parent if package else origin, f"{SITE}/{name if package else origin.name}", filter=plain
                     )
-            for name, text in (("run", RUN), ("wanted.json", json.dumps(list(self.tests)))):
+            texts = {"run": RUN, "wanted.json": json.dumps(list(self.tests)), "program": self.program}
+            for name, text in texts.items():
                 info = tarfile.TarInfo(f"{INSIDE}/{name}")
                 info.size = len(text.encode())
                 tar.addfile(info, io.BytesIO(text.encode()))
@@ -280,11 +293,14 @@ class Boot:
         argv += [f"--machine=podrun-tests-{os.getpid()}", "--console=pipe", "--system-call-filter=@keyring bpf"]
         # The tree is an overlay already, and overlayfs takes no overlay for its writable layer.
         argv += [f"--bind={self.shared}:{SHARED}", "--tmpfs=/var/lib/podrun", "--tmpfs=/var/tmp", "--tmpfs=/srv"]
+        argv += ["--tmpfs=/var/lib/containers", "--tmpfs=/var/lib/docker"]
         return [*argv, "systemd.show_status=0"]
 
     def _qemu(self, made: Path, image: Path) -> list[str]:
         kernel, initrd = (next((made / "tree/boot").glob(pattern)) for pattern in ("vmlinuz-*", "initrd.img-*"))
         line = "console=ttyS0 root=/dev/vda rw quiet panic=-1 net.ifnames=0 mitigations=off systemd.show_status=0"
+        if self.kind == "hybrid":
+            line += " systemd.unified_cgroup_hierarchy=0"
         argv = ["qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-m", "1536", "-smp", "2"]
         argv += ["-display", "none", "-monitor", "none", "-no-reboot", "-nic", "none"]
         argv += ["-kernel", str(kernel), "-initrd", str(initrd), "-append", line]

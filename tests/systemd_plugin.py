@@ -1,4 +1,4 @@
-"""Tests marked ``systemd`` or ``qemu`` run on a booted host of their own, all of a kind in one boot.
+"""Tests marked ``systemd``, ``qemu`` or ``hybrid`` run on a booted host of their own, all of a kind in one boot.
 
 Outside, such a test is not run: what pytest in the guest reports of it is reported here, as if it had run here. Inside
 (PODRUN_TEST_REPORTS says where to) every report goes out as a line of JSON.
@@ -16,12 +16,12 @@ from systemd_host import Boot, Broken, missing
 
 REPORTS = os.environ.get("PODRUN_TEST_REPORTS")
 #: Seconds without a word of the guest, per kind: the building of the image is not in it, the boot is.
-PATIENCE = {"nspawn": 120.0, "qemu": 300.0}
-_MARKERS = {"systemd": "nspawn", "qemu": "qemu"}
+PATIENCE = {"nspawn": 120.0, "qemu": 300.0, "hybrid": 300.0}
+_MARKERS = {"systemd": "nspawn", "qemu": "qemu", "hybrid": "hybrid"}
 
 
 def kind_of(item: pytest.Item) -> str:
-    """Where a test wants to run: "nspawn", "qemu", or "" for here."""
+    """Where a test wants to run: "nspawn", "qemu", "hybrid" (qemu with cgroup v1), or "" for here."""
     return next((kind for marker, kind in _MARKERS.items() if marker in item.keywords), "")
 
 

@@ -1,4 +1,4 @@
-"""The plain forms of up, down and run mean the same whether podrun reads them itself or click does."""
+"""The plain forms of up, down, run and image pull mean the same whether podrun reads them itself or click does."""
 
 import pytest
 
@@ -18,6 +18,9 @@ from podrun import acts, arguments, cli
         "run -it --rm alpine sh",
         "run --rm alpine true",
         "run -d --name web -e A=1 -e B -v /a:/b:ro -p 8080:80 --network host alpine sh -c 'x' --rm -d",
+        "image pull alpine",
+        "--root /r --debug image pull -q docker.io/library/alpine:3",
+        "image pull oci:/x --platform=linux/arm64 --cosign-key k --policy p.json --quiet",
         "run --memory 64M --cap-drop ALL --cap-add NET_ADMIN --entrypoint sh --read-only alpine -c true",
     ],
 )
@@ -43,6 +46,13 @@ def test_both_readers_agree(line, monkeypatch):
         "run",
         "run -ti x",
         "up -d=1 x",
+        "image",
+        "image pull",
+        "image pull a b",
+        "image pull --help",
+        "image ls",
+        "image --debug pull x",
+        "pull x",
     ],
 )
 def test_anything_else_is_left_to_click(line):

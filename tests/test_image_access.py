@@ -44,10 +44,17 @@ def registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A self-signed certificate of 127.0.0.1 and its key in one PEM file."""
+    """A self-signed certificate of 127.0.0.1 and registry.example and its key in one PEM file."""
     place = tmp_path_factory.mktemp("tls")
     argv = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=test"]
-    argv += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", f"{place}/key", "-out", f"{place}/crt"]
+    argv += [
+        "-addext",
+        "subjectAltName=IP:127.0.0.1,DNS:registry.example",
+        "-keyout",
+        f"{place}/key",
+        "-out",
+        f"{place}/crt",
+    ]
     subprocess.run(argv, check=True, capture_output=True)
     (place / "pem").write_text((place / "key").read_text() + (place / "crt").read_text())
     yield str(place / "pem")

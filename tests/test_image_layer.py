@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import stat
+import struct
 import subprocess
 import tarfile
 from pathlib import Path
@@ -12,6 +13,8 @@ from pathlib import Path
 import image_builder as build
 import pytest
 from image_samples import outside, place, unpack
+
+from podrun_hooks import linux
 
 __all__ = ["place"]
 
@@ -51,6 +54,79 @@ def test_files_directories_links_and_devices_come_out_as_they_went_in(place: Pat
     assert stat.S_ISFIFO(at["fifo"].st_mode)
     assert (stat.S_ISCHR(at["null"].st_mode), at["null"].st_rdev) == (True, os.makedev(1, 3))
     assert (stat.S_ISBLK(at["loop"].st_mode), at["loop"].st_rdev, at["loop"].st_gid) == (True, os.makedev(7, 0), 6)
+
+
+def test_a_setgid_directory_hands_its_group_to_nothing_in_the_layer(place: Path) -> None:
+    unpack(
+        place,
+        build.tar(
+            build.directory("var/", 0o2775, gid=50),
+            build.file("var/file", b"x", mode=0o644),
+            build.directory("var/dir/", 0o755),
+            build.file("var/implied/file", b"x"),
+            build.symlink("var/link", "file"),
+            build.hardlink("var/hard", "var/file"),
+            build.header(b"var/fifo", b"6", mode=0o640),
+            build.symlink("alias", "var"),
+            build.file("alias/through", b"x"),
+        ),
+    )
+    found = {str(path): path.lstat() for path in (place / "layer/var").rglob("*")}
+    assert len(found) == 8
+    assert {name: status.st_gid for name, status in found.items()} == dict.fromkeys(found, 0)
+    assert not [name for name, status in found.items() if status.st_mode & stat.S_ISGID]
+
+
+def test_a_default_acl_changes_no_mode_in_the_layer(place: Path) -> None:
+    # acl(5) as xattrs have it: version 2, then (tag, permissions, id) of user, group, mask and others.
+    acl = struct.pack("<I", 2) + b"".join(
+        struct.pack("<HHI", tag, permissions, 0xFFFFFFFF) for tag, permissions in ((1, 7), (4, 0), (0x10, 0), (0x20, 0))
+    )
+    unpack(
+        place,
+        build.tar(
+            build.pax({b"SCHILY.xattr.system.posix_acl_default": acl}),
+            build.directory("dir/", 0o755),
+            build.file("dir/file", b"x", mode=0o644),
+            build.directory("dir/below/", 0o755),
+            build.file("dir/implied/file", b"x", mode=0o644),
+        ),
+    )
+    found = place / "layer/dir"
+    modes = {name: stat.S_IMODE((found / name).stat().st_mode) for name in ("file", "below", "implied", "implied/file")}
+    assert modes == {"file": 0o644, "below": 0o755, "implied": 0o755, "implied/file": 0o644}
+
+
+def test_a_store_below_a_setgid_directory_changes_nothing(place: Path) -> None:
+    (place / "layer").chmod(0o2755)
+    os.chown(place / "layer", 0, 50)
+    unpack(place, build.tar(build.file("file", b"x"), build.directory("dir/", 0o755), build.file("a/b", b"x")))
+    for name in ("file", "dir", "a", "a/b"):
+        status = (place / "layer" / name).stat()
+        assert (status.st_gid, status.st_mode & stat.S_ISGID) == (0, 0), name
+
+
+def test_renames_elsewhere_do_not_disturb_the_walk_through_dotdot(place: Path) -> None:
+    # openat2(2): RESOLVE_IN_ROOT answers EAGAIN when a rename anywhere comes between, which a busy machine is full of.
+    parent = os.getpid()
+    renaming = os.fork()
+    if not renaming:
+        one, other = str(place / "outside/one"), str(place / "outside/other")
+        os.mkdir(one)
+        while os.getppid() == parent:
+            os.rename(one, other)
+            os.rename(other, one)
+        os._exit(0)
+    try:
+        (place / "layer/a/b").mkdir(parents=True)
+        (place / "layer/a/link").symlink_to("../a/../a/../a/b")
+        root = os.open(place / "layer", os.O_PATH)
+        for _ in range(20_000):
+            os.close(linux.openat2(root, b"a/link", os.O_PATH))
+        os.close(root)
+    finally:
+        os.kill(renaming, 9)
+        os.waitpid(renaming, 0)
 
 
 def test_the_umask_changes_nothing(place: Path) -> None:

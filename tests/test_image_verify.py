@@ -342,6 +342,10 @@ def test_one_good_signature_among_others_is_enough(
         ({"type": "exactRepository", "dockerRepository": "HOST/team/web"}, True),
         ({"type": "exactRepository", "dockerRepository": "HOST/team/other"}, False),
         ({"type": "remapIdentity", "prefix": "a.example", "signedPrefix": "b.example"}, False),
+        ({"type": "remapIdentity", "prefix": "HOST", "signedPrefix": "b.example"}, False),
+        ({"type": "remapIdentity", "prefix": "HOST"}, False),
+        ({"type": "remapIdentity", "prefix": "HOST", "signedPrefix": "no name"}, False),
+        ({"type": "sigstoreIdentity"}, False),
         ({}, False),
     ],
 )
@@ -356,7 +360,39 @@ def test_the_name_that_was_signed_has_to_be_the_one_that_the_policy_wants(
     else:
         with pytest.raises(Failure) as caught:
             commands.pull(root, f"{server.host}/team/web:1", verify=asked)
-        assert caught.value.code in (MALFORMED, UNAVAILABLE)
+        assert caught.value.code in (MALFORMED, UNAVAILABLE, WRONG_FILE)
+
+
+@pytest.mark.parametrize(
+    ("signed", "prefix", "signed_prefix", "passes"),
+    [
+        ("vendor.example/web:1", "HOST/team", "vendor.example", True),
+        ("vendor.example/team/web:1", "HOST", "vendor.example", True),
+        ("vendor.example/shop:1", "HOST/team/web", "vendor.example/shop", True),
+        ("vendor.example/web:2", "HOST/team", "vendor.example", False),
+        ("HOST/team/web:1", "HOST/team", "vendor.example", False),
+        # Not at a "/": another repository.
+        ("vendor.example/web:1", "HOST/te", "vendor.example", False),
+        ("HOST/team/web:1", "HOST/other", "vendor.example", True),
+    ],
+)
+def test_the_image_of_a_mirror_may_be_signed_under_the_name_of_the_original(
+    root: str, tmp_path: Path, server: Faulty, sign: Signer, signed: str, prefix: str, signed_prefix: str, passes: bool
+) -> None:
+    path = sign.sign(IMAGE, signed.replace("HOST", server.host))
+    # It lies beside the mirror's image.
+    place = Path(sign.lookaside, f"team/web@{IMAGE.digest.replace(':', '=')}", path.name)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if path != place:
+        shutil.move(path, place)
+    identity = {"type": "remapIdentity", "prefix": prefix.replace("HOST", server.host), "signedPrefix": signed_prefix}
+    asked = signed_by(tmp_path, sign.public, signedIdentity=identity)
+    if passes:
+        assert commands.pull(root, f"{server.host}/team/web:1", verify=asked).digest == IMAGE.digest
+    else:
+        with pytest.raises(Failure, match="signature is for the name") as caught:
+            commands.pull(root, f"{server.host}/team/web:1", verify=asked)
+        assert caught.value.code == MALFORMED
 
 
 def test_a_pinned_digest_needs_a_signature_of_its_repository(

@@ -143,3 +143,45 @@ def test_an_image_that_lies_about_a_layer_is_malformed(podrun, home, layout):
     done = podrun("run", "--rm", "--name", "x", f"oci:{layout}:v1")
     assert done.returncode == 65, done.stderr
     assert podrun("image", "ls", "-q").stdout == ""
+
+
+@pytest.mark.parametrize(
+    "words", [["UPPER/x"], ["oci:/nowhere"], ["127.0.0.1:1/x"], ["--policy", "/nowhere", "x"], ["dir:/"], ["nginx:"]]
+)
+def test_a_pull_ends_the_same_whether_click_reads_its_arguments_or_not(podrun, words):
+    plain = podrun("image", "pull", *words)
+    by_click = podrun("image", "pull", *words[:-1], "--", words[-1])
+    assert (plain.returncode, plain.stdout, plain.stderr) == (by_click.returncode, by_click.stdout, by_click.stderr)
+
+
+def test_a_pull_that_finds_nothing_to_do_tells_the_digest_and_asks_only_once(podrun):
+    from image_servers import faulty
+
+    built = build.image(build.tar(build.file("a", b"a")))
+    other = build.image(build.tar(build.file("a", b"b")))
+    now = [built]
+
+    def change(request):
+        if "/manifests/" in request.path:
+            kind = "application/vnd.oci.image.manifest.v1+json"
+            request.reply(200, now[0].manifest, Docker_Content_Digest=now[0].digest, Content_Type=kind)
+            return True
+        content = {**built.blobs, **other.blobs}.get(request.path.rpartition("/")[2])
+        if content:
+            request.reply(200, content)
+        return bool(content)
+
+    with faulty(built, change) as server:
+        ref = f"{server.host}/web"
+        said = [podrun("image", "pull", ref, check=True) for _ in range(2)]
+        assert [done.stdout for done in said] == [f"{built.digest}\n"] * 2
+        assert said[1].stderr == f"Pulling {server.host}/web:latest\n"
+        now[0] = other
+        server.seen.clear()
+        assert podrun("image", "pull", ref, check=True).stdout == f"{other.digest}\n"
+        asked = [path for _, path, _ in server.seen if "/manifests/" in path]
+        assert len(asked) == 2  # HEAD by the quick way, GET
+    # Nobody answers any more: that is told as ever.
+    done = podrun("image", "pull", ref)
+    assert done.returncode == 69
+    assert "cannot be reached" in done.stderr

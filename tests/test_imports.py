@@ -6,7 +6,9 @@ import json
 import subprocess
 import sys
 
+import image_builder as build
 import pytest
+from image_servers import faulty
 
 pytestmark = pytest.mark.root
 
@@ -55,6 +57,23 @@ def test_up_of_a_pod_file_adds_what_reading_toml_needs_and_nothing_the_second_ti
     podrun("down", "web", check=True)
     assert imported(podrun, "up", "-d", path) <= CHEAP
     podrun("down", "web", check=True)
+
+
+@pytest.mark.server
+def test_a_pull_that_finds_nothing_to_do_imports_no_http_client(podrun):
+    built = build.image(build.tar(build.file("a", b"a")))
+
+    def change(request):
+        if request.command == "HEAD":
+            request.reply(200, built.manifest, Docker_Content_Digest=built.digest)
+        return request.command == "HEAD"
+
+    with faulty(built, change) as server:
+        ref = f"{server.host}/web"
+        podrun("image", "pull", ref, check=True)
+        first = len(server.seen)
+        assert imported(podrun, "image", "pull", ref) <= CHEAP
+        assert [path for _, path, _ in server.seen[first:]] == ["/v2/web/manifests/latest"]
 
 
 def test_first_party_hooks_do_not_scan_entry_points(podrun):

@@ -238,11 +238,11 @@ def test_several_containers_share_the_network_and_stop_in_reverse(podrun, nothin
 class Supervisor:
     """Listens where NOTIFY_SOCKET points, as systemd does: remembers messages, lets go of the barrier's descriptor."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str) -> None:
         self.messages: list[str] = []
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.socket.bind(str(path))
-        self.path = str(path)
+        self.socket.bind(path.replace("@", "\0", 1))
+        self.path = path
         threading.Thread(target=self.listen, daemon=True).start()
 
     def listen(self) -> None:
@@ -262,10 +262,11 @@ class Supervisor:
 
 
 @pytest.fixture
-def supervisor(home):
-    return Supervisor(home / "notify")
+def supervisor(home, request):
+    return Supervisor(f"@{home}/notify" if getattr(request, "param", "") == "abstract" else f"{home}/notify")
 
 
+@pytest.mark.parametrize("supervisor", ["file", "abstract"], indirect=True)
 def test_the_hand_off_names_the_containers_init_before_it_starts_and_is_ready_last(podrun, nothing_left, supervisor):
     path = pod(podrun, more='ready = { exec = ["true"] }\n[[chain]]\nhook = "register"\nservice = "web"\nport = 80\n')
     done = supervisor.start(podrun, "up", path)

@@ -37,6 +37,16 @@ def test_without_delegate_the_container_stays_in_the_units_cgroup(pods):
     pods.nothing_left()
 
 
+@pytest.mark.parametrize("key", ["pids = 20", 'runtime = "runc"'])
+def test_a_limit_without_delegate_is_refused_with_the_line_to_add(pods, key):
+    more = dict([key.split(" = ")])
+    by_hand(pods, IMAGE, container(PATIENT, **more), service="Type=notify\nNotifyAccess=all\nKillMode=mixed")
+    assert systemctl("start", "web").returncode != 0
+    assert ended("web") == ("exit-code", "exited", "78")
+    assert "Delegate=cpu memory pids io in the [Service] section of web.service" in words("web")
+    pods.nothing_left()
+
+
 def test_without_notify_access_all_the_stop_names_the_line_to_add(pods):
     by_hand(pods, IMAGE, container(PATIENT), service="Type=notify\nDelegate=yes\nTimeoutStartSec=2")
     assert systemctl("start", "web").returncode != 0

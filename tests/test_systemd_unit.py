@@ -219,7 +219,8 @@ def test_a_step_that_fails_after_the_hand_off_fails_the_unit(pods):
     os.chmod("/opt/no", 0o755)
     pods.install("web", IMAGE, NETWORK, container(PATIENT), '[[chain]]\nhook = "exec:/opt/no"\n')
     assert systemctl("start", "web").returncode != 0
-    assert ended("web")[0] != "success"
+    assert ended("web") == ("exit-code", "exited", "69")
+    assert "undone: exec:/opt/no no, container main, network, image" in words("web"), words("web")
     assert show("web", "ActiveState") == ["failed"]
     pods.nothing_left()
 

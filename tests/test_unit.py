@@ -56,6 +56,8 @@ def test_it_runs_as_a_generator_without_site_packages(tmp_path):
         (CONTAINER + "[socket]\nListenStream = 80\n", ["web.service", "web.socket"]),
         ('[pod]\npull_unit = true\n[[chain]]\nhook = "image"\nref = "r.example/x"\n' + CONTAINER, ["web.pull.service", "web.service"]),
         ('[pod]\nname = "other"\n' + CONTAINER, ["other.service"]),
+        (CONTAINER + "[[socket]]\nListenStream = 80\n", ["web.service", "web.socket"]),
+        (CONTAINER + '[[socket]]\nFileDescriptorName = "a"\n[[socket]]\nFileDescriptorName = "b"\n', ["web.a.socket", "web.b.socket", "web.service"]),
     ],
 )  # fmt: skip
 def test_which_units_a_pod_has(tmp_path, text, names):
@@ -77,6 +79,41 @@ def test_the_time_outs_are_computed(tmp_path, text, start, stop):
     made = units(tmp_path, text)["web.service"]
     assert settings(made, "TimeoutStartSec") == [start]
     assert settings(made, "TimeoutStopSec") == [stop]
+
+
+def test_several_sockets_are_units_each_and_go_to_one_service(tmp_path):
+    sockets = '[[socket]]\nFileDescriptorName = "a"\nListenStream = 80\n[[socket]]\nFileDescriptorName = "b"\n'
+    made = units(tmp_path, CONTAINER + sockets)
+    assert settings(made["web.service"], "Sockets") == ["web.a.socket web.b.socket"]
+    assert settings(made["web.b.socket"], "Service") == ["web.service"]
+    made = units(tmp_path, CONTAINER + CONTAINER + 'name = "side"\n' + sockets, "web@")
+    assert settings(made["web.main@.service"], "Sockets") == ["web.a@%i.socket web.b@%i.socket"]
+    assert settings(made["web.side@.service"], "Sockets") == settings(made["web@.service"], "Sockets") == []
+    assert settings(made["web.a@.socket"], "Service") == ["web.main@%i.service"]
+
+
+def test_a_drop_in_changes_a_socket_by_its_name(tmp_path):
+    (tmp_path / "web.toml.d").mkdir()
+    (tmp_path / "web.toml.d/10.toml").write_text('[[socket]]\nFileDescriptorName = "b"\nListenStream = 81\n')
+    sockets = '[[socket]]\nFileDescriptorName = "a"\nListenStream = 80\n[[socket]]\nFileDescriptorName = "b"\n'
+    made = units(tmp_path, CONTAINER + sockets)
+    assert [settings(made[f"web.{name}.socket"], "ListenStream") for name in "ab"] == [["80"], ["81"]]
+
+
+@pytest.mark.parametrize(
+    ("live", "watchdog"),
+    [
+        ('{ tcp = ":80" }', "30s"),
+        ('{ tcp = ":80", interval = "1min", timeout = 2, retries = 5 }', "124s"),
+        ('{ exec = ["true"], interval = "${LATER}" }', "30s"),
+    ],
+)
+def test_a_live_probe_makes_the_unit_ask_for_its_word(tmp_path, live, watchdog):
+    made = units(tmp_path, CONTAINER + f"live = {live}\n")["web.service"]
+    assert (settings(made, "WatchdogSec"), settings(made, "WatchdogSignal")) == ([watchdog], ["SIGKILL"])
+    assert settings(units(tmp_path, CONTAINER)["web.service"], "WatchdogSec") == []
+    job = units(tmp_path, f'[pod]\ntype = "job"\n{CONTAINER}live = {live}\n')["web.service"]
+    assert settings(job, "WatchdogSec") == [], "podrun stays, and nobody speaks for it"
 
 
 @pytest.mark.parametrize("text", ["20s", "1min 30s", "500ms", "2h", "1.5s", "3", "1w 2d"])
@@ -152,7 +189,16 @@ def test_a_templates_units_are_templates(tmp_path):
     assert settings(made["web.b@.service"], "ExecStopPost")[0].endswith("--segment b web@%i")
 
 
-@pytest.mark.parametrize("text", ["[pod]\nname = 3\n", "chain = 1", '[service]\n"Bad Key" = 1\n' + CONTAINER])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[pod]\nname = 3\n",
+        "chain = 1",
+        '[service]\n"Bad Key" = 1\n' + CONTAINER,
+        "[[socket]]\n[[socket]]\n",
+        "socket = 7",
+    ],
+)
 def test_what_cannot_be_a_unit_is_refused(tmp_path, text):
     with pytest.raises(unit.Wrong):
         units(tmp_path, text)

@@ -60,6 +60,9 @@ RESOLVE_NO_SYMLINKS = 4
 RESOLVE_BENEATH = 8
 RESOLVE_IN_ROOT = 16
 
+#: How often a walk may be disturbed before that is somebody's purpose.
+_RACES = 1000
+
 #: Signals whose handlers raise: what asks podrun to end, and a step's timeout.
 _RAISING = (_signal.SIGHUP, _signal.SIGINT, _signal.SIGTERM, _signal.SIGALRM)
 
@@ -175,6 +178,12 @@ class _OpenHow(ctypes.Structure):
 def openat2(dirfd: int, path: str | bytes, flags: int, *, mode: int = 0, resolve: int = RESOLVE_IN_ROOT) -> int:
     """openat2(2) (kernel 5.6), close-on-exec. RESOLVE_IN_ROOT: "/", ".." and symlinks stay below ``dirfd``."""
     how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve)
+    for _ in range(_RACES):
+        try:
+            return _syscall(_SYS_OPENAT2, dirfd, _bytes(path), ctypes.byref(how), ctypes.sizeof(how), path=path)
+        except BlockingIOError:
+            # EAGAIN: somebody, anywhere, has renamed or mounted something while a ".." was walked; to be tried again.
+            continue
     return _syscall(_SYS_OPENAT2, dirfd, _bytes(path), ctypes.byref(how), ctypes.sizeof(how), path=path)
 
 

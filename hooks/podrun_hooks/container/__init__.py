@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .place import Place
 
 takes = None
-gives = ("process", "id", "runtime", "log", "ready")
+gives = ("process", "id", "runtime", "log", "ready", "prober")
 resident = True
 default_name = "main"
 
@@ -45,13 +45,14 @@ def up(step: Step, facts: Facts) -> Facts:
     runtime = runtimes.choose(options.runtime)
     isolation = runtimes.isolation(step, place, runtime)
     listening, listen = _listening()
+    watchdog = _watchdog(step)
     step.notify(f"STATUS=assembling the root of {step.name}")
     places.prepare(place, persist=options.persist)
-    sock = _notify_socket(place) if options.ready and options.ready.notify else None
+    sock = _notify_socket(step, place) if options.ready and options.ready.notify else None
     root = rootfs.stack(place, image["layers"], volatile=not options.persist)
     try:
         tree = Tree(root)
-        config = spec.build(step, facts, image, tree, place, isolation, listen)
+        config = spec.build(step, facts, image, tree, place, isolation, listen, watchdog)
         config["annotations"].setdefault(_STOP_SIGNAL, str(spec.stop_signal(image.get("config") or {}, options)))
         seccomp.apply(config, options.seccomp, step.pod.root, spec.capabilities(options, isolation), runtime.name)
         _write(place.config, jsontext.dumps(config))
@@ -73,6 +74,8 @@ def up(step: Step, facts: Facts) -> Facts:
     finally:
         os.close(root)
     started = processes.identify(pid)
+    if own_cgroup and step.pod.unit and not isolation.unified:
+        runtimes.remain_in_unit(pid)
     # Before start: systemd does not take a main process that has ended already.
     step.notify(f"MAINPID={pid}")
     if not isolation.devices_ruled:
@@ -85,6 +88,7 @@ def up(step: Step, facts: Facts) -> Facts:
         step.notify(f"STATUS=waiting until {step.name} is ready")
         _await_ready(step, facts, place, started, output.log, sock)
     return {
+        **_watched(step, facts, started, output.log),
         "process": {"pid": started.pid, "start": started.start},
         "id": place.id,
         "runtime": runtime.name,
@@ -96,6 +100,10 @@ def up(step: Step, facts: Facts) -> Facts:
 def down(step: Step, own: Facts) -> None:
     """Stops the payload and removes everything that ``up`` made or was about to make."""
     place = places.of(step)
+    if step.options.live:
+        from . import live
+
+        live.end(step)
     found = _process(place, own)
     if found:
         # A container that was created but never started has no payload to ask: its init waits at exec.fifo.
@@ -135,6 +143,9 @@ def check(step: Step) -> list[Problem]:
             program()
         except Failure as failure:
             problems.append(Problem(failure.what, UNAVAILABLE, failure.hint))
+    if step.options.live and step.options.ready and step.options.ready.notify == "direct":
+        what = "live and notify = 'direct' would both answer the unit's watchdog, and hide each other's silence"
+        problems.append(Problem(what, WRONG_FILE, "leave out one"))
     if step.options.volumes:
         from .. import storage
 
@@ -189,22 +200,59 @@ def _listening() -> tuple[int, list[str]]:
     return int(count), [f"LISTEN_FDS={count}", "LISTEN_PID=1", *names]
 
 
-def _notify_socket(place: Place) -> Any:
-    """A socket for sd_notify(3) that any user of the container may write to."""
+def _watchdog(step: Step) -> float:
+    """Seconds after which the unit's watchdog acts, 0.0 without one; Failure when it would not wait for the probe."""
+    if "WATCHDOG_USEC" not in os.environ:
+        return 0.0
+    from . import live
+
+    seconds = live.watchdog(os.environ)
+    if step.options.live:
+        live.refuse_impatience(step, seconds)
+    return seconds
+
+
+def _watched(step: Step, facts: Facts, process: Process, log: Facts) -> Facts:
+    """Begins the live probe, if one is asked for."""
+    if not step.options.live:
+        return {}
+    from . import live
+
+    step.notify(f"STATUS=watching {step.name}")
+    prober = live.begin(step, facts, process, log)
+    return {"prober": {"pid": prober.pid, "start": prober.start}}
+
+
+def _notify_socket(step: Step, place: Place) -> Any:
+    """A socket for sd_notify(3) that any user of the container may write to. Raises Failure."""
     import _socket
 
     sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC)
+    path = f"{place.notify}/socket"
+    for left in (path, place.direct):
+        try:
+            os.unlink(left)
+        except FileNotFoundError:
+            pass
     try:
-        os.unlink(place.notify)
-    except FileNotFoundError:
+        os.mkdir(place.notify, 0o755)
+    except FileExistsError:
         pass
-    directory = os.open(place.bundle, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    os.chmod(place.notify, 0o755)
+    directory = os.open(place.notify, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         # sun_path holds 108 bytes; names of pods and containers may be longer together.
-        sock.bind(f"/proc/self/fd/{directory}/{os.path.basename(place.notify)}")
+        sock.bind(f"/proc/self/fd/{directory}/socket")
     finally:
         os.close(directory)
-    os.chmod(place.notify, 0o666)
+    os.chmod(path, 0o666)
+    systemd = os.environ.get("NOTIFY_SOCKET", "")
+    if step.options.ready.notify == "direct" and step.pod.unit and systemd:
+        try:
+            os.link(systemd, place.direct)
+        except OSError as error:
+            what = f"notify = 'direct': {systemd} cannot have a name in {place.bundle}: {error.strerror}"
+            raise Failure(what, code=UNAVAILABLE, hint="both have to be on one file system, /run") from None
     return sock
 
 
@@ -231,6 +279,9 @@ def _await_ready(step: Step, facts: Facts, place: Place, process: Process, log: 
 
     if sock is not None:
         ready.wait_for_notification(step.options.ready, process, sock, step.notify, tail)
+        if os.path.lexists(place.direct):
+            # From here on it is systemd that hears the payload.
+            os.rename(place.direct, f"{place.notify}/socket")
         return
 
     def command(argv: Sequence[str]) -> tuple[int, str]:

@@ -45,14 +45,20 @@ def become(step: Step, process: Process, argv: Sequence[str], **wanted: Any) -> 
 
 def run(step: Step, process: Process, argv: Sequence[str], **wanted: Any) -> programs.Ended:
     """Runs ``argv`` and waits for it, its output captured."""
+    line, fd, chosen = command(step, process, argv, **wanted)
+    try:
+        env = runtime.environment(places.of(step))
+        return programs.run(line, env=env, before=runtime.private(chosen), keep=(fd,))
+    finally:
+        os.close(fd)
+
+
+def command(step: Step, process: Process, argv: Sequence[str], **wanted: Any) -> tuple[list[str], int, Runtime]:
+    """The command line of the runtime's ``exec`` of ``argv``, the descriptor that it reads, and the runtime."""
     place = places.of(step)
     chosen = _runtime(step, place)
     fd = _file(process_of(place, process, argv, **wanted))
-    try:
-        command = runtime.exec_command(chosen, place, f"/proc/self/fd/{fd}")
-        return programs.run(command, env=runtime.environment(place), before=runtime.private(chosen), keep=(fd,))
-    finally:
-        os.close(fd)
+    return runtime.exec_command(chosen, place, f"/proc/self/fd/{fd}"), fd, chosen
 
 
 def process_of(
@@ -73,7 +79,7 @@ def process_of(
         wanted: dict[str, Any] = jsontext.loads(file.read())["process"]
     variables = dict(pair.partition("=")[::2] for pair in wanted["env"])
     # Sockets and readiness are the payload's own business.
-    for name in ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "NOTIFY_SOCKET"):
+    for name in ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"):
         variables.pop(name, None)
     if tty:
         variables.setdefault("TERM", os.environ.get("TERM", "xterm"))

@@ -136,20 +136,49 @@ class Capabilities(NamedTuple):
     drop: list[str] = option(list_of(checked(TEXT, _capability)), "capabilities to take away; ALL: every one", [])
 
 
+def _notify(value: Any) -> bool | str:
+    if value in (True, False, "direct") and type(value) in (bool, str):
+        return value  # type: ignore[no-any-return]
+    raise Wrong(f"expected true, false or 'direct', not {value!r}")
+
+
+def _some_time(value: float) -> float:
+    if not 0.01 <= value <= 86400 * 365:
+        raise Wrong("expected a time from 10ms to a year")
+    return value
+
+
 class Ready(NamedTuple):
     """``ready = { ... }``: exactly one of http, tcp, exec and notify."""
 
     http: str = option(TEXT, "ready when a GET of HOST:PORT/PATH, from inside, is answered with 2xx or 3xx", "")
     tcp: str = option(TEXT, "ready when HOST:PORT accepts a connection from inside; ':80' is any own address", "")
     exec: list[str] = option(list_of(TEXT), "ready when this command, run in the container, exits 0", [])
-    notify: bool = option(BOOLEAN, "ready when the payload sends READY=1 (sd_notify(3))", False)
+    notify: bool | str = option(
+        Kind(_notify, {"enum": [True, False, "direct"]}),
+        "ready when the payload sends READY=1 (sd_notify(3)); direct: and systemd hears its WATCHDOG=1",
+        False,
+    )
     timeout: float = option(DURATION, "how long it may take", 30.0)
     interval: float = option(DURATION, "the longest time between two attempts", 0.2)
 
 
-def _one_probe(value: Ready) -> Ready:
-    if sum(map(bool, (value.http, value.tcp, value.exec, value.notify))) != 1:
-        raise Wrong("expected exactly one of http, tcp, exec and notify")
+class Live(NamedTuple):
+    """``live = { ... }``: exactly one of http, tcp and exec."""
+
+    http: str = option(TEXT, "alive while a GET of HOST:PORT/PATH, from inside, is answered with 2xx or 3xx", "")
+    tcp: str = option(TEXT, "alive while HOST:PORT accepts a connection from inside; ':80' is any own address", "")
+    exec: list[str] = option(list_of(TEXT), "alive while this command, run in the container, exits 0", [])
+    interval: float = option(checked(DURATION, _some_time), "the time from one attempt to the next", 10.0)
+    timeout: float = option(checked(DURATION, _some_time), "how long an attempt may take", 5.0)
+    retries: int = option(Kind(_at_least_one, {"type": "integer", "minimum": 1}), "failures in a row that kill it", 3)
+
+
+def _one_probe(value: Any) -> Any:
+    notify = getattr(value, "notify", False)
+    if sum(map(bool, (value.http, value.tcp, value.exec, notify))) != 1:
+        words = "http, tcp, exec and notify" if hasattr(value, "notify") else "http, tcp and exec"
+        raise Wrong(f"expected exactly one of {words}")
     from .ready import target
 
     for text in (value.http, value.tcp):
@@ -200,6 +229,7 @@ class Options(NamedTuple):
     seccomp: str = option(checked(TEXT, _profile), "default, unconfined, or the path of a profile", "default")
     init: bool = option(BOOLEAN, "run catatonit as PID 1, which passes signals on and reaps", False)
     ready: Ready | None = option(checked(record(Ready), _one_probe), "when the container counts as started", None)
+    live: Live | None = option(checked(record(Live), _one_probe), "what it has to answer to as long as it runs", None)
     stop_signal: int = option(
         Kind(signal_number, {"type": ["string", "integer"]}), "default: the image's STOPSIGNAL, else SIGTERM", 0
     )

@@ -62,8 +62,13 @@ class Place(NamedTuple):
 
     @property
     def notify(self) -> str:
-        """The socket of ``ready = { notify = true }``."""
+        """The directory with the socket of ``ready = { notify = true }``, as the container sees it."""
         return f"{self.bundle}/notify"
+
+    @property
+    def direct(self) -> str:
+        """Another name of systemd's socket, until it takes the place of that one (``notify = "direct"``)."""
+        return f"{self.bundle}/systemd"
 
     @property
     def upper(self) -> str:
@@ -122,12 +127,12 @@ def prepare(place: Place, *, persist: bool) -> None:
 def remove(place: Place, *, persist: bool) -> None:
     """Removes all of it, by name: another step's files below the same directories are none of ours."""
     clear(place.written)
-    for file in (place.config, place.notify, place.log):
+    for file in (place.config, f"{place.notify}/socket", place.direct, place.log):
         try:
             os.unlink(file)
         except (FileNotFoundError, NotADirectoryError):
             pass
-    for directory in (place.rootfs, place.bundle):
+    for directory in (place.rootfs, place.notify, place.bundle):
         _rmdir(directory)
     clear(place.work)
     if not persist:

@@ -40,6 +40,12 @@ def identify(pid: int) -> Process | None:
     return Process(pid, int(fields[19])) if fields and fields[0] not in (b"Z", b"X") else None
 
 
+def start_of(pid: int) -> int:
+    """When a process started, in clock ticks since boot; 0 when there is none."""
+    fields = stat_fields(pid)
+    return int(fields[19]) if fields else 0
+
+
 def exit_status(process: Process) -> int | None:
     """How an ended process ended, 128+n by signal n, while it waits to be reaped; None when nobody can tell any more.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import time
 
@@ -11,7 +10,7 @@ from podrun.hook import Wrong
 from podrun.record import NamedTuple
 
 from .. import linux
-from . import processes
+from . import prober, processes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -161,48 +160,8 @@ def _attempt(probe: Any, addresses: list[str], command: Callable[[Sequence[str]]
     hosts = [wanted.host] if wanted.host else ["127.0.0.1", "::1", *addresses]
     first = ""
     for host in hosts:
-        error = _connect(wanted, host, http=bool(probe.http))
+        error = prober.connect(host, wanted.port, wanted.path if probe.http else "", _ATTEMPT)
         if not error:
             return ""
         first = first or error
     return first
-
-
-def _connect(wanted: Target, host: str, *, http: bool) -> str:
-    import _socket
-
-    where = f"[{host}]:{wanted.port}" if ":" in host else f"{host}:{wanted.port}"
-    try:
-        family, kind, protocol, _, address = _socket.getaddrinfo(host.encode(), wanted.port, 0, _socket.SOCK_STREAM)[0]
-        sock = _socket.socket(family, kind, protocol)
-        try:
-            sock.settimeout(_ATTEMPT)
-            sock.connect(address)
-            return _get(sock, wanted, where) if http else ""
-        finally:
-            sock.close()
-    except TimeoutError:
-        return f"{where}: no answer within {_ATTEMPT:g} s"
-    except OSError as error:
-        words = os.strerror(error.errno) if error.errno and error.errno in errno.errorcode else str(error)
-        return f"{where}: {words}"
-
-
-def _get(sock: Any, wanted: Target, where: str) -> str:
-    """A GET of HTTP/1.1 (RFC 9112) as far as the status line of its answer."""
-    request = (
-        f"GET {wanted.path} HTTP/1.1\r\nHost: {where}\r\nUser-Agent: podrun\r\nAccept: */*\r\nConnection: close\r\n\r\n"
-    )
-    sock.sendall(request.encode())
-    answer = b""
-    while b"\n" not in answer and len(answer) < 4096:
-        more = sock.recv(4096)
-        if not more:
-            break
-        answer += more
-    words = answer.split(b"\n", 1)[0].split()
-    if len(words) < 2 or not words[0].startswith(b"HTTP/1.") or not words[1].isdigit():
-        return f"http://{where}{wanted.path}: the answer is not HTTP"
-    if not 200 <= int(words[1]) < 400:
-        return f"http://{where}{wanted.path} answers {int(words[1])}"
-    return ""

@@ -6,7 +6,7 @@ import errno
 import os
 
 from podrun import jsontext
-from podrun.errors import CANNOT_CREATE, STEP_FAILED, UNAVAILABLE, Failure
+from podrun.errors import CANNOT_CREATE, STEP_FAILED, UNAVAILABLE, WRONG_FILE, Failure
 from podrun.record import NamedTuple
 
 from .. import linux, process
@@ -56,6 +56,7 @@ def isolation(step: Step, place: Place, runtime: Runtime) -> Isolation:
     """Which cgroup the container gets and who enforces device rules there.
 
     A container has a cgroup of its own where systemd delegated one, or for limits; runc cannot do without.
+    Raises Failure for a unit of cgroup v2 that delegates none.
     """
     options = step.options
     unified = os.path.exists(f"{_CGROUPS}/cgroup.controllers")
@@ -64,6 +65,11 @@ def isolation(step: Step, place: Place, runtime: Runtime) -> Isolation:
     if step.pod.cgroup:
         return Isolation(place.cgroup, True, able, unified)
     if options.memory or options.cpus or options.pids or runtime.name == "runc":
+        if step.pod.unit and unified:
+            # Outside of the unit's cgroup neither systemd nor the journal would know whose the container is.
+            what = f"{'runc' if runtime.name == 'runc' else 'a limit'} needs a cgroup that systemd delegates"
+            hint = f"Delegate=cpu memory pids io in the [Service] section of {step.pod.unit}"
+            raise Failure(what, code=WRONG_FILE, hint=hint)
         return Isolation(place.cgroup, able, able, unified)
     return Isolation("", False, False, unified)
 
@@ -135,6 +141,23 @@ def create(
         raise Failure(f"{runtime.name} create: {words}", code=_code_of(words), hint=_hint_for(words))
     with open(place.pid_file, encoding="utf-8") as file:
         return int(file.read())
+
+
+def remain_in_unit(pid: int) -> None:
+    """Moves a created container back into podrun's cgroup where that tells which unit a process is of (cgroup v1).
+
+    Runtimes move it in every hierarchy, systemd's own included; limits are a matter of the others.
+    """
+    with open("/proc/self/cgroup", encoding="utf-8") as file:
+        lines = [line.rstrip("\n").split(":", 2) for line in file]
+    for number, names, path in lines:
+        if number == "0" or names == "name=systemd":
+            top = _HYBRID if number == "0" else f"{_CGROUPS}/systemd"
+            try:
+                with open(f"{top}{path}/cgroup.procs", "w", encoding="utf-8") as file:
+                    file.write(str(pid))
+            except OSError:
+                continue  # not mounted, or the container has ended
 
 
 def forbid_devices(pid: int) -> None:

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 #: Where catatonit is mounted with ``init = true``: below /dev, which is fresh in every container.
 INIT = "/dev/init"
-#: The socket of ``ready = { notify = true }`` as the container sees it.
-NOTIFY = "/dev/podrun-notify"
+#: The directory with the socket of ``ready = { notify = true }`` as the container sees it.
+NOTIFY = "/dev/podrun"
 
 #: What docker leaves to root in a container.
 DEFAULT_CAPABILITIES = frozenset([
@@ -153,11 +153,19 @@ def stop_signal(image: Mapping[str, Any], options: Any) -> int:
 
 
 def build(
-    step: Step, facts: Facts, image: Facts, tree: Tree, place: Place, isolation: Isolation, listen: Sequence[str]
+    step: Step,
+    facts: Facts,
+    image: Facts,
+    tree: Tree,
+    place: Place,
+    isolation: Isolation,
+    listen: Sequence[str],
+    watchdog: float = 0.0,
 ) -> dict[str, Any]:
     """The configuration for the runtime; makes mount points and the working directory in ``tree`` on the way.
 
-    ``image``: one entry of the fact "images". ``listen``: variables of socket activation. Raises Failure.
+    ``image``: one entry of the fact "images". ``listen``: variables of socket activation. ``watchdog``: seconds after
+    which systemd misses a payload that speaks to it. Raises Failure.
     """
     options = step.options
     config: Mapping[str, Any] = image.get("config") or {}
@@ -170,7 +178,7 @@ def build(
 
         wanted.append({"hostPath": find("catatonit", "catatonit"), "containerPath": INIT, "options": ["bind", "ro"]})
     if options.ready and options.ready.notify:
-        wanted.append({"hostPath": place.notify, "containerPath": NOTIFY, "options": ["bind"]})
+        wanted.append({"hostPath": place.notify, "containerPath": NOTIFY, "options": ["bind", "ro"]})
     injected = rootfs.place_mounts(tree, wanted)
     user = users.resolve(options.user or config.get("User") or "", tree, of_image=not options.user)
     argv = arguments(config, options)
@@ -178,7 +186,9 @@ def build(
     if step.pod.console:
         variables.setdefault("TERM", os.environ.get("TERM", "xterm"))
     if options.ready and options.ready.notify:
-        variables["NOTIFY_SOCKET"] = NOTIFY
+        variables["NOTIFY_SOCKET"] = f"{NOTIFY}/socket"
+        if options.ready.notify == "direct":
+            variables.update(_direct(user, options, watchdog))
     refuse_bytes([*argv, *variables.values()])
     workdir = rootfs.plain(options.workdir or config.get("WorkingDir") or "/")
     _make_workdir(tree, workdir)
@@ -216,6 +226,23 @@ def build(
             **({"cgroupsPath": isolation.cgroup} if isolation.cgroup else {}),
         },
     }
+
+
+def _direct(user: User, options: Any, watchdog: float) -> dict[str, str]:
+    """The variables of a payload that speaks to systemd itself (sd_watchdog_enabled(3)). Raises Failure for root.
+
+    systemd takes MAINPID= of any process on the host from uid 0 (service_notify_message() in its service.c), and kills
+    that one when the unit stops; from others it takes only processes of the unit's own cgroup.
+    """
+    if user.uid == 0:
+        what = "notify = 'direct' would let root in the container have systemd stop any process of the host"
+        hint = "give the container a user that is not root, or say notify = true"
+        raise Failure(what, code=WRONG_FILE, hint=hint)
+    if not watchdog:
+        return {}
+    # With catatonit in front the payload is not process 1.
+    pid = {} if options.init else {"WATCHDOG_PID": "1"}
+    return {"WATCHDOG_USEC": str(int(watchdog * 1e6)), **pid}
 
 
 #: As in docker since 20.10: low ports and ping need no capability. Of the namespace that the runtime makes; the network

@@ -68,7 +68,7 @@ def up(step: Step, facts: Facts) -> Facts:
 
 def down(step: Step, own: Facts) -> None:
     """The store outlives the pod; what a killed pull left behind does not."""
-    _sweep(step.pod.root)
+    store.sweep(step.pod.root)
 
 
 def check(step: Step) -> Sequence[Problem]:
@@ -119,19 +119,15 @@ def explain(step: Step) -> list[str]:
 
 
 def collect(root: str, run: str, pods: Set[str], only_look: bool) -> list[str]:
-    """Removes what killed pulls left behind; what is at work is left alone. There is nothing to tell of it."""
-    if not only_look:
-        _sweep(root)
-    return []
+    """Removes what killed pulls left behind, of which there is nothing to tell, and layers that failed ones left a day
+    ago or more; what is at work is left alone."""
+    if only_look:
+        from .publish import expired
 
-
-def _sweep(root: str) -> None:
-    """Sweeps the store's scratch space when there is anything in it."""
-    work = f"{store.base(root)}/tmp"
-    if os.path.isdir(work) and os.listdir(work):
-        from .publish import sweep
-
-        sweep(root)
+        gone = expired(root)
+    else:
+        gone = store.sweep(root)
+    return [f"{name[:18].replace('-', ' ')} of a pull that failed" for name in gone]
 
 
 def _ready(root: str, named: Any, policy: str, platform: str) -> store.Image | None:

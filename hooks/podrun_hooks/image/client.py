@@ -60,9 +60,10 @@ class Client:
         self.base = ""
 
     def close(self) -> None:
-        """Closes the connections."""
+        """Closes the connections. The next request opens new ones."""
         for pool in self.pools.values():
             pool.clear()
+        self.pools.clear()
 
     # --- how it is spoken to
 
@@ -314,6 +315,9 @@ class Client:
 
     def unreachable(self, error: Exception) -> Failure:
         reason = str(getattr(error, "reason", None) or error)
+        if isinstance(error, ProtocolError) and error.args:
+            # ("Connection aborted.", the error below it)
+            reason = str(error.args[0]).rstrip(".")
         # urllib3 leads its messages with "<urllib3...HTTPConnection object at 0x...>: ", since 2.4 with
         # "HTTPConnection(host='...', port=...): ".
         if reason.startswith(("<", "HTTP")):

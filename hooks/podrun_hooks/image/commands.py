@@ -65,10 +65,12 @@ def pull(
     cwd: str = "",
     verify: Verify | None = None,
     progress: Progress | None = None,
+    changed: bool = False,
 ) -> store.Image:
     """Brings an image of any kind into the store. Its ``digest`` is what ``podrun image pull`` prints.
 
-    Relative paths in ``ref`` start from ``cwd`` (absolute). Raises Failure as the hook does.
+    Relative paths in ``ref`` start from ``cwd`` (absolute). ``changed``: it is known that the name stands for something
+    else than what is stored (see now.ask). Raises Failure as the hook does.
     """
     named = reference.parse(ref, cwd)
     demanded = demands(verify, named)
@@ -81,7 +83,7 @@ def pull(
     found = store.cached(root, named, policy, platform)
     if found and proved(root, demanded, found.digest):
         return found
-    return _pull(root, named, policy, platform, notify, demanded, progress)
+    return _pull(root, named, policy, platform, notify, demanded, progress, changed)
 
 
 def import_(root: str, path: str, notify: Callable[[str], None] = _quietly) -> list[store.Image]:
@@ -202,9 +204,9 @@ def prune(root: str, used: Used, unused: bool = False) -> Removed:
 
 
 def collect(root: str) -> None:
-    """Removes what killed processes left in the store; what is at work is left alone."""
+    """Removes what killed processes left in the store, and what failed pulls did a day ago; see store.sweep()."""
     if os.path.isdir(store.base(root)):
-        publish.sweep(root)
+        store.sweep(root)
 
 
 def login(registry: str, user: str, password: str) -> str:
@@ -363,6 +365,7 @@ def _garbage(root: str, scratch: str, busy: AbstractSet[str]) -> int:
         freed += _on_disk(path)
         os.rename(path, f"{scratch}/{name}")
         publish.remove(f"{scratch}/{name}")
+    publish.forget_marks(root)
     return freed
 
 

@@ -1,34 +1,38 @@
-"""Layers from a source into the store, several at once, each read once: verified, kept, decompressed and unpacked."""
+"""Layers from a source into the store, several at once, each read once: verified, kept, decompressed and unpacked.
+
+Worker processes fetch and unpack; one more writes to the disk what they have made while they go on, and publishes it.
+This process holds the locks and tells how far they are.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
-from typing import NamedTuple
+from contextlib import ExitStack, closing
+from typing import Any, NamedTuple
 
-from podrun.errors import MALFORMED, Failure
+from podrun.errors import BUSY, Failure
 
-from . import publish, store
+from . import publish, store, workers
 from .layer import Summary, extract
 from .manifest import Descriptor
 from .source import Source, verified
-from .stream import Reader, ahead, chunks_of, decompressed, malformed, seen
+from .stream import Reader, ahead, chunks_of, decompressed, malformed, prepare, seen
+from .workers import Tell, Worker
 
 #: Layers at work at once.
 PARALLEL = 3
 #: Seconds between two STATUS= lines, and how much longer each of them asks systemd to wait.
 _INTERVAL = 0.5
 _EXTENSION = 60
-#: Seconds between two looks for ``progress``.
+#: Seconds between two looks for ``progress``, and between two messages of a worker.
 _GLANCE = 0.1
-
-
-class _Stopped(Exception):
-    """Another layer has failed, or the pull was interrupted."""
+#: Seconds between two looks whether another podrun has done with a layer.
+_POLL = 0.02
+#: Seconds between the end of one writing to the disk and the next, and at least as long as the last one took.
+_BREATH = 0.15
 
 
 class Moving(NamedTuple):
@@ -52,122 +56,249 @@ class _Layer(NamedTuple):
     source: Source
     blob: Descriptor
     diff_id: str
-    #: For messages.
-    what: str
-    #: A directory of its own.
+    #: A directory of its own, made when the work begins.
     scratch: str
     #: A processor is free for reading ahead.
     spare: bool
-    #: Told of every chunk; raises _Stopped.
-    moving: Callable[[bytes], None]
+
+    @property
+    def what(self) -> str:
+        """For messages."""
+        return f"{self.source.what}: layer {self.blob.digest[7:19]}"
+
+    @property
+    def written(self) -> publish.Written:
+        return publish.Written(self.scratch, self.blob.digest, self.diff_id)
+
+    def stored(self) -> bool:
+        blob = os.path.exists(store.blob(self.root, self.blob.digest))
+        return blob and publish.about_layer(self.root, self.diff_id) is not None
 
 
 def fetch(
     root: str,
     source: Source,
     layers: Iterable[tuple[Descriptor, str]],
+    blobs: dict[str, str],
     scratch: str,
     notify: Callable[[str], None],
     progress: Progress | None = None,
 ) -> None:
-    """Brings layers, pairs of blob and diffID, into the store: PARALLEL at once, the largest first."""
-    wanted = list(layers)
-    todo = sorted(wanted, key=lambda pair: pair[0].size)
-    total = sum(blob.size for blob, _ in todo)
-    workers = min(PARALLEL, len(todo))
-    spare = workers < len(os.sched_getaffinity(0))
-    stop = threading.Event()
-    failures: list[BaseException] = []
-    moved = dict.fromkeys(wanted, 0)
-    stored: set[tuple[Descriptor, str]] = set()
-    # Not Thread.join(): one that a signal handler's exception interrupts takes the thread for ended (CPython 3.11).
-    ended = [threading.Event() for _ in range(workers)]
-
-    def run(worker: int) -> None:
-        def moving(chunk: bytes) -> None:
-            if stop.is_set():
-                raise _Stopped
-            moved[layer] += len(chunk)
-
-        try:
-            while todo:
-                layer = todo.pop()
-                blob, diff_id = layer
-                what = f"{source.what}: layer {blob.digest[7:19]}"
-                _bring(_Layer(root, source, blob, diff_id, what, f"{scratch}/{worker}", spare, moving))
-                stored.add(layer)
-        except IndexError:  # another worker took the last one
-            pass
-        except BaseException as failure:  # told to the main thread, which raises it
-            failures.append(failure)
-            stop.set()
-        finally:
-            ended[worker].set()
-
-    def show() -> None:
-        if progress:
-            progress([Moving(blob.digest, blob.size, moved[blob, of], (blob, of) in stored) for blob, of in wanted])
-
-    for number in range(workers):
-        threading.Thread(target=run, args=(number,), daemon=True).start()
-    told, last = 0, time.monotonic()
+    """Brings layers, pairs of blob and diffID, into the store: PARALLEL at once, the largest first; and ``blobs``,
+    files in ``scratch`` by digest."""
+    pairs = list(layers)
+    spare = min(PARALLEL, len(pairs)) < len(os.sched_getaffinity(0))
+    wanted = [_Layer(root, source, *pair, f"{scratch}/{number}", spare) for number, pair in enumerate(pairs)]
+    pull = _Fetching(wanted, blobs, scratch, notify, progress)
     try:
-        for end in ended:
-            while not end.wait(_GLANCE if progress else _INTERVAL):
-                show()
-                now, done = time.monotonic(), sum(moved.values())
-                if done > told and now - last >= _INTERVAL:
-                    told, last = done, now
-                    notify(
-                        f"STATUS=Pulling {source.what}: {done >> 20} of {total >> 20} MiB\n"
-                        f"EXTEND_TIMEOUT_USEC={_EXTENSION * 1_000_000}"
-                    )
-        show()
+        if pull.todo:
+            source.disconnect()
+            prepare([blob.media_type for blob, _ in pairs])
+            # Before there is a lock or a thread to inherit.
+            for _ in range(min(PARALLEL, len(pull.todo))):
+                workers.start(pull.fetchers, pull.bring)
+            workers.start(pull.publishers, pull.publish)
+            pull.publisher = pull.publishers[0].pid
+            pull.run()
+        if not pull.failure:
+            publish.publish_blobs(root, pull.blobs)
+        pull.show()
     finally:
-        stop.set()
-        for end in ended:
-            # A thread that waits for the network notices only when that answers; it dies with the process then.
-            end.wait(2)
-    for failure in failures:
-        if not isinstance(failure, _Stopped):
-            raise failure
+        workers.end(pull.fetchers)
+        workers.end(pull.publishers)
+        for lock in pull.locks.values():
+            lock.close()
+    if pull.failure:
+        raise pull.failure
 
 
-def _bring(layer: _Layer) -> None:
-    """Brings one layer into the store: the blob, and the directory that it unpacks to."""
-    with publish.locked(layer.root, layer.blob.digest, idle=lambda: layer.moving(b"")):
-        path = store.blob(layer.root, layer.blob.digest)
-        stored = os.path.exists(path)
-        if stored and publish.about_layer(layer.root, layer.diff_id):
+class _Fetching:
+    """Layers, and which of the workers has which of them. Layers are known by their number."""
+
+    def __init__(
+        self,
+        layers: list[_Layer],
+        blobs: dict[str, str],
+        scratch: str,
+        notify: Callable[[str], None],
+        progress: Progress | None,
+    ) -> None:
+        self.layers = layers
+        #: What is to be published with layers, and has not been yet.
+        self.blobs = blobs
+        self.scratch = scratch
+        self.notify = notify
+        self.progress = progress
+        self.stored = {number for number, layer in enumerate(layers) if layer.stored()}
+        self.todo = sorted(set(range(len(layers))) - self.stored, key=lambda number: layers[number].blob.size)
+        self.locks: dict[int, ExitStack] = {}
+        self.fetchers: list[Worker] = []
+        self.publishers: list[Worker] = []
+        self.publisher = 0
+        #: What a worker is at: a layer; layers to be published.
+        self.fetching: dict[int, int] = {}
+        self.publishing: list[int] | None = None
+        #: Unpacked, with what is known of them.
+        self.unpacked: dict[int, Any] = {}
+        self.moved = [0] * len(layers)
+        #: How much had moved when the last writing began.
+        self.at = 0
+        self.failure: Exception | None = None
+        self.began = self.pause_until = time.monotonic()
+
+    # --- in the workers
+
+    def bring(self, number: int, tell: Tell) -> Any:
+        return _bring(self.layers[number], _teller(tell))
+
+    def publish(self, request: Any, _tell: Tell) -> None:
+        numbers, blobs = request
+        layers = [(self.layers[number].written, about) for number, about in numbers]
+        publish.publish_written(self.layers[0].root, self.scratch, layers, blobs)
+
+    # --- in the parent
+
+    def run(self) -> None:
+        """Until all layers are stored, or one has failed and those that had come before are stored."""
+        told = told_at = 0.0
+        while len(self.stored) < len(self.layers):
+            if not self.failure:
+                self.assign()
+            self.write()
+            if self.failure and not self.publishing and not self.unpacked:
+                return
+            for worker, kind, value in workers.answers([*self.fetchers, *self.publishers], self.patience()):
+                self.take(worker, kind, value)
+            self.show()
+            now, done = time.monotonic(), sum(self.moved)
+            if done > told and now - told_at >= _INTERVAL:
+                told, told_at = done, now
+                total = sum(layer.blob.size for layer in self.layers)
+                self.notify(
+                    f"STATUS=Pulling {self.layers[0].source.what}: {done >> 20} of {total >> 20} MiB\n"
+                    f"EXTEND_TIMEOUT_USEC={_EXTENSION * 1_000_000}"
+                )
+
+    def patience(self) -> float:
+        """Seconds to wait for an answer before there may be something else to do."""
+        if self.todo and len(self.fetching) < len(self.fetchers):
+            return _POLL
+        longest = _GLANCE if self.progress else _INTERVAL
+        if self.publishing is not None or sum(self.moved) <= self.at:
+            return longest
+        return max(0.0, min(self.pause_until - time.monotonic(), longest))
+
+    def assign(self) -> None:
+        """Gives idle workers the largest layers that no other podrun is at."""
+        idle = [worker for worker in self.fetchers if worker.pid not in self.fetching]
+        for number in reversed(self.todo[:]):
+            if not idle:
+                return
+            layer, lock = self.layers[number], ExitStack()
+            try:
+                lock.enter_context(publish.locked(layer.root, layer.blob.digest, wait=False))
+            except Failure as failure:
+                if failure.code != BUSY:
+                    raise
+                continue
+            self.todo.remove(number)
+            if layer.stored():
+                lock.close()
+                self.stored.add(number)
+                continue
+            self.locks[number] = lock
+            worker = idle.pop()
+            self.fetching[worker.pid] = number
+            worker.ask(number)
+
+    def write(self) -> None:
+        """Has written what there is: at once when a layer is whole, else now and then, lest all is left for the end."""
+        if self.publishing is not None or (not self.unpacked and time.monotonic() < self.pause_until):
             return
-        os.mkdir(layer.scratch, 0o700)
-        try:
-            if stored:
-                with open(path, "rb") as kept:
-                    _take(layer, verified(chunks_of(kept), layer.blob, layer.what), keep=False)
-            else:
-                _take(layer, verified(layer.source.open(layer.blob), layer.blob, layer.what), keep=True)
-        finally:
-            publish.remove(layer.scratch)
+        moved = sum(self.moved)
+        if self.unpacked or (moved > self.at and not self.failure):
+            self.publishing = list(self.unpacked)
+            self.began, self.at = time.monotonic(), moved
+            last = not (self.todo or self.fetching or self.failure)
+            blobs, self.blobs = (self.blobs, {}) if last else ({}, self.blobs)
+            self.publishers[0].ask([[[number, self.unpacked.pop(number)] for number in self.publishing], blobs])
+
+    def take(self, worker: Worker, kind: str, value: Any) -> None:
+        """An answer of a worker."""
+        publisher = worker.pid == self.publisher
+        if publisher and kind == "done":
+            now = time.monotonic()
+            self.pause_until = now + max(_BREATH, now - self.began)
+            for number in self.publishing or ():
+                self.stored.add(number)
+                self.locks.pop(number).close()
+            self.publishing = None
+        elif kind == "failed":
+            self.failure = self.failure or value
+            workers.end(self.fetchers)
+            self.fetching.clear()
+            if publisher:
+                self.publishing, self.unpacked = None, {}
+        elif worker.pid not in self.fetching:
+            return  # it was ended for another one's failure
+        elif kind == "told":
+            self.moved[self.fetching[worker.pid]] = value
+        else:
+            number = self.fetching.pop(worker.pid)
+            self.moved[number] = self.layers[number].blob.size
+            self.unpacked[number] = value
+
+    def show(self) -> None:
+        if self.progress:
+            moved = zip(self.layers, self.moved, strict=True)
+            self.progress(
+                [
+                    Moving(layer.blob.digest, layer.blob.size, done, number in self.stored)
+                    for number, (layer, done) in enumerate(moved)
+                ]
+            )
 
 
-def _take(layer: _Layer, chunks: Iterator[bytes], *, keep: bool) -> None:
-    """Reads a layer to its end; with ``keep`` it is stored as a blob; it is unpacked unless it has been."""
-    unpacked = f"{layer.scratch}/layer"
-    about = publish.about_layer(layer.root, layer.diff_id)
-    with open(f"{layer.scratch}/blob" if keep else os.devnull, "wb") as blob:
-        watched = seen(chunks, layer.moving, blob.write)
-        if about:
+def _teller(tell: Tell) -> Callable[[bytes], None]:
+    """Counts chunks, and tells now and then how many bytes they were."""
+    moved, told_at = 0, 0.0
+
+    def moving(chunk: bytes) -> None:
+        nonlocal moved, told_at
+        moved += len(chunk)
+        now = time.monotonic()
+        if now - told_at >= _GLANCE:
+            told_at = now
+            tell(moved)
+
+    return moving
+
+
+def _bring(layer: _Layer, moving: Callable[[bytes], None]) -> Any:
+    """Writes what the store lacks of a layer into its scratch directory; what is known of it when it is unpacked."""
+    path = store.blob(layer.root, layer.blob.digest)
+    os.mkdir(layer.scratch, 0o700)
+    try:
+        if not os.path.exists(path):
+            return _take(layer, verified(layer.source.open(layer.blob), layer.blob, layer.what), moving, keep=True)
+        with open(path, "rb") as kept:
+            return _take(layer, verified(chunks_of(kept), layer.blob, layer.what), moving, keep=False)
+    except BaseException:
+        publish.remove(layer.scratch)
+        raise
+
+
+def _take(layer: _Layer, chunks: Iterator[bytes], moving: Callable[[bytes], None], *, keep: bool) -> Any:
+    """Reads a layer to its end; with ``keep`` it is written as a blob; it is unpacked unless it has been."""
+    with open(layer.written.blob if keep else os.devnull, "wb") as blob:
+        watched = seen(chunks, moving, blob.write)
+        if publish.about_layer(layer.root, layer.diff_id):
             for _ in watched:
                 pass
-        else:
-            about = _unpack(layer, watched, unpacked)._asdict()
-            about["size_on_disk"] = about.pop("size")
-    publish.sync(layer.scratch)
-    if keep:
-        publish.publish_blob(layer.root, f"{layer.scratch}/blob", layer.blob.digest)
-    if os.path.isdir(unpacked):
-        publish.publish_layer(layer.root, layer.scratch, unpacked, layer.diff_id, about)
+            return None
+        about = _unpack(layer, watched, layer.written.unpacked)._asdict()
+        about["size_on_disk"] = about.pop("size")
+        return about
 
 
 def _unpack(layer: _Layer, chunks: Iterator[bytes], target: str) -> Summary:
@@ -182,9 +313,10 @@ def _unpack(layer: _Layer, chunks: Iterator[bytes], target: str) -> Summary:
             # The archive may end before its stream does: what follows belongs to both digests all the same.
             reader.drain()
         except Failure as failure:
-            if failure.code == MALFORMED and not failure.what.startswith(layer.what):
-                raise malformed(f"{layer.what}: {failure.what}") from None
-            raise
+            if failure.what.startswith(layer.source.what):
+                raise
+            what = f"{layer.what}: {failure.what}"
+            raise Failure(what, code=failure.code, hint=failure.hint) from None
     for _ in chunks:
         pass
     if f"sha256:{digest.hexdigest()}" != layer.diff_id:

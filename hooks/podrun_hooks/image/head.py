@@ -11,6 +11,10 @@ import os
 from . import reference, registries
 from .reference import Reference
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 _TIMEOUT = 10.0
 _LONGEST = 1 << 16
 _ACCEPT = ", ".join(
@@ -51,16 +55,20 @@ def digest(named: Reference) -> str:
 
 def _ask(registry: str, request: bytes) -> bytes:
     """The head of the answer. Raises OSError."""
-    import socket
-
     plain = registries.is_loopback(registry)
     host, _, port = registry.rpartition(":") if not registry.endswith("]") and ":" in registry else (registry, "", "")
-    connection = socket.create_connection((host.strip("[]"), int(port or (80 if plain else 443))), _TIMEOUT)
+    host, number = host.strip("[]"), int(port or (80 if plain else 443))
+    connection: Any
+    if plain:
+        connection = _connected(host, number)
+    else:
+        import socket
+        import ssl
+
+        connection = socket.create_connection((host, number), _TIMEOUT)
     try:
         if not plain:
-            import ssl
-
-            connection = ssl.create_default_context().wrap_socket(connection, server_hostname=host.strip("[]"))
+            connection = ssl.create_default_context().wrap_socket(connection, server_hostname=host)
         connection.sendall(request)
         answer = b""
         while b"\r\n\r\n" not in answer and len(answer) < _LONGEST:
@@ -71,3 +79,20 @@ def _ask(registry: str, request: bytes) -> bytes:
         return answer.partition(b"\r\n\r\n")[0]
     finally:
         connection.close()
+
+
+def _connected(host: str, port: int) -> Any:
+    """As socket.create_connection() does it; importing ``socket`` builds enums, an IDNA codec is for text (8 ms)."""
+    import _socket
+
+    refused: OSError | None = None
+    for family, kind, protocol, _, address in _socket.getaddrinfo(host.encode("ascii"), port, 0, _socket.SOCK_STREAM):
+        connection = _socket.socket(family, kind, protocol)
+        try:
+            connection.settimeout(_TIMEOUT)
+            connection.connect(address)
+            return connection
+        except OSError as error:
+            refused = error
+            connection.close()
+    raise refused or OSError(f"{host} has no address")

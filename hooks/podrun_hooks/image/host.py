@@ -86,9 +86,10 @@ def make(root: str) -> store.Image:
             with publish.work(root) as scratch:
                 name = _name()
                 try:
-                    _fill(f"{scratch}/root")
-                    publish.sync(scratch)
-                    publish.publish_layer(root, scratch, f"{scratch}/root", name, {})
+                    written = publish.Written(f"{scratch}/host", "", name)
+                    os.mkdir(written.scratch)
+                    _fill(written.unpacked)
+                    publish.publish_written(root, scratch, [(written, {})], {})
                 except OSError as error:
                     raise of_oserror(error, "host:") from None
             # A package may have been installed meanwhile.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import stat
 from typing import NamedTuple
 
@@ -28,8 +29,8 @@ from .tar import (
 )
 
 MAX_ENTRIES = 4_000_000
-#: Directories kept open while a layer is unpacked.
-_OPEN_DIRECTORIES = 200
+#: Directories kept open while a layer is unpacked, where the process may open that many files.
+_OPEN_DIRECTORIES = 4000
 #: As the kernel's own limit on symlinks in one path (path_resolution(7)).
 _MAX_SYMLINKS = 40
 
@@ -38,6 +39,8 @@ _WHITEOUT = b".wh."
 _OPAQUE = b".wh..wh..opq"
 #: What AUFS kept for itself; nothing in an OCI layer.
 _AUFS = b".wh..wh."
+#: Makes what is created in a directory have another mode than it was created with (acl(5)).
+_DEFAULT_ACL = b"system.posix_acl_default"
 #: xattrs by which overlayfs would believe a layer that it hides or redirects files (overlayfs.rst).
 _FORGED = (b"trusted.overlay.", b"user.overlay.")
 
@@ -75,6 +78,7 @@ def extract(reader: Reader, target: str, scratch: str) -> Summary:
     """
     tree = _Tree(target, scratch)
     entry = None
+    umask = os.umask(0)
     try:
         for entry in entries(reader):
             tree.take(entry, reader)
@@ -85,6 +89,7 @@ def extract(reader: Reader, target: str, scratch: str) -> Summary:
             raise malformed(f"{name}: cannot be unpacked: {error.strerror}") from None
         raise of_oserror(error, f"unpacking {name}") from None
     finally:
+        os.umask(umask)
         tree.close()
     return Summary(
         tree.count,
@@ -133,6 +138,15 @@ class _Tree:
         #: Directories' mtimes change while they are filled.
         self.mtimes: dict[bytes, int] = {}
         self.opened: dict[bytes, int] = {}
+        self.most = min(_OPEN_DIRECTORIES, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+        status = os.fstat(self.root)
+        #: What is created belongs to 0:0 and has the mode it is created with: no directory hands down a group or ACLs.
+        self.exact = not (
+            os.geteuid()
+            or status.st_gid
+            or status.st_mode & stat.S_ISGID
+            or os.fsdecode(_DEFAULT_ACL) in os.listxattr(self.root)
+        )
 
     def close(self) -> None:
         self.forget()
@@ -153,8 +167,17 @@ class _Tree:
         fd = self.opened.get(path)
         if fd is not None:
             return fd
+        above, _, name = path.rpartition(b"/")
+        parent = self.opened.get(above) if above else self.root
         try:
-            fd = linux.openat2(self.root, path, _O_DIRECTORY)
+            if parent is not None:
+                try:
+                    # A single component that is no symlink: most are, and this is a third of the time.
+                    fd = os.open(name, _O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+                except (NotADirectoryError, FileNotFoundError):
+                    fd = linux.openat2(self.root, path, _O_DIRECTORY)
+            else:
+                fd = linux.openat2(self.root, path, _O_DIRECTORY)
         except FileNotFoundError:
             if not make or depth > _MAX_SYMLINKS:
                 raise
@@ -164,7 +187,7 @@ class _Tree:
             if not make or not self.unhide(path):
                 raise
             return self.directory(path, make, depth)
-        if len(self.opened) >= _OPEN_DIRECTORIES:
+        if len(self.opened) >= self.most:
             self.forget()
         self.opened[path] = fd
         return fd
@@ -176,7 +199,7 @@ class _Tree:
             part = b"/".join(parts[:count])
             parent = self.directory(b"/".join(parts[: count - 1]))
             try:
-                _make_directory(parts[count - 1], parent)
+                self.bare_directory(parts[count - 1], parent)
                 self.implied.add(part)
             except FileExistsError:
                 status = os.stat(parts[count - 1], dir_fd=parent, follow_symlinks=False)
@@ -199,11 +222,18 @@ class _Tree:
             status = os.stat(name, dir_fd=parent, follow_symlinks=False)
             if _is_whiteout(status):
                 os.unlink(name, dir_fd=parent)
-                _make_directory(name, parent)
+                self.bare_directory(name, parent)
                 self.implied.add(part)
                 self.set_opaque(parent, name)
                 return True
         return False
+
+    def bare_directory(self, name: bytes, parent: int) -> None:
+        """Makes a directory of which no entry says anything (yet)."""
+        os.mkdir(name, 0o755, dir_fd=parent)
+        if not self.exact:
+            os.chown(name, 0, 0, dir_fd=parent, follow_symlinks=False)
+            os.chmod(name, 0o755, dir_fd=parent)
 
     def set_opaque(self, parent: int, name: bytes) -> None:
         os.setxattr(_path(parent, name), "trusted.overlay.opaque", b"y", follow_symlinks=False)
@@ -232,6 +262,7 @@ class _Tree:
                 raise malformed(f"{_shown(entry.name)!r}: the root of a layer is a directory")
             self.describe(entry, self.root, b".")
             self.mtimes[b""] = entry.mtime
+            self.note_heirs(entry)
             return
         if entry.xattrs:
             _check_xattrs(entry)
@@ -282,29 +313,32 @@ class _Tree:
         return self.directory(path.rpartition(b"/")[0])
 
     def file(self, entry: Entry, parent: int, name: bytes, path: bytes, reader: Reader) -> None:
+        mode = entry.mode
+        # The set-id bits come last: chown(2) and write(2) may clear them.
+        early = mode & 0o777 if self.exact else 0o600
         try:
-            fd = os.open(name, _O_NEW, 0o600, dir_fd=parent)
+            fd = os.open(name, _O_NEW, early, dir_fd=parent)
         except FileExistsError:
             parent = self.free(parent, name, path)
-            fd = os.open(name, _O_NEW, 0o600, dir_fd=parent)
+            fd = os.open(name, _O_NEW, early, dir_fd=parent)
         try:
             if entry.segments is None:
-                rest = entry.size
+                rest = size = entry.size
                 while rest:
                     rest -= _write(fd, reader.some(rest))
+                self.bytes += size + -size % _BLOCK
             else:
                 os.ftruncate(fd, entry.length)
                 for offset, rest in entry.segments:
+                    self.bytes += rest + -rest % _BLOCK
                     os.lseek(fd, offset, os.SEEK_SET)
                     while rest:
                         rest -= _write(fd, reader.some(rest))
-            pieces = [size for _, size in entry.segments] if entry.segments is not None else [entry.size]
-            self.bytes += sum(size + -size % _BLOCK for size in pieces)
             # This order: chown(2) clears setuid bits and capabilities, write(2) clears capabilities.
-            if entry.uid or entry.gid:
+            if entry.uid or entry.gid or not self.exact:
                 os.fchown(fd, entry.uid, entry.gid)
-            if entry.mode != 0o600:
-                os.fchmod(fd, entry.mode)
+            if mode != early or not self.exact:
+                os.fchmod(fd, mode)
             for key, value in entry.xattrs.items():
                 _set_xattr(fd, key, value, entry)
             os.utime(fd, ns=(entry.mtime, entry.mtime))
@@ -312,9 +346,12 @@ class _Tree:
             os.close(fd)
 
     def make_directory(self, entry: Entry, parent: int, name: bytes, path: bytes) -> None:
+        early = entry.mode & 0o777 if self.exact else 0o755
+        done = self.exact and entry.mode == early and not (entry.uid or entry.gid or entry.xattrs)
         try:
-            os.mkdir(name, 0o755, dir_fd=parent)
+            os.mkdir(name, early, dir_fd=parent)
         except FileExistsError:
+            done = False
             status = os.stat(name, dir_fd=parent, follow_symlinks=False)
             if not stat.S_ISDIR(status.st_mode):
                 parent = self.free(parent, name, path)
@@ -322,8 +359,15 @@ class _Tree:
                 if _is_whiteout(status):
                     self.set_opaque(parent, name)
         self.implied.discard(path)
-        self.describe(entry, parent, name)
+        if not done:
+            self.describe(entry, parent, name)
         self.mtimes[path] = entry.mtime
+        self.note_heirs(entry)
+
+    def note_heirs(self, entry: Entry) -> None:
+        """A directory may hand its group (setgid, or the mount option grpid) or its default ACL down."""
+        if entry.gid or entry.mode & stat.S_ISGID or _DEFAULT_ACL in entry.xattrs:
+            self.exact = False
 
     def hardlink(self, entry: Entry, parent: int, name: bytes, path: bytes) -> None:
         target = _clean(entry.link)
@@ -378,7 +422,7 @@ class _Tree:
 
     def describe(self, entry: Entry, parent: int, name: bytes) -> None:
         """Owner, mode, xattrs and mtime of anything but a regular file."""
-        if entry.uid or entry.gid or entry.kind == DIRECTORY:
+        if entry.uid or entry.gid or entry.kind == DIRECTORY or not self.exact:
             os.chown(name, entry.uid, entry.gid, dir_fd=parent, follow_symlinks=False)
         if entry.kind != SYMLINK:
             os.chmod(name, entry.mode, dir_fd=parent)
@@ -399,12 +443,6 @@ class _Tree:
                 continue
 
 
-def _make_directory(name: bytes, parent: int) -> None:
-    os.mkdir(name, dir_fd=parent)
-    # Whatever the umask is.
-    os.chmod(name, 0o755, dir_fd=parent)
-
-
 def _path(parent: int, name: bytes) -> bytes:
     """A path for the calls that have no dir_fd; only its last component comes from the archive."""
     return b"/proc/self/fd/%d/%s" % (parent, name)
@@ -420,8 +458,9 @@ def _is_whiteout(status: os.stat_result) -> bool:
 
 def _write(fd: int, piece: memoryview) -> int:
     size = len(piece)
-    while piece:
-        piece = piece[os.write(fd, piece) :]
+    done = os.write(fd, piece)
+    while done < size:
+        done += os.write(fd, piece[done:])
     return size
 
 

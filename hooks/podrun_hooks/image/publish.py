@@ -10,21 +10,24 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from podrun.errors import BUSY, Failure, of_oserror
 
 from .. import linux
 from . import store
 
-_DIRECTORIES = ("blobs", "blobs/sha256", "layers", "refs", "verified", "tmp", "locks")
+_DIRECTORIES = ("blobs", "blobs/sha256", "layers", "refs", "verified", "unclaimed", "tmp", "locks")
 #: Seconds between two looks at a lock that somebody else holds.
 _POLL = 0.02
+#: Seconds that layers of a failed pull are kept for the next try.
+KEPT = 24 * 3600
 _LAYOUT = '{"imageLayoutVersion":"1.0.0"}'
 
 
@@ -236,41 +239,167 @@ def _sync_directory(path: str) -> None:
 
 
 def put(scratch: str, path: str, text: str | bytes) -> None:
-    """Writes a small file so that readers see either the old or the new one."""
+    """Writes a small file so that readers see either the old or the new one, also after a power cut.
+
+    Which of the two is another matter: the name is on the disk when the file system next writes its journal.
+    """
     new = f"{scratch}/{os.urandom(6).hex()}"
     with open(new, "wb") as file:
         file.write(text.encode() if isinstance(text, str) else text)
         file.flush()
         os.fsync(file.fileno())
     os.rename(new, path)
-    _sync_directory(os.path.dirname(path))
 
 
-def put_blob(root: str, scratch: str, digest: str, content: bytes) -> None:
-    """Stores a small blob (a manifest, a configuration) whose digest the caller has checked."""
-    path = store.blob(root, digest)
-    if not os.path.exists(path):
-        put(scratch, path, content)
+def put_blobs(root: str, scratch: str, contents: Iterable[bytes]) -> dict[str, str]:
+    """Writes small blobs (manifests, a configuration) that the store lacks; for :func:`publish_blobs`."""
+    written: dict[str, str] = {}
+    for content in contents:
+        digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
+        if not os.path.exists(store.blob(root, digest)):
+            written[digest] = f"{scratch}/{digest[7:]}"
+            with open(written[digest], "wb") as file:
+                file.write(content)
+    return written
 
 
-def publish_blob(root: str, written: str, digest: str) -> None:
-    """Moves a written and synced file to its place among the blobs."""
-    os.rename(written, store.blob(root, digest))
-    _sync_directory(f"{store.base(root)}/blobs/sha256")
+def publish_blobs(root: str, written: dict[str, str]) -> None:
+    """Moves written files to their place among the blobs, by digest, once they are on the disk."""
+    for path in written.values():
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    for digest, path in written.items():
+        os.rename(path, store.blob(root, digest))
+    if written:
+        _sync_directory(f"{store.base(root)}/blobs/sha256")
 
 
-def publish_layer(root: str, scratch: str, unpacked: str, name: str, about: dict[str, Any]) -> None:
-    """Moves a written and synced directory to its place among the layers, with what is known of it beside it."""
-    path = store.layer(root, name)
-    put(scratch, f"{path}.json", json.dumps(about, separators=(",", ":")))
+class Written(NamedTuple):
+    """A layer that has been written but is not visible yet: its blob, its directory, or both."""
+
+    scratch: str
+    digest: str
+    #: The diffID, or another name in layers/.
+    name: str
+
+    @property
+    def blob(self) -> str:
+        return f"{self.scratch}/blob"
+
+    @property
+    def unpacked(self) -> str:
+        return f"{self.scratch}/layer"
+
+
+def publish_written(
+    root: str, scratch: str, layers: list[tuple[Written, dict[str, Any] | None]], blobs: dict[str, str]
+) -> None:
+    """Has everything so far written to the disk, and then makes visible ``layers``, with what is known of each, and
+    ``blobs``, files by digest.
+
+    One syncfs(2) serves them all. A layer counts as there when its directory and its file beside it are
+    (:func:`about_layer`), so the order in which these two reach the disk does not matter.
+    """
+    for layer, about in layers:
+        if os.path.isdir(layer.unpacked):
+            with open(f"{layer.scratch}/about", "w", encoding="utf-8") as file:
+                json.dump(about, file, separators=(",", ":"))
+    sync(scratch)
+    of_layers = {layer.digest: layer.blob for layer, _ in layers if os.path.exists(layer.blob)}
+    _mark(root, map(_blob_mark, of_layers))
+    _mark(root, (_layer_mark(layer.name) for layer, _ in layers if layer.digest and os.path.isdir(layer.unpacked)))
+    for digest, written in (of_layers | blobs).items():
+        os.rename(written, store.blob(root, digest))
+    for layer, _ in layers:
+        if os.path.isdir(layer.unpacked):
+            path = store.layer(root, layer.name)
+            os.rename(f"{layer.scratch}/about", f"{path}.json")
+            try:
+                os.rename(layer.unpacked, path)
+            except OSError:
+                # Somebody else was faster: another compression of the same layer.
+                if not os.path.isdir(path):
+                    raise
+                _unless_gone(os.unlink, f"{store.base(root)}/unclaimed/{_layer_mark(layer.name)}")
+    # One after the other: a journal that has written the first has written the second.
+    if of_layers or blobs:
+        _sync_directory(f"{store.base(root)}/blobs/sha256")
+    if layers:
+        _sync_directory(f"{store.base(root)}/layers")
+    for layer, _ in layers:
+        remove(layer.scratch)
+
+
+# --- layers of pulls that failed
+
+
+def _mark(root: str, written: Iterable[str]) -> None:
+    """Notes blobs and layers, by :func:`_blob_mark` and :func:`_layer_mark`, of an image that is not in the store yet:
+    before they are, so that none is forgotten, and only what is new, so that nobody uses it."""
+    for name in written:
+        os.close(os.open(f"{store.base(root)}/unclaimed/{name}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+
+def _blob_mark(digest: str) -> str:
+    return f"blob-{digest.removeprefix('sha256:')}"
+
+
+def _layer_mark(diff_id: str) -> str:
+    return f"layer-{diff_id.removeprefix('sha256:')}"
+
+
+def claim(root: str, layers: Iterable[tuple[str, str]]) -> None:
+    """Pairs of digest and diffID belong to an image from here on: called before it is one, lest what is used should
+    ever look as if it were not."""
+    for digest, diff_id in layers:
+        for mark in (_blob_mark(digest), _layer_mark(diff_id)):
+            _unless_gone(os.unlink, f"{store.base(root)}/unclaimed/{mark}")
+
+
+def expired(root: str) -> list[str]:
+    """What came whole with pulls that failed, and has not been tried again for a while: "layer-HEX", "blob-HEX"."""
+    found = []
+    for name in sorted(_names(f"{store.base(root)}/unclaimed")):
+        try:
+            age = time.time() - os.lstat(f"{store.base(root)}/unclaimed/{name}").st_mtime
+        except FileNotFoundError:
+            continue
+        if age > KEPT:
+            found.append(name)
+    return found
+
+
+def expire(root: str) -> list[str]:
+    """Removes what has expired, and tells what; unless a pull is at work: the next one does then."""
+    if not expired(root):
+        return []
+    base = store.base(root)
     try:
-        os.rename(unpacked, path)
-    except OSError:
-        # Somebody else was faster: another compression of the same layer.
-        if not os.path.isdir(path):
+        with locked(root, "store", wait=False), work(root) as scratch:
+            records = filter(None, (store.read(f"{base}/refs/{name}") for name in _names(f"{base}/refs")))
+            # Somebody may have put its directory back under an image that had lost it.
+            used = {_layer_mark(layer) for record in records for layer in record.layers}
+            gone = [name for name in expired(root) if name not in used]
+            for name in expired(root):
+                kind, _, key = name.partition("-")
+                paths = [store.blob(root, key)] if kind == "blob" else [store.layer(root, key)]
+                for path in [*paths, *(f"{path}.json" for path in paths)] if name in gone else ():
+                    _unless_gone(os.rename, path, f"{scratch}/{os.urandom(6).hex()}")
+                _unless_gone(os.unlink, f"{base}/unclaimed/{name}")
+            return gone
+    except Failure as failure:
+        if failure.code != BUSY:
             raise
-        return
-    _sync_directory(os.path.dirname(path))
+        return []
+
+
+def forget_marks(root: str) -> None:
+    """Removes all marks: nothing is left in the store that is not used."""
+    for name in _names(f"{store.base(root)}/unclaimed"):
+        _unless_gone(os.unlink, f"{store.base(root)}/unclaimed/{name}")
 
 
 def about_layer(root: str, name: str) -> dict[str, Any] | None:

@@ -30,6 +30,8 @@ class _Pull(NamedTuple):
     notify: Notify
     demands: Sequence[Demand]
     progress: Progress | None
+    #: Somebody has asked already: what the store has is not what the name stands for.
+    changed: bool
 
 
 def pull(
@@ -40,6 +42,7 @@ def pull(
     notify: Notify,
     demands: Sequence[Demand] = (),
     progress: Progress | None = None,
+    changed: bool = False,
 ) -> store.Image:
     """The image of a reference, fetched and unpacked as far as the store lacks it, and proved to meet ``demands``.
 
@@ -50,7 +53,7 @@ def pull(
         from . import host
 
         return host.make(root)
-    todo = _Pull(root, named, platform, notify, demands, progress)
+    todo = _Pull(root, named, platform, notify, demands, progress, changed)
     if policy == "never":
         found = store.stored(root, named.text, platform)
         if found is None:
@@ -59,6 +62,7 @@ def pull(
     notify(f"STATUS=Pulling {named.text}")
     publish.prepare(root)
     publish.sweep(root)
+    publish.expire(root)
     # What prune would take for garbage is only on its way to becoming an image.
     with publish.locked(root, "store", shared=True), publish.locked(root, f"ref-{_short(named.text + platform)}"):
         known = store.stored(root, named.text, platform)
@@ -105,7 +109,7 @@ def _note_proofs(todo: _Pull, scratch: str, digest: str) -> None:
 def _pull(todo: _Pull, known: store.Stored | None) -> store.Image:
     with publish.work(todo.root) as scratch:
         stamp = store.stamp(store.source_file(todo.named))
-        source = _source(todo.named, known.remote if known else "", scratch)
+        source = _source(todo.named, known.remote if known and not todo.changed else "", scratch)
         if source is None and known:
             return _stored(todo, known)
         assert source is not None
@@ -150,10 +154,10 @@ def _import(todo: _Pull, source: Source, stamp: list[int], scratch: str) -> stor
     _check_platform(config, platform, source.what)
     notify(f"STATUS=Pulling {named.text}: {len(found.layers)} layers")
     layers = dict.fromkeys(zip(found.layers, config.diff_ids, strict=True))
-    fetch(root, source, layers, scratch, notify, todo.progress)
+    listed = content if found.descriptor.media_type == manifest.OCI_MANIFEST else manifest.as_oci(found)
+    small_blobs = publish.put_blobs(root, scratch, dict.fromkeys((config_text, content, listed)))
+    fetch(root, source, layers, small_blobs, scratch, notify, todo.progress)
     notify(f"STATUS=Storing {named.text}")
-    publish.put_blob(root, scratch, found.config.digest, config_text)
-    publish.put_blob(root, scratch, found.descriptor.digest, content)
     stack = stacked(root, scratch, config.diff_ids)
     stored = store.Stored(
         ref=named.text,
@@ -168,10 +172,9 @@ def _import(todo: _Pull, source: Source, stamp: list[int], scratch: str) -> stor
         size=len(content) + len(config_text) + sum(layer.size for layer in dict.fromkeys(found.layers)),
     )
     _note_proofs(todo, scratch, stored.digest)
+    publish.claim(root, [(blob.digest, diff_id) for blob, diff_id in layers])
     publish.put_record(root, scratch, stored)
     notify(f"STATUS=Listing {named.text}")
-    listed = content if found.descriptor.media_type == manifest.OCI_MANIFEST else manifest.as_oci(found)
-    publish.put_blob(root, scratch, manifest.digest_of(listed), listed)
     described = {
         "mediaType": manifest.OCI_MANIFEST,
         "digest": manifest.digest_of(listed),

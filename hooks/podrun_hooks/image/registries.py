@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
-from collections.abc import Mapping
-from typing import Any
 
 from podrun.errors import NOT_ALLOWED, WRONG_FILE, Failure, of_oserror
 from podrun.hook import ABSOLUTE, BOOLEAN, TEXT, Wrong, checked, list_of, option, read, record, table_of
@@ -14,11 +11,14 @@ from podrun.record import NamedTuple
 from . import reference
 from .reference import Reference
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
 #: Where the file is, and the environment variable that names another one.
 PATH = "/etc/podrun/registries.toml"
 VARIABLE = "PODRUN_REGISTRIES"
-
-_ADDRESS = frozenset("0123456789abcdefABCDEF.:")
 
 
 def location(text: str) -> tuple[str, str]:
@@ -83,7 +83,7 @@ def load(environ: Mapping[str, str] = os.environ) -> dict[str, Registry]:
     path = environ.get(VARIABLE) or PATH
     try:
         with open(path, encoding="utf-8") as file:
-            if os.geteuid() == 0 and os.fstat(file.fileno()).st_mode & stat.S_IWOTH:
+            if os.geteuid() == 0 and os.fstat(file.fileno()).st_mode & 0o002:
                 raise Failure(f"{path} can be written by everybody", code=NOT_ALLOWED, hint=f"chmod o-w {path}")
             text = file.read()
     except FileNotFoundError:
@@ -129,16 +129,19 @@ def endpoints(known: Mapping[str, Registry], named: Reference) -> list[Endpoint]
 
 def is_loopback(registry: str) -> bool:
     """Whether a registry's host[:port] is this machine, where plain HTTP is allowed."""
-    from urllib.parse import urlsplit
+    import _socket
 
-    host = urlsplit(f"//{registry}").hostname or ""
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    if not set(host) <= _ADDRESS:
-        return False
-    import ipaddress
-
+    # Also the network location of a URL, which may have a name and a password in front.
+    host = registry.rpartition("@")[2].lower()
+    if host.startswith("["):
+        host = host[1:].partition("]")[0]
+        family, start = _socket.AF_INET6, bytes(15) + b"\1"
+    else:
+        host = host.partition(":")[0]
+        family, start = _socket.AF_INET, b"\x7f"
+        if host == "localhost" or host.endswith(".localhost"):
+            return True
     try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
+        return _socket.inet_pton(family, host).startswith(start)
+    except (OSError, ValueError):
         return False

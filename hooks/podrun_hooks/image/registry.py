@@ -57,7 +57,7 @@ def _at(clients: list[Client], named: Reference, known: str) -> Source | None:
         for client in clients:
             client.close()
 
-    return Source(named.text, content, response.headers.get("Content-Type", ""), found, open_blob, close)
+    return Source(named.text, content, response.headers.get("Content-Type", ""), found, open_blob, close, close)
 
 
 def _path(wanted: Descriptor) -> str:

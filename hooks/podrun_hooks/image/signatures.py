@@ -212,7 +212,19 @@ def _is_identity(identity: Any, name: str, named: Reference) -> bool:
         return _exact(name) == _exact(str(identity.get("dockerReference")))
     if kind == "exactRepository":
         return _repository(name) == _repository(str(identity.get("dockerRepository")))
+    if kind == "remapIdentity":
+        return _is_identity({"type": "matchRepoDigestOrExact"}, name, _remapped(identity, named))
     raise Failure(f"policy: the signedIdentity {kind!r} is not known here", code=UNAVAILABLE)
+
+
+def _remapped(identity: dict[str, Any], named: Reference) -> Reference:
+    """The name that an image has where it is signed: of a mirror's image, the original's."""
+    prefix, signed = identity.get("prefix"), identity.get("signedPrefix")
+    if not (isinstance(prefix, str) and prefix and isinstance(signed, str) and signed):
+        raise Failure("policy: remapIdentity wants a prefix and a signedPrefix", code=WRONG_FILE)
+    if not f"{named.registry}/{named.repository}/".startswith(f"{prefix}/"):
+        return named
+    return reference.parse(f"{signed}{named.text.removeprefix(prefix)}")
 
 
 def _repository(name: str) -> str:

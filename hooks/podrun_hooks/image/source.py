@@ -24,6 +24,8 @@ class Source(NamedTuple):
     open: Callable[[Descriptor], Iterator[bytes]]
     #: Closes what ``open`` reads from.
     close: Callable[[], None] = lambda: None
+    #: Closes connections, which a process and its forked children must not share; ``open`` makes new ones.
+    disconnect: Callable[[], None] = lambda: None
 
 
 def image_manifest(source: Source, wanted: Platform) -> tuple[bytes, Descriptor]:

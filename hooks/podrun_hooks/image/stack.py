@@ -70,8 +70,9 @@ def _attributes(root: str, names: list[str], implied: dict[str, set[str]]) -> di
     """
     wrong: dict[str, _Attributes] = {}
     downward = list(reversed(names))
+    known: dict[str, list[str]] = {}
     for path in sorted(set().union(*implied.values())):
-        found = _merged(root, downward, path)
+        found = _merged(root, downward, path, known)
         if not found or path not in implied[found[0]]:
             continue
         said = [name for name in found if path not in implied[name]]
@@ -84,31 +85,36 @@ def _attributes(root: str, names: list[str], implied: dict[str, set[str]]) -> di
         parts = path.split("/")
         for count in range(1, len(parts)):
             above = "/".join(parts[:count])
-            found = _merged(root, downward, above)
+            found = _merged(root, downward, above, known)
             said = [name for name in found if above not in implied[name]] or found
             wrong.setdefault(above, _read(f"{store.layer(root, said[0])}/{above}"))
     return wrong
 
 
-def _merged(root: str, downward: list[str], path: str) -> list[str]:
-    """The layers, highest first, whose directories overlayfs merges at ``path``; [] when it is no directory."""
+def _merged(root: str, downward: list[str], path: str, known: dict[str, list[str]]) -> list[str]:
+    """The layers, highest first, whose directories overlayfs merges at ``path``; [] when it is no directory.
+
+    ``known`` remembers the answers.
+    """
     layers = downward
     walked = ""
     for part in path.split("/"):
         walked = f"{walked}/{part}"
-        merging = []
-        for name in layers:
-            here = f"{store.layer(root, name)}{walked}"
-            try:
-                status = os.lstat(here)
-            except FileNotFoundError:
-                continue
-            if not stat.S_ISDIR(status.st_mode):
-                break
-            merging.append(name)
-            if _is_opaque(here):
-                break
-        layers = merging
+        if walked not in known:
+            merging = []
+            for name in layers:
+                here = f"{store.layer(root, name)}{walked}"
+                try:
+                    status = os.lstat(here)
+                except FileNotFoundError:
+                    continue
+                if not stat.S_ISDIR(status.st_mode):
+                    break
+                merging.append(name)
+                if _is_opaque(here):
+                    break
+            known[walked] = merging
+        layers = known[walked]
     return layers
 
 
@@ -131,7 +137,9 @@ def _read(path: str) -> _Attributes:
 def _attribute_layer(root: str, scratch: str, names: list[str], attributes: dict[str, _Attributes]) -> str:
     name = attribute_layer_name(names)
     if publish.about_layer(root, name) is None:
-        made = f"{scratch}/attributes"
+        written = publish.Written(f"{scratch}/attributes", "", name)
+        os.mkdir(written.scratch)
+        made = written.unpacked
         os.mkdir(made)
         os.chmod(made, 0o755)
         for path in sorted(attributes):
@@ -143,6 +151,5 @@ def _attribute_layer(root: str, scratch: str, names: list[str], attributes: dict
             for key, value in right.xattrs.items():
                 os.setxattr(f"{made}/{path}", key, value)
             os.utime(f"{made}/{path}", ns=(right.mtime, right.mtime))
-        publish.sync(made)
-        publish.publish_layer(root, scratch, made, name, {})
+        publish.publish_written(root, scratch, [(written, {})], {})
     return name

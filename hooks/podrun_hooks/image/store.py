@@ -162,3 +162,20 @@ def cached(root: str, reference: Reference, policy: str, platform: str = "") -> 
         if file and now and now != found.source:
             return None
     return image(root, found)
+
+
+def sweep(root: str) -> list[str]:
+    """Removes what killed pulls left behind, and layers of failed ones after a day; what is at work is left alone.
+
+    Returns what those were: "layer-HEX", "blob-HEX".
+    """
+    if not any(map(_has_something, (f"{base(root)}/tmp", f"{base(root)}/unclaimed"))):
+        return []
+    from . import publish
+
+    publish.sweep(root)
+    return publish.expire(root)
+
+
+def _has_something(directory: str) -> bool:
+    return os.path.isdir(directory) and bool(os.listdir(directory))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import queue
 import threading
 import zlib
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import suppress
 from typing import IO, Any
 
 from podrun.errors import MALFORMED, UNAVAILABLE, Failure
@@ -52,11 +53,11 @@ class Reader:
 
     def ended(self) -> bool:
         """Whether nothing is left."""
-        return not self._fill()
+        return self._at >= len(self._chunk) and not self._fill()
 
     def some(self, limit: int) -> memoryview:
         """At least one byte, at most ``limit``."""
-        if not self._fill():
+        if self._at >= len(self._chunk) and not self._fill():
             raise malformed(f"{self._what} is truncated")
         piece = memoryview(self._chunk)[self._at : self._at + limit]
         self._at += len(piece)
@@ -79,6 +80,10 @@ class Reader:
 
     def skip(self, size: int) -> None:
         """Passes over ``size`` bytes."""
+        if self._at + size <= len(self._chunk):
+            self._at += size
+            self.position += size
+            return
         while size > 0:
             size -= len(self.some(size))
 
@@ -181,6 +186,16 @@ def decompressed(chunks: Iterator[bytes], what: str) -> Generator[bytes, None, N
         if size > RATIO_FREE_BYTES and size > taken[0] * MAX_RATIO:
             raise malformed(f"{what} unpacks to more than {MAX_RATIO} times its size")
         yield chunk
+
+
+def prepare(media_types: Iterable[str]) -> None:
+    """Imports once what layers of these types will want: in the parent of those that unpack them."""
+    for kind in {media_type.rpartition("+")[2] for media_type in media_types}:
+        if kind == "zstd":
+            with suppress(ImportError):
+                import zstandard  # noqa: F401
+        else:
+            _zlib()
 
 
 def _zlib() -> Any:

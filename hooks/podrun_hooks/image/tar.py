@@ -7,6 +7,7 @@ guess differently see two different images under one digest.
 from __future__ import annotations
 
 import struct
+import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -26,6 +27,8 @@ MAX_SEGMENTS = 1 << 16
 MAX_FILE_BYTES = 1 << 40
 #: chown(2) reads 2^32-1 as "leave it".
 MAX_ID = (1 << 32) - 2
+#: Remembered fields of mode and owner.
+_OWNERS = 1000
 
 _HEADER = struct.Struct("100s8s8s8s12s12s8sc100s8s32s32s8s8s155s12x")
 _ZEROS = bytes(BLOCK)
@@ -63,6 +66,7 @@ def entries(reader: Reader) -> Iterator[Entry]:
     pax: dict[bytes, bytes] = {}
     sparse: list[bytes] = []
     long_name = long_link = None
+    owners: dict[tuple[bytes, ...], tuple[int, int, int]] = {}
     while not reader.ended():
         block = reader.exactly(BLOCK)
         if block == _ZEROS:
@@ -85,7 +89,15 @@ def entries(reader: Reader) -> Iterator[Entry]:
             elif kind == _GNU_LINK:
                 long_link = content.split(b"\0", 1)[0]
             continue
-        entry = _entry(fields, kind, size, pax, long_name, long_link)
+        # Of all that a header says, few different things are said here.
+        owner = owners.get(fields[1:4])
+        if owner is None:
+            mode = _number(fields[1], "mode", 1 << 62) & 0o7777
+            owner = mode, _number(fields[2], "uid", MAX_ID), _number(fields[3], "gid", MAX_ID)
+            if len(owners) >= _OWNERS:
+                owners.clear()
+            owners[fields[1:4]] = owner
+        entry = _entry(fields, kind, size, owner, pax, long_name, long_link)
         start, follows = reader.position, entry.size
         if kind == _GNU_SPARSE:
             entry = _gnu_sparse(entry, block, reader)
@@ -101,7 +113,9 @@ def entries(reader: Reader) -> Iterator[Entry]:
 
 def _check_sum(block: bytes, field: bytes) -> None:
     wanted = _number(field, "checksum", 1 << 20)
-    found = sum(block) - sum(block[148:156]) + 8 * 32
+    # The low half of Adler-32 is the sum of the bytes modulo 65521 (RFC 1950), which 256 of them cannot reach.
+    halves = (zlib.adler32(block[:256], 0) & 0xFFFF) + (zlib.adler32(block[256:], 0) & 0xFFFF)
+    found = halves - sum(field) + 8 * 32
     if found != wanted:
         # Historic writers summed signed characters.
         signed = found - 256 * sum(byte > 127 for byte in block[:148] + block[156:])
@@ -111,7 +125,14 @@ def _check_sum(block: bytes, field: bytes) -> None:
 
 def _number(field: bytes, what: str, most: int) -> int:
     """An octal field, or GNU's base-256 one: the first byte is 0x80, or 0xff of a negative number."""
-    if field[0] & 0x80:
+    digits = field[:-1]
+    if digits.isdigit() and field[-1] in b"\0 ":
+        # As nearly everybody writes it.
+        try:
+            value = int(digits, 8)
+        except ValueError:
+            raise malformed(f"tar: {what} is {digits!r}") from None
+    elif field[0] & 0x80:
         value = int.from_bytes(bytes((field[0] & 0x7F,)) + field[1:], "big")
         if field[0] & 0x40:
             value -= 1 << (8 * len(field) - 1)
@@ -141,7 +162,7 @@ def _decimal(pax: dict[bytes, bytes], key: bytes, otherwise: int, most: int) -> 
 
 def _mtime(field: bytes, pax: dict[bytes, bytes]) -> int:
     """Nanoseconds, kept within what every file system can store."""
-    text = pax.get(b"mtime")
+    text = pax.get(b"mtime") if pax else None
     if text:
         seconds, _, fraction = text.partition(b".")
         digits = seconds.removeprefix(b"-")
@@ -163,19 +184,21 @@ def _entry(
     fields: tuple[bytes, ...],
     kind: bytes,
     size: int,
+    owner: tuple[int, int, int],
     pax: dict[bytes, bytes],
     long_name: bytes | None,
     long_link: bytes | None,
 ) -> Entry:
-    name = fields[0].split(b"\0", 1)[0]
+    name = fields[0].partition(b"\0")[0]
     # "ustar\0" "00" has a prefix field; GNU's "ustar  \0" keeps times there.
     if fields[9][:6] == b"ustar\0" and fields[14][0]:
         name = fields[14].split(b"\0", 1)[0] + b"/" + name
     name = pax.get(b"path") or long_name or name
-    link = pax.get(b"linkpath") or long_link or fields[8].split(b"\0", 1)[0]
+    link = pax.get(b"linkpath") or long_link or fields[8].partition(b"\0")[0]
     if b"\0" in name or b"\0" in link:
         raise malformed("tar: a name with a NUL in it")
-    size = _decimal(pax, b"size", size, MAX_FILE_BYTES)
+    if pax:
+        size = _decimal(pax, b"size", size, MAX_FILE_BYTES)
     if kind in (_OLD_FILE, _CONTIGUOUS, _GNU_SPARSE):
         # Before ustar a directory was a file whose name ends in a slash.
         kind = DIRECTORY if kind == _OLD_FILE and name.endswith(b"/") else FILE
@@ -186,21 +209,12 @@ def _entry(
     device = (0, 0)
     if kind in (CHARACTER, BLOCK_DEVICE):
         device = (_number(fields[12], "device number", MAX_ID), _number(fields[13], "device number", MAX_ID))
-    xattrs = {key[len(_XATTR) :]: value for key, value in pax.items() if key.startswith(_XATTR)} if pax else {}
-    return Entry(
-        name,
-        kind,
-        _number(fields[1], "mode", 1 << 62) & 0o7777,
-        _decimal(pax, b"uid", _number(fields[2], "uid", MAX_ID), MAX_ID),
-        _decimal(pax, b"gid", _number(fields[3], "gid", MAX_ID), MAX_ID),
-        size,
-        _mtime(fields[5], pax),
-        link,
-        device,
-        xattrs,
-        size,
-        None,
-    )
+    mode, uid, gid = owner
+    xattrs: dict[bytes, bytes] = {}
+    if pax:
+        uid, gid = _decimal(pax, b"uid", uid, MAX_ID), _decimal(pax, b"gid", gid, MAX_ID)
+        xattrs = {key[len(_XATTR) :]: value for key, value in pax.items() if key.startswith(_XATTR)}
+    return Entry(name, kind, mode, uid, gid, size, _mtime(fields[5], pax), link, device, xattrs, size, None)
 
 
 def _shown(name: bytes) -> str:

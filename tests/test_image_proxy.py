@@ -1,0 +1,114 @@
+"""Through an HTTP proxy (CONNECT) to a registry that speaks TLS with a certificate authority of its own."""
+
+from __future__ import annotations
+
+import base64
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import image_builder as build
+import pytest
+from image_servers import faulty
+from test_image_access import certificate, registered
+
+from podrun.errors import UNAVAILABLE, Failure
+from podrun_hooks.image import commands
+
+__all__ = ["certificate", "registered"]
+
+pytestmark = [pytest.mark.root, pytest.mark.server]
+
+IMAGE = build.image(*[build.tar(build.file(f"l{layer}", os.urandom(300_000))) for layer in range(4)])
+WHO = base64.b64encode(b"me:secret").decode()
+
+
+class Proxy:
+    """Takes every CONNECT of who knows the password to one port of this machine, whatever host it names."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.asked: list[str] = []
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.host = f"127.0.0.1:{self.listener.getsockname()[1]}"
+
+    def serve(self) -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = self.listener.accept()
+                threading.Thread(target=self.tunnel, args=(connection,), daemon=True).start()
+
+    def tunnel(self, connection: socket.socket) -> None:
+        head = b""
+        while b"\r\n\r\n" not in head:
+            head += connection.recv(4096)
+        lines = head.decode().split("\r\n")
+        self.asked.append(lines[0])
+        if not lines[0].startswith("CONNECT "):
+            connection.sendall(b"HTTP/1.1 405 No\r\nContent-Length: 0\r\n\r\n")
+        elif f"proxy-authorization: basic {WHO}".lower() not in head.decode().lower():
+            connection.sendall(b"HTTP/1.1 407 Who\r\nContent-Length: 0\r\n\r\n")
+        else:
+            there = socket.create_connection(("127.0.0.1", self.port))
+            connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+            back = threading.Thread(target=_copy, args=(there, connection), daemon=True)
+            back.start()
+            _copy(connection, there)
+            back.join()
+            there.close()
+        connection.close()
+
+
+def _copy(source: socket.socket, target: socket.socket) -> None:
+    with suppress(OSError):
+        while chunk := source.recv(1 << 16):
+            target.sendall(chunk)
+    with suppress(OSError):
+        target.shutdown(socket.SHUT_WR)
+
+
+@contextmanager
+def proxied(port: int) -> Iterator[Proxy]:
+    proxy = Proxy(port)
+    threading.Thread(target=proxy.serve, daemon=True).start()
+    try:
+        yield proxy
+    finally:
+        proxy.listener.close()
+
+
+@pytest.mark.parametrize("variable", ["HTTPS_PROXY", "https_proxy"])
+def test_an_image_comes_through_a_proxy_over_tls(
+    tmp_path: Path, registered: Path, certificate: str, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    with faulty(IMAGE, certificate=certificate) as server:
+        port = int(server.host.rpartition(":")[2])
+        host = f"registry.example:{port}"
+        registered.write_text(f'[registry."{host}"]\nca = "{certificate}"')
+        with proxied(port) as proxy:
+            monkeypatch.setenv(variable, f"http://me:secret@{proxy.host}")
+            root = str(tmp_path / "root")
+            assert commands.pull(root, f"{host}/team/web").digest == IMAGE.digest
+            assert commands.pull(root, f"{host}/team/web").digest == IMAGE.digest
+            assert {asked.rpartition(" ")[0] for asked in proxy.asked} == {f"CONNECT {host}"}
+            # The proxy's password is the proxy's.
+            assert not [headers for _, _, headers in server.seen if "Proxy-Authorization" in headers]
+
+
+@pytest.mark.parametrize(("who", "ca"), [("me:wrong@", True), ("me:secret@", False)])
+def test_a_proxy_that_refuses_us_and_a_registry_that_nobody_vouches_for_are_told(
+    tmp_path: Path, registered: Path, certificate: str, monkeypatch: pytest.MonkeyPatch, who: str, ca: bool
+) -> None:
+    with faulty(IMAGE, certificate=certificate) as server:
+        port = int(server.host.rpartition(":")[2])
+        host = f"registry.example:{port}"
+        registered.write_text(f'[registry."{host}"]\nca = "{certificate}"' if ca else "")
+        with proxied(port) as proxy:
+            monkeypatch.setenv("HTTPS_PROXY", f"http://{who}{proxy.host}")
+            with pytest.raises(Failure, match="407" if ca else "certificate") as caught:
+                commands.pull(str(tmp_path / "root"), f"{host}/team/web")
+    assert caught.value.code == UNAVAILABLE
+    assert "secret" not in str(caught.value)
