@@ -16,6 +16,7 @@ from podrun import (
     chain,
     completion,
     detached,
+    doctor,
     endings,
     find,
     foreground,
@@ -95,6 +96,7 @@ image.add_command(
 )
 for group in (image, hooks_cli.hook, networks.group, volumes.group):
     podrun.add_command(group)
+podrun.add_command(doctor.command)
 podrun.add_command(login)
 podrun.add_command(logout)
 
@@ -330,24 +332,21 @@ def trace(host: Host, word: str, form: str, svg: bool) -> None:
 @_command(click.Option(["--check", "only_check"], is_flag=True, help="Say what would be removed, remove nothing."))
 def gc(host: Host, only_check: bool) -> int:
     """Undo pods that are dead, failed or from before the reboot, and remove what belongs to none."""
-    found = 0
+    if only_check:
+        for line in (lines := doctor.stale(host)):
+            click.echo(line)
+        return 1 if lines else 0
     for name in journals.pods(host.run):
         state = chain.state(host.run, name)
-        if state not in ("dead", "failed", "absent"):
-            continue
-        if only_check or launch.sweep(name, host):
-            found += 1
+        if state in ("dead", "failed", "absent") and launch.sweep(name, host):
             click.echo(f"{name}: {state}")
-    if not only_check:
-        parsed.forget(parsed.directory(host.run))
-    if not only_check:
-        endings.forget(host.run, journals.pods(host.run))
+    parsed.forget(parsed.directory(host.run))
+    endings.forget(host.run, journals.pods(host.run))
     for hook in find.FIRST_PARTY:
         collect = getattr(find.load(hook), "collect", None)
-        for line in collect(host.root, host.run, set(journals.pods(host.run)), only_check) if collect else ():
-            found += 1
+        for line in collect(host.root, host.run, set(journals.pods(host.run)), False) if collect else ():
             click.echo(f"{hook}: {line}")
-    return 1 if found and only_check else 0
+    return 0
 
 
 @_command(_format, click.Argument(["words"], metavar="[FILE|NAME]...", nargs=-1))

@@ -91,7 +91,8 @@ def reload(ctx: click.Context) -> None:
 @click.pass_context
 def gc(ctx: click.Context, name: str) -> None:
     """Have the plugins of CNI network NAME drop every attachment that is not a living pod's (CNI 1.1)."""
-    _hook("cni").collect(host_of(ctx.obj).run, name)
+    for plugin in _hook("cni").collect(host_of(ctx.obj).run, name):
+        click.echo(f"warning: {plugin} was not asked: it does not announce CNI 1.1", err=True)
 
 
 def problems(host: Host) -> list[Problem]:

@@ -213,6 +213,7 @@ def test_a_full_run_directory_is_told_and_leaves_nothing(podrun, options):
         done = podrun("up", "-d", path)
         assert (done.returncode, done.stderr.count("\n")) == (73, 1), done.stderr
         assert os.strerror(errno.ENOSPC) in done.stderr
+        assert f"{podrun.run}/" in done.stderr, "which file there is no room for"
         podrun("down", "web", check=True)
         assert not [name for name in listing(podrun.run, podrun.root) if "/pods/" in name or "netns" in name]
         podrun("gc", check=True)
@@ -232,11 +233,17 @@ def test_a_full_root_directory_is_told_and_leaves_nothing(podrun, options):
 @pytest.mark.parametrize("full", ["run", "root"])
 def test_a_pod_is_undone_on_a_full_disk(podrun, full):
     place = getattr(podrun, full)
-    with tiny(place, "size=4m"):
+    # The root has an inode for each name of the host's image.
+    with tiny(place, "size=4m", *(["nr_inodes=300"] if full == "run" else [])):
         podrun("up", "-d", pod(podrun, before=NETWORK, more=REGISTER), check=True)
         with pytest.raises(OSError, match="No space"), (place / "filler").open("wb", buffering=0) as file:
             while True:
                 file.write(bytes(4096))
+        for n in range(300 if full == "run" else 0):
+            try:
+                (place / f"filler{n}").touch()
+            except OSError:
+                break
         podrun("down", "web", check=True)
         assert not [name for name in listing(podrun.run, podrun.root) if "/pods/" in name or "netns" in name]
         podrun("gc", check=True)

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from network_case import Place, inside, plain, run, seen, settled
+from network_case import Place, call, inside, plain, run, seen, settled
 from pyroute2 import NetNS
 
 from podrun.errors import BUSY, CANNOT_CREATE, WRONG_FILE, Failure
@@ -222,6 +222,45 @@ def test_a_fixed_address_is_the_pods_and_nobody_elses(place):
     with pytest.raises(Failure, match=r"198\.51\.100\.77 is leased to pod web") as refused:
         place.up("two", address="198.51.100.77")
     assert refused.value.code == BUSY
+
+
+def test_an_address_of_both_families_is_the_pods_and_nobody_elses(place):
+    on = {"subnet": "198.51.100.0/24", "subnet6": "2001:db8:7::/64"}
+    facts = place.up("web", **on, address="198.51.100.77", address6="2001:db8:7::a:1")
+    assert facts["addresses"] == ["198.51.100.77/24", "2001:db8:7::a:1/64"]
+    place.serve(facts["netns"], 80, "web", host="2001:db8:7::a:1")
+    other = place.up("other")
+    assert call(other["netns"], "2001:db8:7::a:1", 80).startswith("web to ")
+    with pytest.raises(Failure, match="2001:db8:7::a:1 is leased to pod web") as refused:
+        place.up("two", address6="2001:db8:7::a:1")
+    assert refused.value.code == BUSY
+    place.silence()
+    place.down("two")
+    place.down("web")
+    facts = place.up("two", address6="2001:db8:7:0::a:1/64")
+    place.serve(facts["netns"], 80, "two", host="2001:db8:7::a:1")
+    assert call(other["netns"], "2001:db8:7::a:1", 80).startswith("two to "), "neighbours hear of the new one"
+
+
+@pytest.mark.parametrize(
+    ("address6", "words"),
+    [
+        ("2001:db8:7::9", r"belongs to the pod with 198\.51\.100\.9; take one from 2001:db8:7::100 on"),
+        ("2001:db8:8::1", "not one of a pod's in 2001:db8:7::/64"),
+    ],
+)
+def test_an_ipv6_address_that_a_pod_cannot_have_is_refused(place, address6, words):
+    on = {"subnet": "198.51.100.0/24", "subnet6": "2001:db8:7::/64", "address6": address6}
+    assert place.check("web", **on)[0].code == WRONG_FILE
+    with pytest.raises(Failure, match=words) as refused:
+        place.up("web", **on)
+    assert refused.value.code == WRONG_FILE
+
+
+def test_the_ipv6_address_that_goes_with_the_ipv4_address_may_be_named(place):
+    on = {"subnet": "198.51.100.0/24", "subnet6": "2001:db8:7::/64"}
+    facts = place.up("web", **on, address="198.51.100.9", address6="2001:db8:7::9")
+    assert facts["addresses"] == ["198.51.100.9/24", "2001:db8:7::9/64"]
 
 
 def test_a_fixed_address_outside_of_the_bridges_subnet_is_refused(place):

@@ -8,8 +8,10 @@ import shlex
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from network_case import Place, call, free_port, inside, run, seen, settled
 
+from podrun import networks as podrun_networks
 from podrun.errors import UNAVAILABLE, WRONG_FILE, Failure
 from podrun_hooks import network
 from podrun_hooks.network import cni, health, inspect
@@ -25,6 +27,9 @@ pytestmark = [
 RECORDER = """#!/bin/sh
 cd {directory}
 config=$(cat)
+if [ "$CNI_COMMAND" = VERSION ]; then
+    echo '{{"cniVersion": "1.1.0", "supportedVersions": ["0.4.0", "1.0.0", "1.1.0"]}}'; exit
+fi
 printf '%s %s %s %s\\n' "$CNI_COMMAND" "$CNI_CONTAINERID" "$CNI_IFNAME" "$config" >> calls
 [ ! -e "fail-$CNI_COMMAND" ] || {{ echo '{{"code": 11, "msg": "try again", "details": "later"}}'; exit 1; }}
 case $CNI_COMMAND in ADD) printf '%s' "$config" | jq -c .prevResult;; esac
@@ -201,6 +206,19 @@ def test_gc_names_the_living_attachments_to_plugins_that_know_it(place, networks
     verb, rest = (directory / "calls").read_text().splitlines()[-1].split(" ", 1)
     valid = json.loads(rest.strip())["cni.dev/valid-attachments"]
     assert (verb, valid) == ("GC", [{"containerID": os.path.basename(facts["netns"]), "ifname": "eth0"}])
+
+
+def test_gc_is_not_asked_of_plugins_that_do_not_announce_it(place, networks):
+    """Debian's bridge would refuse: its newest version is 1.0.0."""
+    directory, write = networks
+    bridge = {"type": "bridge", "bridge": "t-net-cni0", "ipam": {}}
+    write(version="1.1.0", plugins=[bridge, {"type": "recorder"}])
+    assert (cni.collect(place.run, "lan"), calls(directory)) == (["bridge"], ["GC"])
+    done = CliRunner().invoke(podrun_networks.group, ["gc", "lan"], obj={"root": place.root, "run": place.run})
+    assert "bridge was not asked" in done.output
+    write(version="1.1.0", plugins=[bridge])
+    with pytest.raises(Failure, match="no plugin of network lan announces CNI"):
+        cni.collect(place.run, "lan")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 from network_case import Place, call, free_port, inside, run, seen, settled
 
 from podrun_hooks import network
+from podrun_hooks.network import cni
 
 pytestmark = pytest.mark.root
 
@@ -23,7 +25,8 @@ import os, signal, sys
 sys.path[:0] = {path!r}
 from podrun.hook import Pod, Step, read
 from podrun_hooks import network
-from podrun_hooks.network import bridge, files, lease, namespace, ports
+from podrun_hooks.network import bridge, cni, files, lease, namespace, ports
+cni.CONFIGURATION = {configuration!r}
 point = sys.argv[1]
 count = 0
 def tell(_):
@@ -68,6 +71,7 @@ def victim(place: Place, verb: str, point: str, table: dict, facts: dict | None 
         table=table,
         verb=verb,
         facts=facts or {},
+        configuration=cni.CONFIGURATION,
     )
     process = subprocess.Popen([sys.executable, "-c", code, point], stderr=subprocess.PIPE, text=True)
     _, errors = process.communicate()
@@ -191,6 +195,59 @@ def test_killed_at_random_moments_a_further_step_leaves_nothing(place, wire, kin
         network.down(place.started["web network-2"], {})
         assert not settled(place, before), f"killed after {moment * 1000:.2f} ms"
         assert inner(facts) <= before, f"killed after {moment * 1000:.2f} ms"
+
+
+@pytest.fixture
+def stock(place, tmp_path, monkeypatch):
+    """A network of Debian's plugins; what they have of a pod.
+
+    Their bridge is there already: a bridge plugin that is killed while it makes it (before it sets its hardware
+    address) fails ever after, because the kernel gives a bridge without a port and an address of its own all zeroes.
+    """
+    if not os.path.exists("/usr/lib/cni/bridge"):
+        pytest.skip("containernetworking-plugins is not installed")
+    monkeypatch.setattr(cni, "CONFIGURATION", str(tmp_path))
+    ipam = {"type": "host-local", "ranges": [[{"subnet": "198.51.100.0/24"}]], "dataDir": str(tmp_path / "leases")}
+    plugins = [{"type": "bridge", "bridge": "t-net-kill2", "isGateway": True, "ipam": ipam}, {"type": "tuning"}]
+    (tmp_path / "lan.conflist").write_text(json.dumps({"cniVersion": "1.0.0", "name": "lan", "plugins": plugins}))
+
+    def has() -> set[str]:
+        ports = run("ip", "-o", "link", "show", "master", "t-net-kill2", check=False).splitlines()
+        leases = os.listdir(tmp_path / "leases" / "lan") if os.path.exists(tmp_path / "leases" / "lan") else []
+        return {f"lease {name}" for name in leases if name[0].isdigit()} | {f"port {line.split()[1]}" for line in ports}
+
+    place.up("first", mode="cni:lan")
+    place.down("first")
+    yield has
+    run("ip", "link", "delete", "t-net-kill2", check=False)
+
+
+@pytest.mark.parametrize("verb", ["up", "down"])
+def test_killed_at_every_notification_beside_stock_cni_plugins_one_down_leaves_nothing(place, stock, verb):
+    table = {"mode": "cni:lan"}
+    before = seen(place)
+    for point in range(1, 9):
+        if verb == "down":
+            place.up("web", **table)
+        killed = victim(place, verb, str(point), table)
+        network.down(place.started["web"], {})
+        assert (settled(place, before), stock()) == (set(), set()), f"notification {point}"
+        if not killed:
+            break
+    assert point > (4 if verb == "up" else 1)
+
+
+def test_killed_at_random_moments_while_cni_plugins_work_one_down_leaves_nothing(place, stock):
+    before = seen(place)
+    dice = random.Random(os.environ.get("PODRUN_KILL_SEED"))
+    for n in range(max(10, ROUNDS // 3)):
+        verb = ("up", "down")[n % 2]
+        if verb == "down":
+            place.up("web", mode="cni:lan")
+        moment = dice.uniform(0.0001, 0.15)
+        victim(place, verb, f"t{moment}", {"mode": "cni:lan"})
+        network.down(place.started["web"], {})
+        assert (settled(place, before), stock()) == (set(), set()), f"{verb} killed after {moment * 1000:.2f} ms"
 
 
 def inner(facts: dict) -> set[str]:

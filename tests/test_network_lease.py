@@ -141,3 +141,27 @@ def test_a_ledger_that_a_kill_left_empty_holds_nothing(small):
     assert (found.last("address"), found.all("netns")) == ("", [])
     assert not ledger.alive(small.run, found)
     lease.release(small.directory, found)
+
+
+def test_a_note_that_the_disk_has_no_room_for_names_its_file():
+    fd = os.open("/dev/full", os.O_WRONLY)
+    try:
+        with pytest.raises(OSError, match="No space") as refused:
+            ledger.note(fd, "address", "192.0.2.1")
+    finally:
+        os.close(fd)
+    assert refused.value.filename == "/dev/full"
+
+
+def test_dead_pods_are_looked_for_only_when_no_address_is_free(small, monkeypatch):
+    for n in range(4):
+        small.claim(f"p{n}")
+    small.kill("p0")
+    collected = []
+    monkeypatch.setattr(lease, "collect", lambda *words: collected.append(words) or [])
+    monkeypatch.setattr(lease, "_guesses", lambda pool, seed: ())
+    small.claim("last")
+    assert (len(small.leased()), collected) == (5, [])
+    with pytest.raises(Failure, match="are leased"):
+        small.claim("late")
+    assert collected

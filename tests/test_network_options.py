@@ -8,7 +8,7 @@ from podrun.errors import WRONG_FILE
 from podrun.hook import Pod, Step, Wrong, read
 from podrun_hooks import network
 from podrun_hooks.network import files, lease
-from podrun_hooks.network.ports import Publish, parse
+from podrun_hooks.network.published import Publish, parse
 
 
 def step(**table: object) -> Step:

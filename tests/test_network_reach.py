@@ -6,8 +6,10 @@ The whole takes place in network namespaces that stand for a host of podrun's an
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -32,7 +34,9 @@ sys.path[:0] = {path!r}
 from podrun_hooks import linux
 linux.unshare(linux.CLONE_NEWNET | linux.CLONE_NEWNS)
 linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
+cgroups = linux.open_tree("/sys/fs/cgroup", recursive=True)
 linux.mount("sysfs", "/sys", "sysfs")
+linux.move_mount(cgroups, "/sys/fs/cgroup")
 linux.mount("tmpfs", "/run/netns", "tmpfs")
 from network_case import Place, call, inside, plain, run
 run("ip", "link", "set", "lo", "up")
@@ -178,6 +182,85 @@ def test_dockers_forward_policy_blocks_is_named_and_its_remedy_works():
     assert lines[0] == "before n n y", "dockerd's DROP stops what is forwarded; the host's own loopback is not"
     assert "chain ip filter FORWARD drops what is forwarded" in lines[1]
     assert lines[2] == "after y y []"
+
+
+DOCKERD = """
+    import subprocess, tempfile, time
+    home = tempfile.mkdtemp(prefix="t-dock-", dir="/run")
+    argv = ["dockerd", "--data-root", f"{home}/data", "--exec-root", f"{home}/exec", "--pidfile", f"{home}/pid"]
+    log = open(f"{home}/log", "w")
+    place.serve("outside", 80, "outside")
+    open("/proc/sys/net/ipv4/ip_forward", "w").write("0")  # a new namespace has the first one's
+    daemon = subprocess.Popen([*argv, "-H", f"unix://{home}/d.sock"], stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + 60
+        while subprocess.run(["docker", "-H", f"unix://{home}/d.sock", "version"], capture_output=True).returncode:
+            assert daemon.poll() is None and time.monotonic() < deadline, open(f"{home}/log").read()[-2000:]
+            time.sleep(0.1)
+        from podrun_hooks.network import health
+        web, other = place.up("web", publish=["0.0.0.0:8080:80"]), place.up("other")
+        place.serve(web["netns"], 80, "web")
+        def ways():
+            return (ask(web["netns"], "198.51.100.2", 80), ask("outside", "198.51.100.1", 8080),
+                    ask("", "127.0.0.1", 8080), ask("", plain(web), 80), ask(other["netns"], plain(web), 80))
+        print("before", *ways())
+        (problem,) = health.problems(place.run)
+        print(problem.what)
+        for command in problem.hint.removeprefix("allow it: ").split(" && "):
+            run(*command.split())
+        print("after", *ways(), health.problems(place.run))
+    finally:
+        daemon.terminate()
+        daemon.wait()
+        log.close()
+        subprocess.run(["umount", f"{home}/exec/netns/default"], capture_output=True)
+        subprocess.run(["rm", "-r", home], check=True)
+"""
+
+
+@pytest.mark.server
+def test_beside_a_real_dockerd(tmp_path):
+    """It drops what is forwarded when it was the one who made the host forward: it is started before the first pod."""
+    if not shutil.which("dockerd"):
+        pytest.skip("dockerd is not installed")
+    lines = in_a_host_of_its_own("", DOCKERD).splitlines()
+    bridged = "n" if Path("/proc/sys/net/bridge/bridge-nf-call-iptables").exists() else "y"
+    assert lines[0] == f"before n n y y {bridged}"
+    assert "chain ip filter FORWARD drops what is forwarded" in lines[1]
+    assert lines[2] == "after y y y y y []"
+
+
+ROUTED = """
+    from podrun_hooks.network import options
+    options.NETWORKS = f"{place.home}/networks.toml"
+    def declare(routed):
+        with open(options.NETWORKS, "w") as file:
+            file.write('[networks.lan0]\\nsubnet = "10.20.0.0/24"\\nsubnet6 = "fd20::/64"\\nrouted = ' + routed + '\\n')
+    run(*inside("outside"), "ip", "route", "add", "10.20.0.0/24", "via", "198.51.100.1")
+    run(*inside("outside"), "ip", "route", "add", "fd20::/64", "via", "2001:db8:10::1")
+    run(*inside("lan"), "ip", "route", "add", "10.20.0.0/24", "via", "203.0.113.1")
+    place.serve("outside", 80, "outside")
+    place.serve("outside", 80, "outside", host="2001:db8:10::2")
+    for routed in ("false", "true", "false"):
+        declare(routed)
+        web = place.up("web", bridge="lan0")
+        own = plain(web), plain(web, 6)
+        for address in own:
+            place.serve(web["netns"], 80, "web", host=address)
+        seen = [call(web["netns"], to, 80).removeprefix("outside to ") for to in ("198.51.100.2", "2001:db8:10::2")]
+        print(routed, *(ask(other, own[0], 80) for other in ("outside", "lan", "")), ask("outside", own[1], 80),
+              *("itself" if one in own else "the host" if "::1" in one or one == "198.51.100.1" else one for one in seen))
+        place.servers.pop().kill(); place.servers.pop().kill(); place.down("web")
+"""
+
+
+def test_a_routed_subnet_is_called_by_its_own_addresses_and_no_other_is():
+    """Who is on a wire of the host can route anything to it; that alone does not let them in."""
+    assert in_a_host_of_its_own("", ROUTED).splitlines() == [
+        "false n n y n the host the host",
+        "true y y y y itself itself",
+        "false n n y n the host the host",
+    ]
 
 
 UDP = """

@@ -146,6 +146,20 @@ def move_mount(fd: int, target: str | int) -> None:
         _syscall(_SYS_MOVE_MOUNT, fd, b"", AT_FDCWD, _bytes(target), MOVE_MOUNT_F_EMPTY_PATH, path=target)
 
 
+class Naming:
+    """``with Naming(path)``: an OSError that names no file names this one; that of write(2) and close(2) does not."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: object, _where: object) -> None:
+        if isinstance(error, OSError) and not error.filename:
+            error.filename = self.path
+
+
 class _MountAttr(ctypes.Structure):
     _fields_ = [(name, ctypes.c_uint64) for name in ("attr_set", "attr_clr", "propagation", "userns_fd")]
 
@@ -184,11 +198,17 @@ def prctl(option: int, value: int) -> None:
 
 
 def fork() -> int:
-    """fork(2) as os.fork() does it, but a signal's exception never leaves a child that the caller does not know of."""
+    """fork(2) as os.fork() does it, but a signal's exception never leaves a child that the caller does not know of.
+
+    In the child no handler raises any more: nothing there would undo what the parent is about to undo itself.
+    """
     before = _signal.pthread_sigmask(_signal.SIG_BLOCK, _RAISING)
     child = -1
     try:
         child = os.fork()
+        for number in _RAISING if not child else ():
+            if callable(_signal.getsignal(number)):
+                _signal.signal(number, _signal.SIG_DFL)
     finally:
         try:
             # What came meanwhile is delivered, and its handler may raise, in here.

@@ -223,7 +223,7 @@ def build(
             "maskedPaths": _MASKED,
             "readonlyPaths": _READ_ONLY,
             "devices": [_device(node) for node in facts.get("deviceNodes", ())],
-            "sysctl": {} if netns == "host" else _SYSCTL,
+            "sysctl": {} if netns else _SYSCTL,
             "resources": _resources(options, facts, isolation),
             **({"cgroupsPath": isolation.cgroup} if isolation.cgroup else {}),
         },
@@ -247,7 +247,8 @@ def _direct(user: User, options: Any, watchdog: float) -> dict[str, str]:
     return {"WATCHDOG_USEC": str(int(watchdog * 1e6)), **pid}
 
 
-#: As in docker since 20.10: low ports and ping need no capability in a network namespace of the pod's own.
+#: As in docker since 20.10: low ports and ping need no capability. Of the namespace that the runtime makes; the network
+#: step sets them in its own, and one that the pod has joined is somebody else's.
 _SYSCTL = {"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": "0 2147483647"}
 
 

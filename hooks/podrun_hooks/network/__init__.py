@@ -9,7 +9,7 @@ from podrun.hook import Problem
 
 from . import ledger as ledgers
 from .options import Options as Options
-from .options import wish, with_network
+from .options import is_routed, wish, with_network
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ default_name = ""
 _FOR_MODES = (
     (("publish",), ("bridge", "cni")),
     (("subnet", "subnet6", "bridge"), ("bridge",)),
-    (("address",), ("bridge", "macvlan", "cni")),
-    (("address6", "gateway"), ("macvlan",)),
+    (("address", "address6"), ("bridge", "macvlan", "cni")),
+    (("gateway",), ("macvlan",)),
     (("mac", "interface"), ("bridge", "macvlan", "cni")),
     (("mtu", "routes"), ("bridge", "macvlan")),
     (("sysctls",), ("bridge", "macvlan", "cni", "none")),
@@ -88,7 +88,7 @@ def down(step: Step, own: Facts) -> None:
         ports_are_free.join()
     step.notify("STATUS=giving the address back")
     for name in ledger.all("bridge"):
-        names.remove(bridge.directory(step.pod.run, name), names.mark(step))
+        names.remove(bridge.directory(step.pod.run, name), names.mark(step), int(ledger.last("name") or -1))
         lease.release(bridge.directory(step.pod.run, name), ledger)
     files.remove(step)
     try:
@@ -105,7 +105,7 @@ def check(step: Step) -> list[Problem]:
     if misplaced:
         return [Problem(f"{key} is not for mode {mode}", WRONG_FILE, key=key) for key in misplaced]
     if mode in ("bridge", "none", "host"):
-        problems = _checked_address(step) if options.address else []
+        problems = _checked_address(step) if options.address or options.address6 else []
     else:
         from . import modes
 
@@ -168,14 +168,15 @@ def _in_its_own(step: Step, fd: int) -> Facts:
     if options.mode == "bridge":
         options = with_network(options, options.bridge or bridge.default_name(pod))
         place = take_place(step, options, fd)
-        addresses = place.bridge.addresses(place.n)
+        addresses = place.addresses
     step.notify("STATUS=making the network namespace")
     child = namespace.begin(pod.tag, pod.run, fd, place, wish(options))
     try:
         plain = [cidr.partition("/")[0] for cidr in addresses]
         shared = ""
         if place:
-            names.add(place.bridge.directory, plain, files.names(hostname, pod.name), names.mark(step))
+            where = names.add(place.bridge.directory, plain, files.names(hostname, pod.name), names.mark(step))
+            ledgers.note(fd, "name", str(where))
             shared = "" if options.hosts else names.path_of(place.bridge.directory)
         mounts = files.for_pod(step, options, hostname, plain, shared, place.bridge.directory if place else "")
         step.notify("STATUS=connecting the pod")
@@ -194,22 +195,28 @@ def take_place(step: Step, options: Options, fd: int) -> Plug:
     pod = step.pod
     name = options.bridge or bridge.default_name(pod)
     step.notify(f"STATUS=looking for bridge {name}")
-    on = bridge.ensure(pod.run, bridge.table(pod), name, options.subnet, options.subnet6)
+    on = bridge.ensure(pod.run, bridge.table(pod), name, options.subnet, options.subnet6, routed=is_routed(name))
     wanted = options.address.partition("/")[0]
     if wanted:
         lease.fixed(on.pool, wanted)
     step.notify("STATUS=leasing an address")
     ledgers.note(fd, "bridge", name)
     address = lease.claim(on.directory, pod.run, ledgers.path_of(step), fd, on.pool, pod.name, wanted)
-    return namespace.Plug(on, on.pool.offset(address), bool(options.publish), wish(options))
+    n = on.pool.offset(address)
+    address6 = ""
+    if options.address6:
+        address6 = lease.fixed6(on.pool, on.pool6, options.address6.partition("/")[0], n)
+        if address6:
+            lease.claim(on.directory, pod.run, ledgers.path_of(step), fd, on.pool, pod.name, address6)
+    return namespace.Plug(on, n, bool(options.publish), wish(options), address6)
 
 
 def publish(step: Step, place: Plug, addresses: Sequence[str], fd: int) -> None:
     """Publishes the step's ports to the pod's ``addresses``."""
-    from . import ports
+    from . import ports, published
 
     step.notify("STATUS=publishing ports")
-    ports.take(step.pod, place.bridge, ports.each(step.options.publish), addresses, fd)
+    ports.take(step.pod, place.bridge, published.each(step.options.publish), addresses, fd)
     step.notify("STATUS=ports are published")
 
 
@@ -219,19 +226,23 @@ def _checked_address(step: Step) -> list[Problem]:
     options = step.options
     try:
         options = with_network(options, options.bridge or bridge.default_name(step.pod))
-        if options.subnet:
-            lease.fixed(lease.subnet(options.subnet), options.address.partition("/")[0])
+        address, address6 = (text.partition("/")[0] for text in (options.address, options.address6))
+        pool = lease.subnet(options.subnet) if options.subnet else None
+        if pool and address:
+            lease.fixed(pool, address)
+        if pool and address6 and options.subnet6:
+            lease.fixed6(pool, lease.subnet(options.subnet6), address6, pool.offset(address) if address else 0)
     except Failure as failure:
         return [Problem(failure.what, failure.code, key="address")]
     return []
 
 
 def _checked_ports(step: Step) -> list[Problem]:
-    from . import bridge, ports
+    from . import bridge, ports, published
 
     found = []
     seen: set[tuple[str, int, str]] = set()
-    for wanted in ports.each(step.options.publish):
+    for wanted in published.each(step.options.publish):
         place = (wanted.ip, wanted.host, wanted.proto)
         if place in seen:
             found.append(Problem(f"port {wanted} is published twice", WRONG_FILE, key="publish"))

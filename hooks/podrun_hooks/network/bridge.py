@@ -11,6 +11,7 @@ from _socket import if_nametoindex
 
 from podrun.errors import CANNOT_CREATE, WRONG_FILE, Failure
 from podrun.record import NamedTuple
+from podrun_hooks import linux
 
 from . import ledger, nfnetlink, rtnetlink
 from .lease import Subnet, subnet
@@ -43,10 +44,17 @@ class Bridge(NamedTuple):
     pool6: Subnet | None
     #: podrun's nftables table of this run directory.
     table: str
+    #: Other machines call its pods by their own addresses, and are called from these.
+    routed: bool = False
+
+    @property
+    def pools(self) -> list[Subnet]:
+        """Its subnets, IPv4 first."""
+        return [pool for pool in (self.pool, self.pool6) if pool]
 
     def addresses(self, n: int) -> list[str]:
         """The addresses of pod ``n`` of the bridge in CIDR notation, IPv4 first; 1 is the bridge itself."""
-        return [f"{pool.host(n)}/{pool.length}" for pool in (self.pool, self.pool6) if pool]
+        return [f"{pool.host(n)}/{pool.length}" for pool in self.pools]
 
     def mac(self, n: int) -> bytes:
         """The hardware address that goes with them: an address that changes hands stays right in neighbours' caches."""
@@ -74,10 +82,19 @@ def directory(run: str, name: str) -> str:
     return f"{run}/network/{name}"
 
 
-def ensure(run: str, table: str, name: str, wanted: str = "", wanted6: str = "", *, anyway: bool = False) -> Bridge:
+def ensure(
+    run: str,
+    table: str,
+    name: str,
+    wanted: str = "",
+    wanted6: str = "",
+    *,
+    routed: bool | None = None,
+    anyway: bool = False,
+) -> Bridge:
     """The bridge ``name``, made or mended if need be. ``wanted`` and ``wanted6`` are subnets, "": the bridge's own.
 
-    ``anyway``: it is mended also when it looks whole.
+    ``routed``: see Bridge; None: as it is. ``anyway``: it is mended also when it looks whole.
 
     Raises Failure: CANNOT_CREATE for a foreign link of that name or a subnet that is routed elsewhere, WRONG_FILE for
     a subnet other than the one the bridge has.
@@ -85,9 +102,11 @@ def ensure(run: str, table: str, name: str, wanted: str = "", wanted6: str = "",
     bridge = read(run, name)
     if bridge:
         _refuse_another(bridge, wanted, wanted6)
-        if bridge.ifindex and _index(name) == bridge.ifindex and has_table(bridge.table) and not anyway:
+        routed = bridge.routed if routed is None else routed
+        whole = bridge.ifindex and _index(name) == bridge.ifindex and has_table(bridge.table)
+        if whole and routed == bridge.routed and not anyway:
             return bridge
-    return _made(run, table, name, wanted, wanted6)
+    return _made(run, table, name, wanted, wanted6, routed=bool(routed))
 
 
 def read(run: str, name: str) -> Bridge | None:
@@ -95,13 +114,13 @@ def read(run: str, name: str) -> Bridge | None:
     where = directory(run, name)
     try:
         with open(f"{where}/base", encoding="utf-8") as file:
-            boot, index, pool, pool6, rules = file.read().split("\n")[:5]
+            boot, index, pool, pool6, rules, routed = file.read().split("\n")[:6]
     except FileNotFoundError:
         return None
     except ValueError:
         raise Failure(f"{where}/base is damaged", code=CANNOT_CREATE, hint="remove it") from None
     index_now = int(index) if boot == ledger.boot_id() else 0
-    return Bridge(name, where, index_now, subnet(pool), subnet(pool6) if pool6 else None, rules)
+    return Bridge(name, where, index_now, subnet(pool), subnet(pool6) if pool6 else None, rules, routed == "routed")
 
 
 def known_in(run: str) -> list[Bridge]:
@@ -136,9 +155,10 @@ def has_table(name: str) -> bool:
     return nfnetlink.has_table(nfnetlink.socket(), name)
 
 
-def _made(run: str, table: str, name: str, wanted: str, wanted6: str) -> Bridge:
+def _made(run: str, table: str, name: str, wanted: str, wanted6: str, *, routed: bool) -> Bridge:
     """Everything again, one podrun at a time; each part may be there already."""
-    from . import names, ports
+    from . import names, published
+    from .table import lay
 
     where = directory(run, name)
     os.makedirs(f"{where}/leases", mode=0o700, exist_ok=True)
@@ -150,18 +170,19 @@ def _made(run: str, table: str, name: str, wanted: str, wanted6: str) -> Bridge:
             _refuse_another(known, wanted, wanted6)
         pool = known.pool if known else _free(name, wanted)
         pool6 = (known.pool6 if known else None) or _free6(pool, wanted6)
-        bridge = Bridge(name, where, 0, pool, pool6 if _has_ipv6() else None, table)
+        bridge = Bridge(name, where, 0, pool, pool6 if _has_ipv6() else None, table, routed)
         bridge = bridge._replace(ifindex=_link(run, bridge))
         names.begin(where, anew=not (known and known.ifindex))
         _forward(ipv6=bridge.pool6 is not None)
         had_table = has_table(bridge.table)
-        ports.lay(bridge)
+        for other in known_in(run) if not had_table else ():
+            lay(other.table, other.name, other.pools, routed=other.routed)
+        lay(bridge.table, bridge.name, bridge.pools, routed=routed)
         if not had_table:
-            for other in known_in(run):
-                ports.lay(other)
-            ports.restore(run, bridge.table)
-        with open(f"{where}/base.new", "w", encoding="utf-8") as file:
+            published.restore(run, bridge.table)
+        with linux.Naming(f"{where}/base.new"), open(f"{where}/base.new", "w", encoding="utf-8") as file:
             file.write(f"{ledger.boot_id()}\n{bridge.ifindex}\n{pool}\n{bridge.pool6 or ''}\n{bridge.table}\n")
+            file.write("routed\n" if routed else "\n")
         os.rename(f"{where}/base.new", f"{where}/base")
         return bridge
     finally:
@@ -268,7 +289,7 @@ def _forward(*, ipv6: bool) -> None:
 
 
 def allow_localnet(name: str) -> None:
-    """Lets what is sent to 127.0.0.1 reach the bridge. Only once ports.lay has closed the way back."""
+    """Lets what is sent to 127.0.0.1 reach the bridge. Only once table.lay has closed the way back."""
     _sysctl(f"{_IPV4}/conf/{name}/route_localnet", "1")
 
 

@@ -12,21 +12,24 @@ from podrun_hooks import linux
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 
 class Child:
     """``work`` in a forked child. :meth:`join` returns its text or raises what it raised as a Failure.
 
+    ``held`` are descriptors that the parent closes while the child ends, because closing the last one takes its time.
+
     A ``lingering`` child lives on for ``lingering`` seconds with nothing but the descriptors it opened itself. Nobody
     waits for its end: podrun, which is about to end as well, leaves it to init.
     """
 
-    def __init__(self, work: Callable[[], str | None], *, lingering: float = 0.0) -> None:
+    def __init__(self, work: Callable[[], str | None], *, lingering: float = 0.0, held: Sequence[int] = ()) -> None:
         parent = os.getpid()
         self._lingering = lingering
+        self._held = held
         self._reading, writing = os.pipe2(os.O_CLOEXEC)
-        self._pid = os.fork()
+        self._pid = linux.fork()
         if self._pid == 0:
             _work(work, writing, parent, lingering)
         os.close(writing)
@@ -39,6 +42,7 @@ class Child:
         except BaseException:
             self.kill()
             raise
+        self._let_go()
         self._reap()
         if not said:
             raise Failure("the child that sets up the network was killed", code=INTERNAL)
@@ -49,9 +53,15 @@ class Child:
 
     def kill(self) -> None:
         """Ends the child at once; nothing when it has been joined."""
+        self._let_go()
         if self._pid:
             os.kill(self._pid, 9)
             self._reap()
+
+    def _let_go(self) -> None:
+        held, self._held = self._held, ()
+        for fd in held:
+            os.close(fd)
 
     def _reap(self) -> None:
         os.close(self._reading)

@@ -12,7 +12,7 @@ import os
 from podrun.errors import CANNOT_CREATE, STEP_FAILED, UNAVAILABLE, WRONG_FILE, Failure
 from podrun_hooks import linux, process
 
-from . import attach, ports
+from . import attach, published
 from . import ledger as ledgers
 from .child import Child
 
@@ -131,10 +131,11 @@ def check(state: Mapping[str, Any]) -> str:
     return ""
 
 
-def collect(run: str, name: str) -> None:
+def collect(run: str, name: str) -> list[str]:
     """Tells the plugins of a network which of podrun's attachments are alive, so that they drop all others (GC).
 
-    Only on request: other programs may use the network, and the plugins would drop theirs.
+    Only on request: other programs may use the network, and the plugins would drop theirs. Returns the plugins that
+    were not asked because they do not announce CNI 1.1. Raises Failure (UNAVAILABLE) when none of them does.
     """
     network = configuration(name)
     if _version(network) < _WITH_GC:
@@ -143,11 +144,26 @@ def collect(run: str, name: str) -> None:
         )
     valid = [{"containerID": state["id"], "ifname": state["interface"]} for state in living(run, name)]
     state = {"network": network, "id": "", "interface": "", "netns": "", "capabilities": {}, "result": None}
+    older = [plugin["type"] for plugin in network["plugins"] if not _knows_gc(plugin, state)]
+    if len(older) == len(network["plugins"]):
+        what = f"no plugin of network {name} announces CNI 1.1, which has GC: {', '.join(older)}"
+        raise Failure(what, code=UNAVAILABLE)
     for plugin in network["plugins"]:
+        if plugin["type"] in older:
+            continue
         try:
             _call("GC", {**plugin, "cni.dev/valid-attachments": valid}, state, None)
         except Answer as answer:
             raise Failure(f"CNI network {name}: {plugin['type']} GC: {answer}", code=STEP_FAILED) from None
+    return older
+
+
+def _knows_gc(plugin: Mapping[str, Any], state: Mapping[str, Any]) -> bool:
+    try:
+        said = _call("VERSION", plugin, state, None) or {}
+    except Answer:
+        return False
+    return any(_version({"cniVersion": version}) >= _WITH_GC for version in said.get("supportedVersions", ()))
 
 
 def living(run: str, name: str = "") -> list[dict[str, Any]]:
@@ -180,9 +196,13 @@ def _wanted(step: Step, network: Mapping[str, Any]) -> dict[str, Any]:
     options = step.options
     mappings = [
         {"hostPort": one.host, "containerPort": one.port, "protocol": one.proto, "hostIP": one.ip}
-        for one in ports.each(options.publish)
+        for one in published.each(options.publish)
     ]
-    wanted = {"portMappings": mappings, "mac": options.mac, "ips": [options.address] if options.address else []}
+    wanted = {
+        "portMappings": mappings,
+        "mac": options.mac,
+        "ips": [address for address in (options.address, options.address6) if address],
+    }
     wanted = {key: value for key, value in wanted.items() if value}
     able = {key for plugin in network["plugins"] for key, on in plugin.get("capabilities", {}).items() if on}
     for key in wanted:
@@ -244,7 +264,7 @@ def _version(network: Mapping[str, Any]) -> tuple[int, ...]:
 
 def _write(where: str, state: Mapping[str, Any]) -> None:
     fd = os.open(f"{where}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with open(fd, "w", encoding="utf-8") as file:
+    with linux.Naming(where), open(fd, "w", encoding="utf-8") as file:
         json.dump(state, file)
     os.rename(f"{where}.new", where)
 

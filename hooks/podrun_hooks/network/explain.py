@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import bridge, namespace
-from .ports import each
+from .published import each
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from errno import ENOENT
 
+from podrun_hooks import linux
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,7 +35,7 @@ def write(step: Step, content: Mapping[str, str]) -> list[dict[str, Any]]:
     for name, text in content.items():
         path = path_of(step, name)
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-        with open(fd, "w", encoding="utf-8") as file:
+        with linux.Naming(path), open(fd, "w", encoding="utf-8") as file:
             # The launcher's umask is not the payload's business: it reads these as any user.
             os.fchmod(fd, 0o644)
             file.write(text)

@@ -10,7 +10,7 @@ from podrun.hook import Problem, Step
 from podrun_hooks import process
 
 from . import bridge as bridges
-from . import cni, files, ports
+from . import cni, files, published
 from . import ledger as ledgers
 from .bridge import Bridge
 from .options import Options
@@ -49,13 +49,18 @@ def of_a_pod(step: Step, options: Options) -> list[Problem]:
     return [problem._replace(fatal=False) for problem in found]
 
 
+def in_the_way(bridge: str) -> list[Problem]:
+    """What other people's rules will do to the pods of a bridge, which need not be there yet."""
+    return list(_blocked(bridge, ruleset()))
+
+
 def reload(run: str) -> list[str]:
     """Makes bridges, the table and living pods' ports whole again; returns the names of the bridges."""
     done = []
     for bridge in bridges.known_in(run):
         bridges.ensure(run, bridge.table, bridge.name, anyway=True)
         bridges.allow_localnet(bridge.name)
-        ports.restore(run, bridge.table)
+        published.restore(run, bridge.table)
         done.append(bridge.name)
     return done
 
@@ -81,7 +86,7 @@ def _gone(run: str, bridge: Bridge, rules: list[dict[str, Any]]) -> Iterator[Pro
         return
     for ledger in ledgers.everywhere(run):
         if bridge.name in ledger.all("bridge") and ledgers.alive(run, ledger):
-            for publish in ports.lost(bridge.table, ledger):
+            for publish in published.lost(bridge.table, ledger):
                 yield Problem(f"port {publish} of pod {ledger.last('pod')} is not published any more", hint=_RELOAD)
 
 

@@ -10,7 +10,7 @@ from pyroute2 import IPRoute
 
 from podrun_hooks import process
 
-from . import attach, cni, lease, names, namespace, ports, rtnetlink
+from . import attach, cni, lease, names, namespace, rtnetlink, table
 from . import bridge as bridges
 from . import ledger as ledgers
 from .bridge import Bridge
@@ -21,7 +21,8 @@ _MAPS = ("host4", "host6", "any4", "any6")
 
 
 def networks(run: str) -> list[dict[str, Any]]:
-    """The bridges: name, subnet, subnet6, up, ports (names of the links on it), leases (how many), table, guarded.
+    """The bridges: name, subnet, subnet6, up, ports (names of the links on it), leases (how many), table, routed,
+    guarded.
 
     ``guarded`` is False when somebody has flushed the table: published ports are closed, pods cannot get out, and they
     can reach the host's loopback; the next start of any pod lays it again.
@@ -40,6 +41,7 @@ def networks(run: str) -> list[dict[str, Any]]:
                 "ports": [one["name"] for one in found if link and one["master"] == link["ifindex"]],
                 "leases": len(_listed(f"{bridge.directory}/leases")),
                 "table": bridge.table,
+                "routed": bridge.routed,
                 "guarded": bridges.has_table(bridge.table),
             }
         )
@@ -148,7 +150,7 @@ def remove_bridges(run: str) -> list[str]:
             if link and link.alias == bridges.owner(run):
                 socket.send(rtnetlink.remove(bridge.name, tolerated=(_ENODEV,)))
         if not any(one.table == bridge.table for one in kept):
-            ports.remove_table(bridge.table)
+            table.remove(bridge.table)
         for name in _listed(f"{bridge.directory}/leases"):
             os.unlink(f"{bridge.directory}/leases/{name}")
         os.rmdir(f"{bridge.directory}/leases")
@@ -187,7 +189,7 @@ def _collect_ports(run: str, bridge: Bridge, keep: bool) -> list[dict[str, str]]
                 continue
             gone.append({"kind": "port", "name": " ".join(fields), "pod": key["elem"].get("comment", "")})
             if not keep:
-                ports.delete_element(bridge.table, name, fields)
+                table.delete_element(bridge.table, name, fields)
     return gone
 
 

@@ -90,11 +90,14 @@ def claim(directory: str, run: str, ledger: str, fd: int, pool: Subnet, seed: st
     for n in _guesses(pool, seed):
         if _link(ledger, fd, leases, pool.host(n)):
             return pool.host(n)
-    collect(directory, run)
-    taken = set(os.listdir(leases))
-    for n in range(2, pool.size - 1):
-        if pool.host(n) not in taken and _link(ledger, fd, leases, pool.host(n)):
-            return pool.host(n)
+    # Nearly full: what is free comes first, then what dead pods have.
+    for attempt in range(2):
+        if attempt and not collect(directory, run):
+            break
+        taken = set(os.listdir(leases))
+        for n in range(2, pool.size - 1):
+            if pool.host(n) not in taken and _link(ledger, fd, leases, pool.host(n)):
+                return pool.host(n)
     raise Failure(
         f"all {pool.hosts} addresses of {pool} are leased",
         code=BUSY,
@@ -130,12 +133,12 @@ def release(directory: str, ledger: Ledger) -> None:
         return
     for address in ledger.all("address"):
         lease = f"{directory}/leases/{address}"
-        with _Locked(directory):
-            try:
+        try:
+            with _Locked(directory):
                 if os.stat(lease).st_ino == mine:
                     os.unlink(lease)
-            except FileNotFoundError:
-                pass
+        except FileNotFoundError:
+            pass
 
 
 def collect(directory: str, run: str, only: str = "", *, keep: bool = False) -> list[tuple[str, str]]:
@@ -163,17 +166,35 @@ def _listed(directory: str) -> list[str]:
 
 
 class _Locked:
-    """The lock under which the leases of a bridge are removed."""
+    """The lock under which the leases of a bridge are removed: on their directory, as a full disk has room for none."""
 
     def __init__(self, directory: str) -> None:
-        self.path = f"{directory}/leases.lock"
+        self.path = f"{directory}/leases"
 
     def __enter__(self) -> None:
-        self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self.fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         fcntl.flock(self.fd, fcntl.LOCK_EX)
 
     def __exit__(self, *_: object) -> None:
         os.close(self.fd)
+
+
+def fixed6(pool: Subnet, pool6: Subnet | None, address: str, n: int) -> str:
+    """The IPv6 ``address`` as it is to be leased; "" when it is what pod ``n`` of a bridge has anyway.
+
+    Raises Failure (WRONG_FILE) for one that the pod cannot have: another pod's follow from their IPv4 addresses.
+    """
+    if not pool6:
+        raise Failure(f"the bridge has no IPv6, and the pod is to have {address}", code=WRONG_FILE)
+    offset = pool6.offset(address)
+    if offset == n:
+        return ""
+    if 0 <= offset < pool.size:
+        whose = f"{address} belongs to the pod with {pool.host(offset)}"
+        raise Failure(whose, code=WRONG_FILE, hint=f"take one from {pool6.host(pool.size)} on")
+    if not 0 <= offset < pool6.size:
+        raise Failure(f"address {address} is not one of a pod's in {pool6}", code=WRONG_FILE)
+    return pool6.host(offset)
 
 
 def fixed(pool: Subnet, address: str) -> None:

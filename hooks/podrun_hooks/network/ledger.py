@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 
 from podrun.record import NamedTuple
+from podrun_hooks import linux
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ class Ledger(NamedTuple):
     notes: Sequence[tuple[str, str]] = ()
 
     def all(self, key: str) -> list[str]:
-        """The values noted under ``key``: pod, boot, bridge, address, netns, link, plug, inside, cni, publish."""
+        """The values noted under ``key``: pod, boot, bridge, address, netns, link, plug, inside, cni, name, publish."""
         return [value for noted, value in self.notes if noted == key]
 
     def last(self, key: str) -> str:
@@ -42,13 +43,18 @@ def begin(step: Step) -> int:
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     fd = os.open(path_of(step), flags, 0o600)
     pod = step.pod
-    os.write(fd, f"pod {pod.name}\ntag {pod.tag}\ninvocation {pod.invocation}\nboot {boot_id()}\n".encode())
+    with linux.Naming(path_of(step)):
+        os.write(fd, f"pod {pod.name}\ntag {pod.tag}\ninvocation {pod.invocation}\nboot {boot_id()}\n".encode())
     return fd
 
 
 def note(fd: int, key: str, value: str) -> None:
     """Appends one line."""
-    os.write(fd, f"{key} {value}\n".encode())
+    try:
+        os.write(fd, f"{key} {value}\n".encode())
+    except OSError as error:
+        error.filename = os.readlink(f"/proc/self/fd/{fd}")
+        raise
 
 
 def read(path: str) -> Ledger:

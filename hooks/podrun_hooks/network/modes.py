@@ -144,11 +144,12 @@ def _bridged(step: Step, fd: int, netns: int) -> list[str]:
     pod = step.pod
     options = with_network(step.options, step.options.bridge or bridge.default_name(pod))
     place = take_place(step, options, fd)
-    addresses = place.bridge.addresses(place.n)
+    addresses = place.addresses
     plain = [cidr.partition("/")[0] for cidr in addresses]
     attach.plug(step, fd, netns, place)
     step.notify("STATUS=naming the pod")
-    names.add(place.bridge.directory, plain, files.names(files.hostname(step), pod.name), names.mark(step))
+    where = names.add(place.bridge.directory, plain, files.names(files.hostname(step), pod.name), names.mark(step))
+    ledgers.note(fd, "name", str(where))
     if options.publish:
         publish(step, place, plain, fd)
     return addresses

@@ -12,6 +12,7 @@ import fcntl
 import os
 
 from podrun.record import NamedTuple
+from podrun_hooks import linux
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -59,38 +60,54 @@ def begin(directory: str, *, anew: bool) -> None:
         os.close(fd)
 
 
-def add(directory: str, addresses: Sequence[str], names: Sequence[str], mark: str) -> None:
-    """Names a pod. Its record is the first free one, or one more at the end."""
+def add(directory: str, addresses: Sequence[str], names: Sequence[str], mark: str) -> int:
+    """Names a pod. Its record is the first free one, or one more at the end; returns where, for :func:`remove`."""
     called = f"{' '.join(names)}\t# {mark}"
     lines = [f"{address}\t{called}".encode() for address in addresses]
     if not os.path.exists(path_of(directory)):
         begin(directory, anew=False)  # of a bridge that is older than its file, or somebody has removed it
-    with _Locked(directory) as fd:
-        content = os.pread(fd, os.fstat(fd).st_size, 0)
-        found = content.find(b"\n" + _FREE)
-        while found >= 0 and (found + 1 - len(_HEAD)) % _RECORD:
-            found = content.find(b"\n" + _FREE, found + 1)
-        # A kill can leave half a record at the end: it is written over.
-        end = len(_HEAD) + (len(content) - len(_HEAD)) // _RECORD * _RECORD
-        offset = found + 1 if found >= 0 else end
+    with linux.Naming(path_of(directory)), _Locked(directory) as file:
+        offset = _first_free(file)
         record = b"".join(_padded(b"#" + line[1:]) for line in [*lines, b"#-"][:2])
-        os.pwrite(fd, record, offset)
+        os.pwrite(file.fd, record, offset)
         for n, line in enumerate(lines):
-            os.pwrite(fd, line[:1], offset + n * _LINE)
+            os.pwrite(file.fd, line[:1], offset + n * _LINE)
+        file.none_free_before(offset + _RECORD)
+    return offset
 
 
-def remove(directory: str, mark: str) -> None:
-    """Takes the names of a pod back; nothing when there are none."""
+def _first_free(file: _Locked) -> int:
+    """The offset of the first free record. A kill can leave half of one at the end: it is written over."""
+    size = os.fstat(file.fd).st_size
+    end = len(_HEAD) + (size - len(_HEAD)) // _RECORD * _RECORD
+    start = file.hint()
+    if not _is_record(start) or start > end:
+        start = len(_HEAD)
+    content = b"\n" + os.pread(file.fd, end - start, start)
+    found = content.find(b"\n" + _FREE)
+    while found >= 0 and found % _RECORD:
+        found = content.find(b"\n" + _FREE, found + 1)
+    return start + found if found >= 0 else end
+
+
+def _is_record(offset: int) -> bool:
+    return offset >= len(_HEAD) and (offset - len(_HEAD)) % _RECORD == 0
+
+
+def remove(directory: str, mark: str, offset: int = -1) -> None:
+    """Takes the names of a pod back; nothing when there are none. ``offset``: where they are, if that is known."""
     try:
-        with _Locked(directory) as fd:
-            content = os.pread(fd, os.fstat(fd).st_size, 0)
-            # The mark ends the line, but for the padding.
-            found = content.find(f"# {mark} ".encode())
-            if found >= 0:
-                offset = found - (found - len(_HEAD)) % _RECORD
-                os.pwrite(fd, b"#", offset + _LINE)
-                os.pwrite(fd, b"#", offset)
-                os.pwrite(fd, _padded(_FREE) * 2, offset)
+        with _Locked(directory) as file:
+            whose = f"# {mark} ".encode()  # it ends the line, but for the padding
+            if not _is_record(offset) or whose not in os.pread(file.fd, _LINE, offset):
+                found = os.pread(file.fd, os.fstat(file.fd).st_size, 0).find(whose)
+                offset = found - (found - len(_HEAD)) % _RECORD if found >= 0 else -1
+            if offset >= 0:
+                os.pwrite(file.fd, b"#", offset + _LINE)
+                os.pwrite(file.fd, b"#", offset)
+                os.pwrite(file.fd, _padded(_FREE) * 2, offset)
+                if offset < file.hint():
+                    file.none_free_before(offset)
     except FileNotFoundError:
         pass
 
@@ -120,12 +137,16 @@ def _records(content: bytes) -> Iterator[Name]:
 
 
 class _Locked:
-    """The file of a bridge, locked by another one: flock(2) is for everybody who can read, and pods read this one."""
+    """The file of a bridge, locked by another one: flock(2) is for everybody who can read, and pods read this one.
+
+    In the lock's file is the offset before which no record is free: finding one does not take longer the more pods
+    there are. It is a hint: what a kill or a full disk keeps it from saying is a record that is not used again.
+    """
 
     def __init__(self, directory: str) -> None:
         self.directory = directory
 
-    def __enter__(self) -> int:
+    def __enter__(self) -> _Locked:
         self.lock = os.open(f"{self.directory}/hosts.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX)
@@ -133,8 +154,19 @@ class _Locked:
         except BaseException:
             os.close(self.lock)
             raise
-        return self.fd
+        return self
 
     def __exit__(self, *_: object) -> None:
         os.close(self.fd)
         os.close(self.lock)
+
+    def hint(self) -> int:
+        """Where the first free record may be; 0: not known."""
+        text = os.pread(self.lock, 16, 0).strip()
+        return int(text) if text.isdigit() else 0
+
+    def none_free_before(self, offset: int) -> None:
+        try:
+            os.pwrite(self.lock, b"%-15d\n" % offset, 0)
+        except OSError:
+            pass

@@ -1,7 +1,7 @@
 """nf_tables messages for the elements of a map: ask for one, add several, delete several; and is a table there.
 
 Adding a published port by ``nft`` costs 4 ms for starting it; as a message it is 0.1 ms. Layouts are those of
-<linux/netfilter/nfnetlink.h> and <linux/netfilter/nf_tables.h>; what a table looks like is ports.py's business.
+<linux/netfilter/nfnetlink.h> and <linux/netfilter/nf_tables.h>; what a table looks like is table.py's business.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from podrun.errors import WRONG_FILE, Failure
-from podrun.hook import INTEGER, TEXT, Wrong, checked, list_of, option, table_of, unknown
+from podrun.hook import BOOLEAN, INTEGER, TEXT, Wrong, checked, list_of, option, table_of, unknown
 from podrun.record import NamedTuple
 
 TYPE_CHECKING = False
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .namespace import Wish
-    from .ports import Publish
+    from .published import Publish
 
 #: Where an administrator says what bridges are like.
 NETWORKS = "/etc/podrun/networks.toml"
@@ -43,7 +43,7 @@ def _mode(text: str) -> str:
 
 
 def _publish(text: str) -> Publish:
-    from .ports import parse
+    from .published import parse
 
     return parse(text)
 
@@ -175,7 +175,9 @@ class Options(NamedTuple):
         checked(TEXT, _with_length(4)), "the pod's IPv4 address; on a bridge: default a free one; else with /length", ""
     )
     address6: str = option(
-        checked(TEXT, _with_length(6)), "with macvlan: the pod's IPv6 address with /length; on a bridge it follows", ""
+        checked(TEXT, _with_length(6)),
+        "the pod's IPv6 address; on a bridge: default one that follows from the IPv4 address; else with /length",
+        "",
     )
     gateway: list[str] = option(list_of(checked(TEXT, _ip)), "with macvlan: the routers, one of each family", [])
     routes: list[str] = option(
@@ -203,6 +205,12 @@ class Network(NamedTuple):
 
     subnet: str = option(checked(TEXT, _subnet(4, 29)), "the bridge's IPv4 subnet", "")
     subnet6: str = option(checked(TEXT, _subnet(6, 96)), "the bridge's IPv6 subnet", "")
+    routed: bool = option(
+        BOOLEAN,
+        "other machines route the subnets to this host: they call pods by their own addresses, and pods call them "
+        "in their own name",
+        False,
+    )
     mtu: int = option(checked(INTEGER, _mtu), "the pods' MTU", 0)
     routes: list[str] = option(list_of(checked(TEXT, _route)), "static routes of the pods", [])
     dns: list[str] = option(list_of(checked(TEXT, _ip)), "name servers of the pods", [])
@@ -218,8 +226,14 @@ def with_network(options: Options, bridge: str) -> Options:
     declared = networks().get(bridge)
     if declared is None:
         return options
-    missing = {key: value for key, value in declared._asdict().items() if value and not getattr(options, key)}
+    # What the options do not have ("routed") is the bridge's alone.
+    missing = {key: value for key, value in declared._asdict().items() if value and not getattr(options, key, True)}
     return options._replace(**missing)
+
+
+def is_routed(bridge: str) -> bool:
+    """What networks.toml says of a bridge. Raises Failure (WRONG_FILE)."""
+    return os.path.exists(NETWORKS) and bridge in (known := networks()) and known[bridge].routed
 
 
 def networks() -> dict[str, Network]:

@@ -1,7 +1,4 @@
-"""Published ports: one nftables table of podrun's own, with one map element per port, and who else holds a port.
-
-An element's comment is the tag of its pod, so everybody can tell whose it is, ``nft list table`` included.
-"""
+"""Taking and giving up published ports, and who else holds one."""
 
 from __future__ import annotations
 
@@ -9,14 +6,13 @@ import _socket
 import os
 
 from podrun.errors import BUSY, STEP_FAILED, Failure
-from podrun.hook import Wrong
-from podrun.record import NamedTuple
 
 from . import bridge as bridges
 from . import ledger as ledgers
 from . import nfnetlink
 from .child import Child
-from .nfnetlink import Element, concatenated
+from .nfnetlink import Element
+from .published import PROTOCOLS, element_of, key_of, lines, noted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,187 +22,9 @@ if TYPE_CHECKING:
 
     from .bridge import Bridge
     from .ledger import Ledger
+    from .published import Publish
 
-_PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
 _EADDRINUSE = 98
-
-
-class Publish(NamedTuple):
-    """A port of the host that leads to a port of the pod."""
-
-    #: The host's address: "127.0.0.1", another one, or "0.0.0.0" or "::" for all of them.
-    ip: str
-    host: int
-    port: int
-    proto: str = "tcp"
-    #: The number of consecutive ports, of the host and of the pod alike.
-    length: int = 1
-
-    @property
-    def everywhere(self) -> bool:
-        """True for every address of the host."""
-        return self.ip in ("0.0.0.0", "::")
-
-    def __str__(self) -> str:
-        last = f"-{self.host + self.length - 1}" if self.length > 1 else ""
-        return f"{f'[{self.ip}]' if ':' in self.ip else self.ip}:{self.host}{last}/{self.proto}"
-
-
-def each(wanted: Sequence[Publish]) -> list[Publish]:
-    """The same with every range as its ports."""
-    return [
-        publish._replace(host=publish.host + n, port=publish.port + n, length=1)
-        for publish in wanted
-        for n in range(publish.length)
-    ]
-
-
-def parse(text: str) -> Publish:
-    """Reads docker's spelling, ``[ip:]hostport[-last]:containerport[-last][/tcp|udp|sctp]``; 127.0.0.1 by default.
-
-    Raises Wrong.
-    """
-    rest, slash, proto = text.partition("/")
-    if not slash:
-        proto = "tcp"
-    if proto not in _PROTOCOLS:
-        raise Wrong(f"expected tcp, udp or sctp behind the slash, not {text!r}")
-    rest, _, inner = rest.rpartition(":")
-    address, _, outer = rest.rpartition(":")
-    if address.startswith("[") and address.endswith("]"):
-        address = address[1:-1]
-    elif ":" in address:
-        raise Wrong(f"an IPv6 address belongs in brackets: [address]:8080:80, not {text!r}")
-    if not (outer and inner):
-        raise Wrong(f"expected [ip:]hostport:containerport[/tcp|udp|sctp], not {text!r}")
-    (host, count), (port, inside) = (_range(word, text) for word in (outer, inner))
-    if count != inside:
-        raise Wrong(f"{text!r}: {count} ports of the host cannot lead to {inside} of the pod")
-    return Publish(_address(address or "127.0.0.1", text), host, port, proto, count)
-
-
-def _range(word: str, where: str) -> tuple[int, int]:
-    """The first port of "80" or "80-89", and how many they are."""
-    first, dash, last = word.partition("-")
-    for one in (first, last) if dash else (first,):
-        if not (one.isdecimal() and one.isascii() and 0 < int(one) < 65536):
-            raise Wrong(f"expected ports from 1 to 65535, not {word!r} in {where!r}")
-    if dash and int(last) < int(first):
-        raise Wrong(f"{word!r} in {where!r} ends before it begins")
-    return int(first), int(last) - int(first) + 1 if dash else 1
-
-
-def _address(text: str, where: str) -> str:
-    family = _socket.AF_INET6 if ":" in text else _socket.AF_INET
-    try:
-        ip = _socket.inet_ntop(family, _socket.inet_pton(family, text))
-    except OSError:
-        raise Wrong(f"{text!r} is not an IP address in {where!r}") from None
-    if ip == "::1":
-        raise Wrong(f"{where!r}: the kernel has no way to redirect [::1]; publish on 127.0.0.1")
-    return ip
-
-
-# --- the table -----------------------------------------------------------------------------------------------------
-
-# Adding is idempotent for everything but rules, so chains are emptied first; nft applies the whole or nothing.
-# What enters the host for 127.0.0.0/8, or claims to come from there, is dropped before connection tracking can
-# translate it: route_localnet on the bridge would otherwise let pods reach what listens on the host's loopback.
-# From elsewhere a pod is reached at its published ports only: the host forwards, so who is on a wire of it could route
-# the pods' subnet here, and call what is published on 127.0.0.1 or not at all.
-# A pod that calls a published port sees answers from the wrong address unless its own is masqueraded as well.
-_RULES = """
-add table inet {table}
-add set inet {table} bridges {{ type ifname; }}
-add set inet {table} subnets4 {{ type ipv4_addr; flags interval; }}
-add set inet {table} subnets6 {{ type ipv6_addr; flags interval; }}
-add map inet {table} host4 {{ type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; }}
-add map inet {table} host6 {{ type ipv6_addr . inet_proto . inet_service : ipv6_addr . inet_service; }}
-add map inet {table} any4 {{ type inet_proto . inet_service : ipv4_addr . inet_service; }}
-add map inet {table} any6 {{ type inet_proto . inet_service : ipv6_addr . inet_service; }}
-add chain inet {table} loopback {{ type filter hook prerouting priority -300; policy accept; }}
-add chain inet {table} forward {{ type filter hook forward priority 0; policy accept; }}
-add chain inet {table} published
-add chain inet {table} prerouting {{ type nat hook prerouting priority -100; policy accept; }}
-add chain inet {table} output {{ type nat hook output priority -100; policy accept; }}
-add chain inet {table} postrouting {{ type nat hook postrouting priority 100; policy accept; }}
-flush chain inet {table} loopback
-flush chain inet {table} forward
-flush chain inet {table} published
-flush chain inet {table} prerouting
-flush chain inet {table} output
-flush chain inet {table} postrouting
-add rule inet {table} loopback iifname != "lo" ip daddr 127.0.0.0/8 drop
-add rule inet {table} loopback iifname != "lo" ip saddr 127.0.0.0/8 drop
-add rule inet {table} forward iifname @bridges accept
-add rule inet {table} forward oifname @bridges ct state established,related accept
-add rule inet {table} forward oifname @bridges ct status dnat accept
-add rule inet {table} forward oifname @bridges drop
-add rule inet {table} published fib daddr type != local return
-add rule inet {table} published meta l4proto != {{ tcp, udp, sctp }} return
-add rule inet {table} published dnat ip to ip daddr . meta l4proto . th dport map @host4
-add rule inet {table} published dnat ip to meta l4proto . th dport map @any4
-add rule inet {table} published dnat ip6 to ip6 daddr . meta l4proto . th dport map @host6
-add rule inet {table} published dnat ip6 to meta l4proto . th dport map @any6
-add rule inet {table} prerouting jump published
-add rule inet {table} output jump published
-add rule inet {table} postrouting ip saddr 127.0.0.0/8 oifname @bridges masquerade
-add rule inet {table} postrouting ip saddr @subnets4 ip daddr @subnets4 ct status dnat masquerade
-add rule inet {table} postrouting ip6 saddr @subnets6 ip6 daddr @subnets6 ct status dnat masquerade
-add rule inet {table} postrouting ip saddr @subnets4 ip daddr != @subnets4 ip daddr != 224.0.0.0/4 masquerade
-add rule inet {table} postrouting ip6 saddr @subnets6 ip6 daddr != @subnets6 ip6 daddr != ff00::/8 masquerade
-"""
-
-
-def lay(bridge: Bridge) -> None:
-    """Makes the table, or mends it, and adds the bridge to it. Raises Failure with nft's own words."""
-    elements = f'add element inet {bridge.table} bridges {{ "{bridge.name}" }}\n'
-    for name, pool in (("subnets4", bridge.pool), ("subnets6", bridge.pool6)):
-        if pool:
-            elements += f"add element inet {bridge.table} {name} {{ {pool} }}\n"
-    _nft(_RULES.format(table=bridge.table) + elements)
-
-
-def remove_table(table: str) -> None:
-    """Deletes the table if it is there."""
-    _nft(f"add table inet {table}\ndelete table inet {table}\n")
-
-
-def delete_element(table: str, map_: str, fields: Sequence[str]) -> None:
-    """Deletes one element by the fields of its key, as nft spells them."""
-    _nft(f"delete element inet {table} {map_} {{ {' . '.join(fields)} }}\n")
-
-
-def _nft(script: str) -> None:
-    from podrun_hooks import process
-
-    ended = process.run([process.find("nft", "nftables"), "-f", "-"], stdin=script.encode())
-    if ended.status:
-        raise Failure(f"nft: {(ended.errors or ended.output).splitlines()[0]}", code=STEP_FAILED)
-
-
-def restore(run: str, table: str) -> None:
-    """Puts the ports of living pods back after somebody else has emptied the ruleset."""
-    for ledger in ledgers.everywhere(run):
-        for element in _noted(ledger) if ledgers.alive(run, ledger) else ():
-            try:
-                nfnetlink.add(nfnetlink.socket(), table, [element])
-            except FileExistsError:
-                pass
-
-
-def lost(table: str, ledger: Ledger) -> list[Publish]:
-    """The ports of a ledger that are not in the table."""
-    socket = nfnetlink.socket()
-    gone = []
-    for publish, target, tag in _lines(ledger):
-        element = _element(publish, target, tag)
-        if nfnetlink.find(socket, table, element.map, element.key) != element:
-            gone.append(publish)
-    return gone
-
-
-# --- a pod's ports -------------------------------------------------------------------------------------------------
 
 
 def take(pod: Pod, bridge: Bridge, wanted: Sequence[Publish], addresses: Sequence[str], fd: int) -> None:
@@ -222,7 +40,7 @@ def take(pod: Pod, bridge: Bridge, wanted: Sequence[Publish], addresses: Sequenc
         target = next((one for one in addresses if (":" in one) == (":" in publish.ip)), "")
         if not target:
             raise Failure(f"{publish} is published on IPv6, and the bridge has none", code=STEP_FAILED)
-        elements.append(_element(publish, target, pod.tag))
+        elements.append(element_of(publish, target, pod.tag))
         ip, host, port, proto, _ = publish
         ledgers.note(fd, "publish", f"{ip} {host} {port} {proto} {target} {pod.tag}")
     try:
@@ -248,7 +66,7 @@ def begin_release(table: str, ledger: Ledger) -> Child | None:
 
     In a child, because closing the socket at once would wait, and make others wait (see nfnetlink.socket).
     """
-    elements = list(_noted(ledger))
+    elements = list(noted(ledger))
     if not elements:
         return None
 
@@ -260,7 +78,7 @@ def begin_release(table: str, ledger: Ledger) -> Child | None:
                     nfnetlink.delete(socket, table, [element])
                 except FileNotFoundError:  # the child of a down that was killed got there first
                     pass
-        _forget([publish for publish, _, _ in _lines(ledger)])
+        _forget([publish for publish, _, _ in lines(ledger)])
 
     nfnetlink.close()
     return Child(delete, lingering=0.05)
@@ -290,39 +108,13 @@ def _refuse_held(pod: Pod, table: str, publish: Publish) -> None:
         raise Failure(f"port {publish} is in use by {found}", code=BUSY)
 
 
-def _noted(ledger: Ledger) -> Iterator[Element]:
-    for publish, target, tag in _lines(ledger):
-        yield _element(publish, target, tag)
-
-
-def _lines(ledger: Ledger) -> Iterator[tuple[Publish, str, str]]:
-    """The published ports of a ledger with the pod's address and tag."""
-    for line in ledger.all("publish"):
-        ip, host, port, proto, target, tag = line.split(" ")
-        yield Publish(ip, int(host), int(port), proto), target, tag
-
-
-def _element(publish: Publish, target: str, tag: str) -> Element:
-    raw = _raw(target)
-    value = concatenated(raw, publish.port.to_bytes(2, "big"))
-    return Element(*_key(publish), value, tag)
-
-
-def _key(publish: Publish) -> tuple[str, bytes]:
-    fields = [bytes([_PROTOCOLS[publish.proto]]), publish.host.to_bytes(2, "big")]
-    version = 6 if ":" in publish.ip else 4
-    if publish.everywhere:
-        return f"any{version}", concatenated(*fields)
-    return f"host{version}", concatenated(_raw(publish.ip), *fields)
-
-
 def _rivals(publish: Publish) -> Iterator[Element]:
     """The elements that would be in the way: the same, that of all addresses, and for that one each of the host's."""
     for ip in {publish.ip, "::" if ":" in publish.ip else "0.0.0.0"}:
-        yield Element(*_key(publish._replace(ip=ip)), b"")
+        yield Element(*key_of(publish._replace(ip=ip)), b"")
     if publish.everywhere:
         for ip in _of_the_host(6 if ":" in publish.ip else 4):
-            yield Element(*_key(publish._replace(ip=ip)), b"")
+            yield Element(*key_of(publish._replace(ip=ip)), b"")
 
 
 def _of_the_host(version: int) -> list[str]:
@@ -334,10 +126,6 @@ def _of_the_host(version: int) -> list[str]:
     return [*(["127.0.0.1"] if version == 4 else []), *(ip for ip in plain if (":" in ip) == (version == 6))]
 
 
-def _raw(address: str) -> bytes:
-    return _socket.inet_pton(_socket.AF_INET6 if ":" in address else _socket.AF_INET, address)
-
-
 # --- the host's own processes --------------------------------------------------------------------------------------
 
 
@@ -346,7 +134,7 @@ def _listener(publish: Publish) -> str:
     family = _socket.AF_INET6 if ":" in publish.ip else _socket.AF_INET
     kind = _socket.SOCK_DGRAM if publish.proto == "udp" else _socket.SOCK_STREAM
     try:
-        socket = _socket.socket(family, kind | _socket.SOCK_CLOEXEC, _PROTOCOLS[publish.proto])
+        socket = _socket.socket(family, kind | _socket.SOCK_CLOEXEC, PROTOCOLS[publish.proto])
     except OSError:  # a kernel without SCTP sockets has no listeners either
         return ""
     try:

@@ -36,6 +36,7 @@ _IFLA_MASTER, _IFLA_PROTINFO, _IFLA_LINKINFO = 10, 12, 18
 _IFLA_IFALIAS, _IFLA_AF_SPEC, _IFLA_NET_NS_FD = 20, 26, 28
 _IFLA_INFO_KIND, _IFLA_INFO_DATA, _VETH_INFO_PEER = 1, 2, 1
 _IFLA_INFO_SLAVE_KIND, _IFLA_INFO_SLAVE_DATA = 4, 5
+_IFLA_BR_MCAST_SNOOPING = 23
 _IFLA_MACVLAN_MODE, _MACVLAN_MODE_BRIDGE = 1, 4
 _IFLA_INET6_ADDR_GEN_MODE, _IN6_ADDR_GEN_MODE_NONE = 8, 1
 _IFLA_BRPORT_STATE, _IFLA_BRPORT_MODE, _IFLA_BRPORT_FLUSH, _BR_STATE_DISABLED = 1, 4, 24, 0
@@ -119,6 +120,8 @@ class Socket:
         Returns what the kernel answered beside acknowledgements: pairs of message type and body. Raises OSError with
         ``filename`` saying what the first refused message was doing; those after it have been tried as well.
         """
+        if not messages:
+            return []
         awaited: dict[int, Message] = {}
         parts = []
         for message in messages:
@@ -227,8 +230,13 @@ def _name(name: str) -> bytes:
 
 
 def bridge(name: str, mac: bytes, *, tolerated: Sequence[int] = ()) -> Message:
-    """Creates a bridge. With an address of its own (``mac``) it does not take that of the port with the lowest one."""
-    info = nested(_IFLA_LINKINFO, attribute(_IFLA_INFO_KIND, b"bridge"))
+    """Creates a bridge. With an address of its own (``mac``) it does not take that of the port with the lowest one.
+
+    It does not snoop on multicast: without a querier that only costs time, once for each port when one is added, and
+    the first port that played the querier would decide who hears what.
+    """
+    data = nested(_IFLA_INFO_DATA, attribute(_IFLA_BR_MCAST_SNOOPING, b"\0"))
+    info = nested(_IFLA_LINKINFO, attribute(_IFLA_INFO_KIND, b"bridge"), data)
     body = _LINK.pack(0, 0, 0, 0, 0) + _name(name) + attribute(_IFLA_ADDRESS, mac) + info
     return Message(f"create the bridge {name}", _RTM_NEWLINK, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, body, tolerated)
 

@@ -40,7 +40,7 @@ def _namespace(mappings: Sequence[str]) -> int:
     """A descriptor of a user namespace with these mappings; the process that made it has ended."""
     ready, go = os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)
     parent = os.getpid()
-    child = os.fork()
+    child = linux.fork()
     if not child:
         try:
             linux.die_with_parent(parent)
