@@ -29,7 +29,9 @@ def test_it_lists_bridges_leases_ports_links_and_namespaces(place):
     assert inspect.published(place.run) == [
         {"ip": "127.0.0.1", "port": port, "proto": "tcp", "pod": "web", "address": plain(facts), "target_port": 80}
     ]
-    assert inspect.namespaces(place.run) == [{"path": facts["netns"], "tag": tag, "alive": True}]
+    assert inspect.namespaces(place.run) == [
+        {"path": facts["netns"], "tag": tag, "inode": str(os.stat(facts["netns"]).st_ino), "alive": True}
+    ]
     assert [(row["name"], row["tag"]) for row in inspect.links(place.run)] == [(network["ports"][0], tag)]
 
 

@@ -70,7 +70,7 @@ def published(run: str) -> list[dict[str, Any]]:
 
 
 def namespaces(run: str) -> list[dict[str, Any]]:
-    """The pinned namespaces that are this run directory's: path, tag, alive (False: no pod's ledger knows it)."""
+    """The pinned namespaces that are this run directory's: path, tag, inode, alive (no: unknown to the ledgers)."""
     found = []
     for tag in _listed(namespace.DIRECTORY):
         path = namespace.path_of(tag)
@@ -85,7 +85,7 @@ def namespaces(run: str) -> list[dict[str, Any]]:
     inodes = {
         inode for ledger in ledgers.everywhere(run) if ledgers.alive(run, ledger) for inode in ledger.all("netns")
     }
-    return [{"path": path, "tag": tag, "alive": inode in inodes} for path, tag, inode in found]
+    return [{"path": path, "tag": tag, "inode": inode, "alive": inode in inodes} for path, tag, inode in found]
 
 
 def links(run: str) -> list[dict[str, Any]]:
@@ -119,10 +119,7 @@ def collect(run: str, *, keep: bool = False) -> list[dict[str, str]]:
         if not row["alive"]:
             gone.append({"kind": "netns", "name": row["tag"], "pod": ""})
             if not keep:
-                try:
-                    namespace.remove(row["path"])
-                except FileNotFoundError:
-                    continue
+                namespace.remove(row["path"], {row["inode"]})
     gone += _collect_links(run, keep)
     for bridge in bridges.known_in(run):
         gone += [*_collect_ports(run, bridge, keep), *_collect_names(run, bridge, keep)]

@@ -9,7 +9,7 @@ import fcntl
 import os
 import time
 from _socket import AF_INET6, if_nametoindex, inet_ntop
-from errno import EEXIST, EHOSTUNREACH, EINVAL
+from errno import EBUSY, EEXIST, EHOSTUNREACH, EINVAL, ENOENT
 
 from podrun.errors import CANNOT_CREATE, WRONG_FILE, Failure
 from podrun.record import NamedTuple
@@ -21,7 +21,7 @@ from .child import Child
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from .bridge import Bridge
     from .ledger import Ledger
@@ -275,15 +275,13 @@ def unpin(tag: str, ledger: Ledger) -> None:
     """Lets the ledger's namespace go; the kernel deletes its links within a second. A foreign object stays."""
     path = path_of(tag)
     inodes = ledger.all("netns")
+    if not inodes or remove(path, inodes):
+        return
     try:
-        found = os.lstat(path)
+        if _is_unfinished(os.lstat(path)):
+            os.unlink(path)
     except FileNotFoundError:
         return
-    if inodes and found.st_dev == os.stat(_OURS).st_dev:
-        if str(found.st_ino) in inodes:
-            remove(path)
-    elif inodes and _is_unfinished(found):
-        os.unlink(path)
 
 
 def silence(ledger: Ledger) -> None:
@@ -299,10 +297,32 @@ def silence(ledger: Ledger) -> None:
         pass
 
 
-def remove(path: str) -> None:
-    """Takes a pinned namespace from its place; it ends with the last process in it."""
-    linux.umount(path, linux.MNT_DETACH | linux.UMOUNT_NOFOLLOW)
-    os.unlink(path)
+def remove(path: str, inodes: Collection[str]) -> bool:
+    """Takes a namespace, if it is one of ``inodes``, from its place; it ends with the last process in it.
+
+    True when it was there. Others may be at work on the same place: that very mount is taken away by its descriptor,
+    not what the next start has pinned there since.
+    """
+    try:
+        fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        found = os.fstat(fd)
+        if found.st_dev != os.stat(_OURS).st_dev or str(found.st_ino) not in inodes:
+            return False
+        linux.umount(f"/proc/self/fd/{fd}", linux.MNT_DETACH)
+    except OSError as error:
+        if error.errno != EINVAL:  # EINVAL: not mounted any more, somebody else was quicker
+            raise
+    finally:
+        os.close(fd)
+    try:
+        os.unlink(path)
+    except OSError as error:
+        if error.errno not in (ENOENT, EBUSY):  # EBUSY: it is the next one's already
+            raise
+    return True
 
 
 def _is_unfinished(found: os.stat_result) -> bool:
@@ -320,7 +340,7 @@ def _clear(tag: str, run: str) -> None:
     if _is_unfinished(found):
         os.unlink(path)
     elif is_netns(path) and loopback_alias(path) == mark(tag, run):
-        remove(path)
+        remove(path, {str(found.st_ino)})
     else:
         raise Failure(f"{path} is not podrun's", code=CANNOT_CREATE, hint="remove it, or give the pod another name")
 
