@@ -7,7 +7,7 @@ import os
 import pytest
 from network_case import Place, free_port, plain, run, seen
 
-from podrun_hooks.network import inspect
+from podrun_hooks.network import bridge, inspect
 
 pytestmark = pytest.mark.root
 
@@ -94,3 +94,14 @@ def test_a_bridge_goes_when_no_pod_is_left_and_its_table_with_it(place):
     assert f"inet {table}\n" not in run("nft", "list", "tables")
     assert not os.listdir(f"{place.run}/network")
     place.up("web")
+
+
+def test_gc_leaves_the_bridges_while_a_start_looks_for_its_own(place):
+    place.up("web")
+    place.down("web")
+    held = bridge.held(place.run)
+    try:
+        assert inspect.remove_bridges(place.run) == []
+    finally:
+        os.close(held)
+    assert inspect.remove_bridges(place.run) == [place.bridge()]

@@ -195,12 +195,16 @@ def take_place(step: Step, options: Options, fd: int) -> Plug:
     pod = step.pod
     name = options.bridge or bridge.default_name(pod)
     step.notify(f"STATUS=looking for bridge {name}")
-    on = bridge.ensure(pod.run, bridge.table(pod), name, options.subnet, options.subnet6, routed=is_routed(name))
+    held = bridge.held(pod.run)
+    try:
+        on = bridge.ensure(pod.run, bridge.table(pod), name, options.subnet, options.subnet6, routed=is_routed(name))
+        ledgers.note(fd, "bridge", name)
+    finally:
+        os.close(held)
     wanted = options.address.partition("/")[0]
     if wanted:
         lease.fixed(on.pool, wanted)
     step.notify("STATUS=leasing an address")
-    ledgers.note(fd, "bridge", name)
     address = lease.claim(on.directory, pod.run, ledgers.path_of(step), fd, on.pool, pod.name, wanted)
     n = on.pool.offset(address)
     address6 = ""

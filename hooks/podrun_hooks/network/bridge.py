@@ -82,6 +82,26 @@ def directory(run: str, name: str) -> str:
     return f"{run}/network/{name}"
 
 
+def held(run: str, kind: int = fcntl.LOCK_SH) -> int:
+    """A descriptor that keeps the bridges of a run directory in place as long as it is open (flock(2)).
+
+    For a start that looks for its bridge and has not noted it yet. ``kind``: LOCK_EX for who removes bridges; with
+    LOCK_NB it raises BlockingIOError while somebody looks.
+    """
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    try:
+        fd = os.open(f"{run}/network", flags)
+    except FileNotFoundError:
+        os.makedirs(f"{run}/network", exist_ok=True)
+        fd = os.open(f"{run}/network", flags)
+    try:
+        fcntl.flock(fd, kind)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
 def ensure(
     run: str,
     table: str,

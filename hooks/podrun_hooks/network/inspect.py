@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from typing import Any
@@ -135,7 +136,23 @@ def collect(run: str, *, keep: bool = False) -> list[dict[str, str]]:
 
 
 def remove_bridges(run: str) -> list[str]:
-    """Removes the bridges without a living pod, with the table when it was the last one's; returns their names."""
+    """Removes the bridges without a living pod, with the table when it was the last one's; returns their names.
+
+    None while a start is looking for its bridge: the next gc will do.
+    """
+    if not os.path.isdir(f"{run}/network"):
+        return []
+    try:
+        held = bridges.held(run, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return []
+    try:
+        return _remove_bridges(run)
+    finally:
+        os.close(held)
+
+
+def _remove_bridges(run: str) -> list[str]:
     busy = {name for ledger in ledgers.everywhere(run) if ledgers.alive(run, ledger) for name in ledger.all("bridge")}
     kept = [bridge for bridge in bridges.known_in(run) if bridge.name in busy]
     removed = []
