@@ -236,22 +236,32 @@ def test_a_problem_may_be_fatal_for_check_and_an_up_is_not_slowed_by_it(podrun, 
     assert done.stdout == f"{file}:1: note: warning: old\n{file}:1: note: error: no key; ask ops\n"
 
 
-def test_an_executable_costs_at_most_three_milliseconds_more_than_itself(dropped, step):
-    made = step(dropped("note", "exit 0"))
-    environ = {"PATH": "/usr/bin:/bin"}
+COST = """
+import os, sys, time
+from podrun.hook import Pod, Step
+from podrun_hooks import command
+path, home = sys.argv[1:]
+made = Step(Pod("web", f"{home}/root", f"{home}/run", tag="podrun-web"), f"exec:{path}", "hook", {"size": 3})
+def alone():
+    os.waitpid(os.posix_spawn(path, [path], {"PATH": "/usr/bin:/bin"}), 0)
+def timed(act):
+    began = time.perf_counter()
+    act()
+    return time.perf_counter() - began
+rounds = [(timed(alone), timed(lambda: command.up(made, {}))) for _ in range(60)]
+print(1000 * (min(hook for _, hook in rounds) - min(bare for bare, _ in rounds)))
+"""
 
-    def alone():
-        pid = os.posix_spawn(made.hook[5:], [made.hook[5:]], environ)
-        os.waitpid(pid, 0)
 
-    def timed(act):
-        began = time.perf_counter()
-        act()
-        return time.perf_counter() - began
-
-    rounds = [(timed(alone), timed(lambda: command.up(made, {}))) for _ in range(60)]
-    cost = min(hook for _, hook in rounds) - min(bare for bare, _ in rounds)
-    assert cost < 0.003, f"{cost * 1000:.1f} ms"
+def test_an_executable_costs_at_most_three_milliseconds_more_than_itself(home, podrun, dropped, step):
+    # In a process of podrun's size: to fork that of the tests takes longer.
+    argv = [sys.executable, "-c", COST, str(dropped("note", "exit 0")), str(home)]
+    assert step
+    costs = []
+    for _ in range(3):
+        told = subprocess.run(argv, env=podrun.environ, capture_output=True, text=True, check=True).stdout
+        costs.append(float(told))
+    assert min(costs) < 3, costs
 
 
 # --- from packages -------------------------------------------------------------------------------------------------
