@@ -88,7 +88,12 @@ def fetch(
     files in ``scratch`` by digest."""
     pairs = list(layers)
     spare = min(PARALLEL, len(pairs)) < len(os.sched_getaffinity(0))
-    wanted = [_Layer(root, source, *pair, f"{scratch}/{number}", spare) for number, pair in enumerate(pairs)]
+    # While a layer as large as that is unpacked, the others are done before it.
+    half = sum(blob.size for blob, _ in pairs) / 2
+    wanted = [
+        _Layer(root, source, *pair, f"{scratch}/{number}", spare or pair[0].size > half)
+        for number, pair in enumerate(pairs)
+    ]
     pull = _Fetching(wanted, blobs, scratch, notify, progress)
     try:
         if pull.todo:
