@@ -278,7 +278,12 @@ def podman(place: Path) -> Callable[[str], Figure]:
 def docker(place: Path) -> Iterator[Callable[[str], Figure]]:
     """A dockerd of its own."""
     address = f"unix://{place}/docker.sock"
-    argv = ["dockerd", "--data-root", str(place / "docker"), "--exec-root", str(place / "docker-run"), "--bridge=none"]
+    # Without a bridge it would remove docker0, which may be somebody's.
+    bridge = f"pb-{os.getpid()}"
+    subprocess.run(["ip", "link", "add", bridge, "type", "bridge"], check=True)
+    subprocess.run(["ip", "address", "add", "198.18.77.1/24", "dev", bridge], check=True)
+    argv = ["dockerd", "--data-root", str(place / "docker"), "--exec-root", str(place / "docker-run")]
+    argv += [f"--bridge={bridge}", "--ip-forward=false", "--ip-masq=false"]
     argv += ["--iptables=false", "--ip6tables=false", "--pidfile", str(place / "docker.pid"), "-H", address]
     with (place / "docker.log").open("wb") as log:
         daemon = subprocess.Popen(argv, stdout=log, stderr=log)
@@ -310,6 +315,7 @@ def docker(place: Path) -> Iterator[Callable[[str], Figure]]:
     finally:
         daemon.terminate()
         daemon.wait()
+        subprocess.run(["ip", "link", "delete", bridge], check=False)
         for line in Path("/proc/self/mounts").read_text().splitlines():
             if str(place) in line:
                 subprocess.run(["umount", "-l", line.split()[1]], check=False)

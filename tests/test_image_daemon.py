@@ -28,7 +28,9 @@ def dockerd() -> Iterator[None]:
     place = Path(tempfile.mkdtemp(prefix="t-image-"))
     before = os.environ.get("DOCKER_HOST")
     os.environ["DOCKER_HOST"] = f"unix://{place}/sock"
-    argv = ["dockerd", "--data-root", str(place / "data"), "--exec-root", str(place / "exec"), "--bridge=none"]
+    # In a network of its own: one without a bridge removes docker0, which may be somebody's.
+    argv = ["unshare", "--net", "dockerd", "--bridge=none"]
+    argv += ["--data-root", str(place / "data"), "--exec-root", str(place / "exec")]
     argv += ["--iptables=false", "--ip6tables=false", "--ip-forward=false", "--pidfile", str(place / "pid")]
     with (place / "log").open("wb") as log:
         daemon = subprocess.Popen([*argv, "-H", os.environ["DOCKER_HOST"]], stdout=log, stderr=log)
