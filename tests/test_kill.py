@@ -105,6 +105,7 @@ def web(podrun: Podrun, home: Path) -> Iterator[str]:
     podrun("up", "-d", path, check=True)
     podrun("down", "web", check=True)
     yield path
+    podrun("down", "web", check=True)
     # The kernel lets go of it with the last mount namespace that a killed runtime was about to leave.
     deadline = time.monotonic() + 5
     while found := loops(home):
