@@ -109,3 +109,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if "root" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="needs root"))
+
+
+@pytest.fixture
+def pods() -> Iterator[object]:
+    """Pods (systemd_case.Pods) on the booted host that the test runs on."""
+    from systemd_case import Pods
+
+    here = Pods()
+    yield here
+    here.close()

@@ -6,23 +6,15 @@ import json
 import os
 import site
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from systemd_case import IMAGE, NETWORK, PATIENT, Pods, container, ended, main_pid, sh, show, systemctl, until, words
+from systemd_case import IMAGE, NETWORK, PATIENT, container, ended, main_pid, sh, show, systemctl, until, words
 from test_systemd_units_of import generator  # noqa: F401  # a fixture
 
 pytestmark = pytest.mark.systemd
 
 SERVE = "import http.server as h; h.HTTPServer(('', 80), h.SimpleHTTPRequestHandler).serve_forever()"
-
-
-@pytest.fixture
-def pods() -> Iterator[Pods]:
-    here = Pods()
-    yield here
-    here.close()
 
 
 # --- a pod that has a unit ------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,13 +12,6 @@ pytestmark = pytest.mark.systemd
 STOP = """ExecStop=-/usr/local/bin/podrun down --invocation=${INVOCATION_ID} web
 ExecStopPost=-/usr/local/bin/podrun down --invocation=${INVOCATION_ID} web
 """
-
-
-@pytest.fixture
-def pods() -> Iterator[Pods]:
-    here = Pods()
-    yield here
-    here.close()
 
 
 def by_hand(pods: Pods, *parts: str, service: str) -> None:

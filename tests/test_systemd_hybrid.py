@@ -4,21 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from systemd_case import IMAGE, NETWORK, PATIENT, Pods, container, ended, main_pid, sh, show, systemctl, until, words
+from systemd_case import IMAGE, NETWORK, PATIENT, container, ended, main_pid, sh, show, systemctl, until, words
 
 pytestmark = pytest.mark.hybrid
-
-
-@pytest.fixture
-def pods() -> Iterator[Pods]:
-    here = Pods()
-    yield here
-    here.close()
 
 
 def test_the_host_has_both_versions():

@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from systemd_case import IMAGE, NETWORK, PATIENT, Pods, container, ended, main_pid, sh, show, systemctl, words
+from systemd_case import IMAGE, NETWORK, PATIENT, container, ended, main_pid, sh, show, systemctl, words
 
 pytestmark = pytest.mark.qemu
 
 #: A child that grows without end (tail keeps the last line), and a process 1 that would outlive it.
 GREEDY = "tail /dev/zero; exec sleep 100"
-
-
-@pytest.fixture
-def pods() -> Iterator[Pods]:
-    here = Pods()
-    yield here
-    here.close()
 
 
 @pytest.mark.parametrize("runtime", ["crun", "runc"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,6 @@ from systemd_case import (
     IMAGE,
     NETWORK,
     PATIENT,
-    Pods,
     container,
     ended,
     main_pid,
@@ -25,13 +23,6 @@ from systemd_case import (
 )
 
 pytestmark = pytest.mark.systemd
-
-
-@pytest.fixture
-def pods() -> Iterator[Pods]:
-    here = Pods()
-    yield here
-    here.close()
 
 
 # --- the hand-off ---------------------------------------------------------------------------------------------------

@@ -14,7 +14,6 @@ from systemd_case import (
     IMAGE,
     NETWORK,
     PATIENT,
-    Pods,
     container,
     ended,
     main_pid,
@@ -27,13 +26,6 @@ from systemd_case import (
 
 pytestmark = pytest.mark.systemd
 GENERATOR = Path("/etc/systemd/system-generators/podrun-generator")
-
-
-@pytest.fixture
-def pods() -> Iterator[Pods]:
-    here = Pods()
-    yield here
-    here.close()
 
 
 @pytest.fixture
