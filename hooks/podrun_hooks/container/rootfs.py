@@ -83,7 +83,7 @@ def stack_in_one_string(place: Place, layers: Sequence[str], *, volatile: bool) 
     import _socket
 
     here, there = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
-    child = os.fork()
+    child = linux.fork()
     if not child:
         try:
             os.chdir("/proc/self/fd")
