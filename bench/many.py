@@ -20,12 +20,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from start import imported, reach_v1, rootfs, run
+from start import PEERS, imported, reach_v1, rootfs, run
 
 AT_A_TIME = 8
 #: Ends when it is told to, so that no engine waits for its time-out.
 IDLE = ["sh", "-c", "trap 'exit 0' TERM; sleep 1000 & wait"]
-ULIMITS = ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"]
 
 
 class Engine(NamedTuple):
@@ -63,7 +62,7 @@ def engines(directory: Path) -> Iterator[dict[str, Engine]]:
     (root / "www/index.html").write_text("hello\n")
     found = {"podrun": podrun(root)}
     with ExitStack() as undo:
-        for engine, extra in (("podman", ULIMITS), ("docker", [])):
+        for engine, extra in PEERS.items():
             if imported(engine, root, directory):
                 undo.callback(run, engine, "rmi", "-f", "podrun-bench:1", check=False)
                 found[engine] = peer(engine, extra)

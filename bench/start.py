@@ -22,6 +22,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 HYBRID = "/sys/fs/cgroup/unified"
+#: What else podman and docker are told: podman takes the host's limits over, which needs CAP_SYS_RESOURCE.
+PEERS = {"podman": ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"], "docker": []}
 
 
 def run(*argv: str, check: bool = True, **options: object) -> subprocess.CompletedProcess[str]:
@@ -105,13 +107,13 @@ def contenders(directory: Path, environ: dict[str, str]) -> Iterator[dict[str, l
             manager = ["--cgroup-manager=disabled"] if runtime == "crun" else []
             state = ["--root", str(directory / f"state-{runtime}")]
             commands[f"bare {runtime}"] = [runtime, *manager, *state, "run", "-b", str(place), f"b-{runtime}"]
-    for engine, extra in (("podman", ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"]), ("docker", [])):
+    for engine, extra in PEERS.items():
         if imported(engine, root, directory):
             commands[engine] = [engine, "run", "--rm", *extra, "podrun-bench:1", "true"]
     try:
         yield commands
     finally:
-        for engine in ("podman", "docker"):
+        for engine in PEERS:
             if engine in commands:
                 run(engine, "rmi", "-f", "podrun-bench:1", check=False)
 
