@@ -253,10 +253,10 @@ print(1000 * (min(hook for _, hook in rounds) - min(bare for bare, _ in rounds))
 """
 
 
-def test_an_executable_costs_at_most_three_milliseconds_more_than_itself(home, podrun, dropped, step):
+@pytest.mark.usefixtures("step")
+def test_an_executable_costs_at_most_three_milliseconds_more_than_itself(home, podrun, dropped):
     # In a process of podrun's size: to fork that of the tests takes longer.
     argv = [sys.executable, "-c", COST, str(dropped("note", "exit 0")), str(home)]
-    assert step
     costs = []
     for _ in range(3):
         told = subprocess.run(argv, env=podrun.environ, capture_output=True, text=True, check=True).stdout
