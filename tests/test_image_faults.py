@@ -20,7 +20,7 @@ from image_servers import Request, faulty
 
 from podrun.errors import CANNOT_CREATE, MALFORMED, UNAVAILABLE, Failure
 from podrun_hooks import linux
-from podrun_hooks.image import client, commands
+from podrun_hooks.image import commands, connections
 
 pytestmark = [pytest.mark.root, pytest.mark.server]
 
@@ -83,14 +83,14 @@ def dripping(request: Request, pause: float, size: int) -> bool:
 
 
 def test_a_slow_registry_is_waited_for(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "SILENCE", 1.0)
+    monkeypatch.setattr(connections, "SILENCE", 1.0)
     with faulty(IMAGE, lambda request: dripping(request, 0.1, 20_000)) as server:
         assert commands.pull(root, f"{server.host}/web").digest == IMAGE.digest
 
 
 @pytest.mark.parametrize("pause", [0.05, 60])
 def test_a_download_that_stalls_is_given_up_in_time(root: str, monkeypatch: pytest.MonkeyPatch, pause: float) -> None:
-    monkeypatch.setattr(client, "SILENCE", 0.3)
+    monkeypatch.setattr(connections, "SILENCE", 0.3)
     started = time.monotonic()
     with faulty(IMAGE, lambda request: dripping(request, pause, 10)) as server, pytest.raises(Failure) as caught:
         commands.pull(root, f"{server.host}/web")
@@ -99,7 +99,7 @@ def test_a_download_that_stalls_is_given_up_in_time(root: str, monkeypatch: pyte
 
 
 def test_a_download_that_stalls_once_goes_on_where_it_was(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "SILENCE", 0.5)
+    monkeypatch.setattr(connections, "SILENCE", 0.5)
     content = IMAGE.blobs[LARGEST]
     starts: list[str | None] = []
 
@@ -123,7 +123,7 @@ def test_a_download_that_stalls_once_goes_on_where_it_was(root: str, monkeypatch
 
 
 def test_a_manifest_that_drips_is_given_up_in_time(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "SILENCE", 0.3)
+    monkeypatch.setattr(connections, "SILENCE", 0.3)
 
     def change(request: Request) -> bool:
         if "/manifests/" not in request.path:

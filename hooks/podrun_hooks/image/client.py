@@ -1,37 +1,28 @@
-"""One repository at one registry: the OCI distribution API (and docker's V2) over urllib3.
+"""One repository at one registry: the OCI distribution API (and docker's V2).
 
 What authorizes us goes to the registry's own origin and to the token service that it names, never where it redirects.
 """
 
 from __future__ import annotations
 
-import os
-import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlencode, urljoin, urlsplit
-
-import urllib3
-from urllib3.exceptions import (
-    ConnectTimeoutError,
-    HTTPError,
-    InsecureRequestWarning,
-    NewConnectionError,
-    ProtocolError,
-    SSLError,
-)
 
 from podrun.errors import MALFORMED, NOT_ALLOWED, UNAVAILABLE, WRONG_FILE, Failure
 
+from . import connections
+from .connections import Broken, Connections, Garbled, Nobody, Response, Unfit, basic
 from .credentials import Credentials
 from .manifest import DOCKER_LIST, DOCKER_MANIFEST, MAX_DOCUMENT, OCI_INDEX, OCI_MANIFEST, document
 from .registries import Endpoint, is_loopback
-from .stream import CHUNK, malformed
+from .stream import malformed
+
+if TYPE_CHECKING:
+    import ssl
 
 ACCEPT = ", ".join((OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST))
-#: Seconds: to connect, and without a single byte.
-CONNECT, SILENCE = 10.0, 30.0
 #: A download that brings less than SLOWEST bytes in SILENCE seconds has stalled.
 SLOWEST = 32 << 10
 _ATTEMPTS = 4
@@ -39,7 +30,6 @@ _ATTEMPTS = 4
 _LONGEST_PAUSE = 30.0
 _LONGEST_TROUBLE = 120.0
 _REDIRECTS = 5
-_LITTLE = 1 << 16
 _PASSING = (429, 500, 502, 503, 504)
 
 #: Called with a registry's host[:port] when it asks who we are.
@@ -54,16 +44,14 @@ class Client:
         self.what = what
         self.ask = ask
         self.host = "registry-1.docker.io" if endpoint.registry == "docker.io" else endpoint.registry
-        self.pools: dict[tuple[bool, str, str], urllib3.PoolManager] = {}
+        self.connections = Connections(self.tls)
+        self.contexts: dict[bool, ssl.SSLContext] = {}
         self.authorization = ""
-        self.lock = threading.Lock()
         self.base = ""
 
     def close(self) -> None:
         """Closes the connections. The next request opens new ones."""
-        for pool in self.pools.values():
-            pool.clear()
-        self.pools.clear()
+        self.connections.close()
 
     # --- how it is spoken to
 
@@ -78,54 +66,35 @@ class Client:
     def speaks_plainly(self) -> bool:
         """Whether a loopback registry answers HTTP: a TLS server says 400 to it, or nothing that is HTTP."""
         try:
-            answer = self.request("GET", f"http://{self.host}/v2/", preload_content=True)
-        except ProtocolError:
+            answer = self.connections.request("GET", f"http://{self.host}/v2/")
+        except Garbled:
             return False
-        except HTTPError:
+        except Broken:
             return True
-        return bool(answer.status != 400)
+        answer.done()
+        return answer.status != 400
 
     def lacks_tls(self) -> bool:
         """Whether a registry that may be insecure does not answer HTTPS."""
         try:
-            self.request("GET", f"https://{self.host}/v2/", preload_content=True)
-        except HTTPError:
+            self.connections.request("GET", f"https://{self.host}/v2/").done()
+        except Broken:
             return True
         return False
 
-    def request(self, method: str, url: str, **options: Any) -> Any:
-        """One request: no redirect is followed, no status looked at. Raises urllib3's HTTPError."""
-        options = {"preload_content": False, **options}
-        return self.pool(url).request(method, url, redirect=False, **options)
+    def tls(self, netloc: str) -> ssl.SSLContext:
+        """The context for a host[:port]. What is said of the registry's certificate holds for no other one."""
+        own = netloc == self.host
+        if own not in self.contexts:
+            self.contexts[own] = self.context(own)
+        return self.contexts[own]
 
-    def pool(self, url: str) -> urllib3.PoolManager:
-        """The connections for a URL. What is said of the registry's certificate holds for no other host."""
-        parts = urlsplit(url)
-        key = (parts.netloc == self.host, parts.scheme, _proxy(parts.scheme, parts.netloc))
-        with self.lock:
-            if key not in self.pools:
-                self.pools[key] = self.connections(*key)
-            return self.pools[key]
-
-    def connections(self, own: bool, scheme: str, proxy: str) -> urllib3.PoolManager:
-        timeout = urllib3.Timeout(connect=CONNECT, read=SILENCE)
-        settings: dict[str, Any] = {"maxsize": 8, "retries": False, "timeout": timeout}
-        if scheme == "https" or proxy:
-            settings["ssl_context"] = self.tls(own)
-        if not proxy:
-            return urllib3.PoolManager(**settings)
-        parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-        headers = None
-        if parts.username:
-            headers = urllib3.make_headers(proxy_basic_auth=f"{parts.username}:{parts.password or ''}")
-        where = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
-        return urllib3.ProxyManager(where, proxy_headers=headers, **settings)
-
-    def tls(self, own: bool) -> Any:
+    def context(self, own: bool) -> ssl.SSLContext:
         import ssl
 
         # Reading the system's certificates takes 20 ms.
         context = ssl.create_default_context()
+        context.set_alpn_protocols(["http/1.1"])
         if own and self.endpoint.ca:
             try:
                 context.load_verify_locations(self.endpoint.ca)
@@ -135,27 +104,26 @@ class Client:
         if own and self.endpoint.insecure:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
-            urllib3.disable_warnings(InsecureRequestWarning)
         return context
 
     # --- requests
 
-    def get(self, path: str, headers: dict[str, str], method: str = "GET") -> Any:
+    def get(self, path: str, headers: dict[str, str], method: str = "GET") -> Response:
         """A response with status 200 or 206, not yet read."""
         pause = 0.25
         until = time.monotonic() + _LONGEST_TROUBLE
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 response = self.authorized(method, self.url(path), headers)
-            except NewConnectionError as error:
+            except Nobody as error:
                 # Nobody listens, or there is no such host: once more is enough.
                 if attempt > 1:
                     raise self.unreachable(error) from None
                 time.sleep(pause)
                 continue
-            except HTTPError as error:
+            except Broken as error:
                 last = attempt == _ATTEMPTS or time.monotonic() + pause > until
-                if last or isinstance(error, SSLError | ConnectTimeoutError):
+                if last or isinstance(error, Unfit):
                     raise self.unreachable(error) from None
                 time.sleep(pause)
                 pause *= 2
@@ -167,64 +135,60 @@ class Client:
             wait = _retry_after(response.headers.get("Retry-After", ""), pause)
             if wait > _LONGEST_PAUSE or time.monotonic() + wait > until:
                 raise self.refused(response)
-            done(response)
+            response.done()
             time.sleep(wait)
             pause *= 2
         raise AssertionError("unreachable")
 
-    def authorized(self, method: str, url: str, headers: dict[str, str]) -> Any:
+    def authorized(self, method: str, url: str, headers: dict[str, str]) -> Response:
         """A response; when the registry asks who we are, it is told, once."""
         for again in (True, False):
-            used = self.authorization
-            response = self.follow(method, url, headers, used)
+            response = self.follow(method, url, headers, self.authorization)
             if response.status != 401 or not again:
                 return response
-            challenge = response.headers.get("WWW-Authenticate", "")
-            done(response)
-            with _one_at_a_time:
-                if self.authorization == used:
-                    self.authorization = self.answer(challenge)
+            response.done()
+            self.authorization = self.answer(response.headers.get("WWW-Authenticate", ""))
         raise AssertionError("unreachable")
 
-    def follow(self, method: str, url: str, headers: dict[str, str], authorization: str) -> Any:
+    def follow(self, method: str, url: str, headers: dict[str, str], authorization: str) -> Response:
         """Follows redirects itself: what authorizes us stays at the first URL's origin (scheme, host and port)."""
         origin = urlsplit(url)[:2]
         for _ in range(_REDIRECTS):
             own = {"Authorization": authorization} if authorization and urlsplit(url)[:2] == origin else {}
-            response = self.request(method, url, headers={**headers, **own})
+            response = self.connections.request(method, url, {**headers, **own})
             location = response.headers.get("Location")
             if response.status not in (301, 302, 303, 307, 308) or not location:
                 return response
-            done(response)
+            response.done()
             before, url = url, urljoin(url, location)
             scheme = urlsplit(url).scheme
             if scheme != "https" and (scheme != "http" or urlsplit(before).scheme == "https"):
                 raise Failure(f"{self.what}: {self.host} redirects to {scheme}://", code=UNAVAILABLE)
         raise Failure(f"{self.what}: {self.host} redirects more than {_REDIRECTS} times", code=UNAVAILABLE)
 
-    def whole(self, response: Any, what: str) -> bytes:
+    def whole(self, response: Response, what: str) -> bytes:
         """The body of a small response."""
         content = bytearray()
-        until = time.monotonic() + 2 * SILENCE
+        until = time.monotonic() + 2 * connections.SILENCE
         try:
-            while len(content) <= MAX_DOCUMENT and (chunk := _some(response)):
+            while len(content) <= MAX_DOCUMENT and (chunk := response.some()):
                 content += chunk
                 if time.monotonic() > until:
                     response.close()
                     raise self.stalled()
-        except HTTPError as error:
+        except Broken as error:
             raise self.unreachable(error) from None
         if len(content) > MAX_DOCUMENT:
             response.close()
             raise malformed(f"{what} is larger than {MAX_DOCUMENT} bytes")
-        done(response)
+        response.done()
         return bytes(content)
 
     def blob(self, path: str, size: int, start: int = 0) -> Iterator[bytes]:
         """A blob's bytes from ``start`` on; a connection that breaks or stalls is taken up where it ended (Range)."""
         at, failures = start, 0
         while at < size or not size:
-            headers = {"Accept": ACCEPT, "Accept-Encoding": "identity"}
+            headers = {"Accept": ACCEPT}
             if at:
                 headers["Range"] = f"bytes={at}-"
             response = self.get(path, headers)
@@ -240,13 +204,13 @@ class Client:
                         yield chunk
                 if not size:
                     return
-            except (HTTPError, Failure) as broken:
+            except (Broken, Failure) as broken:
                 if isinstance(broken, Failure) and broken.code == MALFORMED:
                     raise
                 error = broken
             finally:
                 # On a connection whose body ended early, or that stalled, nothing more is to be had.
-                done(response) if at >= size else response.close()
+                response.done() if at >= size else response.close()
             if at < size:
                 failures = 1 if at - before >= SLOWEST else failures + 1
                 if failures > _ATTEMPTS:
@@ -255,14 +219,14 @@ class Client:
                     raise error if isinstance(error, Failure) else self.unreachable(error)
                 time.sleep(0.1 * failures)
 
-    def moving(self, response: Any) -> Iterator[bytes]:
+    def moving(self, response: Response) -> Iterator[bytes]:
         """The body in pieces as they arrive; Failure when it has stalled."""
         since, moved = time.monotonic(), 0
-        while chunk := _some(response):
+        while chunk := response.some():
             moved += len(chunk)
             if moved >= SLOWEST:
                 since, moved = time.monotonic(), 0
-            elif time.monotonic() - since > SILENCE:
+            elif time.monotonic() - since > connections.SILENCE:
                 raise self.stalled()
             yield chunk
 
@@ -272,9 +236,9 @@ class Client:
         """The Authorization header for a WWW-Authenticate one (RFC 7235; distribution's token authentication)."""
         scheme, words = _challenge(challenge)
         who = self.ask(self.endpoint.registry)
-        basic = urllib3.make_headers(basic_auth=f"{who.user}:{who.password}")["authorization"] if who.user else ""
-        if scheme == "basic" and basic:
-            return basic
+        by_password = basic(who.user, who.password) if who.user else ""
+        if scheme == "basic" and by_password:
+            return by_password
         realm = words.get("realm", "")
         if scheme != "bearer" or not realm:
             raise Failure(
@@ -294,11 +258,11 @@ class Client:
             if who.identity_token:
                 # The OAuth2 form of it: https://distribution.github.io/distribution/spec/auth/oauth/
                 form = {"grant_type": "refresh_token", "client_id": "podrun", "refresh_token": who.identity_token}
-                response = self.request("POST", realm, fields={**form, **query}, encode_multipart=False)
+                response = self.connections.request("POST", realm, form={**form, **query})
             else:
                 url = f"{realm}{'&' if parts.query else '?'}{urlencode(query)}" if query else realm
-                response = self.follow("GET", url, {}, basic)
-        except HTTPError as error:
+                response = self.follow("GET", url, {}, by_password)
+        except Broken as error:
             raise self.unreachable(error) from None
         if response.status != 200:
             raise self.refused(response)
@@ -314,17 +278,9 @@ class Client:
         return Failure(f"{self.what}: {self.host} has stalled", code=UNAVAILABLE, hint="try again later")
 
     def unreachable(self, error: Exception) -> Failure:
-        reason = str(getattr(error, "reason", None) or error)
-        if isinstance(error, ProtocolError) and error.args:
-            # ("Connection aborted.", the error below it)
-            reason = str(error.args[0]).rstrip(".")
-        # urllib3 leads its messages with "<urllib3...HTTPConnection object at 0x...>: ", since 2.4 with
-        # "HTTPConnection(host='...', port=...): ".
-        if reason.startswith(("<", "HTTP")):
-            reason = reason.partition(">: " if reason.startswith("<") else "): ")[2] or reason
-        return Failure(f"{self.what}: {self.host} cannot be reached: {reason}", code=UNAVAILABLE)
+        return Failure(f"{self.what}: {self.host} cannot be reached: {error}", code=UNAVAILABLE)
 
-    def refused(self, response: Any) -> Failure:
+    def refused(self, response: Response) -> Failure:
         status = response.status
         try:
             said = document(self.whole(response, "answer"), "answer")["errors"][0]
@@ -338,38 +294,6 @@ class Client:
         if status == 404:
             return Failure(f"{self.what}: {self.host} does not have it{words}", code=UNAVAILABLE)
         return Failure(f"{self.what}: {self.host} answers {status}{words}", code=UNAVAILABLE, hint="try again later")
-
-
-#: Of several layers that are asked at once who we are, one answers.
-_one_at_a_time = threading.Lock()
-
-
-def _proxy(scheme: str, netloc: str) -> str:
-    """The proxy that the environment names for a URL, or ""."""
-    # As Go's net/http: no proxy is asked for this machine.
-    if not any(key.lower() == f"{scheme}_proxy" for key in os.environ) or is_loopback(netloc):
-        return ""
-    from urllib.request import getproxies_environment, proxy_bypass
-
-    return "" if proxy_bypass(netloc) else getproxies_environment().get(scheme, "")
-
-
-def _some(response: Any) -> bytes:
-    """What has arrived of a body, at least a byte; b"" at its end."""
-    if hasattr(response, "read1"):
-        return bytes(response.read1(CHUNK, decode_content=False))
-    # urllib3 1.26 waits until it has as much as it was asked for.
-    return bytes(response.read(_LITTLE // 4, decode_content=False))
-
-
-def done(response: Any) -> None:
-    """Gives the connection back when little is left to read on it: it serves the next request only when all is read."""
-    try:
-        if len(response.read(_LITTLE, decode_content=False)) == _LITTLE:
-            response.close()
-    except HTTPError:
-        response.close()
-    response.release_conn()
 
 
 def _retry_after(header: str, otherwise: float) -> float:

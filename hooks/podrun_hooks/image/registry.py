@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from podrun.errors import MALFORMED, Failure
 
 from . import credentials, registries
-from .client import ACCEPT, Ask, Client, done
+from .client import ACCEPT, Ask, Client
 from .credentials import Credentials
 from .manifest import DOCKER_MANIFEST, Descriptor, digest_of, is_index
 from .reference import Reference, is_digest
@@ -36,7 +36,7 @@ def _at(clients: list[Client], named: Reference, known: str) -> Source | None:
     target = named.digest or named.tag
     if known:
         head = client.get(f"manifests/{target}", {"Accept": ACCEPT}, method="HEAD")
-        done(head)
+        head.done()
         if head.headers.get("Docker-Content-Digest") == known:
             client.close()
             return None
@@ -86,7 +86,7 @@ def login(registry: str, who: Credentials) -> str:
     """
     client = Client(registries.endpoint(registries.load(), registry, ""), registry, lambda _: who)
     try:
-        done(client.get("", {}))
+        client.get("", {}).done()
     except Failure as failure:
         if failure.code == MALFORMED:
             raise

@@ -18,6 +18,7 @@ from podrun.errors import MALFORMED, UNAVAILABLE, WRONG_FILE, Failure
 
 from . import reference, registries
 from .client import Client
+from .connections import Broken
 from .credentials import anonymous
 from .reference import Reference
 from .verify import COSIGN, Demand, key_files
@@ -136,8 +137,6 @@ def _read(place: str, named: Reference) -> bytes | None:
             return None
         except OSError as error:
             raise Failure(f"{place}: {error.strerror}", code=UNAVAILABLE) from None
-    from urllib3.exceptions import HTTPError
-
     client = Client(registries.Endpoint(named.registry, ""), named.text, anonymous)
     try:
         response = client.follow("GET", place, {}, "")
@@ -146,7 +145,7 @@ def _read(place: str, named: Reference) -> bytes | None:
         if response.status != 200:
             raise client.refused(response)
         return client.whole(response, "signature")
-    except HTTPError as error:
+    except Broken as error:
         raise client.unreachable(error) from None
     finally:
         client.close()
