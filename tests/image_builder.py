@@ -270,8 +270,14 @@ def docker_archive(path: str, images: dict[str, Built], compressed: bool = False
 # --- what came out
 
 
+def _content(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def tree(path: str) -> dict[str, tuple[Any, ...]]:
-    """Everything below a directory: type, mode, owner, size, target, device, xattrs, mtime and the number of links."""
+    """Everything below a directory: type, mode, owner, size, target, device, xattrs and number of links, of a file also
+    what is in it and its mtime."""
     found: dict[str, tuple[Any, ...]] = {}
     pending = [""]
     while pending:
@@ -292,7 +298,7 @@ def tree(path: str) -> dict[str, tuple[Any, ...]]:
                 status.st_rdev,
                 tuple(sorted((key, os.getxattr(item.path, key, follow_symlinks=False)) for key in keys)),
                 0 if directory else status.st_nlink,
-                hashlib.sha256(open(item.path, "rb").read()).hexdigest() if item.is_file(follow_symlinks=False) else "",
+                (_content(item.path), status.st_mtime_ns) if item.is_file(follow_symlinks=False) else "",
             )
             if directory:
                 pending.append(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from podrun.hook import Pod, Step
 from podrun_hooks import image as hook
 from podrun_hooks.image import layer, publish, stream
 from podrun_hooks.image.layer import Summary
+from podrun_hooks.image.small_files import SmallFiles
 
 
 def step(root: Path, ref: str, **options: Any) -> Step:
@@ -83,12 +85,39 @@ def place(tmp_path: Path) -> Iterator[Path]:
     publish.remove(str(tmp_path / "layer"))
 
 
-def unpack(place: Path, content: bytes) -> Summary:
+def unpack(place: Path, content: bytes, most: int = 2) -> Summary:
+    """Unpacks a layer with a second process, which makes ``most`` files at once; without one it comes out the same."""
+    alone = place / "scratch/alone"
+    (alone / "scratch").mkdir(parents=True)
+    (alone / "layer").mkdir()
+    fresh = not os.listdir(place / "layer")
+    try:
+        expected = _outcome(alone, content, None)
+        with closing(SmallFiles(most)) as small:
+            found = _outcome(place, content, small)
+        if isinstance(expected, Failure) or isinstance(found, Failure):
+            assert str(getattr(found, "code", found)) == str(getattr(expected, "code", expected))
+        elif fresh:
+            assert found == expected
+            # Some are nested deeper than a path can name.
+            with suppress(OSError):
+                assert build.tree(str(place / "layer")) == build.tree(str(alone / "layer"))
+    finally:
+        publish.remove(str(alone))
+    if isinstance(found, Failure):
+        raise found
+    return found
+
+
+def _outcome(place: Path, content: bytes, small: SmallFiles | None) -> Summary | Failure:
     chunks = iter([content[at : at + 1000] for at in range(0, len(content), 1000)])
     reader = stream.Reader(stream.decompressed(chunks, "layer"), "layer")
-    found = layer.extract(reader, str(place / "layer"), str(place / "scratch"))
-    reader.drain()
-    return found
+    try:
+        found = layer.extract(reader, str(place / "layer"), str(place / "scratch"), small)
+        reader.drain()
+        return found
+    except Failure as failure:
+        return failure
 
 
 def refused(place: Path, content: bytes) -> str:

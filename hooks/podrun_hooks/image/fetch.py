@@ -10,7 +10,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 from typing import Any, NamedTuple
 
 from podrun.errors import BUSY, Failure
@@ -18,12 +18,15 @@ from podrun.errors import BUSY, Failure
 from . import publish, store, workers
 from .layer import Summary, extract
 from .manifest import Descriptor
+from .small_files import SmallFiles
 from .source import Source, verified
 from .stream import Reader, ahead, chunks_of, decompressed, malformed, prepare, seen
 from .workers import Tell, Worker
 
 #: Layers at work at once.
 PARALLEL = 3
+#: Bytes of the largest blob that is one process's work alone.
+_LITTLE = 64 << 10
 #: Seconds between two STATUS= lines, and how much longer each of them asks systemd to wait.
 _INTERVAL = 0.5
 _EXTENSION = 60
@@ -58,8 +61,8 @@ class _Layer(NamedTuple):
     diff_id: str
     #: A directory of its own, made when the work begins.
     scratch: str
-    #: A processor is free for reading ahead.
-    spare: bool
+    #: A processor is free for a part of its work, and it is large enough for that.
+    shared: bool
 
     @property
     def what(self) -> str:
@@ -91,7 +94,7 @@ def fetch(
     # While a layer as large as that is unpacked, the others are done before it.
     half = sum(blob.size for blob, _ in pairs) / 2
     wanted = [
-        _Layer(root, source, *pair, f"{scratch}/{number}", spare or pair[0].size > half)
+        _Layer(root, source, *pair, f"{scratch}/{number}", pair[0].size > _LITTLE and (spare or pair[0].size > half))
         for number, pair in enumerate(pairs)
     ]
     pull = _Fetching(wanted, blobs, scratch, notify, progress)
@@ -149,7 +152,8 @@ class _Fetching:
         #: How much had moved when the last writing began.
         self.at = 0
         self.failure: Exception | None = None
-        self.began = self.pause_until = time.monotonic()
+        self.began = time.monotonic()
+        self.pause_until = self.began + _BREATH
 
     # --- in the workers
 
@@ -189,7 +193,7 @@ class _Fetching:
         if self.todo and len(self.fetching) < len(self.fetchers):
             return _POLL
         longest = _GLANCE if self.progress else _INTERVAL
-        if self.publishing is not None or sum(self.moved) <= self.at:
+        if self.publishing is not None or (not self.unpacked and sum(self.moved) <= self.at):
             return longest
         return max(0.0, min(self.pause_until - time.monotonic(), longest))
 
@@ -217,8 +221,9 @@ class _Fetching:
             worker.ask(number)
 
     def write(self) -> None:
-        """Has written what there is: at once when a layer is whole, else now and then, lest all is left for the end."""
-        if self.publishing is not None or (not self.unpacked and time.monotonic() < self.pause_until):
+        """Has what there is written to the disk: now and then, lest all is left for the end."""
+        more = (self.todo or self.fetching) and not self.failure
+        if self.publishing is not None or (more and time.monotonic() < self.pause_until):
             return
         moved = sum(self.moved)
         if self.unpacked or (moved > self.at and not self.failure):
@@ -310,11 +315,14 @@ def _unpack(layer: _Layer, chunks: Iterator[bytes], target: str) -> Summary:
     digest = hashlib.sha256()
     os.mkdir(target)
     os.chmod(target, 0o755)
-    plain = decompressed(chunks, layer.what)
-    with closing(ahead(plain) if layer.spare else plain) as content:
-        reader = Reader(seen(content, digest.update), layer.what)
+    plain = seen(decompressed(chunks, layer.what), digest.update)
+    with (
+        closing(SmallFiles()) if layer.shared else nullcontext() as small,
+        closing(ahead(plain) if layer.shared else plain) as content,
+    ):
+        reader = Reader(content, layer.what)
         try:
-            summary = extract(reader, target, layer.scratch)
+            summary = extract(reader, target, layer.scratch, small)
             # The archive may end before its stream does: what follows belongs to both digests all the same.
             reader.drain()
         except Failure as failure:

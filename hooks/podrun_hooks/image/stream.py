@@ -100,7 +100,7 @@ def chunks_of(file: IO[bytes]) -> Iterator[bytes]:
         yield chunk
 
 
-def seen(chunks: Iterator[bytes], *watchers: Callable[[bytes], object]) -> Iterator[bytes]:
+def seen(chunks: Iterator[bytes], *watchers: Callable[[bytes], object]) -> Generator[bytes, None, None]:
     """The same chunks, each shown to the watchers (a hash's update, a file's write) first."""
     for chunk in chunks:
         for watch in watchers:

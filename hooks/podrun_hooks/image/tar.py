@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 from .stream import Reader, malformed
@@ -27,8 +28,8 @@ MAX_SEGMENTS = 1 << 16
 MAX_FILE_BYTES = 1 << 40
 #: chown(2) reads 2^32-1 as "leave it".
 MAX_ID = (1 << 32) - 2
-#: Remembered fields of mode and owner.
-_OWNERS = 1000
+#: Fields whose meaning is remembered.
+_REMEMBERED = 1000
 
 _HEADER = struct.Struct("100s8s8s8s12s12s8sc100s8s32s32s8s8s155s12x")
 _ZEROS = bytes(BLOCK)
@@ -66,7 +67,6 @@ def entries(reader: Reader) -> Iterator[Entry]:
     pax: dict[bytes, bytes] = {}
     sparse: list[bytes] = []
     long_name = long_link = None
-    owners: dict[tuple[bytes, ...], tuple[int, int, int]] = {}
     while not reader.ended():
         block = reader.exactly(BLOCK)
         if block == _ZEROS:
@@ -89,15 +89,7 @@ def entries(reader: Reader) -> Iterator[Entry]:
             elif kind == _GNU_LINK:
                 long_link = content.split(b"\0", 1)[0]
             continue
-        # Of all that a header says, few different things are said here.
-        owner = owners.get(fields[1:4])
-        if owner is None:
-            mode = _number(fields[1], "mode", 1 << 62) & 0o7777
-            owner = mode, _number(fields[2], "uid", MAX_ID), _number(fields[3], "gid", MAX_ID)
-            if len(owners) >= _OWNERS:
-                owners.clear()
-            owners[fields[1:4]] = owner
-        entry = _entry(fields, kind, size, owner, pax, long_name, long_link)
+        entry = _entry(fields, kind, size, pax, long_name, long_link)
         start, follows = reader.position, entry.size
         if kind == _GNU_SPARSE:
             entry = _gnu_sparse(entry, block, reader)
@@ -160,9 +152,17 @@ def _decimal(pax: dict[bytes, bytes], key: bytes, otherwise: int, most: int) -> 
     return int(text)
 
 
-def _mtime(field: bytes, pax: dict[bytes, bytes]) -> int:
-    """Nanoseconds, kept within what every file system can store."""
-    text = pax.get(b"mtime") if pax else None
+# Of all that a header says, few different things are said in the fields of these two.
+@lru_cache(_REMEMBERED)
+def _owner(fields: tuple[bytes, bytes, bytes]) -> tuple[int, int, int]:
+    """Mode, uid and gid."""
+    mode, uid, gid = fields
+    return _number(mode, "mode", 1 << 62) & 0o7777, _number(uid, "uid", MAX_ID), _number(gid, "gid", MAX_ID)
+
+
+@lru_cache(_REMEMBERED)
+def _mtime(field: bytes, text: bytes | None) -> int:
+    """Nanoseconds, of a PAX record or else of the header, kept within what every file system can store."""
     if text:
         seconds, _, fraction = text.partition(b".")
         digits = seconds.removeprefix(b"-")
@@ -184,7 +184,6 @@ def _entry(
     fields: tuple[bytes, ...],
     kind: bytes,
     size: int,
-    owner: tuple[int, int, int],
     pax: dict[bytes, bytes],
     long_name: bytes | None,
     long_link: bytes | None,
@@ -209,12 +208,13 @@ def _entry(
     device = (0, 0)
     if kind in (CHARACTER, BLOCK_DEVICE):
         device = (_number(fields[12], "device number", MAX_ID), _number(fields[13], "device number", MAX_ID))
-    mode, uid, gid = owner
+    mode, uid, gid = _owner(fields[1:4])
     xattrs: dict[bytes, bytes] = {}
     if pax:
         uid, gid = _decimal(pax, b"uid", uid, MAX_ID), _decimal(pax, b"gid", gid, MAX_ID)
         xattrs = {key[len(_XATTR) :]: value for key, value in pax.items() if key.startswith(_XATTR)}
-    return Entry(name, kind, mode, uid, gid, size, _mtime(fields[5], pax), link, device, xattrs, size, None)
+    mtime = _mtime(fields[5], pax.get(b"mtime"))
+    return Entry(name, kind, mode, uid, gid, size, mtime, link, device, xattrs, size, None)
 
 
 def _shown(name: bytes) -> str:

@@ -112,9 +112,7 @@ def answers(workers: list[Worker], seconds: float) -> list[tuple[Worker, str, An
         worker = by_pipe[pipe]
         content = os.read(pipe, _PIPE)
         if not content:
-            # Somebody has killed it: a person, or the kernel when memory is short.
-            hint = "is there enough memory? try again"
-            found.append((worker, "failed", Failure("a process that unpacks layers was killed", hint=hint)))
+            found.append((worker, "failed", killed()))
             continue
         worker.part.extend(content)
         *lines, rest = worker.part.split(b"\n")
@@ -124,6 +122,11 @@ def answers(workers: list[Worker], seconds: float) -> list[tuple[Worker, str, An
             good = kind in ("told", "done")
             found.append((worker, kind, value) if good else (worker, "failed", _exception(kind, value)))
     return found
+
+
+def killed() -> Failure:
+    """The Failure for a process that somebody has killed: a person, or the kernel when memory is short."""
+    return Failure("a process that unpacks layers was killed", hint="is there enough memory? try again")
 
 
 def _exception(kind: str, value: Any) -> Exception:
@@ -143,6 +146,9 @@ def end(workers: list[Worker]) -> None:
     while workers:
         worker = workers[-1]
         linux.end(worker.pid)
+        # A child of its own dies with it, and has this pipe open until then: what it makes comes before what we remove.
+        while os.read(worker.answers, _PIPE):
+            continue
         os.close(worker.requests)
         os.close(worker.answers)
         workers.pop()
