@@ -5,9 +5,9 @@ What authorizes us goes to the registry's own origin and to the token service th
 
 from __future__ import annotations
 
+import ssl
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 from urllib.parse import urlencode, urljoin, urlsplit
 
 from podrun.errors import MALFORMED, NOT_ALLOWED, UNAVAILABLE, WRONG_FILE, Failure
@@ -18,9 +18,6 @@ from .credentials import Credentials
 from .manifest import DOCKER_LIST, DOCKER_MANIFEST, MAX_DOCUMENT, OCI_INDEX, OCI_MANIFEST, document
 from .registries import Endpoint, is_loopback
 from .stream import malformed
-
-if TYPE_CHECKING:
-    import ssl
 
 ACCEPT = ", ".join((OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST))
 #: A download that brings less than SLOWEST bytes in SILENCE seconds has stalled.
@@ -90,8 +87,6 @@ class Client:
         return self.contexts[own]
 
     def context(self, own: bool) -> ssl.SSLContext:
-        import ssl
-
         # Reading the system's certificates takes 20 ms.
         context = ssl.create_default_context()
         context.set_alpn_protocols(["http/1.1"])
