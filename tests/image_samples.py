@@ -14,6 +14,7 @@ import pytest
 from podrun.errors import MALFORMED, Failure
 from podrun.hook import Pod, Step
 from podrun_hooks import image as hook
+from podrun_hooks import linux
 from podrun_hooks.image import layer, publish, stream
 from podrun_hooks.image.layer import Summary
 from podrun_hooks.image.small_files import SmallFiles
@@ -83,6 +84,16 @@ def place(tmp_path: Path) -> Iterator[Path]:
     (tmp_path / "outside/file").write_text("untouched")
     yield tmp_path
     publish.remove(str(tmp_path / "layer"))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system with room for very little."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    linux.mount("tmpfs", str(path), "tmpfs", 0, "size=256k")
+    yield path
+    linux.umount(str(path))
 
 
 def unpack(place: Path, content: bytes, most: int = 2) -> Summary:

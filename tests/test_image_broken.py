@@ -10,11 +10,12 @@ from typing import Any
 
 import image_builder as build
 import pytest
-from image_samples import BASE, layered_image, step, visible
+from image_samples import BASE, layered_image, small_disk, step, visible
 
 from podrun.errors import MALFORMED, UNAVAILABLE, Failure
 from podrun_hooks import image as hook
-from podrun_hooks import linux
+
+__all__ = ["small_disk"]
 
 pytestmark = pytest.mark.root
 
@@ -144,16 +145,10 @@ def test_an_image_with_foreign_layers_is_refused(tmp_path: Path, kind: str) -> N
     assert caught.value.code == UNAVAILABLE
 
 
-def test_a_full_disk_leaves_nothing_of_the_image(tmp_path: Path, layered: tuple[str, build.Built]) -> None:
-    small = tmp_path / "small"
-    small.mkdir()
-    linux.mount("tmpfs", str(small), "tmpfs", 0, "size=200k")
-    try:
-        big = build.image(BASE, build.tar(build.file("big", os.urandom(1 << 20))))
-        path = build.layout(str(tmp_path / "big"), {"v1": big})
-        with pytest.raises(Failure) as caught:
-            hook.up(step(small / "root", f"oci:{path}"), {})
-        assert caught.value.code == 73
-        assert not {name for name in visible(small / "root") if name.startswith(("refs/", "tmp/", "locks/"))}
-    finally:
-        linux.umount(str(small))
+def test_a_full_disk_leaves_nothing_of_the_image(tmp_path: Path, small_disk: Path) -> None:
+    big = build.image(BASE, build.tar(build.file("big", os.urandom(1 << 20))))
+    path = build.layout(str(tmp_path / "big"), {"v1": big})
+    with pytest.raises(Failure) as caught:
+        hook.up(step(small_disk / "root", f"oci:{path}"), {})
+    assert caught.value.code == 73
+    assert not {name for name in visible(small_disk / "root") if name.startswith(("refs/", "tmp/", "locks/"))}

@@ -12,10 +12,10 @@ from typing import Any
 
 import image_builder as build
 import pytest
-from image_samples import visible
+from image_samples import small_disk, visible
 from image_servers import Request, faulty
 
-from podrun_hooks import linux
+__all__ = ["small_disk"]
 
 pytestmark = [pytest.mark.root, pytest.mark.server]
 
@@ -163,13 +163,9 @@ def test_a_redirect_to_another_origin_is_followed_without_credentials(podrun: An
 
 
 @pytest.mark.parametrize(("case", "options"), [("disk full", ""), ("read-only store", "ro")])
-def test_a_disks_fault_is_told_in_one_line(podrun: Any, tmp_path: Path, case: str, options: str) -> None:
-    linux.mount("tmpfs", str(tmp_path), "tmpfs", 0, "size=256k")
-    try:
-        if options:
-            subprocess.run(["mount", "-o", f"remount,{options}", str(tmp_path)], check=True)
-        words = "Read-only file system" if options else "No space left on device"
-        with faulty(IMAGE) as server:
-            pulled(podrun, case, f"{server.host}/web", 73, words, PODRUN_ROOT=str(tmp_path / "root"))
-    finally:
-        linux.umount(str(tmp_path))
+def test_a_disks_fault_is_told_in_one_line(podrun: Any, small_disk: Path, case: str, options: str) -> None:
+    if options:
+        subprocess.run(["mount", "-o", f"remount,{options}", str(small_disk)], check=True)
+    words = "Read-only file system" if options else "No space left on device"
+    with faulty(IMAGE) as server:
+        pulled(podrun, case, f"{server.host}/web", 73, words, PODRUN_ROOT=str(small_disk / "root"))

@@ -9,18 +9,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import image_builder as build
 import pytest
-from image_samples import visible
+from image_samples import small_disk, visible
 from image_servers import Request, faulty
 
 from podrun.errors import CANNOT_CREATE, MALFORMED, UNAVAILABLE, Failure
-from podrun_hooks import linux
 from podrun_hooks.image import commands, connections
+
+__all__ = ["small_disk"]
 
 pytestmark = [pytest.mark.root, pytest.mark.server]
 
@@ -208,15 +209,6 @@ def test_a_registry_that_is_down_does_not_keep_a_stored_image_from_starting(podr
 
 
 # --- a disk that is full or read-only
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    place = tmp_path / "disk"
-    place.mkdir()
-    linux.mount("tmpfs", str(place), "tmpfs", 0, "size=256k")
-    yield place
-    linux.umount(str(place))
 
 
 def test_a_disk_that_is_full_is_told_and_left_as_it_was(small_disk: Path) -> None:

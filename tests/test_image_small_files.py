@@ -12,16 +12,15 @@ from pathlib import Path
 
 import image_builder as build
 import pytest
-from image_samples import place, unpack
+from image_samples import place, small_disk, unpack
 from test_image_workers import gone, until
 
 from podrun.errors import CANNOT_CREATE, MALFORMED, Failure
-from podrun_hooks import linux
 from podrun_hooks.image import layer, small_files
 from podrun_hooks.image.small_files import UNCHANGED, SmallFiles
 from podrun_hooks.image.stream import Reader
 
-__all__ = ["place"]
+__all__ = ["place", "small_disk"]
 
 pytestmark = pytest.mark.root
 
@@ -37,15 +36,6 @@ def parent(tmp_path: Path) -> Iterator[int]:
     fd = os.open(tmp_path, os.O_PATH | os.O_DIRECTORY)
     yield fd
     os.close(fd)
-
-
-@pytest.fixture
-def tmpfs(tmp_path: Path) -> Iterator[Path]:
-    path = tmp_path / "small"
-    path.mkdir()
-    linux.mount("tmpfs", str(path), "tmpfs", 0, "size=512k")
-    yield path
-    linux.umount(str(path))
 
 
 def make(both: SmallFiles, parent: int, name: bytes, content: bytes = b"x") -> None:
@@ -177,12 +167,12 @@ def test_a_file_that_the_second_process_cannot_make_is_named(
 
 
 @pytest.mark.parametrize("size", [3000, 30_000])
-def test_a_full_disk_is_told_with_the_file_that_did_not_fit(place: Path, tmpfs: Path, size: int) -> None:
+def test_a_full_disk_is_told_with_the_file_that_did_not_fit(place: Path, small_disk: Path, size: int) -> None:
     for name in ("layer", "scratch"):
-        (tmpfs / name).mkdir()
+        (small_disk / name).mkdir()
     content = build.tar(*[build.file(f"some/file{number}", os.urandom(size)) for number in range(400)])
     with closing(SmallFiles()) as both, pytest.raises(Failure, match=r"unpacking some/file\d+: ") as caught:
-        layer.extract(Reader(iter([content]), "layer"), str(tmpfs / "layer"), str(tmpfs / "scratch"), both)
+        layer.extract(Reader(iter([content]), "layer"), str(small_disk / "layer"), str(small_disk / "scratch"), both)
     assert caught.value.code == CANNOT_CREATE
     assert os.strerror(errno.ENOSPC) in caught.value.what
 
