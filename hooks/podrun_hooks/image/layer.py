@@ -124,7 +124,7 @@ class _Tree:
         if b".wh." in path:
             if path.startswith(_AUFS) and path != _OPAQUE:
                 return
-            if any(part.startswith(_WHITEOUT) for part in head.split(b"/")):
+            if head.startswith(_WHITEOUT) or b"/.wh." in head:
                 raise malformed(f"{_shown(entry.name)}: a whiteout is not a directory")
             if name.startswith(_WHITEOUT):
                 self.hide(entry, head, name)
