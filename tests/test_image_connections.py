@@ -6,6 +6,7 @@ import os
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 
@@ -89,6 +90,7 @@ def body(ours: Connections, url: str) -> bytes:
         (OK + b"Transfer-Encoding: chunked\r\n\r\n2\r\nhe\r\n3;x=y\r\nllo\r\n0\r\nTrailer: a\r\n\r\n", b"hello"),
         (b"HTTP/1.1 100 Continue\r\n\r\n" + OK + b"content-length: 1\r\n\r\nx", b"x"),
         (b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nhi", b"hi"),
+        (b"HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n", b""),
         (OK + b"Content-Length: 300000\r\n\r\n" + b"x" * 300_000, b"x" * 300_000),
     ],
 )
@@ -110,6 +112,8 @@ def test_a_body_is_read_to_its_end(ours: Connections, answer: bytes, content: by
         OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhel",
         OK + b"Transfer-Encoding: chunked\r\n\r\nzz\r\nhello\r\n0\r\n\r\n",
         OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n",
+        OK + b"Transfer-Encoding: chunked\r\n\r\n-1\r\n" + b"x" * 1_000_000,
+        b"HTTP/1.1 103 Early Hints\r\n\r\n" + OK + b"Content-Length: 0\r\n\r\n",
     ],
 )
 def test_what_is_no_http_or_breaks_off_is_garbled(ours: Connections, answer: bytes) -> None:
@@ -126,6 +130,54 @@ def test_a_server_that_says_nothing_is_not_waited_for(
     # What is never asked for keeps the connection open.
     with serving([answer, b"never"]) as server, pytest.raises(Broken, match="no answer for"):
         body(ours, server.url)
+
+
+@pytest.mark.parametrize(
+    "drip",
+    [
+        [b"HTTP/1.1 200 OK\r\n", *[b"X: y\r\n"] * 50],
+        [b"HTTP/1.1 100 Continue\r\n\r\n"] * 50,
+        [OK + b"Transfer-Encoding: chunked\r\n\r\n", *[b"1"] * 50],
+        [OK + b"Transfer-Encoding: chunked\r\n\r\n0\r\n", *[b"X: y\r\n"] * 50],
+    ],
+)
+def test_a_server_that_says_little_again_and_again_is_not_waited_for(
+    ours: Connections, monkeypatch: pytest.MonkeyPatch, drip: list[bytes]
+) -> None:
+    monkeypatch.setattr(connections, "SILENCE", 0.4)
+    with dripping(drip) as url:
+        began = time.monotonic()
+        with pytest.raises(Broken):
+            body(ours, url)
+        assert time.monotonic() - began < 3
+
+
+def test_what_is_left_of_an_answer_is_not_waited_for(ours: Connections, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "_WORTH", 0.3)
+    with dripping([OK + b"Content-Length: 50\r\n\r\n", *[b"x"] * 50]) as url:
+        response = ours.request("GET", url)
+        began = time.monotonic()
+        response.done()
+        assert time.monotonic() - began < 3
+
+
+@contextmanager
+def dripping(pieces: list[bytes]) -> Iterator[str]:
+    """A server that answers with a piece every 100 ms."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection, suppress(OSError):
+                connection.recv(4096)
+                for piece in pieces:
+                    connection.sendall(piece)
+                    time.sleep(0.1)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        thread.join()
 
 
 # --- connections
@@ -185,6 +237,8 @@ def test_a_server_at_an_ipv6_address_is_reached(ours: Connections) -> None:
         ("http://[::1/", Garbled),
         ("http://host:99999/", Garbled),
         ("http://" + "x" * 300 + "/", Garbled),
+        ("http://a b/", Garbled),
+        ("https://a\0b/", Garbled),
     ],
 )
 def test_who_cannot_be_reached_is_told_as_that(ours: Connections, url: str, kind: type[Broken]) -> None:
@@ -265,6 +319,19 @@ def test_no_proxy_is_respected_and_this_machine_is_asked_directly(proxied: Calla
         assert body(proxied("http://127.0.0.1:1"), server.url) == b"hi"
     with pytest.raises(Nobody, match=r"not known|resolution|associated"):
         proxied("http://127.0.0.1:1").request("GET", "http://direct.example/")
+
+
+def test_an_ipv6_address_is_not_asked_of_a_proxy(proxied: Callable[[str], Connections]) -> None:
+    with pytest.raises(Unfit, match="2001:db8::1"):
+        proxied("http://proxy.example:3128").request("GET", "https://[2001:db8::1]:5000/v2/")
+
+
+def test_what_is_believed_of_one_spelling_of_a_host_is_not_of_another(ours: Connections) -> None:
+    answer = OK + b"Content-Length: 2\r\n\r\nhi"
+    with serving([answer], [answer]) as server:
+        body(ours, server.url)
+        assert body(ours, server.url.replace("//", "//user@")) == b"hi"
+    assert len(server.heard) == 2
 
 
 def test_a_proxy_that_itself_speaks_tls_is_refused_for_https(proxied: Callable[[str], Connections]) -> None:

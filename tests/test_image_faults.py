@@ -18,7 +18,7 @@ import pytest
 from image_samples import small_disk, visible
 from image_servers import Request, faulty
 
-from podrun.errors import CANNOT_CREATE, MALFORMED, UNAVAILABLE, Failure
+from podrun.errors import CANNOT_CREATE, MALFORMED, NOT_ALLOWED, UNAVAILABLE, Failure
 from podrun_hooks.image import commands, connections
 
 __all__ = ["small_disk"]
@@ -186,6 +186,40 @@ def test_a_redirect_loop_between_two_origins_ends(root: str) -> None:
             with pytest.raises(Failure, match="redirects more than") as caught:
                 commands.pull(root, f"{server.host}/web")
     assert caught.value.code == UNAVAILABLE
+
+
+@pytest.mark.parametrize("where", ["//[", "http://[::1", "http://a b/", "http://h:99999/", "http:///", "ftp://a/"])
+def test_a_redirect_to_what_is_no_url_is_told(root: str, where: str) -> None:
+    def change(request: Request) -> bool:
+        request.reply(302, b"", Location=where)
+        return True
+
+    assert refused(root, change).code == UNAVAILABLE
+
+
+@pytest.mark.parametrize("realm", ["http://[", "https://a b/", "/token", ""])
+def test_a_token_service_at_what_is_no_url_is_told(root: str, realm: str) -> None:
+    def change(request: Request) -> bool:
+        request.reply(401, b"", WWW_Authenticate=f'Bearer realm="{realm}",service="x"')
+        return True
+
+    assert refused(root, change).code in (NOT_ALLOWED, UNAVAILABLE)
+
+
+def test_a_blob_of_no_bytes_that_always_breaks_off_is_given_up(root: str) -> None:
+    asked: list[str] = []
+    manifest = IMAGE.manifest.replace(b'"size": %d' % len(IMAGE.config), b'"size": 0')
+
+    def change(request: Request) -> bool:
+        if "/manifests/" in request.path:
+            request.reply(200, manifest, Content_Type="application/vnd.oci.image.manifest.v1+json")
+        elif "/blobs/" in request.path:
+            asked.append(request.path)
+            request.reply(200, b"", length=10)
+        return request.path != "/v2/"
+
+    assert refused(root, change).code == UNAVAILABLE
+    assert len(asked) < 10
 
 
 def test_an_error_page_of_terminal_codes_is_not_shown(root: str) -> None:

@@ -155,8 +155,11 @@ class Client:
             if response.status not in (301, 302, 303, 307, 308) or not location:
                 return response
             response.done()
-            before, url = url, urljoin(url, location)
-            scheme = urlsplit(url).scheme
+            try:
+                before, url = url, urljoin(url, location)
+                scheme = urlsplit(url).scheme
+            except ValueError:
+                raise Failure(f"{self.what}: {self.host} redirects to {location[:200]!r}", code=UNAVAILABLE) from None
             if scheme != "https" and (scheme != "http" or urlsplit(before).scheme == "https"):
                 raise Failure(f"{self.what}: {self.host} redirects to {scheme}://", code=UNAVAILABLE)
         raise Failure(f"{self.what}: {self.host} redirects more than {_REDIRECTS} times", code=UNAVAILABLE)
@@ -206,7 +209,7 @@ class Client:
             finally:
                 # On a connection whose body ended early, or that stalled, nothing more is to be had.
                 response.done() if at >= size else response.close()
-            if at < size:
+            if at < size or (error and not size):
                 failures = 1 if at - before >= SLOWEST else failures + 1
                 if failures > _ATTEMPTS:
                     if error is None:
@@ -241,7 +244,10 @@ class Client:
                 code=NOT_ALLOWED,
                 hint=f"podrun login {self.endpoint.registry}",
             )
-        parts = urlsplit(realm)
+        try:
+            parts = urlsplit(realm)
+        except ValueError:
+            raise Failure(f"{self.what}: {self.host} sends for a token to {realm[:200]!r}", code=NOT_ALLOWED) from None
         plain = self.base.startswith("http:") and (is_loopback(parts.netloc) or parts.netloc == self.host)
         if parts.scheme != "https" and not (parts.scheme == "http" and plain):
             raise Failure(f"{self.what}: {self.host} sends for a token to {realm[:200]}", code=NOT_ALLOWED)

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import base64
 import http.client
+import io
 import os
 import select
 import ssl
+import time
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import SplitResult, quote, unquote, urlencode, urlsplit
 
 from .registries import is_loopback
@@ -19,8 +21,10 @@ from .stream import CHUNK
 
 _Connection = http.client.HTTPConnection
 
-#: Seconds: to connect (TLS and a proxy's answer included), and without a single byte.
+#: Seconds: to connect, and until something comes: the head of an answer, or the next piece of its body.
 CONNECT, SILENCE = 10.0, 30.0
+#: Seconds that a connection is worth when it could be used again.
+_WORTH = 1.0
 #: Bytes left of a body that are read for the sake of its connection.
 _LITTLE = 1 << 16
 #: What may stand in a request's target as it is (RFC 3986, 2.2): the rest is percent-encoded.
@@ -51,6 +55,8 @@ class _Way(NamedTuple):
     port: int
     #: A proxy's URL; "": directly.
     proxy: str
+    #: host[:port] as it was spelled: what is believed of a certificate may depend on that.
+    netloc: str
 
 
 class Connections:
@@ -74,7 +80,7 @@ class Connections:
         try:
             parts = urlsplit(url)
             default = 443 if parts.scheme == "https" else 80
-            way = _Way(parts.scheme, parts.hostname or "", parts.port or default, _proxy(parts))
+            way = _Way(parts.scheme, parts.hostname or "", parts.port or default, _proxy(parts), parts.netloc)
             own = {"User-Agent": "podrun", **(headers or {})}
             if form is not None:
                 own["Content-Type"] = "application/x-www-form-urlencoded"
@@ -84,44 +90,51 @@ class Connections:
             if way.proxy and way.scheme == "http":
                 target = f"http://{parts.netloc.rpartition('@')[2]}{target}"
                 own |= _proxy_credentials(urlsplit(way.proxy))
-            connection = self._connection(way, parts.netloc)
-        except ValueError as error:
+            connection = self._connection(way)
+        except (ValueError, http.client.HTTPException) as error:
             raise Garbled(f"{url[:200]}: {error}") from None
         try:
+            connection.sock.settimeout(SILENCE)
             connection.request(method, target, None if form is None else urlencode(form), own)
             answer = connection.getresponse()
         except BaseException as error:
             connection.close()
             raise _broken(error) from None
+        if answer.status < 200:
+            connection.close()
+            raise Garbled(f"it answers {answer.status}, and nothing after that")
         return Response(answer, connection, self._idle.setdefault(way, []))
 
-    def _connection(self, way: _Way, netloc: str) -> _Connection:
+    def _connection(self, way: _Way) -> _Connection:
         idle = self._idle.get(way, [])
         while idle:
             connection = idle.pop()
             if _is_quiet(connection):
                 return connection
             connection.close()
-        made = self._made(way, netloc)
+        made = self._made(way)
+        made.response_class = _Answer
         try:
             made.connect()
         except BaseException as error:
             made.close()
             raise _not_connected(error) from None
-        made.sock.settimeout(SILENCE)
         return made
 
-    def _made(self, way: _Way, netloc: str) -> _Connection:
+    def _made(self, way: _Way) -> _Connection:
         if not way.proxy:
             if way.scheme == "http":
                 return http.client.HTTPConnection(way.host, way.port, timeout=CONNECT)
-            return http.client.HTTPSConnection(way.host, way.port, timeout=CONNECT, context=self._tls(netloc))
+            return http.client.HTTPSConnection(way.host, way.port, timeout=CONNECT, context=self._tls(way.netloc))
         proxy = urlsplit(way.proxy)
         host, port = proxy.hostname or "", proxy.port or (443 if proxy.scheme == "https" else 80)
         if way.scheme == "https":
             if proxy.scheme == "https":
                 raise Unfit(f"a proxy that itself speaks TLS ({host}) is not supported")
-            tunnel = http.client.HTTPSConnection(host, port, timeout=CONNECT, context=self._tls(netloc))
+            if ":" in way.host:
+                # Which of http.client's versions brackets it in a CONNECT is a story of its own.
+                raise Unfit(f"an IPv6 address ({way.host}) behind a proxy is not supported: give it a name")
+            tunnel = http.client.HTTPSConnection(host, port, timeout=CONNECT, context=self._tls(way.netloc))
             # Python before 3.12 sends no Host of its own.
             tunnel.set_tunnel(way.host, way.port, {"Host": f"{way.host}:{way.port}", **_proxy_credentials(proxy)})
             return tunnel
@@ -130,26 +143,70 @@ class Connections:
         return http.client.HTTPConnection(host, port, timeout=CONNECT)
 
 
+class _Waiting(io.RawIOBase):
+    """What comes from a connection, until a point in time: a timeout of its socket is for one byte."""
+
+    def __init__(self, raw: io.RawIOBase, sock: Any) -> None:
+        self._raw = raw
+        self._sock = sock
+        self.until = time.monotonic() + SILENCE
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, room: Any) -> int | None:
+        left = self.until - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self._sock.settimeout(left)
+        return self._raw.readinto(room)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _Answer(http.client.HTTPResponse):
+    """An answer that comes in time."""
+
+    def __init__(self, sock: Any, *arguments: Any, **more: Any) -> None:
+        super().__init__(sock, *arguments, **more)
+        self.waiting = _Waiting(self.fp.detach(), sock)
+        self.fp = io.BufferedReader(self.waiting)
+
+    def piece(self, most: int, until: float) -> bytes:
+        self.waiting.until = until
+        found = b"" if self.status in (204, 304) else self.read1(most)
+        # The length of a chunk may be negative, for http.client.
+        if len(found) > most:
+            raise http.client.HTTPException
+        return found
+
+
 class Response:
     """An answer whose body has not been read."""
 
     def __init__(
         self,
-        answer: http.client.HTTPResponse,
-        connection: http.client.HTTPConnection,
+        answer: Any,
+        connection: _Connection,
         idle: list[_Connection],
     ) -> None:
         self._answer = answer
         self._connection = connection
         self._idle = idle
         self._ended = False
-        self.status = answer.status
-        self.headers = answer.headers
+        self.status: int = answer.status
+        #: Of any case.
+        self.headers: http.client.HTTPMessage = answer.headers
 
     def some(self, most: int = CHUNK) -> bytes:
         """What has arrived of the body, at least a byte; b"" at its end. Raises Broken."""
+        return self._piece(most, time.monotonic() + SILENCE)
+
+    def _piece(self, most: int, until: float) -> bytes:
         try:
-            found = self._answer.read1(most)
+            found: bytes = self._answer.piece(most, until)
         except BaseException as error:
             self.close()
             raise _broken(error) from None
@@ -161,8 +218,9 @@ class Response:
     def done(self) -> None:
         """Keeps the connection for another request when little of the body is left. Nothing more is read."""
         rest = _LITTLE if not self._ended else 0
+        until = time.monotonic() + _WORTH
         try:
-            while rest and (found := self.some(rest)):
+            while rest > 0 and (found := self._piece(rest, until)):
                 rest -= len(found)
         except Broken:
             return
@@ -236,4 +294,4 @@ def _proxy_credentials(proxy: SplitResult) -> dict[str, str]:
 
 def basic(user: str, password: str) -> str:
     """An Authorization header's value (RFC 7617)."""
-    return f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}"
+    return f"Basic {base64.b64encode(os.fsencode(f'{user}:{password}')).decode()}"
