@@ -11,6 +11,7 @@ import os
 import select
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from podrun.errors import Failure
@@ -20,6 +21,8 @@ from .. import linux
 #: Signals that ask a pull to end. The parent's business: it ends its children.
 _ENDING = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
 _PIPE = 1 << 16
+#: Seconds.
+_PATIENCE = 10
 
 #: Called in a child for its parent to know: any JSON value.
 Tell = Callable[[Any], None]
@@ -35,8 +38,9 @@ class Worker(NamedTuple):
     part: bytearray
 
     def ask(self, request: Any) -> None:
-        """Gives an idle worker something to do."""
-        _write(self.requests, request)
+        """Gives an idle worker something to do. One that was killed is heard of by :func:`answers`."""
+        with suppress(BrokenPipeError):
+            _write(self.requests, request)
 
 
 def start(workers: list[Worker], work: Callable[[Any, Tell], Any]) -> None:
@@ -147,7 +151,9 @@ def end(workers: list[Worker]) -> None:
         worker = workers[-1]
         linux.end(worker.pid)
         # A child of its own dies with it, and has this pipe open until then: what it makes comes before what we remove.
-        while os.read(worker.answers, _PIPE):
+        poll = select.poll()
+        poll.register(worker.answers)
+        while poll.poll(_PATIENCE * 1000) and os.read(worker.answers, _PIPE):
             continue
         os.close(worker.requests)
         os.close(worker.answers)
