@@ -118,6 +118,31 @@ def test_what_is_said_after_a_file_finds_it_made(place: Path, after: bytes) -> N
     unpack(place, build.tar(*parts), most=64)
 
 
+@pytest.mark.parametrize("size", [256, 100_000, 150_000])
+@pytest.mark.parametrize("before", [0, 40])
+def test_a_name_that_no_file_system_takes_is_told_as_that(place: Path, size: int, before: int) -> None:
+    files = [build.file(f"f{number}", b"x" * 900) for number in range(before)]
+    long = build.pax({b"path": b"n" * size}) + build.file("x", b"1")
+    with pytest.raises(Failure, match="File name too long") as caught:
+        unpack(place, build.tar(*files, long), most=64)
+    assert caught.value.code == MALFORMED
+
+
+def test_a_file_that_cannot_be_made_below_a_path_too_long_to_say_is_told(tmp_path: Path, both: SmallFiles) -> None:
+    parent = os.open(tmp_path, os.O_PATH | os.O_DIRECTORY)
+    for _ in range(25):
+        os.mkdir("d" * 200, dir_fd=parent)
+        below = os.open("d" * 200, os.O_PATH | os.O_DIRECTORY, dir_fd=parent)
+        os.close(parent)
+        parent = below
+    os.mkdir("there", dir_fd=parent)
+    make(both, parent, b"there")
+    with pytest.raises(FileExistsError) as caught:
+        both.wait()
+    os.close(parent)
+    assert caught.value.filename == "there"
+
+
 @pytest.mark.parametrize("after", [build.file("d/a/x"), build.hardlink("l/a/x", "before"), build.directory("d/a/b/c")])
 def test_a_file_that_is_still_to_be_made_is_no_directory(place: Path, after: bytes) -> None:
     with pytest.raises(Failure) as caught:
@@ -181,6 +206,7 @@ def test_a_second_process_that_somebody_kills_is_told_as_that(tmp_path: Path, pa
     make(both, parent, b"a")
     both.wait()
     os.kill(both.child, signal.SIGKILL)
+    until(lambda: gone(both.child))
     with pytest.raises(Failure, match="was killed") as caught:
         for number in range(1000):
             make(both, parent, b"f%d" % number)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import resource
 import stat
+from contextlib import suppress
 
 from .. import linux
 from .small_files import SmallFiles
@@ -98,8 +99,10 @@ class Directories:
             except FileNotFoundError:
                 if not again:
                     raise
-                self.make_bare(name, parent)
-                self.implied.add(path)
+                # A file that the second process had to make first has the name now.
+                with suppress(FileExistsError):
+                    self.make_bare(name, parent)
+                    self.implied.add(path)
         raise AssertionError("unreachable")
 
     def make_bare(self, name: bytes, parent: int) -> None:

@@ -10,7 +10,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, closing, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from typing import Any, NamedTuple
 
 from podrun.errors import BUSY, Failure
@@ -311,13 +311,20 @@ def _take(layer: _Layer, chunks: Iterator[bytes], moving: Callable[[bytes], None
         return about
 
 
+def _second(layer: _Layer) -> AbstractContextManager[SmallFiles | None]:
+    try:
+        return closing(SmallFiles()) if layer.shared else nullcontext()
+    except OSError:
+        return nullcontext()  # no more processes: one does it alone
+
+
 def _unpack(layer: _Layer, chunks: Iterator[bytes], target: str) -> Summary:
     digest = hashlib.sha256()
     os.mkdir(target)
     os.chmod(target, 0o755)
     plain = seen(decompressed(chunks, layer.what), digest.update)
     with (
-        closing(SmallFiles()) if layer.shared else nullcontext() as small,
+        _second(layer) as small,
         closing(ahead(plain) if layer.shared else plain) as content,
     ):
         reader = Reader(content, layer.what)

@@ -30,6 +30,8 @@ from .tar import (
 
 MAX_ENTRIES = 4_000_000
 _BLOCK = 4096
+#: limits.h
+_NAME_MAX = 255
 _WHITEOUT = b".wh."
 _OPAQUE = b".wh..wh..opq"
 #: What AUFS kept for itself; nothing in an OCI layer.
@@ -192,7 +194,8 @@ class _Tree:
         late = mode if mode != early or not exact else UNCHANGED
         uid, gid = (entry.uid, entry.gid) if entry.uid or entry.gid or not exact else (UNCHANGED, UNCHANGED)
         new = self.directories.is_new(parent, name)
-        if self.small and new and entry.size <= SMALL and entry.segments is None and not entry.xattrs:
+        few = entry.size <= SMALL and entry.segments is None and not entry.xattrs
+        if self.small and new and few and len(name) <= _NAME_MAX:
             key = (self.directories.inodes[parent], name)
             self.small.make(parent, key, reader.exactly(entry.size), early, uid, gid, late, entry.mtime)
             self.bytes += entry.size + -entry.size % _BLOCK

@@ -125,6 +125,8 @@ class SmallFiles:
             if error.errno not in _BUSY:
                 # It has met an error, ended and said which.
                 self._hear_all()
+                if isinstance(error, ConnectionError):
+                    raise killed() from None
                 raise
             _checked(_made(self._files, list(self._directories), memoryview(b"".join(self._content))))
             self._pending.difference_update(self._keys)
@@ -193,10 +195,16 @@ def _made(files: list[_File], directories: list[int] | array[int], content: memo
             finally:
                 os.close(fd)
         except OSError as error:
-            path = f"{os.readlink(f'/proc/self/fd/{directories[place]}')}/{os.fsdecode(name)}"
-            return json.dumps([error.errno, error.strerror, path]).encode()
+            return json.dumps([error.errno, error.strerror, _path(directories[place], name)]).encode()
         at += size
     return _DONE
+
+
+def _path(parent: int, name: bytes) -> str:
+    try:
+        return f"{os.readlink(f'/proc/self/fd/{parent}')}/{os.fsdecode(name)}"
+    except OSError:
+        return os.fsdecode(name)  # longer than a path may be
 
 
 def _exists(parent: int, name: bytes) -> bool:
