@@ -139,7 +139,7 @@ class Terminal:
 @pytest.mark.parametrize("runtime", ["crun", "runc"])
 def test_no_process_of_the_container_gets_hold_of_the_terminal_of_an_exec(podrun, runtime):
     podrun("up", "-d", pod(podrun, more=f'runtime = "{runtime}"\n'), check=True)
-    with Terminal(podrun, "exec", "web", "sh", "-c", "ls -l /proc/self/fd; cat /dev/tty; echo END") as terminal:
+    with Terminal(podrun, "exec", "web", "sh", "-c", "ls -l /proc/self/fd; cat /dev/tty 2>&1; echo END") as terminal:
         terminal.until("END\r\n")
         assert terminal.process.wait(10) == 0
         assert set(descriptors(terminal.text)) == {0, 1, 2}
