@@ -50,15 +50,15 @@ def gone(pid: int) -> bool:
 
 
 @contextmanager
-def held_up(root: Path, *program: str) -> Iterator[subprocess.Popen[str]]:
+def held_up(root: Path, *program: str, image: build.Built = IMAGE, count: int = 4) -> Iterator[subprocess.Popen[str]]:
     """A pull of which a layer never comes to its end, when its workers are at work. ``program`` is given the ref."""
     on = threading.Event()
     sent = threading.Event()
 
     def change(request: Request) -> bool:
-        if "/blobs/" not in request.path or len(IMAGE.blobs[request.path.rpartition("/")[2]]) < 1000:
+        if "/blobs/" not in request.path or len(image.blobs[request.path.rpartition("/")[2]]) < 1000:
             return False
-        content = IMAGE.blobs[request.path.rpartition("/")[2]]
+        content = image.blobs[request.path.rpartition("/")[2]]
         request.send_response(200)
         request.send_header("Content-Length", str(len(content)))
         request.end_headers()
@@ -69,14 +69,14 @@ def held_up(root: Path, *program: str) -> Iterator[subprocess.Popen[str]]:
         return True
 
     environ = {**os.environ, "PYTHONPATH": f"{HERE.parent}:{HERE.parent / 'hooks'}"}
-    with faulty(IMAGE, change) as server:
+    with faulty(image, change) as server:
         argv = [sys.executable, *(program or ("-c", PULL, str(root))), f"{server.host}/web"]
         process = subprocess.Popen(
             argv, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
         try:
             assert sent.wait(30)
-            until(lambda: len(children(process.pid)) == 4)
+            until(lambda: len(children(process.pid)) == count)
             yield process
         finally:
             on.set()
@@ -129,6 +129,26 @@ def test_a_worker_that_somebody_kills_fails_the_pull_in_one_line(tmp_path: Path)
         os.kill(children(process.pid)[0], signal.SIGKILL)
         _, errors = process.communicate(timeout=30)
         assert "podrun.errors.Failure: a process that unpacks layers was killed; is there enough memory" in errors
+        assert not {name for name in visible(tmp_path) if name.startswith(("refs/", "tmp/", "locks/"))}
+
+
+SMALL = build.image(build.tar(*[build.file(f"d/{number}", os.urandom(900)) for number in range(300)]))
+
+
+@pytest.mark.root
+@pytest.mark.server
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="with one processor there is no second process")
+def test_the_second_process_of_a_layer_outlives_neither_its_worker_nor_the_pull(tmp_path: Path, whole: bool) -> None:
+    with held_up(tmp_path, image=SMALL, count=2) as process:
+        second = until(lambda: [below for pid in children(process.pid) for below in children(pid)])
+        pids = [*children(process.pid), *second]
+        os.kill(process.pid if whole else pids[0], signal.SIGKILL)
+        _, errors = process.communicate(timeout=30)
+        assert whole or "a process that unpacks layers was killed" in errors
+        until(lambda: all(map(gone, pids)))
+        if whole:
+            commands.collect(str(tmp_path))
         assert not {name for name in visible(tmp_path) if name.startswith(("refs/", "tmp/", "locks/"))}
 
 
