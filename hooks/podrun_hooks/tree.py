@@ -183,7 +183,7 @@ def clear(directory: str) -> None:
                         continue
                     serial += 1
                     moved = f"\1{serial}"
-                    while _exists(root, moved):
+                    while exists(root, moved):
                         serial += 1
                         moved = f"\1{serial}"
                     os.rename(inner, moved, src_dir_fd=here, dst_dir_fd=root)
@@ -215,7 +215,8 @@ def _unlinked(directory: int, name: str, is_directory: bool) -> bool:
         return False
 
 
-def _exists(directory: int, name: str) -> bool:
+def exists(directory: int, name: str | bytes) -> bool:
+    """Whether an open directory has an entry of this name, whatever it is. Raises OSError."""
     try:
         os.stat(name, dir_fd=directory, follow_symlinks=False)
     except FileNotFoundError:

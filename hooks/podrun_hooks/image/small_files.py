@@ -16,6 +16,7 @@ from array import array
 from collections import deque
 
 from .. import linux
+from ..tree import exists
 from .workers import killed
 
 #: Bytes of the largest file that is one of a batch: of larger ones, copying them to and fro takes the time.
@@ -84,7 +85,7 @@ class SmallFiles:
         if key in self._pending:
             self.wait()
         if self._used is None:
-            return not _exists(parent, key[1])
+            return not exists(parent, key[1])
         known = len(self._used)
         self._used.add(hash(key))
         if known == len(self._used):
@@ -205,14 +206,6 @@ def _path(parent: int, name: bytes) -> str:
         return f"{os.readlink(f'/proc/self/fd/{parent}')}/{os.fsdecode(name)}"
     except OSError:
         return os.fsdecode(name)  # longer than a path may be
-
-
-def _exists(parent: int, name: bytes) -> bool:
-    try:
-        os.stat(name, dir_fd=parent, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return True
 
 
 def _checked(answer: bytes) -> None:
