@@ -12,7 +12,7 @@ import stat
 from contextlib import suppress
 
 from .. import linux
-from .small_files import SmallFiles
+from .small_files import Key, SmallFiles
 from .tar import Entry
 
 #: Directories kept open, where the process may open that many files.
@@ -37,7 +37,7 @@ class Directories:
         self._most = min(_MOST, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
         status = os.fstat(self.root)
         #: Of the open directories.
-        self.inodes = {self.root: status.st_ino}
+        self._inodes = {self.root: status.st_ino}
         #: What is created belongs to 0:0 and has the mode it is created with: no directory hands down a group or ACLs.
         self.exact = not (
             os.geteuid()
@@ -84,7 +84,7 @@ class Directories:
             self.forget()
         self._open[path] = fd
         if self._small:
-            self.inodes[fd] = os.fstat(fd).st_ino
+            self._inodes[fd] = os.fstat(fd).st_ino
         return fd
 
     def _anywhere(self, path: bytes) -> int:
@@ -107,7 +107,7 @@ class Directories:
 
     def make_bare(self, name: bytes, parent: int) -> None:
         """Makes a directory of which no entry says anything (yet)."""
-        self.is_new(parent, name)
+        self.reserve(parent, name)
         os.mkdir(name, 0o755, dir_fd=parent)
         if not self.exact:
             os.chown(name, 0, 0, dir_fd=parent, follow_symlinks=False)
@@ -151,12 +151,15 @@ class Directories:
 
     # --- what the second process has to do with them
 
-    def is_new(self, parent: int, name: bytes) -> bool:
-        """Asked before a name is used: the second process may have something to make under it, which comes first.
+    def reserve(self, parent: int, name: bytes) -> Key | None:
+        """Called before a name is used: the second process may have something to make under it, which comes first.
 
-        Whether there is a second process, and nothing has the name.
+        What :meth:`SmallFiles.make` knows the name by, when nothing has it yet and there is a second process.
         """
-        return self._small is not None and self._small.is_new(parent, (self.inodes[parent], name))
+        if self._small is None:
+            return None
+        key = (self._inodes[parent], name)
+        return key if self._small.reserve(parent, key) else None
 
     def note_heirs(self, entry: Entry) -> None:
         """Before a directory is described: it may hand its group (setgid, or the mount option grpid) or its default ACL

@@ -323,10 +323,7 @@ def _unpack(layer: _Layer, chunks: Iterator[bytes], target: str) -> Summary:
     os.mkdir(target)
     os.chmod(target, 0o755)
     plain = seen(decompressed(chunks, layer.what), digest.update)
-    with (
-        _second(layer) as small,
-        closing(ahead(plain) if layer.shared else plain) as content,
-    ):
+    with _second(layer) as small, closing(ahead(plain) if layer.shared else plain) as content:
         reader = Reader(content, layer.what)
         try:
             summary = extract(reader, target, layer.scratch, small)

@@ -169,7 +169,7 @@ class _Tree:
 
     def free(self, parent: int, name: bytes, path: bytes) -> int:
         """Removes what has this name; returns the parent directory anew."""
-        self.directories.is_new(parent, name)
+        self.directories.reserve(parent, name)
         try:
             status = os.stat(name, dir_fd=parent, follow_symlinks=False)
         except FileNotFoundError:
@@ -193,10 +193,9 @@ class _Tree:
         early = mode & 0o777 if exact else 0o600
         late = mode if mode != early or not exact else UNCHANGED
         uid, gid = (entry.uid, entry.gid) if entry.uid or entry.gid or not exact else (UNCHANGED, UNCHANGED)
-        new = self.directories.is_new(parent, name)
+        key = self.directories.reserve(parent, name)
         few = entry.size <= SMALL and entry.segments is None and not entry.xattrs
-        if self.small and new and few and len(name) <= _NAME_MAX:
-            key = (self.directories.inodes[parent], name)
+        if self.small and key and few and len(name) <= _NAME_MAX:
             self.small.make(parent, key, reader.exactly(entry.size), early, uid, gid, late, entry.mtime)
             self.bytes += entry.size + -entry.size % _BLOCK
             return
@@ -230,7 +229,7 @@ class _Tree:
         self.directories.note_heirs(entry)
         early = entry.mode & 0o777 if self.directories.exact else 0o755
         done = self.directories.exact and entry.mode == early and not (entry.uid or entry.gid or entry.xattrs)
-        self.directories.is_new(parent, name)
+        self.directories.reserve(parent, name)
         try:
             os.mkdir(name, early, dir_fd=parent)
         except FileExistsError:
@@ -254,7 +253,7 @@ class _Tree:
             raise missing
         try:
             holder = self.directories.open(head, False)
-            self.directories.is_new(holder, target_name)
+            self.directories.reserve(holder, target_name)
             status = os.stat(target_name, dir_fd=holder, follow_symlinks=False)
         except (FileNotFoundError, NotADirectoryError):
             raise missing from None
@@ -266,7 +265,7 @@ class _Tree:
         source = os.dup(self.directories.open(head, False))
         try:
             parent = self.directories.open(path.rpartition(b"/")[0])
-            self.directories.is_new(parent, name)
+            self.directories.reserve(parent, name)
             try:
                 existing = os.stat(name, dir_fd=parent, follow_symlinks=False)
             except FileNotFoundError:
@@ -293,7 +292,7 @@ class _Tree:
         if hidden in (b"", b".", b".."):
             raise malformed(f"{_shown(entry.name)}: a whiteout of nothing")
         parent = self.directories.open(head)
-        self.directories.is_new(parent, hidden)
+        self.directories.reserve(parent, hidden)
         try:
             os.mknod(hidden, stat.S_IFCHR, 0, dir_fd=parent)
         except FileExistsError:

@@ -77,7 +77,7 @@ class SmallFiles:
         linux.end(self.child)
         self._socket.close()
 
-    def is_new(self, parent: int, key: Key) -> bool:
+    def reserve(self, parent: int, key: Key) -> bool:
         """Asked before anything is made or looked up under a name: whether nothing has it yet.
 
         Waits until what has it is there. Raises as :meth:`make` does.
