@@ -248,7 +248,7 @@ def timed(act):
     began = time.perf_counter()
     act()
     return time.perf_counter() - began
-rounds = [(timed(alone), timed(lambda: command.up(made, {}))) for _ in range(60)]
+rounds = [(timed(alone), timed(lambda: command.up(made, {}))) for _ in range(180)]
 print(1000 * (min(hook for _, hook in rounds) - min(bare for bare, _ in rounds)))
 """
 
@@ -257,11 +257,8 @@ print(1000 * (min(hook for _, hook in rounds) - min(bare for bare, _ in rounds))
 def test_an_executable_costs_at_most_three_milliseconds_more_than_itself(home, podrun, dropped):
     # In a process of podrun's size: to fork that of the tests takes longer.
     argv = [sys.executable, "-c", COST, str(dropped("note", "exit 0")), str(home)]
-    costs = []
-    for _ in range(3):
-        told = subprocess.run(argv, env=podrun.environ, capture_output=True, text=True, check=True).stdout
-        costs.append(float(told))
-    assert min(costs) < 3, costs
+    cost = subprocess.run(argv, env=podrun.environ, capture_output=True, text=True, check=True).stdout
+    assert float(cost) < 3
 
 
 # --- from packages -------------------------------------------------------------------------------------------------
