@@ -242,38 +242,6 @@ def test_elsewhere_plain_http_is_spoken_only_to_a_registry_that_is_named_insecur
             assert server.seen == []
 
 
-# --- proxies
-
-
-def test_a_proxy_of_the_environment_is_used_and_not_for_this_machine(
-    root: str, registered: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[str] = []
-
-    def change(request: Request) -> bool:
-        asked.append(f"{request.command} {request.path}")
-        if request.command == "CONNECT":
-            request.reply(502)
-            return True
-        request.path = request.path.removeprefix("http://registry.example")
-        return False
-
-    registered.write_text('[registry."registry.example"]\ninsecure = true')
-    with faulty(IMAGE, change) as proxy, faulty(IMAGE) as server:
-        monkeypatch.setenv("http_proxy", f"http://{proxy.host}")
-        monkeypatch.setenv("https_proxy", proxy.host)
-        assert commands.pull(root, "registry.example/web").digest == IMAGE.digest
-        assert asked[0].startswith("CONNECT registry.example")
-        assert "GET http://registry.example/v2/web/manifests/latest" in asked
-        asked.clear()
-        commands.pull(root, f"{server.host}/web")
-        assert asked == []
-        monkeypatch.setenv("no_proxy", "registry.example")
-        with pytest.raises(Failure, match="cannot be reached"):
-            commands.pull(root, "registry.example/other")
-        assert asked == []
-
-
 # --- credentials
 
 

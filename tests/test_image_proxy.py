@@ -1,4 +1,4 @@
-"""Through an HTTP proxy (CONNECT) to a registry that speaks TLS with a certificate authority of its own."""
+"""Through an HTTP proxy: CONNECT to a registry that speaks TLS with a certificate authority of its own, and plain HTTP."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pathlib import Path
 
 import image_builder as build
 import pytest
-from image_servers import faulty
-from test_image_access import certificate, registered
+from image_servers import Request, faulty
+from test_image_access import certificate, own_configuration, registered, root
 
 from podrun.errors import UNAVAILABLE, Failure
 from podrun_hooks.image import commands
 
-__all__ = ["certificate", "registered"]
+__all__ = ["certificate", "own_configuration", "registered", "root"]
 
 pytestmark = [pytest.mark.root, pytest.mark.server]
 
@@ -112,3 +112,32 @@ def test_a_proxy_that_refuses_us_and_a_registry_that_nobody_vouches_for_are_told
                 commands.pull(str(tmp_path / "root"), f"{host}/team/web")
     assert caught.value.code == UNAVAILABLE
     assert "secret" not in str(caught.value)
+
+
+def test_a_proxy_of_the_environment_is_used_and_not_for_this_machine(
+    root: str, registered: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def change(request: Request) -> bool:
+        asked.append(f"{request.command} {request.path}")
+        if request.command == "CONNECT":
+            request.reply(502)
+            return True
+        request.path = request.path.removeprefix("http://registry.example")
+        return False
+
+    registered.write_text('[registry."registry.example"]\ninsecure = true')
+    with faulty(IMAGE, change) as proxy, faulty(IMAGE) as server:
+        monkeypatch.setenv("http_proxy", f"http://{proxy.host}")
+        monkeypatch.setenv("https_proxy", proxy.host)
+        assert commands.pull(root, "registry.example/web").digest == IMAGE.digest
+        assert asked[0].startswith("CONNECT registry.example")
+        assert "GET http://registry.example/v2/web/manifests/latest" in asked
+        asked.clear()
+        commands.pull(root, f"{server.host}/web")
+        assert asked == []
+        monkeypatch.setenv("no_proxy", "registry.example")
+        with pytest.raises(Failure, match="cannot be reached"):
+            commands.pull(root, "registry.example/other")
+        assert asked == []
