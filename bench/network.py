@@ -21,8 +21,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from podrun.hook import Pod, Step, read
-from podrun.launch import tag
+from podrun.hook import Pod, Step
+from podrun.host import tag
+from podrun.options import read
 from podrun_hooks import network
 from podrun_hooks.network import bridge, inspect
 

@@ -9,8 +9,9 @@ import time
 began = float(os.environ["BEGAN"])
 at = [("interpreter", time.monotonic())]
 
-from podrun import acts, arguments, find  # noqa: E402  # the imports are one of the pieces
-from podrun.podfile import load  # noqa: E402, F401
+from podrun.engine import hook_loader  # noqa: E402  # the imports are one of the pieces
+from podrun.launcher import arguments, commands  # noqa: E402
+from podrun.podfile.loader import load  # noqa: E402, F401
 
 at.append(("import of the launcher", time.monotonic()))
 
@@ -24,9 +25,9 @@ def main() -> None:
     assert recognised
     command, given = recognised
     for name in ("image", "network", "container"):
-        find.load(name)
+        hook_loader.load(name)
     at.append(("import of the hooks", time.monotonic()))
-    code = acts.act(command, given, acts.host_of(given)._replace(watch=watch))
+    code = commands.act(command, given, commands.host_of(given)._replace(watch=watch))
     at.append(("end", time.monotonic()))
     import json
 

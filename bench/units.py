@@ -1,8 +1,9 @@
 """Units of a booted host: starting and stopping a container by podrun, podman and docker, and what stays resident.
 
-Boots the host of tests/systemd_host.py with podman and docker added to its packages, `nspawn` (near the speed of this
-machine) or `qemu` (slow, a kernel of its own): `python3 bench/units.py nspawn`. All have the same image, a bridge, no
-limits, and crun (docker: runc); where crun cannot load its device rules, for want of CAP_SYS_RESOURCE, all have runc.
+Boots the host of tests/support/systemd_host.py with podman and docker added to its packages, `nspawn` (near the speed
+of this machine) or `qemu` (slow, a kernel of its own): `python3 bench/units.py nspawn`. All have the same image, a
+bridge, no limits, and crun (docker: runc); where crun cannot load its device rules, for want of CAP_SYS_RESOURCE, all
+have runc.
 podman's unit is what `podman generate systemd --new` writes; docker has none of its own, so it gets one that does
 `docker run -d`, which returns when the payload runs. Trust the ratios, not the milliseconds.
 """
@@ -173,7 +174,7 @@ def inside() -> None:
 
 def main(words: Sequence[str]) -> None:
     sys.path.insert(0, str(HERE.parent / "tests"))
-    from systemd_host import PACKAGES, Boot
+    from support.systemd_host import PACKAGES, Boot
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("kind", choices=["nspawn", "qemu"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from podrun.arguments import plain
+from podrun.launcher.arguments import plain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,10 +18,10 @@ def run(arguments: Sequence[str]) -> int:
     recognised = plain(arguments)
     if recognised is None:
         _hear_interrupts()
-        from podrun import cli
+        from podrun.cli import main as cli
 
         return cli.main(arguments)
-    from podrun.acts import act
+    from podrun.launcher.commands import act
 
     return act(*recognised)
 

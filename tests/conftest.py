@@ -6,73 +6,19 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).parent
+from support.launcher import Podrun
 
 # A shell has what it starts in the background ignore SIGINT, and so would everything that the tests start.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-pytest_plugins = ("systemd_plugin",)
-
-
-class Podrun:
-    """A podrun with its own root and run directories; call it like the command line."""
-
-    def __init__(self, home: Path) -> None:
-        self.home = home
-        self.root = home / "root"
-        self.run = home / "run"
-        self.environ = {
-            **{key: value for key, value in os.environ.items() if key not in ("NOTIFY_SOCKET", "INVOCATION_ID")},
-            "PODRUN_ROOT": str(self.root),
-            "PODRUN_RUN": str(self.run),
-            # This podrun is installed nowhere: there is no path that a unit could start it by.
-            "PODRUN_SYSTEMD": "no",
-            "PYTHONPATH": f"{HERE.parent}:{HERE.parent / 'hooks'}",
-        }
-
-    def argv(self, *words: str) -> list[str]:
-        return [sys.executable, "-m", "podrun", *words]
-
-    def __call__(
-        self, *words: str, check: bool = False, timeout: float = 60, **more: str
-    ) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            self.argv(*words),
-            env={**self.environ, **more},
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            stdin=subprocess.DEVNULL,
-        )
-        if check:
-            assert done.returncode == 0, done.stderr
-        return done
-
-    def start(self, *words: str, **options: object) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            self.argv(*words),
-            env=self.environ,
-            stdin=subprocess.DEVNULL,
-            text=True,
-            **options,  # type: ignore[call-overload]
-        )
-
-    def file(self, name: str, text: str) -> str:
-        """Writes a pod file; returns its path."""
-        path = self.home / f"{name}.toml"
-        path.write_text(text)
-        return str(path)
-
-    def journals(self) -> list[str]:
-        return sorted(str(path.relative_to(self.run)) for path in self.run.glob("pods/*/*"))
+pytest_plugins = ("support.systemd_plugin",)
 
 
 @pytest.fixture
@@ -100,7 +46,7 @@ def podrun(home: Path) -> Iterator[Podrun]:
 @pytest.fixture
 def place() -> Iterator[object]:
     """The network step on its own; see network_case. A module that needs more of it has a fixture of this name."""
-    from network_case import Place
+    from support.network_case import Place
 
     found = Place()
     try:
@@ -119,7 +65,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture
 def pods() -> Iterator[object]:
     """Pods (systemd_case.Pods) on the booted host that the test runs on."""
-    from systemd_case import Pods
+    from support.systemd_case import Pods
 
     here = Pods()
     yield here

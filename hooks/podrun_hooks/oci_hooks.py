@@ -10,10 +10,10 @@ import os
 
 from podrun import jsontext
 from podrun.errors import WRONG_FILE, Failure
-from podrun.hook import ABSOLUTE, TEXT, Kind, Problem, Wrong, checked, choice, list_of, option, read, record
+from podrun.hook import Problem
+from podrun.options import ABSOLUTE, TEXT, Kind, Wrong, checked, choice, list_of, option, read, record
 from podrun.record import NamedTuple
-
-from . import trust
+from podrun_hooks.support import ownership
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ def _files(directories: Sequence[str]) -> list[str]:
 def _of_file(path: str) -> list[Facts]:
     try:
         if os.geteuid() == 0:
-            trust.refuse_writable(path)
+            ownership.refuse_writable(path)
         with open(path, encoding="utf-8") as file:
             told = jsontext.loads(file.read())
         entry, when = _current(told) if isinstance(told, dict) and "version" in told else _first(told)
@@ -249,7 +249,7 @@ def _believe(entry: Entry) -> None:
     if not os.path.isfile(entry.path) or not os.access(entry.path, os.X_OK):
         raise Failure(f"there is no executable {entry.path}", code=WRONG_FILE)
     if os.geteuid() == 0:
-        trust.refuse_writable(entry.path)
+        ownership.refuse_writable(entry.path)
 
 
 def _facts(entry: Entry) -> list[Facts]:

@@ -9,7 +9,7 @@ import time
 
 from podrun import jsontext
 from podrun.errors import NOT_ALLOWED, WRONG_FILE
-from podrun.hook import DURATION, PORT, TEXT, Wrong, checked, choice, option, table_of
+from podrun.options import DURATION, PORT, TEXT, Wrong, checked, choice, option, table_of
 from podrun.record import NamedTuple
 
 TYPE_CHECKING = False

@@ -8,14 +8,14 @@ import time
 from podrun import jsontext
 from podrun.errors import BUSY, NOT_ALLOWED, STEP_FAILED, UNAVAILABLE, WRONG_FILE, Failure
 from podrun.hook import Facts, Problem
-
-from .. import process as programs
-from ..tree import Tree, clear
-from . import place as places
-from . import processes, rootfs, seccomp, spec, streams
-from . import runtime as runtimes
-from .options import Options as Options
-from .processes import SIGKILL, Process
+from podrun_hooks.container import paths as places
+from podrun_hooks.container import processes, rootfs, spec, streams
+from podrun_hooks.container import runtime as runtimes
+from podrun_hooks.container.options import Options as Options
+from podrun_hooks.container.processes import SIGKILL, Process
+from podrun_hooks.container.seccomp import filter
+from podrun_hooks.support import subprocesses as programs
+from podrun_hooks.support.rooted_tree import Tree, clear
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
     from podrun.hook import Step
-
-    from .place import Place
+    from podrun_hooks.container.paths import Place
 
 takes = None
 gives = ("process", "id", "runtime", "log", "ready", "prober")
@@ -54,7 +53,7 @@ def up(step: Step, facts: Facts) -> Facts:
         tree = Tree(root)
         config = spec.build(step, facts, image, tree, place, isolation, listen, watchdog)
         config["annotations"].setdefault(_STOP_SIGNAL, str(spec.stop_signal(image.get("config") or {}, options)))
-        seccomp.apply(config, options.seccomp, step.pod.root, spec.capabilities(options, isolation), runtime.name)
+        filter.apply(config, options.seccomp, step.pod.root, spec.capabilities(options, isolation), runtime.name)
         _write(place.config, jsontext.dumps(config))
         output = streams.open_streams(step, place, tree)
         step.notify(f"STATUS=creating {step.name}")
@@ -101,7 +100,7 @@ def down(step: Step, own: Facts) -> None:
     """Stops the payload and removes everything that ``up`` made or was about to make."""
     place = places.of(step)
     if step.options.live:
-        from . import live
+        from podrun_hooks.container.probes import live
 
         live.end(step)
     found = _process(place, own)
@@ -149,16 +148,16 @@ def check(step: Step) -> list[Problem]:
         what = "live and notify = 'direct' would both answer the unit's watchdog, and hide each other's silence"
         problems.append(Problem(what, WRONG_FILE, "leave out one"))
     if step.options.volumes:
-        from .. import storage
+        from podrun_hooks.storage.docker_spelling import docker_source, missing
 
-        sources = [storage.docker_source(text) for text in step.options.volumes]
-        problems += [found._replace(key="volumes") for source in sources for found in storage.missing(source)]
+        sources = [docker_source(text) for text in step.options.volumes]
+        problems += [found._replace(key="volumes") for source in sources for found in missing(source)]
     return problems
 
 
 def explain(step: Step) -> list[str]:
     """The commands of mount, nsenter and the runtime that do the same."""
-    from .explain import commands
+    from podrun_hooks.container.explain import commands
 
     return commands(step)
 
@@ -169,16 +168,16 @@ def exec_into(step: Step, own: Facts, argv: Sequence[str], **wanted: Any) -> NoR
     ``wanted`` as for :func:`podrun_hooks.container.inside.process_of`: tty, env, user, workdir. Raises Failure when the
     container has ended.
     """
-    from . import inside
+    from podrun_hooks.container import exec
 
-    inside.become(step, _running(step, own), argv, **wanted)
+    exec.become(step, _running(step, own), argv, **wanted)
 
 
 def exec_and_wait(step: Step, own: Facts, argv: Sequence[str], **wanted: Any) -> programs.Ended:
     """Runs ``argv`` in the running container and waits for it, its output captured; otherwise as exec_into."""
-    from . import inside
+    from podrun_hooks.container import exec
 
-    return inside.run(step, _running(step, own), argv, **wanted)
+    return exec.run(step, _running(step, own), argv, **wanted)
 
 
 # --- parts of up ---------------------------------------------------------------------------------------------------
@@ -207,7 +206,7 @@ def _watchdog(step: Step) -> float:
     """Seconds after which the unit's watchdog acts, 0.0 without one; Failure when it would not wait for the probe."""
     if "WATCHDOG_USEC" not in os.environ:
         return 0.0
-    from . import live
+    from podrun_hooks.container.probes import live
 
     seconds = live.watchdog(os.environ)
     if step.options.live:
@@ -219,7 +218,7 @@ def _watched(step: Step, facts: Facts, process: Process, log: Facts) -> Facts:
     """Begins the live probe, if one is asked for."""
     if not step.options.live:
         return {}
-    from . import live
+    from podrun_hooks.container.probes import live
 
     step.notify(f"STATUS=watching {step.name}")
     prober = live.begin(step, facts, process, log)
@@ -275,7 +274,7 @@ def _write(path: str, text: str) -> None:
 
 
 def _await_ready(step: Step, facts: Facts, place: Place, process: Process, log: Facts, sock: Any) -> None:
-    from . import ready
+    from podrun_hooks.container.probes import ready
 
     def tail() -> str:
         return streams.last_words(log)
@@ -288,9 +287,9 @@ def _await_ready(step: Step, facts: Facts, place: Place, process: Process, log: 
         return
 
     def command(argv: Sequence[str]) -> tuple[int, str]:
-        from . import inside
+        from podrun_hooks.container import exec
 
-        ended = inside.run(step, process, argv)
+        ended = exec.run(step, process, argv)
         return ended.status, ended.errors or ended.output
 
     netns = facts.get("netns") or f"/proc/{process.pid}/ns/net"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import place as places
+from podrun_hooks.container import paths as places
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

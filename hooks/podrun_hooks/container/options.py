@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from podrun.hook import (
+from podrun.options import (
     ABSOLUTE,
     BOOLEAN,
     DURATION,
@@ -19,8 +19,7 @@ from podrun.hook import (
     table_of,
 )
 from podrun.record import NamedTuple
-
-from .users import spelled
+from podrun_hooks.container.users import spelled
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ _SIGNALS = [
 def _capability(text: str) -> str:
     name = text.upper().removeprefix("CAP_")
     if name != "ALL" and name not in CAPABILITIES:
-        from podrun.hook import unknown
+        from podrun.options import unknown
 
         raise Wrong(unknown(text, CAPABILITIES, "capability"))
     return name
@@ -110,7 +109,7 @@ def _profile(text: str) -> str:
 
 
 def _volume(text: str) -> str:
-    from ..storage import from_docker
+    from podrun_hooks.storage.docker_spelling import from_docker
 
     from_docker(text, "/")
     return text
@@ -179,7 +178,7 @@ def _one_probe(value: Any) -> Any:
     if sum(map(bool, (value.http, value.tcp, value.exec, notify))) != 1:
         words = "http, tcp, exec and notify" if hasattr(value, "notify") else "http, tcp and exec"
         raise Wrong(f"expected exactly one of {words}")
-    from .ready import target
+    from podrun_hooks.container.probes.ready import target
 
     for text in (value.http, value.tcp):
         if text:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import select
 
-from .. import linux
+from podrun_hooks.support import syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,10 +30,10 @@ def run(become: Callable[[], object], terminals: list[int]) -> int:
     """Runs ``become``, which does not return, in a child with pipes for ``terminals``; returns its exit code."""
     parent = os.getpid()
     pipes = {fd: os.pipe2(os.O_CLOEXEC) for fd in terminals}
-    child = linux.fork()
+    child = syscalls.fork()
     if not child:
         try:
-            linux.die_with_parent(parent)
+            syscalls.die_with_parent(parent)
             for fd, (reading, writing) in pipes.items():
                 os.dup2(writing if fd else reading, fd)
             become()

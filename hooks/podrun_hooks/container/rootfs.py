@@ -13,15 +13,14 @@ import stat
 
 from podrun.errors import CANNOT_CREATE, MALFORMED, WRONG_FILE, Failure
 from podrun.hook import Facts
-
-from .. import linux
-from ..tree import Bind, Elsewhere, Tree
+from podrun_hooks.support import syscalls
+from podrun_hooks.support.rooted_tree import Bind, Elsewhere, Tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .place import Place
+    from podrun_hooks.container.paths import Place
 
 #: fsconfig(2) takes strings of up to 256 bytes, the NUL included.
 _LONGEST = 255
@@ -48,7 +47,7 @@ def stack(place: Place, layers: Sequence[str], *, volatile: bool) -> int:
         if volatile:
             options.append(("volatile", None))
         try:
-            return linux.fsmount("overlay", options)
+            return syscalls.fsmount("overlay", options)
         except OSError as error:
             # "lowerdir+" came with kernel 6.7; an unknown parameter is EINVAL, as much else is.
             if error.errno != errno.EINVAL or _knows_lowerdir_plus():
@@ -83,18 +82,18 @@ def stack_in_one_string(place: Place, layers: Sequence[str], *, volatile: bool) 
     import _socket
 
     here, there = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
-    child = linux.fork()
+    child = syscalls.fork()
     if not child:
         try:
             os.chdir("/proc/self/fd")
-            linux.unshare(linux.CLONE_NEWNS)
-            linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
+            syscalls.unshare(syscalls.CLONE_NEWNS)
+            syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
             # Opened in the new namespace: overlayfs refuses layers whose mount is in another one.
             fds = [os.open(path, os.O_PATH | os.O_DIRECTORY) for path in (*layers, place.upper, place.work)]
             *lower, upper, work = (str(fd) for fd in fds)
             data = f"lowerdir={':'.join(lower)},upperdir={upper},workdir={work}{',volatile' if volatile else ''}"
-            linux.mount(place.mark, place.rootfs, "overlay", 0, data)
-            fd = linux.open_tree(place.rootfs)
+            syscalls.mount(place.mark, place.rootfs, "overlay", 0, data)
+            fd = syscalls.open_tree(place.rootfs)
             there.sendmsg([b"0"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, fd.to_bytes(4, "little"))])
         except OSError as error:
             there.send(str(error.errno).encode())
@@ -147,7 +146,7 @@ def place_mounts(tree: Tree, mounts: Sequence[Facts]) -> list[Facts]:
             raise Failure(f"nothing can be mounted at {target}", code=WRONG_FILE)
         is_bind = kind in ("bind", "none") or "bind" in options or "rbind" in options
         if mount.get("fill"):
-            from ..storage import volumes
+            from podrun_hooks.storage import volumes
 
             volumes.fill(source, tree, target)
         directory = not is_bind or _is_directory(source)

@@ -8,9 +8,8 @@ import os
 from podrun import jsontext
 from podrun.errors import CANNOT_CREATE, STEP_FAILED, UNAVAILABLE, WRONG_FILE, Failure
 from podrun.record import NamedTuple
-
-from .. import linux, process
-from .spec import PATH, Isolation
+from podrun_hooks.container.spec import PATH, Isolation
+from podrun_hooks.support import subprocesses, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,8 +17,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from podrun.hook import Step
-
-    from .place import Place
+    from podrun_hooks.container.paths import Place
 
 _CGROUPS = "/sys/fs/cgroup"
 _HYBRID = f"{_CGROUPS}/unified"
@@ -43,10 +41,10 @@ class Runtime(NamedTuple):
 def choose(wanted: str) -> Runtime:
     """The runtime that ``wanted`` ("auto", "crun", "runc") stands for; Failure (UNAVAILABLE) naming the package."""
     if wanted != "auto":
-        return Runtime(wanted, process.find(wanted, wanted))
+        return Runtime(wanted, subprocesses.find(wanted, wanted))
     for name in ("crun", "runc"):
         try:
-            return Runtime(name, process.find(name, name))
+            return Runtime(name, subprocesses.find(name, name))
         except Failure:
             continue
     raise Failure("there is no OCI runtime", code=UNAVAILABLE, hint="apt install crun")
@@ -90,14 +88,14 @@ def private(runtime: Runtime, then: Callable[[], None] | None = None) -> Callabl
 
     def before() -> None:
         if hide or then:
-            linux.unshare(linux.CLONE_NEWNS)
+            syscalls.unshare(syscalls.CLONE_NEWNS)
             # Slave: what the host unmounts meanwhile is not held here, and nothing of ours gets out.
-            linux.mount(None, "/", None, linux.MS_REC | linux.MS_SLAVE)
+            syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_SLAVE)
         if hide:
-            linux.umount(_HYBRID, linux.MNT_DETACH)
+            syscalls.umount(_HYBRID, syscalls.MNT_DETACH)
         if then:
             then()
-        linux.close_on_exec_from(3)
+        syscalls.close_on_exec_from(3)
 
     return before
 
@@ -127,10 +125,10 @@ def create(
     if listening:
         variables["LISTEN_FDS"] = str(listening)
         argv += ["--preserve-fds", str(listening)] if runtime.name == "runc" else []
-    ended = process.run(
+    ended = subprocesses.run(
         [*argv, place.id],
         env=variables,
-        before=private(runtime, lambda: linux.move_mount(root, place.rootfs)),
+        before=private(runtime, lambda: syscalls.move_mount(root, place.rootfs)),
         stdin=streams[0],
         stdout=streams[1],
         stderr=streams[2],
@@ -171,13 +169,13 @@ def forbid_devices(pid: int) -> None:
         namespace = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         raise Failure("the container ended before it was started") from None
-    child = linux.fork()
+    child = syscalls.fork()
     if not child:
         status = 1
         try:
-            linux.die_with_parent(parent)
-            linux.setns(namespace, linux.CLONE_NEWNS)
-            linux.mount_setattr(os.open("/", os.O_PATH | os.O_CLOEXEC), linux.MOUNT_ATTR_NODEV)
+            syscalls.die_with_parent(parent)
+            syscalls.setns(namespace, syscalls.CLONE_NEWNS)
+            syscalls.mount_setattr(os.open("/", os.O_PATH | os.O_CLOEXEC), syscalls.MOUNT_ATTR_NODEV)
             status = 0
         finally:
             os._exit(status)
@@ -204,7 +202,7 @@ def start(runtime: Runtime, place: Place, config: Mapping[str, Any], *, own_cgro
             os.close(fd)
             return
     argv = [*runtime.command(place, own_cgroup=own_cgroup), "start", place.id]
-    ended = process.run(argv, env=environment(place), before=private(runtime))
+    ended = subprocesses.run(argv, env=environment(place), before=private(runtime))
     if ended.status:
         raise Failure(f"{runtime.name} start: {ended.errors.splitlines()[-1] if ended.errors else 'failed'}")
 
@@ -213,7 +211,7 @@ def delete(runtime: Runtime, place: Place) -> str:
     """``delete -f``, which succeeds or not; returns its words, "" for success."""
     own_cgroup = any(os.path.isdir(path) for path in cgroups(place))
     argv = [*runtime.command(place, own_cgroup=own_cgroup), "delete", "-f", place.id]
-    ended = process.run(argv, env=environment(place), before=private(runtime))
+    ended = subprocesses.run(argv, env=environment(place), before=private(runtime))
     return ended.errors or f"status {ended.status}" if ended.status else ""
 
 

@@ -7,12 +7,12 @@ import os
 import stat
 
 from podrun.errors import CANNOT_EXECUTE, NOT_FOUND, WRONG_FILE, Failure
-from podrun.hook import Facts, Wrong
+from podrun.hook import Facts
+from podrun.options import Wrong
 from podrun.record import NamedTuple
-
-from ..tree import Elsewhere
-from . import rootfs, users
-from .options import CAPABILITIES, signal_number
+from podrun_hooks.container import rootfs, users
+from podrun_hooks.container.options import CAPABILITIES, signal_number
+from podrun_hooks.support.rooted_tree import Elsewhere
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,10 +20,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from podrun.hook import Step
-
-    from ..tree import Tree
-    from .place import Place
-    from .users import User
+    from podrun_hooks.container.paths import Place
+    from podrun_hooks.container.users import User
+    from podrun_hooks.support.rooted_tree import Tree
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 #: Where catatonit is mounted with ``init = true``: below /dev, which is fresh in every container.
@@ -175,7 +174,7 @@ def build(
     own = _own_mounts(options, step.pod.root)
     wanted = [*image.get("mounts", ()), *facts.get("mounts", ()), *own]
     if options.init:
-        from ..process import find
+        from podrun_hooks.support.subprocesses import find
 
         wanted.append({"hostPath": find("catatonit", "catatonit"), "containerPath": INIT, "options": ["bind", "ro"]})
     if options.ready and options.ready.notify:
@@ -260,12 +259,12 @@ def _own_mounts(options: Any, root: str) -> list[Facts]:
     """The mounts that the container's own options ask for; a named volume is made when it is missing."""
     mounts: list[Facts] = []
     if options.volumes:
-        from .. import storage
+        from podrun_hooks.storage.docker_spelling import docker_source, from_docker, provide
 
         for text in options.volumes:
             fill = "nocopy" not in text.rpartition(":")[2].split(",")
-            new = storage.provide(storage.docker_source(text), root, fill=fill)
-            mounts.append(storage.from_docker(text, root, fill=new))
+            new = provide(docker_source(text), root, fill=fill)
+            mounts.append(from_docker(text, root, fill=new))
     for text in options.tmpfs:
         target, _, given = text.partition(":")
         words = ["noexec", *(word for word in given.split(",") if word)]
@@ -364,7 +363,7 @@ def _hooks(facts: Facts, command: str, annotations: Mapping[str, str], mounts: S
     """
     hooks: dict[str, list[Any]] = {}
     for hook in facts.get("hooks", ()):
-        from .. import oci_hooks
+        from podrun_hooks import oci_hooks
 
         if hook.get("hookName") not in oci_hooks.STAGES or "path" not in hook:
             # The runtimes leave out what they do not know.

@@ -6,15 +6,13 @@ import os
 import stat
 
 from podrun.record import NamedTuple
-
-from ..tree import Elsewhere
+from podrun_hooks.support.rooted_tree import Elsewhere
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from podrun.hook import Facts, Step
-
-    from ..tree import Tree
-    from .place import Place
+    from podrun_hooks.container.paths import Place
+    from podrun_hooks.support.rooted_tree import Tree
 
 _CAT = "/bin/cat"
 #: Where links of images such as nginx's lead, and what they are called there.

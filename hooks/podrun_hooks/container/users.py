@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from podrun.errors import MALFORMED, WRONG_FILE, Failure
-from podrun.hook import Wrong
+from podrun.options import Wrong
 from podrun.record import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from ..tree import Tree
+    from podrun_hooks.support.rooted_tree import Tree
 
 #: (uid_t) -1 means "leave it" to setresuid(2) and chown(2): the last number that names a user is one less.
 _LAST = 2**32 - 2

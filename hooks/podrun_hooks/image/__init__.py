@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 
 from podrun.errors import UNAVAILABLE, WRONG_FILE, Failure
-from podrun.hook import REQUIRED, TEXT, Problem, checked, choice, option
-from podrun.hook import Wrong as _Wrong
-from podrun.hook import record as _record
+from podrun.hook import Problem
+from podrun.options import REQUIRED, TEXT, checked, choice, option
+from podrun.options import Wrong as _Wrong
+from podrun.options import record as _record
 from podrun.record import NamedTuple
-
-from . import reference, store, verify
+from podrun_hooks.image import reference
+from podrun_hooks.image.store import layout
+from podrun_hooks.image.store.leftovers import sweep
+from podrun_hooks.image.trust import requirements
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -48,19 +51,19 @@ class Options(NamedTuple):
     platform: str = option(
         checked(TEXT, _platform), "os/architecture[/variant] to choose from a multi-platform image", ""
     )
-    verify: verify.Verify | None = option(
-        _record(verify.Verify), "signatures that the image has to have: a cosign_key, a containers policy", None
+    verify: requirements.Verify | None = option(
+        _record(requirements.Verify), "signatures that the image has to have: a cosign_key, a containers policy", None
     )
 
 
 def up(step: Step, facts: Facts) -> Facts:
-    """Facts: "image" (this step's name) and "images": {name: the fields of store.Image}."""
+    """Facts: "image" (this step's name) and "images": {name: the fields of layout.Image}."""
     options = step.options
     named = reference.parse(options.ref)
-    demands = verify.demands(options.verify, named)
+    demands = requirements.demands(options.verify, named)
     found = _ready(step.pod.root, named, options.pull, options.platform)
-    if found is None or not verify.proved(step.pod.root, demands, found.digest):
-        from .pull import pull
+    if found is None or not requirements.proved(step.pod.root, demands, found.digest):
+        from podrun_hooks.image.pull import pull
 
         found = pull(step.pod.root, named, options.pull, options.platform, step.notify, demands)
     return {"image": step.name, "images": {step.name: found.facts()}}
@@ -68,7 +71,7 @@ def up(step: Step, facts: Facts) -> Facts:
 
 def down(step: Step, own: Facts) -> None:
     """The store outlives the pod; what a killed pull left behind does not."""
-    store.sweep(step.pod.root)
+    sweep(step.pod.root)
 
 
 def check(step: Step) -> Sequence[Problem]:
@@ -76,7 +79,7 @@ def check(step: Step) -> Sequence[Problem]:
     options = step.options
     try:
         named = reference.parse(options.ref)
-        verify.demands(options.verify, named)
+        requirements.demands(options.verify, named)
     except Failure as failure:
         return [Problem(failure.what, failure.code, failure.hint, key="ref")]
     if named.kind == reference.DIR:
@@ -85,19 +88,19 @@ def check(step: Step) -> Sequence[Problem]:
         return []
     if named.kind == reference.HOST:
         return []
-    if options.pull == "never" and store.stored(step.pod.root, named.text, options.platform) is None:
+    if options.pull == "never" and layout.stored(step.pod.root, named.text, options.platform) is None:
         hint = f"run: podrun image pull {options.ref}"
         return [Problem(f"{named.text} is not in the store, and pull is 'never'", UNAVAILABLE, hint, key="ref")]
-    missing = named.kind in reference.FILES and not os.path.exists(store.source_file(named))
-    if missing and store.stored(step.pod.root, named.text, options.platform) is None:
+    missing = named.kind in reference.FILES and not os.path.exists(layout.source_file(named))
+    if missing and layout.stored(step.pod.root, named.text, options.platform) is None:
         what = "no OCI image layout (index.json) is there" if os.path.isdir(named.path) else "no such file or directory"
         return [Problem(f"{named.path}: {what}", WRONG_FILE, key="ref")]
     if (
         step.pod.thorough
         and named.registry
-        and store.cached(step.pod.root, named, options.pull, options.platform) is None
+        and layout.cached(step.pod.root, named, options.pull, options.platform) is None
     ):
-        from .reach import problems
+        from podrun_hooks.image.registry.reachability import problems
 
         return problems(named.registry)
     return []
@@ -106,15 +109,15 @@ def check(step: Step) -> Sequence[Problem]:
 def explain(step: Step) -> list[str]:
     """The commands of skopeo and umoci that come closest."""
     named = reference.parse(step.options.ref)
-    layout = store.base(step.pod.root)
+    directory = layout.base(step.pod.root)
     if named.kind == reference.HOST:
         return ["# host: /usr of this machine, read-only, with an /etc of its own; nothing is copied"]
     if named.kind == reference.DIR:
         return [f"# {named.path} is used as it is"]
     source = f"docker://{named.text}" if named.registry else named.text
     return [
-        f"skopeo copy {source} oci:{layout}:NAME",
-        f"umoci raw unpack --image {layout}:NAME ROOTFS   # layer by layer",
+        f"skopeo copy {source} oci:{directory}:NAME",
+        f"umoci raw unpack --image {directory}:NAME ROOTFS   # layer by layer",
     ]
 
 
@@ -122,22 +125,22 @@ def collect(root: str, run: str, pods: Set[str], only_look: bool) -> list[str]:
     """Removes what killed pulls left behind, of which there is nothing to tell, and layers that failed ones left a day
     ago or more; what is at work is left alone."""
     if only_look:
-        from .publish import expired
+        from podrun_hooks.image.store.unclaimed import expired
 
         gone = expired(root)
     else:
-        gone = store.sweep(root)
+        gone = sweep(root)
     return [f"{name[:18].replace('-', ' ')} of a pull that failed" for name in gone]
 
 
-def _ready(root: str, named: Any, policy: str, platform: str) -> store.Image | None:
+def _ready(root: str, named: Any, policy: str, platform: str) -> layout.Image | None:
     """The image when no byte has to be fetched or unpacked for it."""
     if named.kind == reference.DIR:
         if not os.path.isdir(named.path):
             raise Failure(f"{named.path} is not a directory", code=WRONG_FILE)
-        return store.Image(named.text, "", [named.path], {})
+        return layout.Image(named.text, "", [named.path], {})
     if named.kind == reference.HOST:
-        from . import host
+        from podrun_hooks.image.sources import host
 
         return host.ready(root)
-    return store.cached(root, named, policy, platform)
+    return layout.cached(root, named, policy, platform)

@@ -9,14 +9,19 @@ from collections.abc import Set as AbstractSet
 from typing import Any, NamedTuple
 
 from podrun.errors import BUSY, UNAVAILABLE, WRONG_FILE, Failure, of_oserror
-
-from . import host, manifest, publish, reference, store
-from .fetch import Progress
-from .pull import pull as _pull
-from .reference import Reference
-from .stack import attribute_layer_name, visible
-from .stream import malformed
-from .verify import Verify, demands, proved
+from podrun_hooks.image import manifest, reference
+from podrun_hooks.image.fetch import Progress
+from podrun_hooks.image.layer.stream import malformed
+from podrun_hooks.image.pull import pull as _pull
+from podrun_hooks.image.reference import Reference
+from podrun_hooks.image.sources import host
+from podrun_hooks.image.store import layout, leftovers, publish
+from podrun_hooks.image.store.index import list_in_index, listed_digests
+from podrun_hooks.image.store.locks import locked
+from podrun_hooks.image.store.scratch import reclaim, remove, work
+from podrun_hooks.image.store.stack import attribute_layer_name, visible
+from podrun_hooks.image.store.unclaimed import forget_marks
+from podrun_hooks.image.trust.requirements import Verify, demands, proved
 
 #: What pods use now: digests of the facts of their image steps, and the ``ref`` of every image step in a journal.
 Used = Callable[[], AbstractSet[str]]
@@ -66,7 +71,7 @@ def pull(
     verify: Verify | None = None,
     progress: Progress | None = None,
     changed: bool = False,
-) -> store.Image:
+) -> layout.Image:
     """Brings an image of any kind into the store. Its ``digest`` is what ``podrun image pull`` prints.
 
     Relative paths in ``ref`` start from ``cwd`` (absolute). ``changed``: it is known that the name stands for something
@@ -79,29 +84,29 @@ def pull(
     if named.kind == reference.DIR:
         if not os.path.isdir(named.path):
             raise Failure(f"{named.path} is not a directory", code=WRONG_FILE)
-        return store.Image(named.text, "", [named.path], {})
-    found = store.cached(root, named, policy, platform)
+        return layout.Image(named.text, "", [named.path], {})
+    found = layout.cached(root, named, policy, platform)
     if found and proved(root, demanded, found.digest):
         return found
     return _pull(root, named, policy, platform, notify, demanded, progress, changed)
 
 
-def import_(root: str, path: str, notify: Callable[[str], None] = _quietly) -> list[store.Image]:
+def import_(root: str, path: str, notify: Callable[[str], None] = _quietly) -> list[layout.Image]:
     """Imports a layout, an archive of one or a docker archive, whichever the path is; every image that it names."""
     path = os.path.abspath(path)
     if os.path.isdir(path):
         return [pull(root, f"oci:{path}{tag}", notify=notify) for tag in _tags_of_layout(f"{path}/index.json")]
-    from . import archive
+    from podrun_hooks.image.sources import archive
 
     named = Reference(reference.OCI_ARCHIVE, path, path=path)
     publish.prepare(root)
-    with publish.work(root) as scratch:
+    with work(root) as scratch:
         kind, tags = archive.contents(named, scratch)
     return [pull(root, f"{kind}:{path}{tag}", notify=notify) for tag in tags]
 
 
 def _tags_of_layout(index: str) -> list[str]:
-    from .archive import tags_of
+    from podrun_hooks.image.sources.archive import tags_of
 
     try:
         with open(index, "rb") as file:
@@ -117,12 +122,12 @@ def ls(root: str) -> list[Listed]:
     return sorted(Listed(one.ref, one.digest, one.platform, _size(root, one), one.pulled) for _, one in _records(root))
 
 
-def _size(root: str, stored: store.Stored) -> int:
+def _size(root: str, stored: layout.Stored) -> int:
     digests = {stored.digest}
-    if os.path.exists(store.blob(root, stored.digest)):
+    if os.path.exists(layout.blob(root, stored.digest)):
         found = _manifest(root, stored.digest)
         digests |= {found.config.digest, *(layer.digest for layer in found.layers)}
-    paths = (store.blob(root, digest) for digest in digests)
+    paths = (layout.blob(root, digest) for digest in digests)
     blobs = sum(os.stat(path).st_blocks * 512 for path in paths if os.path.exists(path))
     return blobs + sum(int((publish.about_layer(root, name) or {}).get("size_on_disk", 0)) for name in stored.layers)
 
@@ -134,14 +139,14 @@ def inspect(root: str, ref: str, cwd: str = "") -> list[dict[str, Any]]:
     """
     shown = []
     for _, one in _found(root, ref, cwd):
-        image = store.image(root, one)
+        image = layout.image(root, one)
         found = _manifest(root, one.digest)
         shown.append(
             {
                 **{key: value for key, value in one._asdict().items() if key not in ("layers", "source", "stdio")},
                 "layers": image.layers,
-                "manifest": json.loads(_read(store.blob(root, one.digest))),
-                "configuration": json.loads(_read(store.blob(root, found.config.digest))),
+                "manifest": json.loads(_read(layout.blob(root, one.digest))),
+                "configuration": json.loads(_read(layout.blob(root, found.config.digest))),
             }
         )
     return shown
@@ -151,7 +156,7 @@ def history(root: str, ref: str, cwd: str = "") -> list[Made]:
     """How an image came to be, the newest step first. Raises Failure (UNAVAILABLE) when it is not in the store."""
     _, stored = _found(root, ref, cwd)[0]
     found = _manifest(root, stored.digest)
-    text = _read(store.blob(root, found.config.digest))
+    text = _read(layout.blob(root, found.config.digest))
     diff_ids = manifest.configuration(text, len(found.layers), stored.ref).diff_ids
     told = json.loads(text).get("history")
     steps = [step for step in told if isinstance(step, dict)] if isinstance(told, list) else []
@@ -173,10 +178,10 @@ def _line(value: Any) -> str:
 
 def export(root: str, ref: str, path: str, form: str = "oci-archive", cwd: str = "") -> str:
     """Writes an image of the store as an archive of one of export.FORMATS to a path, or "-"; returns its digest."""
-    from . import export as exporting
+    from podrun_hooks.image import export as exporting
 
     _, stored = _found(root, ref, cwd)[0]
-    with publish.locked(root, "store", shared=True):
+    with locked(root, "store", shared=True):
         exporting.export(root, stored, path, form)
     return stored.digest
 
@@ -186,27 +191,27 @@ def rm(root: str, refs: list[str], used: Used, cwd: str = "") -> Removed:
 
     Raises Failure: UNAVAILABLE for a name that is not there, BUSY for one that a pod uses; nothing is removed then.
     """
-    if not os.path.isdir(store.base(root)):
+    if not os.path.isdir(layout.base(root)):
         raise Failure(f"{refs[0]} is not in the store" if refs else "nothing to remove", code=UNAVAILABLE)
-    with publish.locked(root, "store", wait=False), publish.work(root) as scratch:
+    with locked(root, "store", wait=False), work(root) as scratch:
         wanted = [pair for ref in refs for pair in _found(root, ref, cwd)]
         return _remove(root, scratch, wanted, used, strict=True)
 
 
 def prune(root: str, used: Used, unused: bool = False) -> Removed:
     """Removes what is left over: data that no name and no pod needs; with ``unused`` also names that no pod uses."""
-    if not os.path.isdir(store.base(root)):
+    if not os.path.isdir(layout.base(root)):
         return Removed([], 0)
     publish.prepare(root)
-    publish.sweep(root)
-    with publish.locked(root, "store", wait=False), publish.work(root) as scratch:
+    reclaim(root)
+    with locked(root, "store", wait=False), work(root) as scratch:
         return _remove(root, scratch, list(_records(root)) if unused else [], used, strict=False)
 
 
 def collect(root: str) -> None:
-    """Removes what killed processes left in the store, and what failed pulls did a day ago; see store.sweep()."""
-    if os.path.isdir(store.base(root)):
-        store.sweep(root)
+    """Removes what killed processes left in the store, and what failed pulls did a day ago; see leftovers.sweep()."""
+    if os.path.isdir(layout.base(root)):
+        leftovers.sweep(root)
 
 
 def login(registry: str, user: str, password: str) -> str:
@@ -214,8 +219,8 @@ def login(registry: str, user: str, password: str) -> str:
 
     Raises Failure: NOT_ALLOWED, UNAVAILABLE, WRONG_FILE for what is no registry.
     """
-    from . import credentials
-    from .registry import login
+    from podrun_hooks.image.registry import credentials
+    from podrun_hooks.image.registry.source import login
 
     if not user or not password or ":" in user or not (user + password).isprintable():
         raise Failure("a name without ':' and a password are wanted", code=WRONG_FILE)
@@ -224,15 +229,14 @@ def login(registry: str, user: str, password: str) -> str:
 
 def logout(registry: str) -> bool:
     """Removes the credentials for a registry; False when there were none."""
-    from . import credentials
+    from podrun_hooks.image.registry import credentials
 
     return credentials.forget(_registry(registry))
 
 
 def _registry(text: str) -> str:
-    from podrun.hook import Wrong
-
-    from .registries import location
+    from podrun.options import Wrong
+    from podrun_hooks.image.registry.config import location
 
     try:
         host, prefix = location(text)
@@ -246,15 +250,15 @@ def _registry(text: str) -> str:
 # --- finding
 
 
-def _records(root: str) -> list[tuple[str, store.Stored]]:
-    directory = f"{store.base(root)}/refs"
+def _records(root: str) -> list[tuple[str, layout.Stored]]:
+    directory = f"{layout.base(root)}/refs"
     if not os.path.isdir(directory):
         return []
-    pairs = ((f"{directory}/{name}", store.read(f"{directory}/{name}")) for name in sorted(os.listdir(directory)))
+    pairs = ((f"{directory}/{name}", layout.read(f"{directory}/{name}")) for name in sorted(os.listdir(directory)))
     return [(path, one) for path, one in pairs if one is not None]
 
 
-def _found(root: str, ref: str, cwd: str) -> list[tuple[str, store.Stored]]:
+def _found(root: str, ref: str, cwd: str) -> list[tuple[str, layout.Stored]]:
     """Records by name (every platform of it), by digest, or by the first digits of a digest."""
     digits = ref.removeprefix("sha256:")
     records = _records(root)
@@ -279,14 +283,14 @@ def _read(path: str) -> bytes:
 
 
 def _manifest(root: str, digest: str) -> manifest.Manifest:
-    content = _read(store.blob(root, digest))
+    content = _read(layout.blob(root, digest))
     return manifest.manifest(content, manifest.Descriptor("", digest, len(content)), digest[:19])
 
 
 # --- removing
 
 
-def _remove(root: str, scratch: str, wanted: list[tuple[str, store.Stored]], used: Used, *, strict: bool) -> Removed:
+def _remove(root: str, scratch: str, wanted: list[tuple[str, layout.Stored]], used: Used, *, strict: bool) -> Removed:
     """Takes the names away first and asks only then what is in use: a pod that has read a name has written its
     intent into its journal before, and one that finds no name waits for our lock to pull."""
     busy = {_spelled(text) for text in used()}
@@ -318,7 +322,7 @@ def _remove(root: str, scratch: str, wanted: list[tuple[str, store.Stored]], use
     left = {one.ref for _, one in _records(root)}
     for one in gone:
         if one.ref not in left:
-            publish.list_in_index(root, scratch, reference.layout_name(reference.parse(one.ref)), None)
+            list_in_index(root, scratch, reference.layout_name(reference.parse(one.ref)), None)
     return Removed([one.ref for one in gone], _garbage(root, scratch, busy))
 
 
@@ -332,20 +336,20 @@ def _spelled(text: str) -> str:
 def _garbage(root: str, scratch: str, busy: AbstractSet[str]) -> int:
     """Removes the blobs and layers that neither a record nor a digest in ``busy`` needs; bytes freed."""
     records = [one for _, one in _records(root)]
-    blobs = {digest.removeprefix("sha256:") for digest in publish.listed_digests(root)}
+    blobs = {digest.removeprefix("sha256:") for digest in listed_digests(root)}
     layers: set[str] = {name for one in records for name in one.layers}
     layers |= {f"host-{text.removeprefix('host:')}" for text in busy if text.startswith("host:")}
     for digest in {one.digest for one in records} | {text for text in busy if reference.is_digest(text)}:
-        if not os.path.exists(store.blob(root, digest)):
+        if not os.path.exists(layout.blob(root, digest)):
             continue
         found = _manifest(root, digest)
-        text = _read(store.blob(root, found.config.digest))
+        text = _read(layout.blob(root, found.config.digest))
         diff_ids = manifest.configuration(text, len(found.layers), digest[:19]).diff_ids
         blobs |= {digest[7:], found.config.digest[7:], *(layer.digest[7:] for layer in found.layers)}
         layers |= {diff_id[7:] for diff_id in diff_ids}
         layers.add(attribute_layer_name(visible(root, diff_ids)))
     freed = 0
-    base = store.base(root)
+    base = layout.base(root)
     for name in os.listdir(f"{base}/blobs/sha256"):
         if name not in blobs:
             freed += os.lstat(f"{base}/blobs/sha256/{name}").st_blocks * 512
@@ -364,8 +368,8 @@ def _garbage(root: str, scratch: str, busy: AbstractSet[str]) -> int:
             continue
         freed += _on_disk(path)
         os.rename(path, f"{scratch}/{name}")
-        publish.remove(f"{scratch}/{name}")
-    publish.forget_marks(root)
+        remove(f"{scratch}/{name}")
+    forget_marks(root)
     return freed
 
 

@@ -14,17 +14,17 @@ import tarfile
 from typing import IO
 
 from podrun.errors import CANNOT_CREATE, Failure, of_oserror
-
-from . import manifest, reference, store
-from .archive import spooled
-from .manifest import Descriptor
-from .stream import chunks_of, compression, decompressed, malformed
+from podrun_hooks.image import manifest, reference
+from podrun_hooks.image.layer.stream import chunks_of, compression, decompressed, malformed
+from podrun_hooks.image.manifest import Descriptor
+from podrun_hooks.image.sources.archive import spooled
+from podrun_hooks.image.store import layout
 
 #: The archives that can be written: layers as they are, or plain for docker before 23, which knows no zstd.
 FORMATS = ("oci-archive", "docker-archive")
 
 
-def export(root: str, stored: store.Stored, path: str, form: str) -> None:
+def export(root: str, stored: layout.Stored, path: str, form: str) -> None:
     """Writes an image into a file that appears when it is whole, or to standard output when ``path`` is "-".
 
     Raises Failure: MALFORMED when the store lacks a blob, CANNOT_CREATE and others as the disk says.
@@ -49,7 +49,7 @@ def export(root: str, stored: store.Stored, path: str, form: str) -> None:
             os.unlink(part)
 
 
-def _write(root: str, stored: store.Stored, file: IO[bytes], form: str) -> None:
+def _write(root: str, stored: layout.Stored, file: IO[bytes], form: str) -> None:
     content = _blob(root, stored.digest)
     found = manifest.manifest(content, Descriptor("", stored.digest, len(content)), stored.ref)
     config = _blob(root, found.config.digest)
@@ -63,7 +63,7 @@ def _write(root: str, stored: store.Stored, file: IO[bytes], form: str) -> None:
                 packed = compression(blob.read(6))
                 blob.seek(0)
                 if plain and packed:
-                    with spooled(decompressed(chunks_of(blob), stored.ref), f"{store.base(root)}/tmp") as unpacked:
+                    with spooled(decompressed(chunks_of(blob), stored.ref), f"{layout.base(root)}/tmp") as unpacked:
                         _add(archive, _place(diff_id), unpacked)
                 else:
                     _add(archive, _place(diff_id if plain else layer.digest), blob)
@@ -79,7 +79,7 @@ def _write(root: str, stored: store.Stored, file: IO[bytes], form: str) -> None:
         _add(archive, "manifest.json", io.BytesIO(json.dumps([listed]).encode()))
 
 
-def _add_layout(archive: tarfile.TarFile, stored: store.Stored, content: bytes) -> None:
+def _add_layout(archive: tarfile.TarFile, stored: layout.Stored, content: bytes) -> None:
     """The files of an image layout, blobs of configuration and layers apart."""
     digest = manifest.digest_of(content)
     _add(archive, _place(digest), io.BytesIO(content))
@@ -91,7 +91,7 @@ def _add_layout(archive: tarfile.TarFile, stored: store.Stored, content: bytes) 
     _add(archive, "oci-layout", io.BytesIO(b'{"imageLayoutVersion":"1.0.0"}'))
 
 
-def _name(stored: store.Stored) -> str:
+def _name(stored: layout.Stored) -> str:
     """The name to load it under: of a registry's image its own, of a file's the name in it where that is one."""
     named = reference.parse(stored.ref)
     if named.kind == reference.REGISTRY:
@@ -118,7 +118,7 @@ def _add(archive: tarfile.TarFile, name: str, file: IO[bytes]) -> None:
 
 def _open(root: str, digest: str) -> IO[bytes]:
     try:
-        return open(store.blob(root, digest), "rb")
+        return open(layout.blob(root, digest), "rb")
     except FileNotFoundError:
         raise malformed(f"the store lacks {digest[7:19]}; pull the image again") from None
 

@@ -14,14 +14,16 @@ from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from typing import Any, NamedTuple
 
 from podrun.errors import BUSY, Failure
-
-from . import publish, store, workers
-from .layer import Summary, extract
-from .manifest import Descriptor
-from .small_files import SmallFiles
-from .source import Source, verified
-from .stream import Reader, ahead, chunks_of, decompressed, malformed, prepare, seen
-from .workers import Tell, Worker
+from podrun_hooks.image.layer import workers
+from podrun_hooks.image.layer.extract import Summary, extract
+from podrun_hooks.image.layer.small_files import SmallFiles
+from podrun_hooks.image.layer.stream import Reader, ahead, chunks_of, decompressed, malformed, prepare, seen
+from podrun_hooks.image.layer.workers import Tell, Worker
+from podrun_hooks.image.manifest import Descriptor
+from podrun_hooks.image.sources.source import Source, verified
+from podrun_hooks.image.store import layout, publish
+from podrun_hooks.image.store.locks import locked
+from podrun_hooks.image.store.scratch import remove
 
 #: Layers at work at once.
 PARALLEL = 3
@@ -74,7 +76,7 @@ class _Layer(NamedTuple):
         return publish.Written(self.scratch, self.blob.digest, self.diff_id)
 
     def stored(self) -> bool:
-        blob = os.path.exists(store.blob(self.root, self.blob.digest))
+        blob = os.path.exists(layout.blob(self.root, self.blob.digest))
         return blob and publish.about_layer(self.root, self.diff_id) is not None
 
 
@@ -205,7 +207,7 @@ class _Fetching:
                 return
             layer, lock = self.layers[number], ExitStack()
             try:
-                lock.enter_context(publish.locked(layer.root, layer.blob.digest, wait=False))
+                lock.enter_context(locked(layer.root, layer.blob.digest, wait=False))
             except Failure as failure:
                 if failure.code != BUSY:
                     raise
@@ -286,7 +288,7 @@ def _teller(tell: Tell) -> Callable[[bytes], None]:
 
 def _bring(layer: _Layer, moving: Callable[[bytes], None]) -> Any:
     """Writes what the store lacks of a layer into its scratch directory; what is known of it when it is unpacked."""
-    path = store.blob(layer.root, layer.blob.digest)
+    path = layout.blob(layer.root, layer.blob.digest)
     os.mkdir(layer.scratch, 0o700)
     try:
         if not os.path.exists(path):
@@ -294,7 +296,7 @@ def _bring(layer: _Layer, moving: Callable[[bytes], None]) -> Any:
         with open(path, "rb") as kept:
             return _take(layer, verified(chunks_of(kept), layer.blob, layer.what), moving, keep=False)
     except BaseException:
-        publish.remove(layer.scratch)
+        remove(layer.scratch)
         raise
 
 

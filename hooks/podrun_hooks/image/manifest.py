@@ -8,9 +8,8 @@ import os
 from typing import Any, NamedTuple
 
 from podrun.errors import UNAVAILABLE, Failure
-
-from . import reference
-from .stream import malformed
+from podrun_hooks.image import reference
+from podrun_hooks.image.layer.stream import malformed
 
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"

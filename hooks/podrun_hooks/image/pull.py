@@ -10,13 +10,18 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from podrun.errors import UNAVAILABLE, Failure, of_oserror
-
-from . import manifest, publish, reference, store
-from .fetch import Progress, fetch
-from .reference import Reference
-from .source import Source, image_manifest, small
-from .stack import stacked
-from .verify import Demand, proof, proved
+from podrun_hooks.image import manifest, reference
+from podrun_hooks.image.fetch import Progress, fetch
+from podrun_hooks.image.reference import Reference
+from podrun_hooks.image.sources.source import Source, image_manifest, small
+from podrun_hooks.image.store import layout, publish
+from podrun_hooks.image.store.index import list_in_index
+from podrun_hooks.image.store.leftovers import expire
+from podrun_hooks.image.store.locks import locked
+from podrun_hooks.image.store.scratch import reclaim, work
+from podrun_hooks.image.store.stack import stacked
+from podrun_hooks.image.store.unclaimed import claim
+from podrun_hooks.image.trust.requirements import Demand, proof, proved
 
 Notify = Callable[[str], None]
 
@@ -43,39 +48,39 @@ def pull(
     demands: Sequence[Demand] = (),
     progress: Progress | None = None,
     changed: bool = False,
-) -> store.Image:
+) -> layout.Image:
     """The image of a reference, fetched and unpacked as far as the store lacks it, and proved to meet ``demands``.
 
     ``policy`` is one of the hook's words. Raises Failure: WRONG_FILE, UNAVAILABLE, NOT_ALLOWED, MALFORMED,
     CANNOT_CREATE; nothing of an image that failed becomes visible under its name.
     """
     if named.kind == reference.HOST:
-        from . import host
+        from podrun_hooks.image.sources import host
 
         return host.make(root)
     todo = _Pull(root, named, platform, notify, demands, progress, changed)
     if policy == "never":
-        found = store.stored(root, named.text, platform)
+        found = layout.stored(root, named.text, platform)
         if found is None:
             raise Failure(f"{named.text} is not in the store", code=UNAVAILABLE, hint="pull is 'never'")
         return _stored(todo, found)
     notify(f"STATUS=Pulling {named.text}")
     publish.prepare(root)
-    publish.sweep(root)
-    publish.expire(root)
+    reclaim(root)
+    expire(root)
     # What prune would take for garbage is only on its way to becoming an image.
-    with publish.locked(root, "store", shared=True), publish.locked(root, f"ref-{_short(named.text + platform)}"):
-        known = store.stored(root, named.text, platform)
+    with locked(root, "store", shared=True), locked(root, f"ref-{_short(named.text + platform)}"):
+        known = layout.stored(root, named.text, platform)
         try:
             # Whoever held the lock has pulled it.
-            if known and store.cached(root, named, policy, platform):
+            if known and layout.cached(root, named, policy, platform):
                 return _stored(todo, known)
             return _pull(todo, known)
         except Failure as failure:
             if policy == "newer" and known and failure.code == UNAVAILABLE and proved(root, demands, known.digest):
                 notify(f"STATUS={failure.what}; going on with what is stored")
                 print(f"podrun: warning: {failure.what}; going on with what is stored", file=sys.stderr, flush=True)
-                return store.image(root, known)
+                return layout.image(root, known)
             raise
         except OSError as error:
             raise of_oserror(error, f"pulling {named.text}") from None
@@ -85,17 +90,17 @@ def _short(text: str) -> str:
     return hashlib.sha256(os.fsencode(text)).hexdigest()[:24]
 
 
-def _stored(todo: _Pull, known: store.Stored) -> store.Image:
+def _stored(todo: _Pull, known: layout.Stored) -> layout.Image:
     """An image that is in the store already."""
     if not proved(todo.root, todo.demands, known.digest):
         _prove(todo, known.remote, known.digest)
-        with publish.work(todo.root) as scratch:
+        with work(todo.root) as scratch:
             _note_proofs(todo, scratch, known.digest)
-    return store.image(todo.root, known)
+    return layout.image(todo.root, known)
 
 
 def _prove(todo: _Pull, *digests: str) -> None:
-    from . import signatures
+    from podrun_hooks.image.trust import signatures
 
     todo.notify(f"STATUS=Verifying {todo.named.text}")
     signatures.check(todo.demands, todo.named, digests)
@@ -106,9 +111,9 @@ def _note_proofs(todo: _Pull, scratch: str, digest: str) -> None:
         publish.put(scratch, proof(todo.root, demand, digest), todo.named.text)
 
 
-def _pull(todo: _Pull, known: store.Stored | None) -> store.Image:
-    with publish.work(todo.root) as scratch:
-        stamp = store.stamp(store.source_file(todo.named))
+def _pull(todo: _Pull, known: layout.Stored | None) -> layout.Image:
+    with work(todo.root) as scratch:
+        stamp = layout.stamp(layout.source_file(todo.named))
         source = _source(todo.named, known.remote if known and not todo.changed else "", scratch)
         if source is None and known:
             return _stored(todo, known)
@@ -122,18 +127,18 @@ def _pull(todo: _Pull, known: store.Stored | None) -> store.Image:
 def _source(named: Reference, known: str, scratch: str) -> Source | None:
     """Where the image is to be read from; None when that would bring what the digest ``known`` stands for."""
     if named.kind == reference.REGISTRY:
-        from . import head
+        from podrun_hooks.image.registry import head
 
         if known and head.digest(named) == known:
             return None
-        from . import registry
+        from podrun_hooks.image.registry import source as registry
 
         return registry.source(named, known)
     if named.kind == reference.DOCKER_DAEMON:
-        from . import daemon
+        from podrun_hooks.image.sources import docker_daemon
 
-        return daemon.source(named, known, scratch)
-    from . import archive
+        return docker_daemon.source(named, known, scratch)
+    from podrun_hooks.image.sources import archive
 
     opening = {
         reference.OCI: archive.layout,
@@ -143,7 +148,7 @@ def _source(named: Reference, known: str, scratch: str) -> Source | None:
     return opening[named.kind](named, scratch)
 
 
-def _import(todo: _Pull, source: Source, stamp: list[int], scratch: str) -> store.Image:
+def _import(todo: _Pull, source: Source, stamp: list[int], scratch: str) -> layout.Image:
     root, named, platform, notify = todo.root, todo.named, todo.platform, todo.notify
     content, told = image_manifest(source, manifest.platform(platform))
     found = manifest.manifest(content, told, source.what)
@@ -159,7 +164,7 @@ def _import(todo: _Pull, source: Source, stamp: list[int], scratch: str) -> stor
     fetch(root, source, layers, small_blobs, scratch, notify, todo.progress)
     notify(f"STATUS=Storing {named.text}")
     stack = stacked(root, scratch, config.diff_ids)
-    stored = store.Stored(
+    stored = layout.Stored(
         ref=named.text,
         digest=found.descriptor.digest,
         remote=source.remote,
@@ -172,7 +177,7 @@ def _import(todo: _Pull, source: Source, stamp: list[int], scratch: str) -> stor
         size=len(content) + len(config_text) + sum(layer.size for layer in dict.fromkeys(found.layers)),
     )
     _note_proofs(todo, scratch, stored.digest)
-    publish.claim(root, [(blob.digest, diff_id) for blob, diff_id in layers])
+    claim(root, [(blob.digest, diff_id) for blob, diff_id in layers])
     publish.put_record(root, scratch, stored)
     notify(f"STATUS=Listing {named.text}")
     described = {
@@ -181,8 +186,8 @@ def _import(todo: _Pull, source: Source, stamp: list[int], scratch: str) -> stor
         "size": len(listed),
         "platform": {"os": config.os or "linux", "architecture": config.architecture},
     }
-    publish.list_in_index(root, scratch, reference.layout_name(named), described)
-    return store.image(root, stored)
+    list_in_index(root, scratch, reference.layout_name(named), described)
+    return layout.image(root, stored)
 
 
 def _check_platform(config: manifest.Configuration, platform: str, what: str) -> None:

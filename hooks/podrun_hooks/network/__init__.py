@@ -6,18 +6,16 @@ import os
 
 from podrun.errors import BUSY, WRONG_FILE, Failure
 from podrun.hook import Problem
-
-from . import ledger as ledgers
-from .options import Options as Options
-from .options import is_routed, wish, with_network
+from podrun_hooks.network import ledger as ledgers
+from podrun_hooks.network.options import Options as Options
+from podrun_hooks.network.options import is_routed, wish, with_network
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence, Set
 
     from podrun.hook import Facts, Step
-
-    from .namespace import Plug
+    from podrun_hooks.network.namespace import Plug
 
 takes: Sequence[str] = ("netns", "addresses", "hostname")
 gives: Sequence[str] = ("netns", "addresses", "hostname", "mounts")
@@ -49,12 +47,12 @@ def up(step: Step, facts: Facts) -> Facts:
     fd = ledgers.begin(step)
     try:
         if netns:
-            from . import modes
+            from podrun_hooks.network import modes
 
             return modes.further(step, fd, facts)
         if mode in ("bridge", "none"):
             return _in_its_own(step, fd)
-        from . import modes
+        from podrun_hooks.network import modes
 
         return modes.first(step, fd)
     finally:
@@ -63,23 +61,23 @@ def up(step: Step, facts: Facts) -> Facts:
 
 def down(step: Step, own: Facts) -> None:
     """Undoes what the step's ledger says; about 1 ms: the kernel deletes the links after we have returned."""
-    from . import bridge, files, lease, names, namespace
+    from podrun_hooks.network import bridge, files, lease, names, namespace
 
     ledger = ledgers.read(ledgers.path_of(step))
     ports_are_free = None
     if ledger.all("publish"):
-        from . import ports
+        from podrun_hooks.network.publish import ports
 
         step.notify("STATUS=withdrawing published ports")
         ports_are_free = ports.begin_release(bridge.table(step.pod), ledger)
     step.notify("STATUS=removing the network namespace")
     if ledger.all("cni"):
-        from . import cni
+        from podrun_hooks.network import cni
 
         cni.release(ledger)
     namespace.silence(ledger)
     if ledger.all("plug") or ledger.all("inside"):
-        from . import attach
+        from podrun_hooks.network import attach
 
         attach.remove(ledger)
         step.notify("STATUS=the interface is gone")
@@ -107,13 +105,13 @@ def check(step: Step) -> list[Problem]:
     if mode in ("bridge", "none", "host"):
         problems = _checked_address(step) if options.address or options.address6 else []
     else:
-        from . import modes
+        from podrun_hooks.network import modes
 
         problems = modes.check(step)
     if options.publish and mode == "bridge" and not problems:
         problems += _checked_ports(step)
     if step.pod.thorough and mode == "bridge":
-        from . import health
+        from podrun_hooks.network import health
 
         problems += health.of_a_pod(step, options)
     return problems
@@ -121,14 +119,14 @@ def check(step: Step) -> list[Problem]:
 
 def explain(step: Step) -> list[str]:
     """The commands of iproute2 and nftables that do the same."""
-    from .explain import commands
+    from podrun_hooks.network.explain import commands
 
     return commands(step)
 
 
 def collect(root: str, run: str, pods: Set[str], only_look: bool) -> list[str]:
     """Removes what dead pods left in the kernel, and the bridges when no pod is left; returns what it was."""
-    from . import inspect
+    from podrun_hooks.network import inspect
 
     found = [f"{one['kind']} {one['name']}" for one in inspect.collect(run, keep=only_look)]
     if not pods and not only_look:
@@ -145,7 +143,7 @@ def _refuse_second(mode: str, netns: str) -> None:
 
 
 def _in_the_hosts(step: Step) -> Facts:
-    from . import files
+    from podrun_hooks.network import files
 
     options: Options = step.options
     hostname = options.hostname or os.uname().nodename
@@ -158,7 +156,7 @@ def _in_the_hosts(step: Step) -> Facts:
 
 
 def _in_its_own(step: Step, fd: int) -> Facts:
-    from . import bridge, files, names, namespace
+    from podrun_hooks.network import bridge, files, names, namespace
 
     pod = step.pod
     options: Options = step.options
@@ -184,13 +182,13 @@ def _in_its_own(step: Step, fd: int) -> Facts:
     finally:
         child.kill()
     if place and options.publish:
-        publish(step, place, plain, fd)
+        publish_ports(step, place, plain, fd)
     return {"netns": namespace.path_of(pod.tag), "addresses": addresses, "hostname": hostname, "mounts": mounts}
 
 
 def take_place(step: Step, options: Options, fd: int) -> Plug:
     """Leases the pod's place on the bridge that the options mean; the ledger open at ``fd`` is told first."""
-    from . import bridge, lease, namespace
+    from podrun_hooks.network import bridge, lease, namespace
 
     pod = step.pod
     name = options.bridge or bridge.default_name(pod)
@@ -215,17 +213,17 @@ def take_place(step: Step, options: Options, fd: int) -> Plug:
     return namespace.Plug(on, n, bool(options.publish), wish(options), address6)
 
 
-def publish(step: Step, place: Plug, addresses: Sequence[str], fd: int) -> None:
+def publish_ports(step: Step, place: Plug, addresses: Sequence[str], fd: int) -> None:
     """Publishes the step's ports to the pod's ``addresses``."""
-    from . import ports, published
+    from podrun_hooks.network.publish import ports, spec
 
     step.notify("STATUS=publishing ports")
-    ports.take(step.pod, place.bridge, published.each(step.options.publish), addresses, fd)
+    ports.take(step.pod, place.bridge, spec.each(step.options.publish), addresses, fd)
     step.notify("STATUS=ports are published")
 
 
 def _checked_address(step: Step) -> list[Problem]:
-    from . import bridge, lease
+    from podrun_hooks.network import bridge, lease
 
     options = step.options
     try:
@@ -242,11 +240,12 @@ def _checked_address(step: Step) -> list[Problem]:
 
 
 def _checked_ports(step: Step) -> list[Problem]:
-    from . import bridge, ports, published
+    from podrun_hooks.network import bridge
+    from podrun_hooks.network.publish import ports, spec
 
     found = []
     seen: set[tuple[str, int, str]] = set()
-    for wanted in published.each(step.options.publish):
+    for wanted in spec.each(step.options.publish):
         place = (wanted.ip, wanted.host, wanted.proto)
         if place in seen:
             found.append(Problem(f"port {wanted} is published twice", WRONG_FILE, key="publish"))

@@ -10,20 +10,19 @@ from _socket import if_nametoindex
 from errno import ENODEV
 
 from podrun.errors import BUSY, UNAVAILABLE, Failure
-from podrun_hooks import linux
-
-from . import ledger as ledgers
-from . import namespace, rtnetlink
-from .child import Child
+from podrun_hooks.network import ledger as ledgers
+from podrun_hooks.network import namespace
+from podrun_hooks.network.child import Child
+from podrun_hooks.network.netlink import rtnetlink
+from podrun_hooks.support import syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from podrun.hook import Step
-
-    from .ledger import Ledger
-    from .namespace import Plug, Wish
+    from podrun_hooks.network.ledger import Ledger
+    from podrun_hooks.network.namespace import Plug, Wish
 
 
 def mark(step: Step) -> str:
@@ -39,7 +38,7 @@ def plug(step: Step, fd: int, netns: int, wanted: Plug) -> str:
     outside = rtnetlink.Socket()
 
     def work() -> str:
-        linux.setns(netns, linux.CLONE_NEWNET)
+        syscalls.setns(netns, syscalls.CLONE_NEWNET)
         with rtnetlink.Socket() as inside:
             interface = free_name(wanted.wish.interface)
             namespace.plug_in(name, interface, step.pod.tag, wanted, outside, inside)
@@ -77,7 +76,7 @@ def macvlan(
             rtnetlink.change(name, alias=mark(step)),
             rtnetlink.move(name, netns),
         )
-        linux.setns(netns, linux.CLONE_NEWNET)
+        syscalls.setns(netns, syscalls.CLONE_NEWNET)
         with rtnetlink.Socket() as inside:
             interface = free_name(wish.interface)
             inside.send(rtnetlink.rename(if_nametoindex(name), interface))
@@ -119,7 +118,7 @@ def _remove_inside(path: str, alias: str) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def work() -> str:
-        linux.setns(fd, linux.CLONE_NEWNET)
+        syscalls.setns(fd, syscalls.CLONE_NEWNET)
         with rtnetlink.Socket() as socket:
             for link in socket.links():
                 if link.alias == alias:

@@ -11,10 +11,10 @@ from _socket import if_nametoindex
 
 from podrun.errors import CANNOT_CREATE, WRONG_FILE, Failure
 from podrun.record import NamedTuple
-from podrun_hooks import linux
-
-from . import ledger, nfnetlink, rtnetlink
-from .lease import Subnet, subnet
+from podrun_hooks.network import ledger
+from podrun_hooks.network.lease import Subnet, subnet
+from podrun_hooks.network.netlink import nfnetlink, rtnetlink
+from podrun_hooks.support import syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -177,8 +177,9 @@ def has_table(name: str) -> bool:
 
 def _made(run: str, table: str, name: str, wanted: str, wanted6: str, *, routed: bool) -> Bridge:
     """Everything again, one podrun at a time; each part may be there already."""
-    from . import names, published
-    from .table import lay
+    from podrun_hooks.network import names
+    from podrun_hooks.network.publish import spec
+    from podrun_hooks.network.publish.ruleset import lay
 
     where = directory(run, name)
     os.makedirs(f"{where}/leases", mode=0o700, exist_ok=True)
@@ -199,8 +200,8 @@ def _made(run: str, table: str, name: str, wanted: str, wanted6: str, *, routed:
             lay(other.table, other.name, other.pools, routed=other.routed)
         lay(bridge.table, bridge.name, bridge.pools, routed=routed)
         if not had_table:
-            published.restore(run, bridge.table)
-        with linux.Naming(f"{where}/base.new"), open(f"{where}/base.new", "w", encoding="utf-8") as file:
+            spec.restore(run, bridge.table)
+        with syscalls.Naming(f"{where}/base.new"), open(f"{where}/base.new", "w", encoding="utf-8") as file:
             file.write(f"{ledger.boot_id()}\n{bridge.ifindex}\n{pool}\n{bridge.pool6 or ''}\n{bridge.table}\n")
             file.write("routed\n" if routed else "\n")
         os.rename(f"{where}/base.new", f"{where}/base")

@@ -8,7 +8,7 @@ from errno import EXFULL
 
 from podrun import jsontext
 from podrun.errors import BUSY, CANNOT_CREATE, INTERNAL, Failure, of_oserror
-from podrun_hooks import linux
+from podrun_hooks.support import syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class Child:
         self._lingering = lingering
         self._held = held
         self._reading, writing = os.pipe2(os.O_CLOEXEC)
-        self._pid = linux.fork()
+        self._pid = syscalls.fork()
         if self._pid == 0:
             _work(work, writing, parent, lingering)
         os.close(writing)
@@ -77,7 +77,7 @@ def _work(work: Callable[[], str | None], writing: int, parent: int, lingering: 
         if lingering:
             os.closerange(0, writing)
             os.closerange(writing + 1, 1 << 20)
-        linux.die_with_parent(parent)
+        syscalls.die_with_parent(parent)
         try:
             said = (work() or "", "", 0, "")
         except (Failure, OSError) as error:

@@ -10,11 +10,11 @@ import json
 import os
 
 from podrun.errors import CANNOT_CREATE, STEP_FAILED, UNAVAILABLE, WRONG_FILE, Failure
-from podrun_hooks import linux, process
-
-from . import attach, published
-from . import ledger as ledgers
-from .child import Child
+from podrun_hooks.network import attach
+from podrun_hooks.network import ledger as ledgers
+from podrun_hooks.network.child import Child
+from podrun_hooks.network.publish import spec
+from podrun_hooks.support import subprocesses, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from podrun.hook import Step
-
-    from .ledger import Ledger
+    from podrun_hooks.network.ledger import Ledger
 
 #: Where administrators put network configurations.
 CONFIGURATION = "/etc/cni/net.d"
@@ -196,7 +195,7 @@ def _wanted(step: Step, network: Mapping[str, Any]) -> dict[str, Any]:
     options = step.options
     mappings = [
         {"hostPort": one.host, "containerPort": one.port, "protocol": one.proto, "hostIP": one.ip}
-        for one in published.each(options.publish)
+        for one in spec.each(options.publish)
     ]
     wanted = {
         "portMappings": mappings,
@@ -232,7 +231,7 @@ def _call(verb: str, plugin: Mapping[str, Any], state: Mapping[str, Any], result
         "CNI_PATH": ":".join(PLUGINS),
     }
     given = {key: value for key, value in environ.items() if value}
-    ended = process.run([_plugin(plugin["type"])], env=given, stdin=json.dumps(config).encode())
+    ended = subprocesses.run([_plugin(plugin["type"])], env=given, stdin=json.dumps(config).encode())
     try:
         said = json.loads(ended.output) if ended.output else None
     except ValueError:
@@ -247,12 +246,12 @@ def _call(verb: str, plugin: Mapping[str, Any], state: Mapping[str, Any], result
 def _plugin(type_: str) -> str:
     if "/" in type_ or type_.startswith("."):
         raise Failure(f"{type_!r} is not the name of a CNI plugin", code=WRONG_FILE)
-    return process.find(type_, "containernetworking-plugins", ":".join(PLUGINS))
+    return subprocesses.find(type_, "containernetworking-plugins", ":".join(PLUGINS))
 
 
 def _free_name(netns: int) -> str:
     def ask() -> str:
-        linux.setns(netns, linux.CLONE_NEWNET)
+        syscalls.setns(netns, syscalls.CLONE_NEWNET)
         return attach.free_name("")
 
     return Child(ask).join()
@@ -264,7 +263,7 @@ def _version(network: Mapping[str, Any]) -> tuple[int, ...]:
 
 def _write(where: str, state: Mapping[str, Any]) -> None:
     fd = os.open(f"{where}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with linux.Naming(where), open(fd, "w", encoding="utf-8") as file:
+    with syscalls.Naming(where), open(fd, "w", encoding="utf-8") as file:
         json.dump(state, file)
     os.rename(f"{where}.new", where)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from . import bridge, namespace
-from .published import each
+from podrun_hooks.network import bridge, namespace
+from podrun_hooks.network.publish.spec import each
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

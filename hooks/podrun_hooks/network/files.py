@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from errno import ENOENT
 
-from podrun_hooks import linux
+from podrun_hooks.support import syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -13,8 +13,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from podrun.hook import Step
-
-    from .options import Options
+    from podrun_hooks.network.options import Options
 
 _NAMES = ("hosts", "resolv.conf", "hostname")
 _RESOLV = "/etc/resolv.conf"
@@ -35,7 +34,7 @@ def write(step: Step, content: Mapping[str, str]) -> list[dict[str, Any]]:
     for name, text in content.items():
         path = path_of(step, name)
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-        with linux.Naming(path), open(fd, "w", encoding="utf-8") as file:
+        with syscalls.Naming(path), open(fd, "w", encoding="utf-8") as file:
             # The launcher's umask is not the payload's business: it reads these as any user.
             os.fchmod(fd, 0o644)
             file.write(text)
@@ -83,7 +82,7 @@ def for_pod(
 def _neighbours(directory: str) -> dict[str, str]:
     if not directory:
         return {}
-    from . import names
+    from podrun_hooks.network import names
 
     return {name: known.addresses[0] for known in names.known(directory) for name in known.names if known.addresses}
 

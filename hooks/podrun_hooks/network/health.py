@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from podrun.hook import Problem, Step
-from podrun_hooks import process
-
-from . import bridge as bridges
-from . import cni, files, published
-from . import ledger as ledgers
-from .bridge import Bridge
-from .options import Options
+from podrun_hooks.network import bridge as bridges
+from podrun_hooks.network import cni, files
+from podrun_hooks.network import ledger as ledgers
+from podrun_hooks.network.bridge import Bridge
+from podrun_hooks.network.options import Options
+from podrun_hooks.network.publish import spec
+from podrun_hooks.support import subprocesses
 
 _FORWARDING = (("IPv4", "/proc/sys/net/ipv4/ip_forward"), ("IPv6", "/proc/sys/net/ipv6/conf/all/forwarding"))
 _BRIDGE_CALLS = "/proc/sys/net/bridge/bridge-nf-call-iptables"
@@ -60,7 +60,7 @@ def reload(run: str) -> list[str]:
     for bridge in bridges.known_in(run):
         bridges.ensure(run, bridge.table, bridge.name, anyway=True)
         bridges.allow_localnet(bridge.name)
-        published.restore(run, bridge.table)
+        spec.restore(run, bridge.table)
         done.append(bridge.name)
     return done
 
@@ -68,7 +68,7 @@ def reload(run: str) -> list[str]:
 def ruleset() -> list[dict[str, Any]]:
     """The host's nftables, iptables-nft's included, as nft's JSON objects."""
     # Terse: the rules without the elements of sets, of which there may be thousands.
-    ended = process.run([process.find("nft", "nftables"), "-jt", "list", "ruleset"])
+    ended = subprocesses.run([subprocesses.find("nft", "nftables"), "-jt", "list", "ruleset"])
     return [] if ended.status else json.loads(ended.output)["nftables"]
 
 
@@ -86,7 +86,7 @@ def _gone(run: str, bridge: Bridge, rules: list[dict[str, Any]]) -> Iterator[Pro
         return
     for ledger in ledgers.everywhere(run):
         if bridge.name in ledger.all("bridge") and ledgers.alive(run, ledger):
-            for publish in published.lost(bridge.table, ledger):
+            for publish in spec.lost(bridge.table, ledger):
                 yield Problem(f"port {publish} of pod {ledger.last('pod')} is not published any more", hint=_RELOAD)
 
 

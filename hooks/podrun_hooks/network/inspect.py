@@ -9,13 +9,14 @@ from typing import Any
 
 from pyroute2 import IPRoute
 
-from podrun_hooks import process
-
-from . import attach, cni, lease, names, namespace, rtnetlink, table
-from . import bridge as bridges
-from . import ledger as ledgers
-from .bridge import Bridge
-from .ledger import Ledger
+from podrun_hooks.network import attach, cni, lease, names, namespace
+from podrun_hooks.network import bridge as bridges
+from podrun_hooks.network import ledger as ledgers
+from podrun_hooks.network.bridge import Bridge
+from podrun_hooks.network.ledger import Ledger
+from podrun_hooks.network.netlink import rtnetlink
+from podrun_hooks.network.publish import ruleset
+from podrun_hooks.support import subprocesses
 
 _ENODEV = 19
 _MAPS = ("host4", "host6", "any4", "any6")
@@ -164,7 +165,7 @@ def _remove_bridges(run: str) -> list[str]:
             if link and link.alias == bridges.owner(run):
                 socket.send(rtnetlink.remove(bridge.name, tolerated=(_ENODEV,)))
         if not any(one.table == bridge.table for one in kept):
-            table.remove(bridge.table)
+            ruleset.remove(bridge.table)
         for name in _listed(f"{bridge.directory}/leases"):
             os.unlink(f"{bridge.directory}/leases/{name}")
         os.rmdir(f"{bridge.directory}/leases")
@@ -193,7 +194,9 @@ def _collect_ports(run: str, bridge: Bridge, keep: bool) -> list[dict[str, str]]
     tags = {line.rpartition(" ")[2] for ledger in alive for line in ledger.all("publish")}
     gone = []
     for name in _MAPS:
-        ended = process.run([process.find("nft", "nftables"), "-nj", "list", "map", "inet", bridge.table, name])
+        ended = subprocesses.run(
+            [subprocesses.find("nft", "nftables"), "-nj", "list", "map", "inet", bridge.table, name]
+        )
         if ended.status:
             continue
         found = next(item["map"] for item in json.loads(ended.output)["nftables"] if "map" in item)
@@ -203,7 +206,7 @@ def _collect_ports(run: str, bridge: Bridge, keep: bool) -> list[dict[str, str]]
                 continue
             gone.append({"kind": "port", "name": " ".join(fields), "pod": key["elem"].get("comment", "")})
             if not keep:
-                table.delete_element(bridge.table, name, fields)
+                ruleset.delete_element(bridge.table, name, fields)
     return gone
 
 

@@ -12,14 +12,13 @@ from _socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 
 from podrun.errors import BUSY, WRONG_FILE, Failure
 from podrun.record import NamedTuple
-
-from . import ledger as ledgers
+from podrun_hooks.network import ledger as ledgers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from .ledger import Ledger
+    from podrun_hooks.network.ledger import Ledger
 
 
 class Subnet(NamedTuple):

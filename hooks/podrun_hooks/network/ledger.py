@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 from podrun.record import NamedTuple
-from podrun_hooks import linux
+from podrun_hooks.support import syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def begin(step: Step) -> int:
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     fd = os.open(path_of(step), flags, 0o600)
     pod = step.pod
-    with linux.Naming(path_of(step)):
+    with syscalls.Naming(path_of(step)):
         os.write(fd, f"pod {pod.name}\ntag {pod.tag}\ninvocation {pod.invocation}\nboot {boot_id()}\n".encode())
     return fd
 

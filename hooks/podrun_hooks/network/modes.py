@@ -6,17 +6,15 @@ import os
 
 from podrun.errors import UNAVAILABLE, WRONG_FILE, Failure
 from podrun.hook import Problem
-
-from . import attach, bridge, files, names, namespace
-from . import ledger as ledgers
-from .options import wish, with_network
+from podrun_hooks.network import attach, bridge, files, names, namespace
+from podrun_hooks.network import ledger as ledgers
+from podrun_hooks.network.options import wish, with_network
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from podrun.hook import Facts, Step
-
-    from .ledger import Ledger
-    from .options import Options
+    from podrun_hooks.network.ledger import Ledger
+    from podrun_hooks.network.options import Options
 
 
 def first(step: Step, fd: int) -> Facts:
@@ -64,7 +62,7 @@ def check(step: Step) -> list[Problem]:
             lacking = [key for key in ("address", "address6") if "/" not in (getattr(options, key) or "/")]
             return [Problem(f"{key} needs a prefix length in mode macvlan", WRONG_FILE, key=key) for key in lacking]
         elif mode == "cni":
-            from . import cni
+            from podrun_hooks.network import cni
 
             cni.configuration(word)
     except Failure as failure:
@@ -131,7 +129,7 @@ def _connect(step: Step, fd: int, path: str) -> tuple[list[str], dict[str, list[
             addresses = [cidr for cidr in (options.address, options.address6) if cidr]
             attach.macvlan(step, fd, netns, word, addresses, options.gateway, wish(options))
             return addresses, {}
-        from . import cni
+        from podrun_hooks.network import cni
 
         return cni.add(step, fd, netns, path, word)
     finally:
@@ -139,7 +137,7 @@ def _connect(step: Step, fd: int, path: str) -> tuple[list[str], dict[str, list[
 
 
 def _bridged(step: Step, fd: int, netns: int) -> list[str]:
-    from . import publish, take_place
+    from podrun_hooks.network import publish_ports, take_place
 
     pod = step.pod
     options = with_network(step.options, step.options.bridge or bridge.default_name(pod))
@@ -151,5 +149,5 @@ def _bridged(step: Step, fd: int, netns: int) -> list[str]:
     where = names.add(place.bridge.directory, plain, files.names(files.hostname(step), pod.name), names.mark(step))
     ledgers.note(fd, "name", str(where))
     if options.publish:
-        publish(step, place, plain, fd)
+        publish_ports(step, place, plain, fd)
     return addresses

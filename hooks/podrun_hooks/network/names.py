@@ -12,7 +12,7 @@ import fcntl
 import os
 
 from podrun.record import NamedTuple
-from podrun_hooks import linux
+from podrun_hooks.support import syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def add(directory: str, addresses: Sequence[str], names: Sequence[str], mark: st
     lines = [f"{address}\t{called}".encode() for address in addresses]
     if not os.path.exists(path_of(directory)):
         begin(directory, anew=False)  # of a bridge that is older than its file, or somebody has removed it
-    with linux.Naming(path_of(directory)), _Locked(directory) as file:
+    with syscalls.Naming(path_of(directory)), _Locked(directory) as file:
         offset = _first_free(file)
         record = b"".join(_padded(b"#" + line[1:]) for line in [*lines, b"#-"][:2])
         os.pwrite(file.fd, record, offset)

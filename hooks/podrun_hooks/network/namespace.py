@@ -13,18 +13,17 @@ from errno import EBUSY, EEXIST, EHOSTUNREACH, EINVAL, ENOENT
 
 from podrun.errors import CANNOT_CREATE, WRONG_FILE, Failure
 from podrun.record import NamedTuple
-from podrun_hooks import linux
-
-from . import ledger as ledgers
-from . import rtnetlink
-from .child import Child
+from podrun_hooks.network import ledger as ledgers
+from podrun_hooks.network.child import Child
+from podrun_hooks.network.netlink import rtnetlink
+from podrun_hooks.support import syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from .bridge import Bridge
-    from .ledger import Ledger
+    from podrun_hooks.network.bridge import Bridge
+    from podrun_hooks.network.ledger import Ledger
 
 DIRECTORY = "/run/netns"
 _OURS = "/proc/self/ns/net"
@@ -107,7 +106,7 @@ def begin(tag: str, run: str, fd: int, plug: Plug | None, wish: Wish) -> Child:
     proc = _own_proc()
 
     def make() -> None:
-        linux.unshare(linux.CLONE_NEWNET)
+        syscalls.unshare(syscalls.CLONE_NEWNET)
         for name, value in (*_SYSCTLS, *(_ANNOUNCING if plug and plug.announced else ())):
             try:
                 _write(name, value, proc)
@@ -199,7 +198,7 @@ def _own_proc() -> int:
     for what the host's other programs look up.
     """
     try:
-        return linux.fsmount("proc", [])
+        return syscalls.fsmount("proc", [])
     except OSError:  # before Linux 5.8 all mounts of proc are one file system, and some sandboxes allow no other
         return os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
@@ -241,7 +240,7 @@ def share() -> None:
     """Makes /run/netns a shared mount, as iproute2 does, so that other mount namespaces see what is pinned later."""
     try:
         # Of the directory alone, not of all that is pinned in it: the time would grow with the pods.
-        linux.mount(None, DIRECTORY, "none", linux.MS_SHARED)
+        syscalls.mount(None, DIRECTORY, "none", syscalls.MS_SHARED)
         return
     except FileNotFoundError:
         os.makedirs(DIRECTORY, mode=0o755, exist_ok=True)
@@ -253,12 +252,12 @@ def share() -> None:
         # The same lock as iproute2's: two at once would stack two mounts.
         fcntl.flock(lock, fcntl.LOCK_EX)
         try:
-            linux.mount(None, DIRECTORY, "none", linux.MS_SHARED)
+            syscalls.mount(None, DIRECTORY, "none", syscalls.MS_SHARED)
         except OSError as error:
             if error.errno != EINVAL:
                 raise
-            linux.mount(DIRECTORY, DIRECTORY, "none", linux.MS_BIND | linux.MS_REC)
-            linux.mount(None, DIRECTORY, "none", linux.MS_SHARED)
+            syscalls.mount(DIRECTORY, DIRECTORY, "none", syscalls.MS_BIND | syscalls.MS_REC)
+            syscalls.mount(None, DIRECTORY, "none", syscalls.MS_SHARED)
     finally:
         os.close(lock)
 
@@ -268,7 +267,7 @@ def _pin(tag: str, source: str) -> None:
     path = path_of(tag)
     # Mode 0 and empty, as ``ip netns add`` leaves it before the mount: see _is_unfinished.
     os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0))
-    linux.mount(source, path, "none", linux.MS_BIND)
+    syscalls.mount(source, path, "none", syscalls.MS_BIND)
 
 
 def unpin(tag: str, ledger: Ledger) -> None:
@@ -311,7 +310,7 @@ def remove(path: str, inodes: Collection[str]) -> bool:
         found = os.fstat(fd)
         if found.st_dev != os.stat(_OURS).st_dev or str(found.st_ino) not in inodes:
             return False
-        linux.umount(f"/proc/self/fd/{fd}", linux.MNT_DETACH)
+        syscalls.umount(f"/proc/self/fd/{fd}", syscalls.MNT_DETACH)
     except OSError as error:
         if error.errno != EINVAL:  # EINVAL: not mounted any more, somebody else was quicker
             raise
@@ -358,7 +357,7 @@ def opened(path: str) -> int:
         kind = fcntl.ioctl(fd, _NS_GET_NSTYPE)
     except OSError:
         kind = 0
-    if kind != linux.CLONE_NEWNET:
+    if kind != syscalls.CLONE_NEWNET:
         os.close(fd)
         raise Failure(f"{path} is not a network namespace", code=WRONG_FILE)
     return fd
@@ -380,7 +379,7 @@ def addresses_in(netns: int) -> list[str]:
     """The addresses in the namespace of descriptor ``netns``, in CIDR notation, IPv4 first."""
 
     def ask() -> str:
-        linux.setns(netns, linux.CLONE_NEWNET)
+        syscalls.setns(netns, syscalls.CLONE_NEWNET)
         with rtnetlink.Socket() as socket:
             return " ".join(socket.addresses())
 
@@ -394,7 +393,7 @@ def is_netns(path: str) -> bool:
     except OSError:
         return False
     try:
-        return fcntl.ioctl(fd, _NS_GET_NSTYPE) == linux.CLONE_NEWNET
+        return fcntl.ioctl(fd, _NS_GET_NSTYPE) == syscalls.CLONE_NEWNET
     except OSError:
         return False
     finally:
@@ -407,7 +406,7 @@ def loopback_alias(path: str) -> str:
     def ask() -> str:
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            linux.setns(fd, linux.CLONE_NEWNET)
+            syscalls.setns(fd, syscalls.CLONE_NEWNET)
         except OSError:  # it has gone in the meantime
             return ""
         with rtnetlink.Socket() as socket:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from podrun.errors import WRONG_FILE, Failure
-from podrun.hook import BOOLEAN, INTEGER, TEXT, Wrong, checked, list_of, option, table_of, unknown
+from podrun.options import BOOLEAN, INTEGER, TEXT, Wrong, checked, list_of, option, table_of, unknown
 from podrun.record import NamedTuple
 
 TYPE_CHECKING = False
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from .namespace import Wish
-    from .published import Publish
+    from podrun_hooks.network.namespace import Wish
+    from podrun_hooks.network.publish.spec import Publish
 
 #: Where an administrator says what bridges are like.
 NETWORKS = "/etc/podrun/networks.toml"
@@ -43,14 +43,14 @@ def _mode(text: str) -> str:
 
 
 def _publish(text: str) -> Publish:
-    from .published import parse
+    from podrun_hooks.network.publish.spec import parse
 
     return parse(text)
 
 
 def _subnet(version: int, longest: int) -> Callable[[str], str]:
     def parse(text: str) -> str:
-        from .lease import subnet
+        from podrun_hooks.network.lease import subnet
 
         try:
             found = subnet(text)
@@ -64,7 +64,7 @@ def _subnet(version: int, longest: int) -> Callable[[str], str]:
 
 
 def _ip(text: str) -> str:
-    from .lease import number
+    from podrun_hooks.network.lease import number
 
     try:
         number(text)
@@ -88,7 +88,7 @@ def _with_length(version: int) -> Callable[[str], str]:
 
 
 def _route(text: str) -> str:
-    from .lease import subnet
+    from podrun_hooks.network.lease import subnet
 
     words = text.split()
     if len(words) == 3 and words[1] == "via":
@@ -240,7 +240,7 @@ def networks() -> dict[str, Network]:
     """The tables of networks.toml by name; none without the file. Raises Failure (WRONG_FILE)."""
     import tomllib
 
-    from podrun.hook import read
+    from podrun.options import read
 
     try:
         with open(NETWORKS, "rb") as file:
@@ -263,7 +263,7 @@ def networks() -> dict[str, Network]:
 
 def wish(options: Options) -> Wish:
     """What the options ask of the pod's end of a connection."""
-    from .namespace import Wish
+    from podrun_hooks.network.namespace import Wish
 
     routes = [text.split() for text in options.routes]
     return Wish(

@@ -6,19 +6,15 @@ What has to be mounted on the host first is real.py's business.
 
 from __future__ import annotations
 
-import os
-
 from podrun.errors import WRONG_FILE, Failure
-from podrun.hook import Problem, Wrong
-
-from . import words
-from .words import OPTION
-from .words import Options as Options
+from podrun.hook import Problem
+from podrun_hooks.storage import options as words
+from podrun_hooks.storage.docker_spelling import missing, mount_of, provide
+from podrun_hooks.storage.options import Options as Options
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import Any
 
     from podrun.hook import Facts, Step
 
@@ -37,19 +33,19 @@ def up(step: Step, facts: Facts) -> Facts:
     kind = words.kind(options.source, options.type, options.options)
     new = provide(options.source, step.pod.root, fill="nocopy" not in options.options) if kind != "mount" else False
     if _is_real(options, kind):
-        from . import real
+        from podrun_hooks.storage import host_mounts
 
-        return real.up(step)
-    return {"mounts": [_mount(options.source, options.target, options.options, step.pod.root, fill=new)]}
+        return host_mounts.up(step)
+    return {"mounts": [mount_of(options.source, options.target, options.options, step.pod.root, fill=new)]}
 
 
 def down(step: Step, own: Facts) -> None:
     """Unmounts what was mounted on the host. A bind went with the container, and a named volume outlives its pods."""
     options: Options = step.options
     if _is_real(options, words.kind(options.source, options.type, options.options)):
-        from . import real
+        from podrun_hooks.storage import host_mounts
 
-        real.down(step, own)
+        host_mounts.down(step, own)
 
 
 def check(step: Step) -> list[Problem]:
@@ -66,9 +62,9 @@ def check(step: Step) -> list[Problem]:
     if problems:
         return problems
     if _is_real(options, kind):
-        from . import real
+        from podrun_hooks.storage import host_mounts
 
-        return real.check(step)
+        return host_mounts.check(step)
     return missing(options.source)
 
 
@@ -78,78 +74,21 @@ def explain(step: Step) -> list[str]:
     kind = words.kind(options.source, options.type, options.options)
     where = f"ROOTFS{options.target}"
     if kind == "tmpfs":
-        mount = _mount(options.source, options.target, options.options, step.pod.root)
+        mount = mount_of(options.source, options.target, options.options, step.pod.root)
         return [f"mount -t tmpfs -o {','.join(mount['options'])} tmpfs {where}"]
     if _is_real(options, kind):
-        from . import real
+        from podrun_hooks.storage import host_mounts
 
-        place = real.place_of(step)
+        place = host_mounts.place_of(step)
         more = f" -o {','.join(options.options)}" if options.options else ""
         first = f"mount{f' -t {options.type}' if options.type else ''}{more} {options.source} {place}"
         return [f"mkdir -p {place}", first, f"mount --rbind {place} {where}", f"# down: umount {place}"]
-    mount = _mount(options.source, options.target, options.options, step.pod.root)
+    mount = mount_of(options.source, options.target, options.options, step.pod.root)
     made = [f"mkdir -p {mount['hostPath']}"] if kind == "volume" else []
     flags = ",".join(word for word in mount["options"] if word not in ("bind", "rbind"))
     return [*made, f"mount --rbind {mount['hostPath']} {where}", f"mount -o remount,bind,{flags} {where}"]
 
 
-def from_docker(text: str, root: str = "", *, fill: bool = False) -> dict[str, Any]:
-    """The mount (CDI) that docker's ``-v`` spells ``source:target[:options]``; a source without a slash is a volume.
-
-    ``root`` is the pod's, for named volumes; ``fill`` what :func:`provide` returned. Without side effects: call
-    :func:`missing` in a check and :func:`provide` before mounting, both with :func:`docker_source`. Raises Wrong.
-    """
-    source, target, given = words.split(text)
-    if source.startswith(words.VOLUME) and not root:
-        raise Wrong(f"expected an absolute path, not {text!r}")
-    options = [OPTION.parse(word) for word in given]
-    for problem in words.misplaced(source, options):
-        raise Wrong(f"{problem.what} in {text!r}")
-    if words.OVERLAY in options:
-        raise Wrong(f"O is for a storage step, not for {text!r}")
-    return _mount(source, target, options, root, fill=fill)
-
-
-def docker_source(text: str) -> str:
-    """The source of a docker-spelled volume as :func:`missing` and :func:`provide` take it. Raises Wrong."""
-    return words.split(text)[0]
-
-
-def missing(source: str) -> list[Problem]:
-    """The problem with a source that is a path of the host and not there; docker would create a directory of root's."""
-    if source.startswith("/") and not os.path.exists(source):
-        hint = "create it, or use a named volume"
-        return [Problem(f"there is no {source} on the host", WRONG_FILE, hint, key="source")]
-    return []
-
-
-def provide(source: str, root: str, *, fill: bool = True) -> bool:
-    """Makes sure that a source is there: a named volume is created, 0755. True: it waits to be filled from the image.
-
-    ``fill`` = False: it never is. Raises Failure (WRONG_FILE) for a path that is not there.
-    """
-    for problem in missing(source):
-        raise Failure(problem.what, code=problem.code, hint=problem.hint)
-    if source.startswith(words.VOLUME):
-        from . import volumes
-
-        return volumes.provide(root, source[len(words.VOLUME) :], fill=fill)
-    return False
-
-
 def _is_real(options: Options, kind: str) -> bool:
     """Whether it takes a mount on the host."""
     return bool(options.idmap) or kind not in ("bind", "volume", "tmpfs")
-
-
-def _mount(source: str, target: str, options: Sequence[str], root: str, *, fill: bool = False) -> dict[str, Any]:
-    if source == words.TMPFS:
-        given = words.resolved(["nosuid", "nodev", "mode=1777"], options)
-        return {"hostPath": "tmpfs", "containerPath": target, "type": "tmpfs", "options": given}
-    path = source
-    if source.startswith(words.VOLUME):
-        path = f"{root}/volumes/{source[len(words.VOLUME) :]}/data"
-    given = [word for word in words.resolved(["rbind", "nosuid", "nodev"], options) if word != "nocopy"]
-    mount: dict[str, Any] = {"hostPath": path, "containerPath": target, "type": "bind", "options": given}
-    # Beyond CDI: the container step copies what the image has there before it mounts.
-    return {**mount, "fill": True} if fill else mount

@@ -49,7 +49,7 @@ def remove(path: str, name: str) -> None:
         found = f"{directory}/.{name}"
         if not os.path.isdir(found) or os.path.islink(found):
             continue
-        from . import busy
+        from podrun_hooks.storage import busy
 
         holder = busy.holder(found)
         if holder:
@@ -61,7 +61,7 @@ def remove(path: str, name: str) -> None:
             if error.errno != errno.ENOTEMPTY:
                 raise
             # Subvolumes that the payload made: rmdir(2) removes an empty one.
-            from ..tree import clear
+            from podrun_hooks.support.rooted_tree import clear
 
             clear(found)
         finally:

@@ -7,7 +7,7 @@ import errno
 import os
 
 from podrun.errors import STEP_FAILED, UNAVAILABLE, Failure
-from podrun_hooks import linux
+from podrun_hooks.support import syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,9 +24,9 @@ def apply(tree: int, mappings: Sequence[str], path: str) -> None:
     """
     namespace = _namespace(mappings)
     try:
-        wanted = linux._MountAttr(_MOUNT_ATTR_IDMAP, 0, 0, namespace)
-        flags = linux.AT_EMPTY_PATH | linux.AT_RECURSIVE
-        linux._syscall(linux._SYS_MOUNT_SETATTR, tree, b"", flags, ctypes.byref(wanted), ctypes.sizeof(wanted))
+        wanted = syscalls._MountAttr(_MOUNT_ATTR_IDMAP, 0, 0, namespace)
+        flags = syscalls.AT_EMPTY_PATH | syscalls.AT_RECURSIVE
+        syscalls._syscall(syscalls._SYS_MOUNT_SETATTR, tree, b"", flags, ctypes.byref(wanted), ctypes.sizeof(wanted))
     except OSError as error:
         if error.errno in (errno.EINVAL, errno.EOPNOTSUPP):
             what = f"the file system of {path} cannot be mounted with other owners"
@@ -40,11 +40,11 @@ def _namespace(mappings: Sequence[str]) -> int:
     """A descriptor of a user namespace with these mappings; the process that made it has ended."""
     ready, go = os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)
     parent = os.getpid()
-    child = linux.fork()
+    child = syscalls.fork()
     if not child:
         try:
-            linux.die_with_parent(parent)
-            linux.unshare(_CLONE_NEWUSER)
+            syscalls.die_with_parent(parent)
+            syscalls.unshare(_CLONE_NEWUSER)
             os.write(ready[1], b"1")
             os.read(go[0], 1)
         finally:

@@ -64,7 +64,7 @@ def fill(place: str, tree: Any, target: str) -> None:
 
 def _directory(tree: Any, target: str) -> int:
     """A descriptor of the image's directory at ``target``; -1 when it has none."""
-    from ..tree import Elsewhere
+    from podrun_hooks.support.rooted_tree import Elsewhere
 
     try:
         fd, _ = tree.find(target)
@@ -79,8 +79,8 @@ def _directory(tree: Any, target: str) -> int:
 
 
 def _copy(source: int, place: str) -> None:
-    from ..process import find, run
-    from ..tree import clear
+    from podrun_hooks.support.rooted_tree import clear
+    from podrun_hooks.support.subprocesses import find, run
 
     copy = f"{os.path.dirname(place)}/copy"
     clear(copy)
@@ -127,7 +127,7 @@ def names(root: str) -> list[str]:
 
 def remove(root: str, name: str) -> None:
     """Removes a volume with what is in it. Raises FileNotFoundError. Whether a pod uses it is the caller's to know."""
-    from ..tree import clear
+    from podrun_hooks.support.rooted_tree import clear
 
     # Gone in one step; what a kill leaves behind is removed by the next removal.
     gone = f"{root}/volumes/.{name}.gone"

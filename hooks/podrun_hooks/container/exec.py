@@ -1,0 +1,115 @@
+"""Commands inside a running container: what ``podrun exec`` and the ready probe run there."""
+
+from __future__ import annotations
+
+import os
+
+from podrun import jsontext
+from podrun.errors import UNAVAILABLE, Failure
+from podrun_hooks.container import paths as places
+from podrun_hooks.container import relay, runtime, spec, users
+from podrun_hooks.support import subprocesses as programs
+from podrun_hooks.support.rooted_tree import Tree
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any, NoReturn
+
+    from podrun.hook import Step
+    from podrun_hooks.container.paths import Place
+    from podrun_hooks.container.processes import Process
+    from podrun_hooks.container.runtime import Runtime
+
+
+def become(step: Step, process: Process, argv: Sequence[str], **wanted: Any) -> NoReturn:
+    """Replaces this process by the runtime's ``exec`` of ``argv``; ``wanted`` as for :func:`process_of`."""
+    place = places.of(step)
+    chosen = _runtime(step, place)
+    fd = _file(process_of(place, process, argv, **wanted))
+    command = runtime.exec_command(chosen, place, f"/proc/self/fd/{fd}")
+
+    def turn() -> None:
+        runtime.private(chosen)()
+        os.set_inheritable(fd, True)
+        os.execve(command[0], command, {**runtime.environment(place), "TERM": os.environ.get("TERM", "xterm")})
+
+    terminals = [] if wanted.get("tty") else relay.terminals()
+    if terminals:
+        os._exit(relay.run(turn, terminals))
+    turn()
+    os._exit(125)  # not reached
+
+
+def run(step: Step, process: Process, argv: Sequence[str], **wanted: Any) -> programs.Ended:
+    """Runs ``argv`` and waits for it, its output captured."""
+    line, fd, chosen = command(step, process, argv, **wanted)
+    try:
+        env = runtime.environment(places.of(step))
+        return programs.run(line, env=env, before=runtime.private(chosen), keep=(fd,))
+    finally:
+        os.close(fd)
+
+
+def command(step: Step, process: Process, argv: Sequence[str], **wanted: Any) -> tuple[list[str], int, Runtime]:
+    """The command line of the runtime's ``exec`` of ``argv``, the descriptor that it reads, and the runtime."""
+    place = places.of(step)
+    chosen = _runtime(step, place)
+    fd = _file(process_of(place, process, argv, **wanted))
+    return runtime.exec_command(chosen, place, f"/proc/self/fd/{fd}"), fd, chosen
+
+
+def process_of(
+    place: Place,
+    process: Process,
+    argv: Sequence[str],
+    *,
+    tty: bool = False,
+    env: Mapping[str, str] | None = None,
+    user: str = "",
+    workdir: str = "",
+) -> dict[str, Any]:
+    """OCI's "process" object for ``argv``: the payload's own, changed where asked.
+
+    ``user`` is "user[:group]" as the container's own files have it. Raises Failure.
+    """
+    with open(place.config, encoding="utf-8") as file:
+        wanted: dict[str, Any] = jsontext.loads(file.read())["process"]
+    variables = dict(pair.partition("=")[::2] for pair in wanted["env"])
+    # Sockets and readiness are the payload's own business.
+    for name in ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"):
+        variables.pop(name, None)
+    if tty:
+        variables.setdefault("TERM", os.environ.get("TERM", "xterm"))
+    if user:
+        found = _user(process, user)
+        wanted["user"] = {"uid": found.uid, "gid": found.gid, "additionalGids": [found.gid, *found.groups]}
+        variables["HOME"] = found.home
+    variables.update(env or {})
+    wanted["env"] = [f"{name}={value}" for name, value in variables.items()]
+    spec.refuse_bytes([*argv, *wanted["env"]])
+    return {**wanted, "terminal": tty, "args": list(argv), "cwd": workdir or wanted["cwd"]}
+
+
+def _user(process: Process, user: str) -> users.User:
+    root = os.open(f"/proc/{process.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        # A link of the payload's to a file of /proc, some of which block who reads them, leads nowhere.
+        return users.resolve(user, Tree(root), of_image=False)
+    finally:
+        os.close(root)
+
+
+def _runtime(step: Step, place: Place) -> Runtime:
+    chosen = runtime.of_state(place, step.options.runtime)
+    if chosen is None:
+        raise Failure("the runtime of this container is not installed", code=UNAVAILABLE)
+    return chosen
+
+
+def _file(process: Mapping[str, Any]) -> int:
+    """An unnamed file: an environment on a command line could be read by every user of the host."""
+    fd = os.memfd_create("process", os.MFD_CLOEXEC)
+    os.write(fd, jsontext.dumps(process).encode())
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd

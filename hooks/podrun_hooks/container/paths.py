@@ -1,0 +1,153 @@
+"""Where a container keeps what it makes: every path and name follows from the step, so that an undo finds them all."""
+
+from __future__ import annotations
+
+import os
+
+from podrun.errors import CANNOT_CREATE, Failure
+from podrun.record import NamedTuple
+from podrun_hooks.support.rooted_tree import clear
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from podrun.hook import Step
+
+#: Below $PODRUN_RUN: the runtime's state directories, one for each container.
+RUNTIME_ROOT = "runtime"
+
+
+class Place(NamedTuple):
+    """The paths of one container, absolute."""
+
+    #: What the runtime calls it: "podrun-web.main". A dot is in no pod's and no container's name, so none is ambiguous.
+    id: str
+    #: The OCI bundle, on tmpfs: config.json, the mount point of the root file system, the pid file.
+    bundle: str
+    #: The writable layer and overlayfs' work directory, on disk.
+    storage: str
+    #: The runtime's --root.
+    runtime: str
+    #: Where the output goes when nobody reads it.
+    log: str
+    #: The source of the overlay in mountinfo, which is how a process of this container is recognised.
+    mark: str
+    #: The container's own cgroup below every hierarchy, when it has one.
+    cgroup: str
+
+    @property
+    def config(self) -> str:
+        """The runtime's configuration; it holds the environment, hence 0600."""
+        return f"{self.bundle}/config.json"
+
+    @property
+    def rootfs(self) -> str:
+        """The mount point of the merged root: an empty directory in every namespace but the container's own."""
+        return f"{self.bundle}/rootfs"
+
+    @property
+    def written(self) -> str:
+        """What the runtime's create writes goes here, temporary files of its own included."""
+        return f"{self.bundle}/created"
+
+    @property
+    def pid_file(self) -> str:
+        """The pid of the container's init."""
+        return f"{self.written}/pid"
+
+    @property
+    def runtime_log(self) -> str:
+        """What the runtime has to say, in JSON lines."""
+        return f"{self.written}/log"
+
+    @property
+    def notify(self) -> str:
+        """The directory with the socket of ``ready = { notify = true }``, as the container sees it."""
+        return f"{self.bundle}/notify"
+
+    @property
+    def direct(self) -> str:
+        """Another name of systemd's socket, until it takes the place of that one (``notify = "direct"``)."""
+        return f"{self.bundle}/systemd"
+
+    @property
+    def upper(self) -> str:
+        """The writable layer."""
+        return f"{self.storage}/upper"
+
+    @property
+    def work(self) -> str:
+        """The work directory of overlayfs, on the file system of ``upper``."""
+        return f"{self.storage}/work"
+
+    @property
+    def state(self) -> str:
+        """The runtime's state directory of this container."""
+        return f"{self.runtime}/{self.id}"
+
+
+def of(step: Step) -> Place:
+    """The place of a container step."""
+    from _blake2 import blake2b
+
+    pod = step.pod
+    tag = pod.tag or f"podrun-{pod.name}"
+    bundle = f"{pod.directory}/{step.name}"
+    identity = f"{tag}.{step.name}"
+    return Place(
+        id=identity,
+        bundle=bundle,
+        storage=f"{pod.storage}/{step.name}",
+        runtime=f"{pod.run}/{RUNTIME_ROOT}",
+        log=f"{pod.storage}/{step.name}.log",
+        mark=f"{identity}-{blake2b(os.fsencode(bundle), digest_size=8).hexdigest()}",
+        cgroup=f"/{pod.cgroup.strip('/')}/{step.name}" if pod.cgroup else f"/podrun/{identity}",
+    )
+
+
+def prepare(place: Place, *, persist: bool) -> None:
+    """Makes the directories. A writable layer left by an earlier boot is emptied, unless it is to persist."""
+    os.makedirs(place.bundle, mode=0o700, exist_ok=True)
+    os.makedirs(place.storage, mode=0o700, exist_ok=True)
+    if not persist:
+        clear(place.upper)
+    clear(place.work)
+    clear(place.written)
+    # The merged root shows the mode of upper: 0700 would lock every user but root out of the container's "/".
+    for directory, mode in ((place.upper, 0o755), (place.work, 0o700), (place.rootfs, 0o700), (place.written, 0o700)):
+        try:
+            os.mkdir(directory, mode)
+            os.chmod(directory, mode)
+        except FileExistsError:
+            pass
+        except NotADirectoryError:
+            raise Failure(f"{directory} is in the way", code=CANNOT_CREATE) from None
+
+
+def remove(place: Place, *, persist: bool) -> None:
+    """Removes all of it, by name: another step's files below the same directories are none of ours."""
+    clear(place.written)
+    for file in (place.config, f"{place.notify}/socket", place.direct, place.log):
+        try:
+            os.unlink(file)
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+    for directory in (place.rootfs, place.notify, place.bundle):
+        _rmdir(directory)
+    clear(place.work)
+    if not persist:
+        clear(place.upper)
+        clear(f"{place.storage}/empty")
+        for directory in (place.storage, os.path.dirname(place.storage)):
+            _rmdir(directory)
+    _rmdir(place.runtime)
+
+
+def _rmdir(directory: str) -> None:
+    try:
+        os.rmdir(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        # Whatever else is in there belongs to somebody else: another container of the pod, a persisting layer.
+        if error.errno not in (39, 17):  # ENOTEMPTY, EEXIST
+            raise

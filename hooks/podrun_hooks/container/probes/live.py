@@ -1,0 +1,150 @@
+"""The live probe as the launcher sees it: one small process beside the container, begun, found again and ended.
+
+It ends with the container, of which it holds a pidfd. A container that fails the probe is killed: by systemd where the
+unit has a watchdog (which also notices when the probe itself has gone), else by the probe.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from podrun.errors import STEP_FAILED, WRONG_FILE, Failure
+from podrun_hooks.container import paths as places
+from podrun_hooks.container import processes, runtime
+from podrun_hooks.container.probes import prober
+from podrun_hooks.support import syscalls
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
+
+    from podrun.hook import Facts, Step
+    from podrun_hooks.container.processes import Process
+
+
+def watchdog(environ: Mapping[str, str]) -> float:
+    """Seconds after which systemd misses podrun's WATCHDOG=1 (sd_watchdog_enabled(3)); 0.0: it does not ask for it."""
+    usec = environ.get("WATCHDOG_USEC", "")
+    ours = environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+    return int(usec) / 1e6 if ours and usec.isdigit() and environ.get("NOTIFY_SOCKET") else 0.0
+
+
+def refuse_impatience(step: Step, seconds: float) -> None:
+    """Raises Failure when a watchdog of so many seconds (0.0: none) would not wait for the probe."""
+    wanted = step.options.live
+    slowest = wanted.interval + wanted.timeout
+    if seconds and seconds <= slowest:
+        what = f"the unit's WatchdogSec={seconds:g}s is over before the live probe is, after {slowest:g} s at most"
+        raise Failure(what, code=WRONG_FILE, hint=f"WatchdogSec={2 * slowest:g}s in its [Service] section")
+
+
+def begin(step: Step, facts: Facts, process: Process, log: Facts) -> Process:
+    """Starts the probe of a running container; returns its process."""
+    wanted = step.options.live
+    life = processes.opened(process)
+    if life is None:
+        raise Failure("the payload ended before it was watched", code=STEP_FAILED)
+    kept = [life]
+    ours, program = os.pipe2(os.O_CLOEXEC)
+    try:
+        systemd = _connected(os.environ) if watchdog(os.environ) else -1
+        kept += [systemd] if systemd >= 0 else []
+        if wanted.exec:
+            from podrun_hooks.container import exec
+
+            argv, fd, chosen = exec.command(step, process, wanted.exec)
+            kept.append(fd)
+            words, before = ["exec", *argv], runtime.private(chosen)
+        else:
+            words, before = _connecting(wanted, facts.get("addresses", ())), None
+        netns = "" if wanted.exec else facts.get("netns") or f"/proc/{process.pid}/ns/net"
+        label = f"{step.pod.name}: {step.label}"
+        numbers = [life, systemd, wanted.interval, wanted.timeout, wanted.retries]
+        argv = [sys.executable, "-IS", _programs()[0], places.of(step).mark, label, *map(str, numbers), *words]
+        child = syscalls.fork()
+        if not child:
+            try:
+                _become(step, argv, before, "" if netns == "host" else netns, kept, log)
+            except BaseException as error:  # the child of a fork must never return into the parent's code
+                os.write(program, str(error).encode(errors="replace"))
+            finally:
+                os._exit(125)
+        os.close(program)
+        program = -1
+        # Closed by execve(2): from then on the process can be found by its command line.
+        if trouble := os.read(ours, 4096):
+            os.waitpid(child, 0)
+            raise Failure(f"the live probe cannot be started: {trouble.decode(errors='replace')}", code=STEP_FAILED)
+    finally:
+        for fd in (*kept, ours, program):
+            if fd >= 0:
+                os.close(fd)
+    return processes.Process(child, processes.start_of(child))
+
+
+def _connecting(wanted: Any, addresses: Sequence[str]) -> list[str]:
+    from podrun_hooks.container.probes.ready import target
+
+    found = target(wanted.http or wanted.tcp)
+    hosts = [found.host] if found.host else ["127.0.0.1", "::1", *(text.partition("/")[0] for text in addresses)]
+    return ["http" if wanted.http else "tcp", str(found.port), found.path if wanted.http else "", *hosts]
+
+
+def _connected(environ: Mapping[str, str]) -> int:
+    """A descriptor connected to systemd's socket: an abstract one cannot be reached from another network namespace."""
+    import _socket
+
+    address = environ["NOTIFY_SOCKET"]
+    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK)
+    sock.connect("\0" + address[1:] if address.startswith("@") else address)
+    return sock.detach()
+
+
+def _become(step: Step, argv: Sequence[str], before: Any, netns: str, kept: Sequence[int], log: Facts) -> None:
+    """The child's half of :func:`begin`; does not return."""
+    # Ctrl-C in the terminal is for the payload, which ends in its own time.
+    os.setsid()
+    syscalls.heed_signals()
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    for fd in (0, 1):
+        os.dup2(null, fd)
+    if "file" in log and not step.pod.attached:
+        os.dup2(os.open(log["file"], os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC), 2)
+    if netns:
+        syscalls.setns(os.open(netns, os.O_RDONLY | os.O_CLOEXEC), syscalls.CLONE_NEWNET)
+    if before:
+        before()
+    syscalls.close_on_exec_from(3)
+    for fd in kept:
+        os.set_inheritable(fd, True)
+    os.execve(argv[0], list(argv), runtime.environment(places.of(step)))
+
+
+def _programs() -> list[str]:
+    """The prober as a program: its bytecode where there is one, which spares the process the compiler's memory."""
+    cached = getattr(prober, "__cached__", None)
+    return [cached, prober.__file__] if cached and os.path.exists(cached) else [prober.__file__]
+
+
+def found(step: Step) -> list[Process]:
+    """The probes of a container that there are, by their command lines."""
+    programs, mark = {*_programs()}, places.of(step).mark
+    probes = []
+    for name in os.listdir("/proc"):
+        try:
+            if not name.isdigit() or os.stat(f"/proc/{name}").st_uid != os.geteuid():
+                continue
+            with open(f"/proc/{name}/cmdline", "rb") as file:
+                words = os.fsdecode(file.read()).split("\0")
+        except OSError:
+            continue
+        if len(words) > 3 and words[2] in programs and words[3] == mark and (process := processes.identify(int(name))):
+            probes.append(process)
+    return probes
+
+
+def end(step: Step) -> None:
+    """Ends the probes of a container: before it is asked to end, because it may well stop answering first."""
+    processes.kill_all(lambda: found(step))

@@ -1,0 +1,106 @@
+"""The seccomp filter: compiled once for a profile and a set of capabilities, then read from the store.
+
+libseccomp takes 15 ms to compile the containers project's profile, and crun asks it to at every start. crun also
+takes a compiled filter, base64 in the annotation ``run.oci.seccomp_bpf_data``; runc takes a profile only.
+"""
+
+from __future__ import annotations
+
+import os
+
+from podrun.errors import WRONG_FILE, Failure
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any
+
+#: Stands for the content of seccomp.json in the names of cached filters; its end is from that content.
+PINNED = "containers-common-0.50.1-82f08aee"
+#: Changes when profile.py makes another filter of the same profile.
+_COMPILER = "1"
+
+
+def apply(config: dict[str, Any], profile: str, root: str, capabilities: Iterable[str], runtime: str) -> None:
+    """Puts the filter of ``profile`` ("default", "unconfined" or a path) into a runtime configuration.
+
+    ``root`` is $PODRUN_ROOT; ``capabilities`` are names without CAP_. Raises Failure (WRONG_FILE) for a bad profile.
+    """
+    if profile == "unconfined":
+        return
+    names = frozenset(capabilities)
+    if runtime == "crun":
+        bpf = _cached(profile, root, names, "bpf")
+        if bpf:
+            import binascii
+
+            config["annotations"]["run.oci.seccomp_bpf_data"] = binascii.b2a_base64(bpf, newline=False).decode()
+            return
+    from podrun import jsontext
+
+    config["linux"]["seccomp"] = jsontext.loads(_cached(profile, root, names, "json").decode())
+
+
+def _cached(profile: str, root: str, capabilities: frozenset[str], form: str) -> bytes:
+    """The filter in one form: "bpf" (b"" where libseccomp is missing) or "json", the OCI spelling of the profile."""
+    from _blake2 import blake2b
+
+    content = None if profile == "default" else _content(profile)
+    machine = os.uname()
+    parts = [_COMPILER, PINNED, profile, machine.machine, machine.release, _libseccomp(machine.machine)]
+    key = blake2b("\0".join([*parts, *sorted(capabilities)]).encode(), digest_size=16)
+    key.update(content or b"")
+    path = f"{root}/seccomp/{key.hexdigest()}.{form}"
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return file.read()
+    except FileNotFoundError:
+        pass
+    from podrun_hooks.container.seccomp import profile as profiles
+
+    try:
+        translated = profiles.translated(content, capabilities, machine.machine, machine.release)
+        made = profiles.compiled(translated) if form == "bpf" else profiles.as_json(translated)
+    except ValueError as error:
+        raise Failure(f"seccomp profile {profile}: {error}", code=WRONG_FILE) from None
+    if made:
+        _publish(path, made)
+    return made
+
+
+def _content(path: str) -> bytes:
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return file.read()
+    except OSError as error:
+        raise Failure(f"seccomp profile {path}: {error.strerror}", code=WRONG_FILE) from error
+
+
+def _publish(path: str, content: bytes) -> None:
+    """Writes a file that a reader sees whole or not at all."""
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    temporary = f"{path}.{os.getpid()}"
+    try:
+        with open(temporary, "wb") as file:
+            os.fchmod(file.fileno(), 0o600)
+            file.write(content)
+            file.flush()
+            # Without it a power cut may leave an empty file under a valid name, and no container would be protected.
+            os.fsync(file.fileno())
+        os.rename(temporary, path)
+    except BaseException:
+        try:
+            os.unlink(temporary)
+        except FileNotFoundError:
+            pass
+        raise
+
+
+def _libseccomp(machine: str) -> str:
+    """The version of the installed libseccomp as its file's name has it, found without loading it; "" for none."""
+    for directory in (f"/usr/lib/{machine}-linux-gnu", "/usr/lib64", "/lib64", "/usr/lib", "/lib"):
+        try:
+            return os.readlink(f"{directory}/libseccomp.so.2")
+        except OSError:
+            continue
+    return ""

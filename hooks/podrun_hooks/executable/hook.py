@@ -1,0 +1,233 @@
+"""Executables as hooks (``exec:/path``, or by name): the verb in PODRUN_VERB, a JSON object in, a JSON object out."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from podrun import jsontext
+from podrun.errors import OF_A_STEP, STEP_FAILED, WRONG_FILE, Failure
+from podrun.hook import VERSION, Problem
+from podrun_hooks.executable import process
+from podrun_hooks.support import ownership
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    from podrun.hook import Facts, Step
+
+#: An executable declares nothing: any keys are its options, any facts may be read and given.
+Options = None
+takes: Sequence[str] | None = None
+gives: Sequence[str] = ()
+resident = False
+default_name = ""
+
+#: Seconds that a verb may take unless the step's ``timeout`` says otherwise: systemd's DefaultTimeoutStartSec.
+PATIENCE = 90.0
+#: Seconds for describe: somebody waits for nothing but words.
+_SAYING = 5.0
+#: Where executables are found by their names: the administrator's first, then those of packages.
+DIRECTORIES = ("/etc/podrun/hooks.d", "/usr/lib/podrun/hooks")
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+#: execve(2): one string of the environment has at most 128 KiB.
+_LONGEST = 1 << 16
+
+
+def up(step: Step, facts: Facts) -> Facts:
+    """Runs the executable with PODRUN_VERB=up; its standard output is the step's facts."""
+    return ask(step, "up", facts, {})
+
+
+def down(step: Step, own: Facts) -> None:
+    """Runs it with PODRUN_VERB=down, given what ``up`` printed."""
+    ask(step, "down", {}, own)
+
+
+def check(step: Step) -> list[Problem]:
+    """Looks at the file; asks the executable itself only when there is time (``podrun check``, ``podrun plan``)."""
+    try:
+        _path_of(step)
+    except Failure as failure:
+        return [Problem(failure.what, failure.code, failure.hint, key="hook")]
+    if not step.pod.thorough:
+        return []
+    if wrong := _wrong(step):
+        return wrong
+    try:
+        told = ask(step, "check", {}, {}).get("problems", [])
+    except Failure as failure:
+        return [Problem(failure.what, failure.code, failure.hint, fatal=False, key=failure.key)]
+    return [_problem(one) for one in told] if isinstance(told, list) else []
+
+
+def describe(step: Step) -> Facts:
+    """What the executable says of itself when asked with PODRUN_VERB=describe; {} when it does not know that verb.
+
+    Any of "doc" (a line), "takes" and "gives" (names of facts), "options" (a JSON Schema).
+    """
+    from podrun_hooks.executable import declaration
+
+    try:
+        return declaration.plain(ask(step._replace(timeout=_SAYING), "describe", {}, {}))
+    except Failure:
+        return {}
+
+
+def _wrong(step: Step) -> list[Problem]:
+    """The step's options as the executable's own declaration sees them."""
+    from podrun_hooks.executable import declaration
+
+    found = declaration.wrong(describe(step).get("options"), step.options)
+    return [Problem(wrong.what, WRONG_FILE, key=str(wrong.where[0]) if wrong.where else "") for wrong in found]
+
+
+def explain(step: Step) -> list[str]:
+    """How to run the step by hand."""
+    question = jsontext.dumps({"version": VERSION, "step": _step(step), "facts": {}, "own": {}})
+    quoted = question.replace("'", "'\\''")
+    return [f"echo '{quoted}' | PODRUN_VERB=up {placed(step.hook)}"]
+
+
+def placed(name: str) -> str:
+    """The path that an executable hook's name stands for; "" when nothing of that name is in a drop-in directory.
+
+    PODRUN_HOOKS adds directories, separated by colons, in front of the usual ones.
+    """
+    if name.startswith("exec:"):
+        return name[5:]
+    if "/" in name or name.startswith("."):
+        return ""
+    found = (f"{directory}/{name}" for directory in directories())
+    return next((path for path in found if os.path.lexists(path)), "")
+
+
+def directories() -> list[str]:
+    """The directories in which executables are found by their names, the first one winning."""
+    added = os.environ.get("PODRUN_HOOKS", "")
+    return [*(place for place in added.split(":") if place.startswith("/")), *DIRECTORIES]
+
+
+def ask(step: Step, verb: str, facts: Facts, own: Facts, version: int = VERSION) -> Facts:
+    """Runs one verb; returns the object it printed. Raises Failure for anything but exit 0 with JSON or nothing."""
+    path = _path_of(step)
+    question = {
+        "version": version,
+        # JSON has no infinity: null stands for "as long as it takes".
+        "pod": {key: None if value == float("inf") else value for key, value in step.pod._asdict().items()},
+        "step": _step(step),
+        "facts": facts,
+        "own": own,
+    }
+    limited = step.timeout != float("inf")
+    patience = process.Patience(step.timeout if limited else PATIENCE, firm=limited)
+    progress = process.Progress(_socket_of(step) if verb in ("up", "down") else "", step.notify)
+    environ = _environ(step, verb, facts, version)
+    if progress.path:
+        environ["NOTIFY_SOCKET"] = progress.path
+    try:
+        asked = jsontext.dumps(question).encode()
+        status, output = process.run(path, environ, asked, patience, progress, os.path.basename(path))
+    finally:
+        progress.close()
+    answer = _answer(output)
+    if status:
+        told = answer if isinstance(answer, dict) else {}
+        what = str(told.get("error") or f"{verb} of {path} ended with {status}")
+        code = status if status in OF_A_STEP else STEP_FAILED
+        raise Failure(what, code=code, hint=str(told.get("hint") or ""), key=str(told.get("key") or ""))
+    if not isinstance(answer, dict):
+        raise Failure(
+            f"{path} printed what is not one JSON object: {output[:60]!r}", hint="its log goes to standard error"
+        )
+    return answer
+
+
+def _step(step: Step) -> dict[str, Any]:
+    return {"hook": step.hook, "name": step.name, "options": step.options}
+
+
+def _environ(step: Step, verb: str, facts: Facts, version: int) -> dict[str, str]:
+    """The whole environment. What a shell would need a JSON parser for is there a second time."""
+    environ = {
+        "PATH": _PATH,
+        "LANG": "C.UTF-8",
+        "PODRUN_VERB": verb,
+        "PODRUN_HOOK_VERSION": str(version),
+        "PODRUN_ROOT": step.pod.root,
+        "PODRUN_RUN": step.pod.run,
+        "PODRUN_POD": step.pod.name,
+        "PODRUN_TAG": step.pod.tag,
+        "PODRUN_DIRECTORY": step.pod.directory,
+        "PODRUN_STEP": step.name,
+        "PODRUN_NETNS": facts.get("netns"),
+    }
+    for key, value in step.options.items():
+        environ[f"PODRUN_OPTION_{key.upper().replace('-', '_')}"] = _text(value)
+    fits = {key: text for key, text in environ.items() if isinstance(text, str) and "=" not in key}
+    return {key: text for key, text in fits.items() if "\0" not in key + text and len(text) < _LONGEST}
+
+
+def _text(value: Any) -> str | None:
+    """An option as a shell likes it: a list has one item a line; None for what only JSON can say."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (str, int, float)):
+        return str(value)
+    if isinstance(value, (list, tuple)) and all(isinstance(item, (str, int, float)) for item in value):
+        return "\n".join(str(_text(item)) for item in value)
+    return None
+
+
+def _socket_of(step: Step) -> str:
+    """The progress socket of this step: one name for each, also when several are under way."""
+    from binascii import crc32
+
+    return f"{step.pod.directory}/notify-{crc32(f'{step.hook} {step.name}'.encode()):08x}"
+
+
+def _answer(output: bytes) -> Any:
+    if not output.strip():
+        return {}
+    try:
+        return jsontext.loads(output.decode())
+    except (ValueError, RecursionError):
+        return None
+
+
+def _problem(told: Any) -> Problem:
+    """A problem as ``check`` printed it: a string, or an object with the fields of Problem."""
+    if not isinstance(told, dict):
+        return Problem(str(told), fatal=False)
+    code = told.get("code")
+    return Problem(
+        str(told.get("what") or "a problem without words"),
+        code if code in OF_A_STEP else STEP_FAILED,
+        str(told.get("hint") or ""),
+        fatal=told.get("fatal") is True,
+        key=str(told.get("key") or ""),
+    )
+
+
+def _path_of(step: Step) -> str:
+    """The executable with symlinks resolved; as root, only one that nobody but root can have changed."""
+    path = placed(step.hook)
+    if not path:
+        where = " and ".join(directories())
+        raise Failure(f"there is no executable {step.hook} in {where}", code=WRONG_FILE)
+    if not path.startswith("/"):
+        raise Failure(f"exec: wants an absolute path, not {path!r}", code=WRONG_FILE)
+    real = os.path.realpath(path)
+    try:
+        found = os.stat(real)
+    except FileNotFoundError:
+        raise Failure(f"there is no {path}", code=WRONG_FILE) from None
+    if not stat.S_ISREG(found.st_mode):
+        raise Failure(f"{path} is not a file", code=WRONG_FILE)
+    if not os.access(real, os.X_OK):
+        raise Failure(f"{path} is not an executable file", code=WRONG_FILE, hint=f"chmod +x {path}")
+    if os.geteuid() == 0:
+        ownership.refuse_writable(real)
+    return real

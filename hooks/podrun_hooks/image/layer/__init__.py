@@ -1,0 +1,1 @@
+"""From a layer's bytes to its files."""

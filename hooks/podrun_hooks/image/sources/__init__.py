@@ -1,0 +1,1 @@
+"""Images from everywhere else: archives, layouts, dockerd, directories, the host."""

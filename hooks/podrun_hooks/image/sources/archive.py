@@ -1,0 +1,300 @@
+"""Images in files as sources: OCI layouts, tar archives of them, and what ``docker save`` writes."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import IO, Any, NamedTuple
+
+from podrun.errors import UNAVAILABLE, WRONG_FILE, Failure, of_oserror
+from podrun_hooks.image import reference
+from podrun_hooks.image.layer.stream import CHUNK, Reader, chunks_of, compression, decompressed, malformed, seen
+from podrun_hooks.image.layer.tar import FILE, HARDLINK, SYMLINK, entries
+from podrun_hooks.image.manifest import (
+    MAX_DOCUMENT,
+    OCI_CONFIG,
+    OCI_INDEX,
+    OCI_LAYER,
+    OCI_MANIFEST,
+    Descriptor,
+    configuration,
+    digest_of,
+    document,
+    oci_manifest,
+)
+from podrun_hooks.image.reference import Reference
+from podrun_hooks.image.sources.source import Source
+
+_REF_NAME = "org.opencontainers.image.ref.name"
+#: containerd's and docker's own name for an image in a layout: the full reference.
+_IMAGE_NAME = "io.containerd.image.name"
+
+MAX_MEMBERS = 100_000
+
+
+def layout(named: Reference, scratch: str) -> Source:
+    """An OCI image layout in a directory."""
+
+    def open_blob(wanted: Descriptor) -> Iterator[bytes]:
+        path = f"{named.path}/blobs/sha256/{wanted.digest.removeprefix('sha256:')}"
+        return chunks_of(_open(path, f"{named.text}: blob {wanted.digest[7:19]}"))
+
+    with _open(f"{named.path}/index.json", named.text) as file:
+        index = document(file.read(MAX_DOCUMENT + 1), f"{named.text}: index.json")
+    return _of_layout(named, index, open_blob, lambda: None)
+
+
+def oci_archive(named: Reference, scratch: str) -> Source:
+    """A tar archive of an OCI image layout."""
+    archive = _Archive.read(_plain(named, scratch), named.text)
+
+    def open_blob(wanted: Descriptor) -> Iterator[bytes]:
+        return archive.chunks(f"blobs/sha256/{wanted.digest.removeprefix('sha256:')}")
+
+    index = document(archive.content("index.json"), f"{named.text}: index.json")
+    return _of_layout(named, index, open_blob, archive.file.close)
+
+
+def docker_archive(named: Reference, scratch: str) -> Source:
+    """What ``docker save`` and ``skopeo copy ... docker-archive:`` write."""
+    return of_docker_archive(_plain(named, scratch), named.text, named.tag)
+
+
+def of_docker_archive(file: IO[bytes], what: str, tag: str) -> Source:
+    """A docker archive in an open, seekable file; ``tag`` is a RepoTag in its full spelling, "@index" or ""."""
+    archive = _Archive.read(file, what)
+    listed = _images(archive.content("manifest.json"), what)
+    image = listed[_selected(listed, tag, what)]
+    config_name, layer_names = image.get("Config"), image.get("Layers")
+    if not isinstance(config_name, str) or not isinstance(layer_names, list):
+        raise malformed(f"{what}: manifest.json has no Config and Layers")
+    config = archive.content(config_name)
+    diff_ids = configuration(config, len(layer_names), f"{what}: configuration").diff_ids
+    members: dict[str, str] = {digest_of(config): config_name}
+    layers = []
+    for name, diff_id in zip(layer_names, diff_ids, strict=True):
+        layer = _described(archive, str(name), diff_id)
+        members[layer.digest] = str(name)
+        layers.append(layer)
+    # The archive has no manifest of its own: this is the OCI one for the same blobs.
+    content = oci_manifest(Descriptor(OCI_CONFIG, digest_of(config), len(config)), layers)
+
+    def open_blob(wanted: Descriptor) -> Iterator[bytes]:
+        return archive.chunks(members[wanted.digest])
+
+    return Source(what, content, OCI_MANIFEST, digest_of(content), open_blob, file.close)
+
+
+def _images(content: bytes, what: str) -> list[dict[str, Any]]:
+    try:
+        listed = json.loads(content)
+    except (ValueError, RecursionError):
+        listed = None
+    if not isinstance(listed, list) or not listed or not all(isinstance(item, dict) for item in listed):
+        raise malformed(f"{what}: manifest.json is not a list of images")
+    return listed
+
+
+def _selected(listed: list[dict[str, Any]], tag: str, what: str) -> int:
+    """The index in manifest.json of the image that is meant."""
+    names = [[_full(name) for name in item.get("RepoTags") or []] for item in listed]
+    if tag.startswith("@") and tag[1:].isdigit() and int(tag[1:]) < len(listed):
+        return int(tag[1:])
+    for index, tags in enumerate(names):
+        if tag and tag in tags:
+            return index
+    if not tag and len(listed) == 1:
+        return 0
+    there = ", ".join(sorted(name for tags in names for name in tags)) or "images without a name: ask for @0"
+    asked = f"has no {tag}" if tag else "holds several images"
+    raise Failure(f"{what} {asked}", code=WRONG_FILE, hint=f"there is {there}")
+
+
+def _full(name: Any) -> str:
+    try:
+        return reference.parse(str(name)).text
+    except Failure:
+        return str(name)
+
+
+def _described(archive: _Archive, name: str, diff_id: str) -> Descriptor:
+    """A layer's descriptor. A plain tar's digest is its diffID; a compressed one has to be read to know its own."""
+    import hashlib
+
+    kind = compression(next(archive.chunks(name), b"")[:6])
+    size = archive.size(name)
+    if not kind:
+        return Descriptor(OCI_LAYER, diff_id, size)
+    digest = hashlib.sha256()
+    for _ in seen(archive.chunks(name), digest.update):
+        pass
+    return Descriptor(f"{OCI_LAYER}+{kind}", f"sha256:{digest.hexdigest()}", size)
+
+
+# --- layouts
+
+
+def _of_layout(
+    named: Reference,
+    index: dict[str, Any],
+    open_blob: Callable[[Descriptor], Iterator[bytes]],
+    close: Callable[[], None],
+) -> Source:
+    """The image of a layout: by name, or its only one; several of them without a name are one multi-platform image."""
+    items = index.get("manifests")
+    if not isinstance(items, list) or not items or not all(isinstance(item, dict) for item in items):
+        raise malformed(f"{named.text}: index.json lists no images")
+    if named.tag:
+        chosen = [item for item in items if named.tag in _names(item)]
+        if not chosen:
+            there = ", ".join(sorted({name for item in items for name in _names(item)})) or "no name at all"
+            raise Failure(f"{named.text}: no image is called {named.tag!r}", code=UNAVAILABLE, hint=f"there is {there}")
+    else:
+        chosen = items
+        names = {frozenset(_names(item)) for item in items}
+        if len(names) > 1:
+            there = ", ".join(sorted({name for item in items for name in _names(item)}))
+            raise Failure(f"{named.text} holds several images", code=WRONG_FILE, hint=f"name one: there is {there}")
+    top = json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": chosen}, separators=(",", ":")).encode()
+    return Source(named.text, top, OCI_INDEX, digest_of(top), open_blob, close)
+
+
+def _names(item: dict[str, Any]) -> list[str]:
+    notes = item.get("annotations")
+    if not isinstance(notes, dict):
+        return []
+    return [str(notes[key]) for key in (_REF_NAME, _IMAGE_NAME) if notes.get(key)]
+
+
+def tags_of(index: dict[str, Any]) -> list[str]:
+    """What to append to a layout's path for each of its images: ":name", or "" for a single nameless one."""
+    items = index.get("manifests")
+    names = [_names(item) for item in items if isinstance(item, dict)] if isinstance(items, list) else []
+    return list(dict.fromkeys(f":{own[0]}" if own else "" for own in names))
+
+
+def contents(named: Reference, scratch: str) -> tuple[str, list[str]]:
+    """What an archive is, and what to append to its path for each image: ("docker-archive", [":nginx:1.27"])."""
+    with _plain(named, scratch) as file:
+        archive = _Archive.read(file, named.text)
+        if "index.json" in archive.members:
+            index = document(archive.content("index.json"), f"{named.text}: index.json")
+            return reference.OCI_ARCHIVE, tags_of(index)
+        listed = _images(archive.content("manifest.json"), named.text)
+        tags = [item.get("RepoTags") or [f"@{number}"] for number, item in enumerate(listed)]
+        return reference.DOCKER_ARCHIVE, [f":{name}" for own in tags for name in own]
+
+
+# --- archives
+
+
+class _Archive(NamedTuple):
+    """An open tar archive: where each member's data are, and which names are links to others."""
+
+    file: IO[bytes]
+    what: str
+    members: dict[str, tuple[int, int]]
+    links: dict[str, str]
+
+    @classmethod
+    def read(cls, file: IO[bytes], what: str) -> _Archive:
+        """Reads the headers, passing over the data."""
+        members: dict[str, tuple[int, int]] = {}
+        links: dict[str, str] = {}
+        reader = _Seeking(file, what)
+        for entry in entries(reader):
+            name = os.path.normpath("/" + os.fsdecode(entry.name)).lstrip("/")
+            if entry.kind == FILE and entry.segments is None:
+                members[name] = (reader.position, entry.size)
+            elif entry.kind == SYMLINK:
+                # docker save of old writes a layer that two images share once, and links to it.
+                links[name] = os.path.normpath(f"/{os.path.dirname(name)}/{os.fsdecode(entry.link)}").lstrip("/")
+            elif entry.kind == HARDLINK:
+                links[name] = os.path.normpath("/" + os.fsdecode(entry.link)).lstrip("/")
+            if len(members) + len(links) > MAX_MEMBERS:
+                raise malformed(f"{what} has more than {MAX_MEMBERS} members")
+        return cls(file, what, members, links)
+
+    def place(self, name: str) -> tuple[int, int]:
+        name = os.path.normpath("/" + name).lstrip("/")
+        for _ in range(8):
+            if name in self.members:
+                return self.members[name]
+            name = self.links.get(name, "")
+        raise malformed(f"{self.what}: there is no {name or 'such member'} in the archive")
+
+    def size(self, name: str) -> int:
+        return self.place(name)[1]
+
+    def chunks(self, name: str) -> Iterator[bytes]:
+        at, rest = self.place(name)
+        while rest:
+            # pread: layers are read by several threads.
+            chunk = os.pread(self.file.fileno(), min(CHUNK, rest), at)
+            if not chunk:
+                raise malformed(f"{self.what} is truncated")
+            at += len(chunk)
+            rest -= len(chunk)
+            yield chunk
+
+    def content(self, name: str) -> bytes:
+        if self.size(name) > MAX_DOCUMENT:
+            raise malformed(f"{self.what}: {name} is larger than {MAX_DOCUMENT} bytes")
+        return b"".join(self.chunks(name))
+
+
+class _Seeking(Reader):
+    """A reader of a seekable file that skips by seeking."""
+
+    __slots__ = ("_end", "_file")
+
+    def __init__(self, file: IO[bytes], what: str) -> None:
+        super().__init__(iter(()), what)
+        self._file = file
+        self._end = os.fstat(file.fileno()).st_size
+
+    def ended(self) -> bool:
+        return self.position >= self._end
+
+    def exactly(self, size: int) -> bytes:
+        content = os.pread(self._file.fileno(), size, self.position)
+        if len(content) != size:
+            raise malformed(f"{self._what} is truncated")
+        self.position += size
+        return content
+
+    def skip(self, size: int) -> None:
+        if self.position + size > self._end:
+            raise malformed(f"{self._what} is truncated")
+        self.position += size
+
+
+def _open(path: str, what: str) -> IO[bytes]:
+    try:
+        return open(path, "rb")
+    except FileNotFoundError:
+        raise Failure(f"{what}: {path} is not there", code=WRONG_FILE) from None
+    except OSError as error:
+        raise of_oserror(error, what) from None
+
+
+def _plain(named: Reference, scratch: str) -> IO[bytes]:
+    """The archive, decompressed into an unnamed file when it is compressed as a whole."""
+    file = _open(named.path, named.text)
+    start = file.read(6)
+    file.seek(0)
+    if not compression(start):
+        return file
+    with file:
+        return spooled(decompressed(chunks_of(file), named.text), scratch)
+
+
+def spooled(chunks: Iterator[bytes], scratch: str) -> IO[bytes]:
+    """The bytes in an unnamed file of the store's file system: nothing to clean up."""
+    file = tempfile.TemporaryFile(dir=scratch)
+    for chunk in chunks:
+        file.write(chunk)
+    file.flush()
+    return file

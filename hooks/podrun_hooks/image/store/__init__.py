@@ -1,0 +1,1 @@
+"""The image store: an OCI image layout with unpacked layers beside it."""

@@ -1,0 +1,69 @@
+"""Locks of the store: one download per digest, however many pods ask for it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from podrun.errors import BUSY, Failure, of_oserror
+from podrun_hooks.image.store import layout
+
+#: Seconds between two looks at a lock that somebody else holds.
+_POLL = 0.02
+
+
+@contextmanager
+def locked(
+    root: str, name: str, *, shared: bool = False, wait: bool = True, idle: Callable[[], None] | None = None
+) -> Iterator[None]:
+    """Holds the lock ``name``; with ``wait`` False raises Failure (BUSY) instead of waiting.
+
+    While it waits it calls ``idle``, which may raise to give up. The file is removed with the lock: who has waited for
+    it looks whether it is still the one that others would open.
+    """
+    path = f"{layout.base(root)}/locks/{name.removeprefix('sha256:')}"
+    how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait and not idle else fcntl.LOCK_NB)
+    while True:
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise of_oserror(error, "the image store") from None
+        try:
+            fcntl.flock(fd, how)
+            if _is_same(fd, path):
+                break
+        except BlockingIOError:
+            os.close(fd)
+            if idle:
+                idle()
+                time.sleep(_POLL)
+                continue
+            raise Failure("the image store is in use by another podrun", code=BUSY, hint="try again") from None
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
+    try:
+        yield
+    finally:
+        try:
+            if shared:
+                # Only the last one out may take the file away.
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_same(fd, path):
+                os.unlink(path)
+        except (BlockingIOError, FileNotFoundError):
+            pass
+        finally:
+            os.close(fd)
+
+
+def _is_same(fd: int, path: str) -> bool:
+    try:
+        there, ours = os.stat(path), os.fstat(fd)
+    except FileNotFoundError:
+        return False
+    return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)

@@ -1,0 +1,244 @@
+"""Proving demands: cosign by its command, "simple signing" by gpgv over what lies beside the registry (lookaside).
+
+The form of a signature is that of containers-signature(5); where it lies is the ``signatures`` of registries.toml.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from podrun.errors import MALFORMED, UNAVAILABLE, WRONG_FILE, Failure
+from podrun_hooks.image import reference
+from podrun_hooks.image.reference import Reference
+from podrun_hooks.image.registry import config
+from podrun_hooks.image.registry.client import Client
+from podrun_hooks.image.registry.credentials import anonymous
+from podrun_hooks.image.registry.http import Broken
+from podrun_hooks.image.trust.requirements import COSIGN, Demand, key_files
+
+#: Signatures of one image that are looked at, and bytes of one.
+_MOST, _LARGEST = 32, 1 << 20
+_TIMEOUT = 120
+
+
+def check(demanded: Sequence[Demand], named: Reference, digests: Sequence[str]) -> None:
+    """Returns when every demand is met for one of the digests: the image's index, the manifest chosen from it.
+
+    Raises Failure: MALFORMED when one is not, UNAVAILABLE when that cannot be found out.
+    """
+    for demand in demanded:
+        (_cosign if demand.kind == COSIGN else _signed_by)(demand.what, named, list(dict.fromkeys(digests)))
+
+
+def _command(name: str) -> str:
+    path = shutil.which(name)
+    if path is None:
+        raise Failure(f"verify needs {name}, which is not installed", code=UNAVAILABLE, hint="the image was not used")
+    return path
+
+
+# --- cosign
+
+
+def _cosign(key: str, named: Reference, digests: list[str]) -> None:
+    said = ""
+    for digest in digests:
+        image = f"{named.registry}/{named.repository}@{digest}"
+        argv = [_command("cosign"), "verify", "--key", key, image]
+        try:
+            done = subprocess.run(argv, check=False, capture_output=True, text=True, timeout=_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            raise Failure(f"cosign verify {image} takes longer than {_TIMEOUT} s", code=UNAVAILABLE) from None
+        if done.returncode == 0:
+            return
+        said = next(iter(reversed(done.stderr.strip().splitlines())), f"status {done.returncode}")[:300]
+    raise Failure(f"{named.text}: cosign does not verify it: {said}", code=MALFORMED)
+
+
+# --- simple signing
+
+
+def _signed_by(required: dict[str, Any], named: Reference, digests: list[str]) -> None:
+    _command("gpgv")
+    reason = "there is no signature of it"
+    with tempfile.TemporaryDirectory(prefix="podrun-") as scratch:
+        ring = _keyring(required, scratch)
+        for digest in digests:
+            for signature in _lookaside(named, digest):
+                try:
+                    _check_payload(_signed(signature, ring, scratch), required, named, digest)
+                    return
+                except Failure as failure:
+                    if failure.code != MALFORMED:
+                        raise
+                    reason = failure.what
+    raise Failure(f"{named.text}: {reason}", code=MALFORMED, hint="its policy demands one")
+
+
+def _keyring(required: dict[str, Any], scratch: str) -> str:
+    """A file of all keys of a requirement, in OpenPGP's binary form."""
+    contents = []
+    for path in key_files(required, "policy"):
+        with open(path, "rb") as file:
+            contents.append(file.read())
+    try:
+        if "keyData" in required:
+            contents.append(base64.b64decode(required["keyData"], validate=True))
+        ring = b"".join(map(_binary, contents))
+    except (ValueError, TypeError):
+        raise Failure("policy: a key is neither OpenPGP's binary form nor its armor", code=WRONG_FILE) from None
+    path = f"{scratch}/keys.gpg"
+    with open(path, "wb") as file:
+        file.write(ring)
+    return path
+
+
+def _binary(key: bytes) -> bytes:
+    """A key without its armor (RFC 4880, 6.2): gpgv reads no other."""
+    if not key.lstrip().startswith(b"-----BEGIN"):
+        return key
+    lines = [line.strip() for line in key.strip().splitlines()]
+    body = lines[lines.index(b"") + 1 : lines.index(b"-----END PGP PUBLIC KEY BLOCK-----")]
+    return base64.b64decode(b"".join(line for line in body if not line.startswith(b"=")), validate=True)
+
+
+def _lookaside(named: Reference, digest: str) -> Iterator[bytes]:
+    """The signatures that there are for a digest."""
+    known = config.load()
+    base = known[named.registry].signatures if named.registry in known else ""
+    if not base:
+        raise Failure(
+            f"{named.text}: where the signatures of {named.registry} are is not known",
+            code=UNAVAILABLE,
+            hint="set signatures in registries.toml",
+        )
+    for number in range(1, _MOST + 1):
+        place = f"{base}/{named.repository}@{digest.replace(':', '=')}/signature-{number}"
+        content = _read(place, named)
+        if content is None:
+            return
+        yield content
+
+
+def _read(place: str, named: Reference) -> bytes | None:
+    """A file at a URL; None when it is not there."""
+    if place.startswith("file://"):
+        try:
+            with open(place.removeprefix("file://"), "rb") as file:
+                return file.read(_LARGEST)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise Failure(f"{place}: {error.strerror}", code=UNAVAILABLE) from None
+    client = Client(config.Endpoint(named.registry, ""), named.text, anonymous)
+    try:
+        response = client.follow("GET", place, {}, "")
+        if response.status == 404:
+            return None
+        if response.status != 200:
+            raise client.refused(response)
+        return client.whole(response, "signature")
+    except Broken as error:
+        raise client.unreachable(error) from None
+    finally:
+        client.close()
+
+
+def _signed(signature: bytes, ring: str, scratch: str) -> bytes:
+    """What a key of the ring has signed, and nothing else."""
+    path = f"{scratch}/signature"
+    with open(path, "wb") as file:
+        file.write(signature)
+    told, tell = os.pipe()
+    try:
+        argv = ["gpgv", "--homedir", scratch, "--keyring", ring, "--status-fd", str(tell), "--output", "-", path]
+        done = subprocess.run(
+            argv, stdin=subprocess.DEVNULL, capture_output=True, pass_fds=(tell,), timeout=_TIMEOUT, check=False
+        )
+        os.set_blocking(told, False)
+        os.close(tell)
+        tell = -1
+        status = os.read(told, 1 << 16).decode(errors="replace").splitlines()
+    finally:
+        os.close(told)
+        if tell >= 0:
+            os.close(tell)
+    words = [line.split()[1] for line in status if line.startswith("[GNUPG:] ") and len(line.split()) > 1]
+    wrong = {"BADSIG", "ERRSIG", "EXPSIG", "EXPKEYSIG", "REVKEYSIG", "NO_PUBKEY"} & set(words)
+    if (
+        done.returncode
+        or wrong
+        or (words.count("GOODSIG"), words.count("VALIDSIG"), words.count("PLAINTEXT")) != (1, 1, 1)
+    ):
+        why = f" ({', '.join(sorted(wrong))})" if wrong else ""
+        raise Failure(f"its signature is not by a key that the policy names{why}", code=MALFORMED)
+    return done.stdout
+
+
+def _check_payload(content: bytes, required: dict[str, Any], named: Reference, digest: str) -> None:
+    try:
+        critical = json.loads(content)["critical"]
+        kind = critical["type"]
+        signed, name = critical["image"]["docker-manifest-digest"], critical["identity"]["docker-reference"]
+    except (ValueError, LookupError, TypeError):
+        kind = signed = name = None
+    if kind != "atomic container signature" or not isinstance(signed, str) or not isinstance(name, str):
+        raise Failure("its signature is not of the form of containers-signature(5)", code=MALFORMED)
+    if signed != digest:
+        raise Failure(f"its signature is for {signed[:80]}", code=MALFORMED)
+    if not _is_identity(required.get("signedIdentity") or {"type": "matchRepoDigestOrExact"}, name, named):
+        raise Failure(f"its signature is for the name {name[:200]}", code=MALFORMED)
+
+
+def _is_identity(identity: Any, name: str, named: Reference) -> bool:
+    """Whether a signature for ``name`` is one for this image, as containers-policy.json(5) says of signedIdentity."""
+    repository = f"{named.registry}/{named.repository}"
+    kind = identity.get("type") if isinstance(identity, dict) else None
+    if kind == "matchRepoDigestOrExact":
+        return _repository(name) == repository if named.digest else _exact(name) == named.text
+    if kind == "matchExact":
+        return _exact(name) == named.text
+    if kind == "matchRepository":
+        return _repository(name) == repository
+    if kind == "exactReference":
+        return _exact(name) == _exact(str(identity.get("dockerReference")))
+    if kind == "exactRepository":
+        return _repository(name) == _repository(str(identity.get("dockerRepository")))
+    if kind == "remapIdentity":
+        return _is_identity({"type": "matchRepoDigestOrExact"}, name, _remapped(identity, named))
+    raise Failure(f"policy: the signedIdentity {kind!r} is not known here", code=UNAVAILABLE)
+
+
+def _remapped(identity: dict[str, Any], named: Reference) -> Reference:
+    """The name that an image has where it is signed: of a mirror's image, the original's."""
+    prefix, signed = identity.get("prefix"), identity.get("signedPrefix")
+    if not (isinstance(prefix, str) and prefix and isinstance(signed, str) and signed):
+        raise Failure("policy: remapIdentity wants a prefix and a signedPrefix", code=WRONG_FILE)
+    if not f"{named.registry}/{named.repository}/".startswith(f"{prefix}/"):
+        return named
+    return reference.parse(f"{signed}{named.text.removeprefix(prefix)}")
+
+
+def _repository(name: str) -> str:
+    try:
+        named = reference.parse(name)
+    except Failure:
+        return ""
+    return f"{named.registry}/{named.repository}"
+
+
+def _exact(name: str) -> str:
+    """The full spelling of a name that says its tag or digest itself."""
+    if ":" not in name.rpartition("/")[2]:
+        return f"{name} without a tag"
+    try:
+        return reference.parse(name).text
+    except Failure:
+        return f"{name} is no name"

@@ -1,0 +1,1 @@
+"""Netlink messages, encoded by hand."""

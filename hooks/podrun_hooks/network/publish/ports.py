@@ -1,0 +1,174 @@
+"""Taking and giving up published ports, and who else holds one."""
+
+from __future__ import annotations
+
+import _socket
+import os
+
+from podrun.errors import BUSY, STEP_FAILED, Failure
+from podrun_hooks.network import bridge as bridges
+from podrun_hooks.network import ledger as ledgers
+from podrun_hooks.network.child import Child
+from podrun_hooks.network.netlink import nfnetlink
+from podrun_hooks.network.netlink.nfnetlink import Element
+from podrun_hooks.network.publish.spec import PROTOCOLS, element_of, key_of, lines, noted
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from podrun.hook import Pod
+    from podrun_hooks.network.bridge import Bridge
+    from podrun_hooks.network.ledger import Ledger
+    from podrun_hooks.network.publish.spec import Publish
+
+_EADDRINUSE = 98
+
+
+def take(pod: Pod, bridge: Bridge, wanted: Sequence[Publish], addresses: Sequence[str], fd: int) -> None:
+    """Publishes ``wanted`` for the pod that has ``addresses``, all or nothing, noting it in the ledger at ``fd`` first.
+
+    Raises Failure (BUSY), naming the holder, when one of the ports is in use.
+    """
+    if any(publish.ip.startswith("127.") or publish.ip == "0.0.0.0" for publish in wanted):
+        bridges.allow_localnet(bridge.name)
+    elements = []
+    for publish in wanted:
+        _refuse_held(pod, bridge.table, publish)
+        target = next((one for one in addresses if (":" in one) == (":" in publish.ip)), "")
+        if not target:
+            raise Failure(f"{publish} is published on IPv6, and the bridge has none", code=STEP_FAILED)
+        elements.append(element_of(publish, target, pod.tag))
+        ip, host, port, proto, _ = publish
+        ledgers.note(fd, "publish", f"{ip} {host} {port} {proto} {target} {pod.tag}")
+    try:
+        nfnetlink.add(nfnetlink.socket(), bridge.table, elements)
+    except FileExistsError:
+        for publish in wanted:
+            _refuse_held(pod, bridge.table, publish)
+        raise
+    _forget(wanted)
+
+
+def _forget(wanted: Sequence[Publish]) -> None:
+    """Ends what connection tracking still knows of the ports: a UDP caller that never pauses would be kept out."""
+    datagrams = {publish.host for publish in wanted if publish.proto != "tcp"}
+    if datagrams:
+        from podrun_hooks.network.netlink import conntrack
+
+        conntrack.forget(datagrams)
+
+
+def begin_release(table: str, ledger: Ledger) -> Child | None:
+    """Starts to take the ports of a ledger back; those that another pod holds stay. None: there are none.
+
+    In a child, because closing the socket at once would wait, and make others wait (see nfnetlink.socket).
+    """
+    elements = list(noted(ledger))
+    if not elements:
+        return None
+
+    def delete() -> None:
+        socket = nfnetlink.socket()
+        for element in elements:
+            if nfnetlink.find(socket, table, element.map, element.key) == element:
+                try:
+                    nfnetlink.delete(socket, table, [element])
+                except FileNotFoundError:  # the child of a down that was killed got there first
+                    pass
+        _forget([publish for publish, _, _ in lines(ledger)])
+
+    nfnetlink.close()
+    return Child(delete, lingering=0.05)
+
+
+def holder(pod: Pod, table: str, publish: Publish, *, reclaim: bool = False) -> str:
+    """Who else has the port: "pod web", "nginx (pid 17)", or "" when nobody has.
+
+    With ``reclaim``, the element of a pod that is dead is deleted on the way.
+    """
+    socket = nfnetlink.socket()
+    for element in _rivals(publish):
+        found = nfnetlink.find(socket, table, element.map, element.key)
+        if not found or found.comment == pod.tag:
+            continue
+        name = found.comment.removeprefix(bridges.prefix(pod)).replace("+", "@")
+        if any(ledgers.alive(pod.run, ledger) for ledger in ledgers.of(pod.run, name)):
+            return f"pod {name}"
+        if reclaim:
+            nfnetlink.delete(socket, table, [found])
+    return _listener(publish)
+
+
+def _refuse_held(pod: Pod, table: str, publish: Publish) -> None:
+    found = holder(pod, table, publish, reclaim=True)
+    if found:
+        raise Failure(f"port {publish} is in use by {found}", code=BUSY)
+
+
+def _rivals(publish: Publish) -> Iterator[Element]:
+    """The elements that would be in the way: the same, that of all addresses, and for that one each of the host's."""
+    for ip in {publish.ip, "::" if ":" in publish.ip else "0.0.0.0"}:
+        yield Element(*key_of(publish._replace(ip=ip)), b"")
+    if publish.everywhere:
+        for ip in _of_the_host(6 if ":" in publish.ip else 4):
+            yield Element(*key_of(publish._replace(ip=ip)), b"")
+
+
+def _of_the_host(version: int) -> list[str]:
+    """The host's addresses: as many lookups as it has, however many ports are published."""
+    from podrun_hooks.network.netlink import rtnetlink
+
+    with rtnetlink.Socket() as socket:
+        plain = [cidr.partition("/")[0] for cidr in socket.addresses()]
+    return [*(["127.0.0.1"] if version == 4 else []), *(ip for ip in plain if (":" in ip) == (version == 6))]
+
+
+# --- the host's own processes --------------------------------------------------------------------------------------
+
+
+def _listener(publish: Publish) -> str:
+    """The host's process that listens on the port, or "": binding to it tells in microseconds that there is one."""
+    family = _socket.AF_INET6 if ":" in publish.ip else _socket.AF_INET
+    kind = _socket.SOCK_DGRAM if publish.proto == "udp" else _socket.SOCK_STREAM
+    try:
+        socket = _socket.socket(family, kind | _socket.SOCK_CLOEXEC, PROTOCOLS[publish.proto])
+    except OSError:  # a kernel without SCTP sockets has no listeners either
+        return ""
+    try:
+        if family == _socket.AF_INET6:
+            socket.setsockopt(_socket.IPPROTO_IPV6, _socket.IPV6_V6ONLY, 1)
+        if publish.proto == "tcp":
+            socket.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
+        socket.bind((publish.ip, publish.host))
+    except OSError as error:
+        # An address that the host does not have (yet) has no listener either; nor has a port that is only the local
+        # end of a connection.
+        return _named(publish) if error.errno == _EADDRINUSE else ""
+    finally:
+        socket.close()
+    return ""
+
+
+def _named(publish: Publish) -> str:
+    if publish.proto == "sctp":
+        return "a process of the host"
+    inodes = set()
+    # TCP sockets listen in state 0A; UDP ones that are not connected are in 07 (include/net/tcp_states.h).
+    state = "0A" if publish.proto == "tcp" else "07"
+    for file in (publish.proto, f"{publish.proto}6"):
+        try:
+            with open(f"/proc/net/{file}", encoding="utf-8") as sockets:
+                rows = [line.split() for line in sockets.read().splitlines()[1:]]
+        except FileNotFoundError:
+            continue
+        inodes |= {row[9] for row in rows if row[3] == state and int(row[1].rpartition(":")[2], 16) == publish.host}
+    for pid in filter(str.isdecimal, os.listdir("/proc")) if inodes else ():
+        try:
+            for fd in os.listdir(f"/proc/{pid}/fd"):
+                if os.readlink(f"/proc/{pid}/fd/{fd}")[8:-1] in inodes:
+                    with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as comm:
+                        return f"{comm.read().strip()} (pid {pid})"
+        except OSError:
+            continue
+    return "a process of the host" if inodes else ""

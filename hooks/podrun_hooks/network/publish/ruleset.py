@@ -1,0 +1,96 @@
+"""The nftables table of a run directory: its rules, and the maps and sets that they look into."""
+
+from __future__ import annotations
+
+from podrun.errors import STEP_FAILED, Failure
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from podrun_hooks.network.lease import Subnet
+
+# Adding is idempotent for everything but rules, so chains are emptied first; nft applies the whole or nothing.
+# What enters the host for 127.0.0.0/8, or claims to come from there, is dropped before connection tracking can
+# translate it: route_localnet on the bridge would otherwise let pods reach what listens on the host's loopback.
+# From elsewhere a pod is reached at its published ports only: the host forwards, so who is on a wire of it could route
+# the pods' subnet here, and call what is published on 127.0.0.1 or not at all. Unless the subnet is meant to be routed:
+# then its pods are called by their own addresses, and call others in their own name.
+# A pod that calls a published port sees answers from the wrong address unless its own is masqueraded as well.
+_RULES = """
+add table inet {table}
+add set inet {table} bridges {{ type ifname; }}
+add set inet {table} subnets4 {{ type ipv4_addr; flags interval; }}
+add set inet {table} subnets6 {{ type ipv6_addr; flags interval; }}
+add set inet {table} routed4 {{ type ipv4_addr; flags interval; }}
+add set inet {table} routed6 {{ type ipv6_addr; flags interval; }}
+add map inet {table} host4 {{ type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; }}
+add map inet {table} host6 {{ type ipv6_addr . inet_proto . inet_service : ipv6_addr . inet_service; }}
+add map inet {table} any4 {{ type inet_proto . inet_service : ipv4_addr . inet_service; }}
+add map inet {table} any6 {{ type inet_proto . inet_service : ipv6_addr . inet_service; }}
+add chain inet {table} loopback {{ type filter hook prerouting priority -300; policy accept; }}
+add chain inet {table} forward {{ type filter hook forward priority 0; policy accept; }}
+add chain inet {table} published
+add chain inet {table} prerouting {{ type nat hook prerouting priority -100; policy accept; }}
+add chain inet {table} output {{ type nat hook output priority -100; policy accept; }}
+add chain inet {table} postrouting {{ type nat hook postrouting priority 100; policy accept; }}
+flush chain inet {table} loopback
+flush chain inet {table} forward
+flush chain inet {table} published
+flush chain inet {table} prerouting
+flush chain inet {table} output
+flush chain inet {table} postrouting
+add rule inet {table} loopback iifname != "lo" ip daddr 127.0.0.0/8 drop
+add rule inet {table} loopback iifname != "lo" ip saddr 127.0.0.0/8 drop
+add rule inet {table} forward iifname @bridges accept
+add rule inet {table} forward oifname @bridges ct state established,related accept
+add rule inet {table} forward oifname @bridges ct status dnat accept
+add rule inet {table} forward oifname @bridges ip daddr @routed4 accept
+add rule inet {table} forward oifname @bridges ip6 daddr @routed6 accept
+add rule inet {table} forward oifname @bridges drop
+add rule inet {table} published fib daddr type != local return
+add rule inet {table} published meta l4proto != {{ tcp, udp, sctp }} return
+add rule inet {table} published dnat ip to ip daddr . meta l4proto . th dport map @host4
+add rule inet {table} published dnat ip to meta l4proto . th dport map @any4
+add rule inet {table} published dnat ip6 to ip6 daddr . meta l4proto . th dport map @host6
+add rule inet {table} published dnat ip6 to meta l4proto . th dport map @any6
+add rule inet {table} prerouting jump published
+add rule inet {table} output jump published
+add rule inet {table} postrouting ip saddr 127.0.0.0/8 oifname @bridges masquerade
+add rule inet {table} postrouting ip saddr @subnets4 ip daddr @subnets4 ct status dnat masquerade
+add rule inet {table} postrouting ip6 saddr @subnets6 ip6 daddr @subnets6 ct status dnat masquerade
+add rule inet {table} postrouting ip saddr @routed4 return
+add rule inet {table} postrouting ip6 saddr @routed6 return
+add rule inet {table} postrouting ip saddr @subnets4 ip daddr != @subnets4 ip daddr != 224.0.0.0/4 masquerade
+add rule inet {table} postrouting ip6 saddr @subnets6 ip6 daddr != @subnets6 ip6 daddr != ff00::/8 masquerade
+"""
+
+
+def lay(table: str, bridge: str, pools: Sequence[Subnet], *, routed: bool) -> None:
+    """Makes the table, or mends it, and adds a bridge with its subnets to it. Raises Failure with nft's own words."""
+    script = [f'add element inet {table} bridges {{ "{bridge}" }}']
+    for pool in pools:
+        script.append(f"add element inet {table} subnets{pool.version} {{ {pool} }}")
+        # One that is not there cannot be deleted.
+        script.append(f"add element inet {table} routed{pool.version} {{ {pool} }}")
+        if not routed:
+            script.append(f"delete element inet {table} routed{pool.version} {{ {pool} }}")
+    _nft(_RULES.format(table=table) + "\n".join(script) + "\n")
+
+
+def remove(table: str) -> None:
+    """Deletes the table if it is there."""
+    _nft(f"add table inet {table}\ndelete table inet {table}\n")
+
+
+def delete_element(table: str, map_: str, fields: Sequence[str]) -> None:
+    """Deletes one element by the fields of its key, as nft spells them."""
+    _nft(f"delete element inet {table} {map_} {{ {' . '.join(fields)} }}\n")
+
+
+def _nft(script: str) -> None:
+    from podrun_hooks.support import subprocesses
+
+    ended = subprocesses.run([subprocesses.find("nft", "nftables"), "-f", "-"], stdin=script.encode())
+    if ended.status:
+        raise Failure(f"nft: {(ended.errors or ended.output).splitlines()[0]}", code=STEP_FAILED)

@@ -1,0 +1,320 @@
+"""Storage that has to be mounted on the host first: at <run>/pods/POD/mnt/STEP, where everybody sees it.
+
+``up`` mounts, and tells the containers of a bind. ``down`` finds the mount by its place, also when ``up`` was killed;
+nothing is removed before it is unmounted, and what keeps it is named.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+
+from podrun.errors import BUSY, NOT_ALLOWED, STEP_FAILED, UNAVAILABLE, WRONG_FILE, Failure, of_oserror
+from podrun.hook import Problem
+from podrun_hooks.storage import options as words
+from podrun_hooks.support import subprocesses, syscalls
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from podrun.hook import Facts, Step
+
+_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
+_RESTRICTED = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
+#: Packages with the mount helpers that people miss most.
+_HELPERS = {"nfs": "nfs-common", "nfs4": "nfs-common", "cifs": "cifs-utils", "davfs": "davfs2", "ceph": "ceph-common"}
+
+
+def place_of(step: Step) -> str:
+    """Where the step's mount is."""
+    return f"{step.pod.directory}/mnt/{step.name}"
+
+
+def up(step: Step) -> Facts:
+    """Mounts what the step means; facts: a bind of it, and for an image what keeps it in the store."""
+    options = step.options
+    place = place_of(step)
+    if os.path.lexists(place):
+        down(step, {})
+    os.makedirs(place, mode=0o700, exist_ok=True)
+    step.notify(f"STATUS=mounting {options.source}")
+    kind = words.kind(options.source, options.type, options.options)
+    try:
+        path, more = _MOUNTERS[kind](step, place)
+    except OSError as error:
+        failure = of_oserror(error, f"{options.source} cannot be mounted")
+        raise Failure(failure.what, code=failure.code) from error
+    step.notify(f"STATUS=mounted {options.source}")
+    given = words.resolved(["rbind", "nosuid", "nodev"], [word for word in options.options if word in words.GROUP])
+    if kind in ("image", "file"):
+        given = words.resolved(given, ["ro"])
+    bind = {"hostPath": path, "containerPath": options.target, "type": "bind", "options": given}
+    return {"mounts": [bind], **more}
+
+
+def down(step: Step, own: Facts) -> None:
+    """Unmounts; raises Failure (BUSY) naming who keeps the mount. What the mount stood on goes after it."""
+    options = step.options
+    place = place_of(step)
+    if not own:
+        _end_helpers(place)
+    step.notify(f"STATUS=unmounting {options.source}")
+    unmount(place, options.target)
+    step.notify(f"STATUS=removing what {options.target} stood on")
+    kind = words.kind(options.source, options.type, options.options)
+    if kind == "overlay":
+        from podrun_hooks.support.rooted_tree import clear
+
+        clear(_upper(step))
+        _rmdir(step.pod.storage)
+    elif kind == "snapshot":
+        from podrun_hooks.storage import btrfs
+
+        btrfs.remove(options.source[len(words.SNAPSHOT) :], _name(step))
+    _rmdir(place)
+    _rmdir(os.path.dirname(place))
+
+
+def check(step: Step) -> list[Problem]:
+    """Sources and programs that are not there."""
+    options = step.options
+    kind = words.kind(options.source, options.type, options.options)
+    source = options.source
+    if kind == "file":
+        return _checked_file(step)
+    if kind == "image":
+        from podrun_hooks import image
+
+        return [problem._replace(key="source") for problem in image.check(_image_step(step))]
+    if kind == "snapshot":
+        source = source[len(words.SNAPSHOT) :]
+    if kind == "mount" and not source.startswith("/dev/"):
+        type_ = "nfs" if source.startswith(words.NFS) else options.type
+        package = _HELPERS.get(type_)
+        if package and not any(os.path.exists(f"{path}/mount.{type_}") for path in _PATH.split(":")):
+            return [Problem(f"mount.{type_} is not installed", UNAVAILABLE, f"apt install {package}", key="source")]
+    if source.startswith("/") and not source.startswith("//") and not os.path.exists(source):
+        return [Problem(f"there is no {source} on the host", WRONG_FILE, key="source")]
+    return []
+
+
+def unmount(place: str, target: str) -> None:
+    """Unmounts all that is mounted at ``place``. Raises Failure (BUSY) naming who keeps it."""
+    while True:
+        try:
+            syscalls.umount(place, syscalls.UMOUNT_NOFOLLOW)
+        except OSError as error:
+            if error.errno in (errno.EINVAL, errno.ENOENT):  # nothing is mounted there (any more)
+                return
+            if error.errno != errno.EBUSY:
+                raise
+            from podrun_hooks.storage import busy
+
+            found = busy.holder(place) or "something in the kernel"
+            hint = "once that has ended, down goes on"
+            raise Failure(f"{target} is still in use: {place} is held by {found}", code=BUSY, hint=hint) from None
+
+
+# --- the kinds -----------------------------------------------------------------------------------------------------
+
+
+def _mount(step: Step, place: str) -> tuple[str, Facts]:
+    """mount(8), with the helper of the type where it has one."""
+    options = step.options
+    source, type_ = options.source, options.type
+    if source.startswith(words.NFS):
+        source, type_ = source[len(words.NFS) :], type_ or "nfs"
+    given = words.resolved(["nosuid", "nodev"], options.options)
+    given = [word for word in given if word not in words.OF_A_BIND and word not in ("rro", "rrw")]
+    program = subprocesses.find("mount", "mount")
+    argv = [program, "-t", type_, "-o", ",".join(given), "--source", source, "--target", place]
+    ended = subprocesses.run(argv, env={"PATH": _PATH, "LC_ALL": "C"})
+    if ended.status:
+        told = (ended.errors or ended.output or f"mount(8) ended with {ended.status}").splitlines()[0]
+        raise Failure(f"{source} cannot be mounted: {told.removeprefix(f'mount: {place}: ')}", code=STEP_FAILED)
+    return place, {}
+
+
+def _image(step: Step, place: str) -> tuple[str, Facts]:
+    """An image's layers, read-only. The store keeps them as long as a journal tells of the image."""
+    from podrun_hooks import image
+
+    found = image.up(_image_step(step), {})["images"][step.name]
+    layers = list(dict.fromkeys(reversed(found["layers"])))
+    if len(layers) == 1:  # overlayfs wants two layers, or one and something to write to
+        _attach(syscalls.open_tree(layers[0]), place, _RESTRICTED | syscalls.MOUNT_ATTR_RDONLY)
+    else:
+        _overlay(step, place, layers, flags=syscalls.MS_RDONLY)
+    kept = {key: found[key] for key in ("ref", "digest", "layers")}
+    return place, {"images": {f"storage {step.name}": {**kept, "config": {}}}}
+
+
+def _image_step(step: Step) -> Step:
+    from podrun.options import read
+    from podrun_hooks import image
+
+    ref = step.options.source[len(words.IMAGE) :]
+    return step._replace(hook="image", options=read(image.Options, {"ref": ref}))
+
+
+def _overlay_on_path(step: Step, place: str) -> tuple[str, Facts]:
+    """A directory whose changes go elsewhere, and are thrown away."""
+    from podrun_hooks.support.rooted_tree import clear
+
+    source = step.options.source
+    whole = _upper(step)
+    clear(whole)
+    about = os.stat(source)
+    for name in (whole, f"{whole}/upper", f"{whole}/work"):
+        os.makedirs(name, mode=0o700)
+    # The merged root shows the mode and the owner of upper.
+    os.chown(f"{whole}/upper", about.st_uid, about.st_gid)
+    os.chmod(f"{whole}/upper", about.st_mode & 0o7777)
+    _overlay(step, place, [source], upper=whole)
+    return place, {}
+
+
+def _snapshot(step: Step, place: str) -> tuple[str, Facts]:
+    from podrun_hooks.storage import btrfs
+
+    path = btrfs.snapshot(step.options.source[len(words.SNAPSHOT) :], _name(step))
+    _attach(syscalls.open_tree(path), place, _RESTRICTED)
+    return place, {}
+
+
+def _file(step: Step, place: str) -> tuple[str, Facts]:
+    """A file in memory that is never swapped out (ramfs), in a directory that nobody but root enters."""
+    options = step.options
+    wanted = dict(word.split("=") for word in options.options if "=" in word)
+    content = _credential(options.credential) if options.credential else options.content.encode()
+    syscalls.mount("ramfs", place, "ramfs", syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC, "mode=0700")
+    path = f"{place}/content"
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(fd, content)
+        os.fchown(fd, int(wanted.get("uid", "0")), int(wanted.get("gid", "0")))
+        os.fchmod(fd, int(wanted.get("mode", "0400"), 8))
+    finally:
+        os.close(fd)
+    return path, {}
+
+
+def _idmapped(step: Step, place: str) -> tuple[str, Facts]:
+    """A path or volume on which owners are others (mount_setattr(2), MOUNT_ATTR_IDMAP)."""
+    from podrun_hooks.storage import idmap, volumes
+
+    source = step.options.source
+    path = volumes.path_of(step.pod.root, source[len(words.VOLUME) :]) if source.startswith(words.VOLUME) else source
+    tree = syscalls.open_tree(path, recursive=True)
+    idmap.apply(tree, step.options.idmap, path)
+    _attach(tree, place, _RESTRICTED)
+    return place, {}
+
+
+_MOUNTERS: dict[str, Callable[[Step, str], tuple[str, Facts]]] = {
+    "mount": _mount,
+    "image": _image,
+    "overlay": _overlay_on_path,
+    "snapshot": _snapshot,
+    "file": _file,
+    "bind": _idmapped,
+    "volume": _idmapped,
+}
+
+
+# --- parts ---------------------------------------------------------------------------------------------------------
+
+
+def _attach(tree: int, place: str, attributes: int) -> None:
+    """Attaches a detached mount, restricted before anybody sees it."""
+    try:
+        syscalls.mount_setattr(tree, attributes, recursive=True, propagation=syscalls.MS_PRIVATE)
+        syscalls.move_mount(tree, place)
+    finally:
+        os.close(tree)
+
+
+def _overlay(step: Step, place: str, layers: Sequence[str], *, upper: str = "", flags: int = 0) -> None:
+    """Stacks ``layers``, highest first; a name in /proc/self/fd is short and holds no colon, comma or backslash."""
+    fds: list[int] = []
+
+    def short(path: str) -> str:
+        fds.append(os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+        return f"/proc/self/fd/{fds[-1]}"
+
+    try:
+        data = f"lowerdir={':'.join(map(short, layers))}"
+        if upper:
+            data += f",upperdir={short(f'{upper}/upper')},workdir={short(f'{upper}/work')},volatile"
+        syscalls.mount(_name(step), place, "overlay", syscalls.MS_NOSUID | syscalls.MS_NODEV | flags, data)
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def _name(step: Step) -> str:
+    """What the step's objects outside the pod's directory are called."""
+    return f"{step.pod.tag}.{step.name}"
+
+
+def _upper(step: Step) -> str:
+    return f"{step.pod.storage}/{step.name}.overlay"
+
+
+def _credential(name: str) -> bytes:
+    directory = os.environ.get("CREDENTIALS_DIRECTORY", "")
+    try:
+        with open(f"{directory}/{name}", "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise Failure(f"credential {name}: {error.strerror}", code=NOT_ALLOWED) from None
+
+
+def _checked_file(step: Step) -> list[Problem]:
+    options = step.options
+    if bool(options.content) == bool(options.credential):
+        return [Problem("file: takes either content or credential", WRONG_FILE, key="source")]
+    if not options.credential:
+        return []
+    directory = os.environ.get("CREDENTIALS_DIRECTORY", "")
+    if directory and os.path.exists(f"{directory}/{options.credential}"):
+        return []
+    hint = f"LoadCredential={options.credential}:/path in the unit's [Service]"
+    what = f"podrun was given no credential {options.credential}"
+    return [Problem(what, NOT_ALLOWED, hint, fatal=not step.pod.thorough, key="credential")]
+
+
+def _rmdir(path: str) -> None:
+    """Removes an empty directory: never anything in it, whatever is mounted or left there."""
+    try:
+        os.rmdir(path)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
+            raise
+
+
+def _end_helpers(place: str) -> None:
+    """Ends what a killed ``up`` left at work: mount(8) dies with podrun, its helper (mount.nfs) would mount later."""
+    deadline = time.monotonic() + 5
+    while pids := [pid for pid in filter(str.isdecimal, os.listdir("/proc")) if _is_mounting(pid, place)]:
+        for pid in pids:
+            try:
+                os.kill(int(pid), 9)
+            except ProcessLookupError:
+                pass
+        if time.monotonic() > deadline:
+            raise Failure(f"process {pids[0]} that mounts {place} does not end", code=BUSY)
+        time.sleep(0.005)
+
+
+def _is_mounting(pid: str, place: str) -> bool:
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            argv = file.read().split(b"\0")
+    except OSError:
+        return False
+    # A helper may be a script: its name follows that of the shell.
+    is_mount = any(os.path.basename(word).startswith(b"mount") for word in argv[:2])
+    return is_mount and os.fsencode(place) in argv

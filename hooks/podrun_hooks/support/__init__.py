@@ -1,0 +1,1 @@
+"""What several hooks need: system calls, processes, paths and ownership."""

@@ -1,0 +1,1 @@
+"""The command line: click, tables and JSON."""

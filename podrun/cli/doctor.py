@@ -1,0 +1,150 @@
+"""``podrun doctor``: what this host has and lacks for pods, one line each, with what to do about it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from importlib import import_module
+from typing import Any
+
+import click
+
+from podrun.cli import networks
+from podrun.cli.output import Guarded, human, printed
+from podrun.engine import hook_loader
+from podrun.engine import journal as journals
+from podrun.engine.state import state
+from podrun.errors import CANNOT_CREATE, NOT_ALLOWED, UNAVAILABLE, Failure
+from podrun.hook import Pod
+from podrun.host import Host, tag
+from podrun.launcher.commands import host_of
+from podrun.record import NamedTuple
+
+#: Less than this many bytes free in the store is worth a warning; with less than a sixteenth of it nothing starts.
+_ROOM = 1 << 30
+_PATH = "/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin:/usr/local/bin"
+
+
+class Finding(NamedTuple):
+    """One line: "ok", "warn" or "fail", what was found, what to do, and the exit code of a "fail"."""
+
+    state: str
+    what: str
+    hint: str = ""
+    code: int = 0
+
+
+def findings(host: Host) -> Iterator[Finding]:
+    """Everything that is looked at, in the order of a start. Nothing is changed by it."""
+    yield Finding("ok", f"Linux {os.uname().release}")
+    if os.geteuid():
+        yield Finding("fail", "not root: pods cannot be started, and the rest cannot be seen", "sudo", NOT_ALLOWED)
+        return
+    yield _systemd()
+    yield _cgroups()
+    yield from _runtimes()
+    yield from _room(host)
+    yield from _network(host)
+    for line in stale(host):
+        yield Finding("warn", f"nobody needs {line}", "podrun gc")
+
+
+def stale(host: Host) -> list[str]:
+    """What ``gc`` would undo or remove."""
+    states = [(name, state(host.run, name)) for name in journals.pods(host.run)]
+    found = [f"{name}: {state}" for name, state in states if state in ("dead", "failed", "absent")]
+    for hook in hook_loader.FIRST_PARTY:
+        collect = getattr(hook_loader.load(hook), "collect", None)
+        if collect:
+            found += [f"{hook}: {line}" for line in collect(host.root, host.run, {name for name, _ in states}, True)]
+    return found
+
+
+def _part(hook: str, module: str) -> Any:
+    return import_module(f"{hook_loader.FIRST_PARTY[hook]}.{module}")
+
+
+def _systemd() -> Finding:
+    if os.path.isdir("/run/systemd/system"):  # sd_booted(3)
+        return Finding("ok", "systemd is process 1")
+    return Finding("warn", "systemd is not process 1: pods of 'up -d' have no unit, none starts at boot")
+
+
+def _cgroups() -> Finding:
+    if os.path.exists("/sys/fs/cgroup/cgroup.controllers"):
+        return Finding("ok", "cgroup v2")
+    if os.path.exists("/sys/fs/cgroup/unified"):
+        return Finding("ok", "cgroup v1 with v2 beside it (hybrid)", "systemd.unified_cgroup_hierarchy=1")
+    if os.path.isdir("/sys/fs/cgroup/pids"):
+        return Finding("ok", "cgroup v1", "systemd.unified_cgroup_hierarchy=1")
+    return Finding(
+        "warn", "no cgroups are mounted: containers have no limits", "mount -t cgroup2 cgroup2 /sys/fs/cgroup"
+    )
+
+
+def _runtimes() -> Iterator[Finding]:
+    try:
+        chosen = _part("container", "runtime").choose("auto")
+    except Failure as lacking:
+        yield Finding("fail", lacking.what, lacking.hint, lacking.code)
+        return
+    said = subprocess.run([chosen.path, "--version"], capture_output=True, text=True, check=False)
+    if said.returncode:
+        yield Finding("fail", f"{chosen.path} does not run: {said.stderr.strip()}", "", UNAVAILABLE)
+    else:
+        yield Finding("ok", f"{said.stdout.splitlines()[0]} at {chosen.path}")
+
+
+def _room(host: Host) -> Iterator[Finding]:
+    for place, hint in ((host.root, "podrun image prune"), (host.run, "")):
+        where = place
+        while not os.path.exists(where):
+            where = os.path.dirname(where)
+        found = os.statvfs(where)
+        free = found.f_bavail * found.f_frsize
+        least = _ROOM if place == host.root else _ROOM // 64
+        what = f"{place}: {human(free)} free"
+        if found.f_flag & os.ST_RDONLY:
+            yield Finding("fail", f"{place} is read-only", "", CANNOT_CREATE)
+        elif free < least // 16 or (found.f_files and not found.f_favail):
+            yield Finding("fail", f"{what}, {found.f_favail} files", hint, CANNOT_CREATE)
+        elif free < least:
+            yield Finding("warn", what, hint)
+        else:
+            yield Finding("ok", what)
+
+
+def _network(host: Host) -> Iterator[Finding]:
+    if not shutil.which("nft", path=_PATH):
+        yield Finding("fail", "nft is not installed", "apt install nftables", UNAVAILABLE)
+        return
+    problems = networks.problems(host)
+    for problem in problems:
+        yield Finding("fail", problem.what, problem.hint, problem.code)
+    bridges = _part("network", "bridge")
+    known = bridges.known_in(host.run)
+    if not known:
+        # What would be in the way of the first pod's.
+        name = bridges.default_name(Pod("any", host.root, host.run, tag("any", host.run)))
+        yield Finding("ok", f"no bridge yet; the first pod makes {name}")
+        for problem in _part("network", "health").in_the_way(name):
+            yield Finding("warn", problem.what, problem.hint)
+    elif not problems:
+        names = ", ".join(f"{bridge.name} ({bridge.pool})" for bridge in known)
+        yield Finding("ok", f"{names}: bridges, rules and published ports are whole")
+
+
+@click.command(name="doctor", cls=Guarded)
+@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", help="How to print.")
+@click.pass_context
+def command(ctx: click.Context, form: str) -> int:
+    """Say what this host has and lacks, and what to do about it; exits 0 when nothing fails."""
+    found = list(findings(host_of(ctx.obj)))
+    if form == "json":
+        printed([{"state": one.state, "what": one.what, "hint": one.hint} for one in found], form)
+    else:
+        for one in found:
+            click.echo(f"{one.state:4}  {one.what}{'; ' + one.hint if one.hint else ''}")
+    return next((one.code for one in found if one.state == "fail"), 0)

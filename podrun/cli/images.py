@@ -1,0 +1,172 @@
+"""``podrun image``: the store on the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from podrun.cli.output import Guarded, human, printed
+from podrun.engine import journal as journals
+from podrun.engine import state as states
+from podrun.errors import WRONG_FILE, Failure
+from podrun.host import Host
+from podrun.launcher import pull
+from podrun.launcher.commands import host_of
+
+
+def used(host: Host) -> set[str]:
+    """Digests and references of the images that pods were started from."""
+    found: set[str] = set()
+    for name in journals.pods(host.run):
+        for entry in states.entries(journals.journals(host.run, name)):
+            if entry.step["hook"] == "image":
+                found.add(entry.step["options"]["ref"])
+            found |= {image["digest"] for image in entry.facts.get("images", {}).values() if image.get("digest")}
+    return found
+
+
+@click.group()
+def image() -> None:
+    """The image store."""
+
+
+def _host(ctx: click.Context) -> Host:
+    return host_of(ctx.obj)
+
+
+@image.command("import", cls=Guarded)
+@click.argument("path")
+@click.pass_context
+def import_(ctx: click.Context, path: str) -> None:
+    """Bring every image of an archive or an OCI layout into the store."""
+    with pull.teller(quiet=False) as teller:
+        images = pull.store().import_(_host(ctx).root, os.path.abspath(path), teller.notify)
+    for found in images:
+        click.echo(f"{found.digest}  {found.ref}")
+
+
+@image.command(cls=Guarded)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["oci-archive", "docker-archive"]),
+    default="oci-archive",
+    help="docker-archive: plain layers, for docker before 23 and zstd.",
+)
+@click.argument("ref")
+@click.argument("file")
+@click.pass_context
+def export(ctx: click.Context, ref: str, file: str, form: str) -> None:
+    """Write an image into FILE (-: standard output), for skopeo, podman load and docker load."""
+    if file == "-" and sys.stdout.isatty():
+        raise Failure("an archive is not for a terminal", code=WRONG_FILE, hint="name a file or use a pipe")
+    path = file if file == "-" else os.path.abspath(file)
+    digest = pull.store().export(_host(ctx).root, ref, path, form, os.getcwd())
+    click.echo(digest, err=file == "-")
+
+
+@image.command(cls=Guarded)
+@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", help="How to print.")
+@click.argument("ref")
+@click.pass_context
+def history(ctx: click.Context, ref: str, form: str) -> None:
+    """Show how an image was made, the newest step first."""
+    rows = [row._asdict() for row in pull.store().history(_host(ctx).root, ref, os.getcwd())]
+    if form == "table":
+        rows = [
+            {
+                "layer": row["layer"][7:19] or None,
+                "created": row["created"][:19].replace("T", " "),
+                "size": human(row["size"]),
+                "created by": row["created_by"][:80],
+            }
+            for row in rows
+        ]
+    printed(rows, form)
+
+
+@click.command(cls=Guarded)
+@click.option("-u", "--username", default="", metavar="USER", help="As whom; asked for when it is not given.")
+@click.option("--password-stdin", is_flag=True, help="Read the password from standard input.")
+@click.argument("registry", default="docker.io")
+@click.pass_context
+def login(ctx: click.Context, registry: str, username: str, password_stdin: bool) -> None:
+    """Ask a registry whether it takes a name and a password, and keep them where docker keeps its own."""
+    user = username or click.prompt("Username", err=True)
+    if password_stdin:
+        password = sys.stdin.read().rstrip("\r\n")
+    else:
+        password = click.prompt("Password", hide_input=True, err=True)
+    place = pull.store().login(registry, user, password)
+    click.echo(f"{registry}: logged in; kept in {place}")
+
+
+@click.command(cls=Guarded)
+@click.argument("registry", default="docker.io")
+@click.pass_context
+def logout(ctx: click.Context, registry: str) -> None:
+    """Forget the name and password for a registry."""
+    found = pull.store().logout(registry)
+    click.echo(f"{registry}: {'logged out' if found else 'was not logged in'}")
+
+
+@image.command(cls=Guarded)
+@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", help="How to print.")
+@click.option("-q", "--quiet", is_flag=True, help="Digests only.")
+@click.pass_context
+def ls(ctx: click.Context, form: str, quiet: bool) -> None:
+    """List the images in the store."""
+    rows = [row._asdict() for row in pull.store().ls(_host(ctx).root)]
+    if quiet:
+        for row in rows:
+            click.echo(row["digest"])
+        return
+    if form == "table":
+        rows = [
+            {
+                **row,
+                "digest": row["digest"][:19],
+                "size": human(row["size"]),
+                "pulled": time.strftime("%Y-%m-%d %H:%M", time.localtime(row["pulled"])),
+            }
+            for row in rows
+        ]
+    printed(rows, form)
+
+
+@image.command(cls=Guarded)
+@click.argument("ref")
+@click.pass_context
+def inspect(ctx: click.Context, ref: str) -> None:
+    """Print what the store knows of an image as JSON."""
+    click.echo(json.dumps(pull.store().inspect(_host(ctx).root, ref, os.getcwd()), indent=2))
+
+
+@image.command(cls=Guarded)
+@click.argument("refs", nargs=-1, required=True)
+@click.pass_context
+def rm(ctx: click.Context, refs: Sequence[str]) -> None:
+    """Remove images; one that a pod uses stays."""
+    host = _host(ctx)
+    _removed(pull.store().rm(host.root, list(refs), lambda: used(host), os.getcwd()))
+
+
+@image.command(cls=Guarded)
+@click.option("-a", "--all", "unused", is_flag=True, help="Also images that no pod uses.")
+@click.pass_context
+def prune(ctx: click.Context, unused: bool) -> None:
+    """Remove what no image needs; with -a every image that no pod uses."""
+    host = _host(ctx)
+    _removed(pull.store().prune(host.root, lambda: used(host), unused))
+
+
+def _removed(removed: Any) -> None:
+    for ref in removed.refs:
+        click.echo(f"removed {ref}")
+    click.echo(f"freed {human(removed.freed)}")

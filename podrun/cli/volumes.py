@@ -1,0 +1,112 @@
+"""``podrun volume``: named volumes on the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+import click
+
+from podrun.cli.output import Guarded, printed
+from podrun.engine import hook_loader
+from podrun.engine import journal as journals
+from podrun.engine import state as states
+from podrun.errors import BUSY, UNAVAILABLE, Failure
+from podrun.host import Host
+from podrun.launcher.commands import host_of
+
+
+def _volumes() -> Any:
+    """The storage hook's functions for named volumes."""
+    return import_module(f"{hook_loader.FIRST_PARTY['storage']}.volumes")
+
+
+@click.group(name="volume")
+def group() -> None:
+    """Named volumes."""
+
+
+def users(host: Host) -> dict[str, list[str]]:
+    """The pods that use each volume, by their journals: a step's source, or a container's volumes in docker's words."""
+    found: dict[str, list[str]] = {}
+    for pod in journals.pods(host.run):
+        for entry in states.entries(journals.journals(host.run, pod)):
+            options = entry.step["options"]
+            sources = [str(options.get("source", "")).removeprefix("volume:")]
+            sources += [str(text).partition(":")[0] for text in options.get("volumes", ())]
+            for name in sources if entry.at != "down" else ():
+                if name and "/" not in name and pod not in found.setdefault(name, []):
+                    found[name].append(pod)
+    return found
+
+
+def _row(host: Host, name: str, used: dict[str, list[str]]) -> dict[str, Any]:
+    path = _volumes().path_of(host.root, name)
+    return {"name": name, "path": path, "modified": os.stat(path).st_mtime, "pods": used.get(name, [])}
+
+
+@group.command(cls=Guarded)
+@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", help="How to print.")
+@click.option("-q", "--quiet", is_flag=True, help="Names only.")
+@click.pass_context
+def ls(ctx: click.Context, form: str, quiet: bool) -> None:
+    """List the volumes."""
+    host = host_of(ctx.obj)
+    used = users(host)
+    rows = [_row(host, name, used) for name in _volumes().names(host.root)]
+    if quiet:
+        for row in rows:
+            click.echo(row["name"])
+        return
+    if form == "table":
+        rows = [{**row, "modified": time.strftime("%Y-%m-%d %H:%M", time.localtime(row["modified"]))} for row in rows]
+    printed(rows, form)
+
+
+@group.command(cls=Guarded)
+@click.argument("name")
+@click.pass_context
+def inspect(ctx: click.Context, name: str) -> None:
+    """Print what is known of a volume as JSON."""
+    host = host_of(ctx.obj)
+    _known(host, [name])
+    click.echo(json.dumps(_row(host, name, users(host)), indent=2))
+
+
+@group.command(cls=Guarded)
+@click.argument("names", nargs=-1, required=True)
+@click.pass_context
+def rm(ctx: click.Context, names: Sequence[str]) -> None:
+    """Remove volumes with what is in them; one that a pod uses stays."""
+    host = host_of(ctx.obj)
+    _known(host, names)
+    used = users(host)
+    for name in names:
+        if name in used:
+            pods = ", ".join(used[name])
+            raise Failure(f"volume {name} is used by {pods}", code=BUSY, hint=f"'podrun down {used[name][0]}' first")
+    for name in names:
+        _volumes().remove(host.root, name)
+        click.echo(f"removed {name}")
+
+
+@group.command(cls=Guarded)
+@click.pass_context
+def prune(ctx: click.Context) -> None:
+    """Remove the volumes that no pod uses now, with what is in them."""
+    host = host_of(ctx.obj)
+    used = users(host)
+    for name in _volumes().names(host.root):
+        if name not in used:
+            _volumes().remove(host.root, name)
+            click.echo(f"removed {name}")
+
+
+def _known(host: Host, names: Sequence[str]) -> None:
+    for name in names:
+        if name not in _volumes().names(host.root):
+            raise Failure(f"there is no volume {name}", code=UNAVAILABLE, hint="'podrun volume ls' lists them")

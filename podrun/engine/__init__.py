@@ -1,0 +1,1 @@
+"""Chain, journal, locks and the state of pods."""

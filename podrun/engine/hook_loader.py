@@ -1,0 +1,128 @@
+"""Which code a hook's name stands for. Nothing is imported before a chain names it."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from podrun.errors import INTERNAL, WRONG_FILE, Failure
+from podrun.hook import Pod, Step
+from podrun.options import unknown
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from podrun.hook import Hook
+
+#: First-party names resolve from this table: scanning entry points costs 60 ms.
+FIRST_PARTY = {
+    "image": "podrun_hooks.image",
+    "storage": "podrun_hooks.storage",
+    "network": "podrun_hooks.network",
+    "container": "podrun_hooks.container",
+    "register": "podrun_hooks.register",
+    "oci-hooks": "podrun_hooks.oci_hooks",
+}
+#: What runs an executable as a hook.
+EXECUTABLE = "podrun_hooks.executable.hook"
+#: Where installed packages say which hooks they bring.
+ENTRY_POINTS = "podrun.hooks"
+
+
+def load(name: str) -> Hook:
+    """The hook called ``name`` in a pod file: first-party, "exec:/path", an executable in a drop-in directory, or
+    of an installed package, in this order.
+
+    Raises Failure (WRONG_FILE) for a name that nothing answers to, with the nearest one, and for a package's hook that
+    cannot be imported or lacks a verb.
+    """
+    if name.startswith("exec:"):
+        if not name.startswith("exec:/"):
+            raise Failure(f"{name!r}: an executable is named by its absolute path", code=WRONG_FILE)
+        return _module(EXECUTABLE)
+    if name in FIRST_PARTY:
+        return _module(FIRST_PARTY[name])
+    if executable(name):
+        return _module(EXECUTABLE)
+    from importlib.metadata import entry_points
+
+    installed = entry_points(group=ENTRY_POINTS)
+    if name not in installed.names:
+        raise Failure(unknown(name, names(), "hook"), code=WRONG_FILE, hint="or exec:/path for an executable")
+    try:
+        hook: Hook = installed[name].load()
+    except Exception as error:
+        raise Failure(f"the hook {name!r} cannot be imported: {error!r}", code=WRONG_FILE) from error
+    missing = [word for word in ("Options", "up", "down") if not hasattr(hook, word)]
+    if missing:
+        raise Failure(f"the hook {name!r} lacks {', '.join(missing)}", code=WRONG_FILE, hint="see docs/hooks.md")
+    return hook
+
+
+def executable(name: str) -> str:
+    """The path of the executable that a hook's name stands for; "" when it is no executable."""
+    if name in FIRST_PARTY:
+        return ""
+    path: str = _command().placed(name)
+    return path
+
+
+def dropped_in() -> list[str]:
+    """The names of the executables in the drop-in directories, sorted."""
+    found: set[str] = set()
+    for directory in _command().directories():
+        try:
+            found |= {name for name in os.listdir(directory) if _is_executable(f"{directory}/{name}")}
+        except OSError:
+            continue
+    return sorted(found - set(FIRST_PARTY))
+
+
+def _is_executable(path: str) -> bool:
+    return os.path.isfile(path) and os.access(path, os.X_OK) and not os.path.basename(path).startswith(".")
+
+
+def names() -> list[str]:
+    """Every name that a pod file can give a hook without a path, in the order in which they are looked for."""
+    from importlib.metadata import entry_points
+
+    return list(dict.fromkeys([*FIRST_PARTY, *dropped_in(), *sorted(entry_points(group=ENTRY_POINTS).names)]))
+
+
+def kind(name: str) -> str:
+    """Where a hook comes from: "first-party", "executable" or "package"."""
+    if name in FIRST_PARTY:
+        return "first-party"
+    return "executable" if executable(name) else "package"
+
+
+def known() -> dict[str, Hook]:
+    """Every hook that a pod file can name without a path: first-party ones, drop-ins, those of installed packages."""
+    return {name: load(name) for name in names()}
+
+
+def described(name: str) -> dict[str, Any]:
+    """What an executable says of itself when it is asked (runs it); {} for one that says nothing, and for other hooks.
+
+    Any of "doc" (a line), "takes" and "gives" (names of facts), "options" (a JSON Schema).
+    """
+    if not executable(name):
+        return {}
+    told: dict[str, Any] = _command().describe(Step(Pod("describe", "/", "/", tag="podrun-describe"), name, name, {}))
+    return told
+
+
+def _command() -> Any:
+    """What runs executables; it knows where they are."""
+    return _module(EXECUTABLE)
+
+
+def _module(name: str) -> Hook:
+    try:
+        __import__(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        raise Failure(f"{name} is not installed beside podrun", code=INTERNAL) from error
+    return sys.modules[name]

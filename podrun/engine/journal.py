@@ -1,0 +1,254 @@
+"""The journal: an append-only record of what has been started and done. Teardown reads it and nothing else.
+
+One file per segment of a pod, JSON Lines. The first line is the header (the pod as it was at ``up``); every later one
+says what became of a step::
+
+    {"v":1,"pod":{"name":"web",...},"segment":"pod","order":0,"file":"/etc/podrun/web.toml","boot_id":"...",...}
+    {"n":0,"at":"starting","t":81234.56,"step":{"hook":"network","name":"network","options":{...}}}
+    {"n":0,"at":"up","facts":{"netns":"/run/netns/podrun-web"},"ms":4.1}
+    {"at":"ready"}
+    {"n":0,"at":"stopping"}
+    {"n":0,"at":"down"}
+
+Intent is written before the act and the result after it, each with one write(2) of a whole line to an O_APPEND file: a
+kill -9 leaves at most a torn last line, which is ignored when read and cut off before anything is appended.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+
+from podrun import jsontext
+from podrun.errors import CANNOT_CREATE, Failure
+from podrun.hook import Facts, Pod
+from podrun.record import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from typing import Any
+
+VERSION = 1
+#: The segment of what comes before the first resident step. No container may have its name.
+POD_SEGMENT = "pod"
+#: The socket in the pod's directory through which a runtime hands over a terminal; it goes with the journals.
+CONSOLE = "console"
+
+
+class Entry(NamedTuple):
+    """A step as its journal tells it. ``step`` is what was resolved at ``up``: hook, name, options, optional, for..."""
+
+    n: int
+    step: Mapping[str, Any]
+    #: starting | up | failed (optional, and its up failed) | stopping | down
+    at: str = "starting"
+    #: As returned by ``up``, {} before that.
+    facts: Facts = {}
+    milliseconds: float = 0.0
+    #: What a resident step announced before its ``up`` was over: {"pid", "start"}.
+    process: Mapping[str, int] | None = None
+    why: str = ""
+    #: When it was begun, in milliseconds on the monotonic clock; 0.0 where that is not known.
+    began: float = 0.0
+
+
+class Header(NamedTuple):
+    """Who wrote a journal, and where: the first line."""
+
+    pod: Pod
+    segment: str
+    order: int
+    file: str
+    boot_id: str
+    #: The launcher: pid and start time (field 22 of proc(5) stat).
+    pid: int
+    start: int
+    version: int = VERSION
+
+
+class Journal(NamedTuple):
+    """The content of one journal file. ``header`` is None when podrun was killed before the first line was whole."""
+
+    path: str
+    header: Header | None
+    entries: tuple[Entry, ...]
+    ready: bool = False
+    stopping: bool = False
+
+    @property
+    def segment(self) -> str:
+        """The segment's name, which is the file's."""
+        return os.path.basename(self.path).removesuffix(".journal")
+
+
+# --- where journals and locks live ---------------------------------------------------------------------------------
+
+
+def directory(run: str, pod: str) -> str:
+    """The pod's directory below the run directory."""
+    return f"{run}/pods/{pod}"
+
+
+def pods(run: str) -> list[str]:
+    """The names of the pods that have a directory, sorted."""
+    try:
+        return sorted(name for name in os.listdir(f"{run}/pods") if not name.startswith("."))
+    except FileNotFoundError:
+        return []
+
+
+def journals(run: str, pod: str, segment: str = "") -> list[Journal]:
+    """The pod's journals in the order in which its segments start.
+
+    With ``segment``, those that go down with it: its own, and for the pod segment all, because they stand on it.
+    """
+    try:
+        names = os.listdir(directory(run, pod))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    found = [read(f"{directory(run, pod)}/{name}") for name in names if name.endswith(".journal")]
+    if segment not in ("", POD_SEGMENT):
+        found = [journal for journal in found if journal.segment == segment]
+    return sorted(found, key=lambda journal: journal.header.order if journal.header else -1)
+
+
+def remove_directory(run: str, pod: str) -> None:
+    """Removes the pod's directory once its journals are gone; what somebody else has put there stays."""
+    try:
+        os.unlink(f"{directory(run, pod)}/{CONSOLE}")
+    except OSError:
+        pass
+    try:
+        os.rmdir(directory(run, pod))
+    except OSError:
+        pass
+
+
+# --- reading -------------------------------------------------------------------------------------------------------
+
+
+def read(path: str) -> Journal:
+    """The journal at ``path``; an absent or torn one reads as far as it is whole."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read()
+    except FileNotFoundError:
+        text = ""
+    lines = list(_whole_lines(text))
+    if not lines:
+        return Journal(path, None, ())
+    entries: dict[int, Entry] = {}
+    ready = stopping = False
+    for line in lines[1:]:
+        at = line.get("at")
+        if "n" not in line:
+            ready = ready or at == "ready"
+            stopping = stopping or at == "stopping"
+        elif at == "starting":
+            entries[line["n"]] = Entry(line["n"], line["step"], began=line.get("t", 0.0))
+        else:
+            changes: dict[str, Any] = {key: line[key] for key in ("at", "facts", "process", "why") if key in line}
+            if "ms" in line:
+                changes["milliseconds"] = line["ms"]
+            entries[line["n"]] = entries[line["n"]]._replace(**changes)
+    return Journal(path, _header(lines[0]), tuple(entries[n] for n in sorted(entries)), ready, stopping)
+
+
+def _whole_lines(text: str) -> Iterator[dict[str, Any]]:
+    for line in text[: text.rfind("\n") + 1].splitlines():
+        yield jsontext.loads(line)
+
+
+def _header(line: Mapping[str, Any]) -> Header:
+    told = line["pod"]
+    pod = Pod(**{key: told[key] for key in Pod._fields if key in told})
+    return Header(
+        pod, line["segment"], line["order"], line["file"], line["boot_id"], line["pid"], line["start"], line["v"]
+    )
+
+
+# --- writing -------------------------------------------------------------------------------------------------------
+
+
+class Writer:
+    """Appends to one journal. Close it, or use it as a context manager; closing releases nothing but the descriptor."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        self._cut_torn_line()
+
+    def _cut_torn_line(self) -> None:
+        size = os.fstat(self.fd).st_size
+        end = size
+        while end and os.pread(self.fd, 1, end - 1) != b"\n":
+            # A torn line is short work only because lines are: read back in blocks.
+            block = os.pread(self.fd, min(end, 4096), max(0, end - 4096))
+            found = block.rfind(b"\n")
+            end = max(0, end - 4096) + (found + 1 if found >= 0 else 0)
+        if end != size:
+            os.ftruncate(self.fd, end)
+
+    def _append(self, line: Mapping[str, Any]) -> None:
+        data = (jsontext.dumps(line) + "\n").encode()
+        try:
+            written = os.write(self.fd, data)
+        except OSError as error:
+            raise Failure(f"{self.path}: {error.strerror}", code=CANNOT_CREATE) from error
+        if written != len(data):
+            # What is appended next has to be a line of its own.
+            os.ftruncate(self.fd, os.fstat(self.fd).st_size - written)
+            raise Failure(f"{self.path}: {os.strerror(errno.ENOSPC)}", code=CANNOT_CREATE)
+
+    def _append_if_possible(self, line: Mapping[str, Any]) -> None:
+        """What is only told while undoing: a full disk must not keep a pod from being removed."""
+        try:
+            self._append(line)
+        except Failure:
+            pass
+
+    def header(self, header: Header) -> None:
+        """The first line."""
+        line = {**header._asdict(), "pod": header.pod._asdict()}
+        line["v"] = line.pop("version")
+        self._append(line)
+
+    def starting(self, n: int, step: Mapping[str, Any]) -> None:
+        """The intent of a step, before its ``up``."""
+        self._append({"n": n, "at": "starting", "t": round(time.monotonic() * 1000, 2), "step": step})
+
+    def process(self, n: int, pid: int, start: int) -> None:
+        """A resident step's process, as soon as it exists."""
+        self._append({"n": n, "process": {"pid": pid, "start": start}})
+
+    def up(self, n: int, facts: Facts, milliseconds: float) -> None:
+        """The facts of a step whose ``up`` is done."""
+        self._append({"n": n, "at": "up", "facts": facts, "ms": round(milliseconds, 2)})
+
+    def failed(self, n: int, why: str) -> None:
+        """An optional step that failed and was skipped; its ``down`` still runs."""
+        self._append({"n": n, "at": "failed", "why": why})
+
+    def ready(self) -> None:
+        """Every step of the segment is up."""
+        self._append({"at": "ready"})
+
+    def stopping(self, n: int | None = None) -> None:
+        """Before a step's ``down``; without ``n``: the whole segment is being undone."""
+        self._append_if_possible({"at": "stopping"} if n is None else {"n": n, "at": "stopping"})
+
+    def down(self, n: int) -> None:
+        """A step is undone."""
+        self._append_if_possible({"n": n, "at": "down"})
+
+    def close(self) -> None:
+        """Closes the file."""
+        os.close(self.fd)
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,57 @@
+"""A pod's lock: one podrun at a time works on a pod."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+
+from podrun.errors import BUSY, Failure
+
+
+class Lock:
+    """The pod's lock, held while this object is open. Use as a context manager.
+
+    flock(2) on a file that is never unlinked (an unlinked one could be held by two). A forked child shares it with us:
+    it must call :meth:`close` first thing, so that the lock dies with the launcher.
+    """
+
+    def __init__(self, run: str, pod: str, *, wait: bool) -> None:
+        os.makedirs(f"{run}/locks", mode=0o700, exist_ok=True)
+        self.fd = os.open(f"{run}/locks/{pod}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self.fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            self.close()
+            raise Failure(
+                "another podrun is working on it", code=BUSY, hint=f"see 'podrun ps', or wait: 'podrun down {pod}' does"
+            ) from None
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Releases the lock; may be called again."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def __enter__(self) -> Lock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def is_locked(run: str, pod: str) -> bool:
+    """True when a podrun is at work on the pod right now."""
+    try:
+        fd = os.open(f"{run}/locks/{pod}", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False

@@ -1,0 +1,59 @@
+"""A chain cut at its resident steps, and the step of a journal's record."""
+
+from __future__ import annotations
+
+from podrun.engine.journal import POD_SEGMENT
+from podrun.engine.world import Callbacks
+from podrun.errors import Failure
+from podrun.hook import Pod, Problem, Step
+from podrun.messages import quiet
+from podrun.options import Wrong, read
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from typing import Any
+
+    from podrun.hook import Hook
+    from podrun.podfile.loader import StepText
+
+
+def segments(steps: Sequence[StepText], load: Callable[[str], Hook]) -> Iterator[tuple[str, list[StepText]]]:
+    """Cuts a chain at its resident steps: the pod segment, then one for each with the steps after it."""
+    name = POD_SEGMENT
+    members: list[StepText] = []
+    for step in steps:
+        if getattr(load(step.hook), "resident", False):
+            if members:
+                yield name, members
+            name, members = step.name, []
+        members.append(step)
+    if members:
+        yield name, members
+
+
+def resolve(pod: Pod, hook: Hook, record: Any, notify: Callable[[str], None] = quiet) -> Step:
+    """The Step of a journal's record of it (or of a pod file's). Raises Failure for options that are not the hook's."""
+    declared = hook.Options
+    try:
+        options = record["options"] if declared is None else read(declared, record["options"])
+    except Wrong as wrong:
+        raise Failure(wrong.what, hint="was it started by another version of the hook?") from None
+    timeout = record.get("timeout")
+    return Step(pod, record["hook"], record["name"], options, notify, float("inf") if timeout is None else timeout)
+
+
+def problems(pod: Pod, steps: Sequence[StepText], world: Callbacks) -> list[tuple[StepText, Problem]]:
+    """What the hooks' checks found, with the step; nothing is changed by asking."""
+    found = []
+    for text in steps:
+        hook = world.load(text.hook)
+        check = getattr(hook, "check", None)
+        if check:
+            found += [(text, problem) for problem in check(resolve(pod, hook, text._asdict()))]
+    return found
+
+
+def label_of(record: Any) -> str:
+    """How messages name the step of a journal's record."""
+    return str(record["hook"] if record["name"] == record["hook"] else f"{record['hook']} {record['name']}")

@@ -1,0 +1,51 @@
+"""A pod's state, as its journals and the kernel tell it."""
+
+from __future__ import annotations
+
+import os
+
+from podrun.engine import journal as journals
+from podrun.engine import locks
+from podrun.engine.journal import Entry, Journal
+from podrun.engine.processes import alive, boot_id
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def state(run: str, name: str) -> str:
+    """absent, starting, up, dead, stopping or failed; see section "States" of docs/command-line.md."""
+    found = journals.journals(run, name)
+    if not found:
+        return "absent"
+    if locks.is_locked(run, name):
+        return "stopping" if any(journal.stopping for journal in found) else "starting"
+    return standing(found)
+
+
+def standing(found: Sequence[Journal]) -> str:
+    """up, dead or failed: how a pod stands that no podrun is at work on. For whoever holds the lock."""
+    if any(journal.stopping for journal in found) or not all(journal.ready for journal in found):
+        return "failed"
+    if any(journal.header and journal.header.boot_id != boot_id() for journal in found):
+        return "dead"
+    processes = [entry.facts["process"] for entry in entries(found) if "process" in entry.facts]
+    if processes and not any(alive(process["pid"], process["start"]) for process in processes):
+        return "dead"
+    return "up"
+
+
+def entries(found: Sequence[Journal]) -> list[Entry]:
+    """The steps of all the pod's segments, in start order."""
+    return [entry for journal in found for entry in journal.entries]
+
+
+def file_of(run: str, path: str) -> list[str]:
+    """The pods that were started from the pod file at ``path``."""
+    wanted = os.path.realpath(path)
+    return [
+        name
+        for name in journals.pods(run)
+        if any(journal.header and journal.header.file == wanted for journal in journals.journals(run, name))
+    ]

@@ -1,0 +1,158 @@
+"""Carrying out the plain commands: up, down, run and image pull, from their parameters to the exit code."""
+
+from __future__ import annotations
+
+import os
+
+from podrun.errors import INTERNAL, WRONG_FILE, Failure, Interrupted, of_oserror
+from podrun.host import ROOT, RUN, Host
+from podrun.messages import report, tell
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+
+def act(command: str, given: dict[str, Any], host: Host | None = None) -> int:
+    """Carries out one of them with the parameters that podrun.arguments declares; returns the exit code."""
+    return guarded(lambda: _ACTS[command](given, host or host_of(given)), given)
+
+
+def guarded(work: Callable[[], int | None], given: dict[str, Any]) -> int:
+    """Does a command's work; what goes wrong is told in one line and becomes the exit code.
+
+    ``given`` are the parameters: they have the pod's name, and whether tracebacks are wanted.
+    """
+    try:
+        return work() or 0
+    except (Failure, Interrupted) as error:
+        return report(error, subject(given), given["debug"])
+    except KeyboardInterrupt:
+        tell(f"podrun: {subject(given)}interrupted; run it again to go on")
+        return 130
+    except BrokenPipeError:
+        # The reader of our output (less, head) has had enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    except OSError as error:
+        return report(of_oserror(error), subject(given), given["debug"])
+    except Exception as error:
+        if given["debug"]:
+            raise
+        tell(f"podrun: internal error: {type(error).__name__}: {error}; --debug shows where")
+        return INTERNAL
+
+
+def host_of(given: dict[str, Any]) -> Host:
+    """The machine, with the directories that the command line or the environment names."""
+
+    def say(line: str) -> None:
+        tell(f"podrun: {subject(given)}{line}")
+
+    def watch(event: str, label: str) -> None:
+        say(f"{event} {label}")
+
+    root = given.get("root") or os.environ.get("PODRUN_ROOT") or ROOT
+    run = given.get("run") or os.environ.get("PODRUN_RUN") or RUN
+    told = {"watch": watch} if given.get("debug") else {}
+    return Host(os.path.abspath(root), os.path.abspath(run), os.environ, say, **told)
+
+
+def name_of(word: str, host: Host) -> str:
+    """The pod that a FILE or NAME word means: for a file the pod that was started from it, else what it says itself."""
+    if "/" not in word and not word.endswith(".toml"):
+        return _valid(word)
+    from podrun.engine import hook_loader
+    from podrun.engine import state as states
+    from podrun.podfile import loader
+
+    started = states.file_of(host.run, word)
+    if len(started) == 1:
+        return started[0]
+    try:
+        return loader.load(word, environ=None, load_hook=hook_loader.load).name
+    except Failure:
+        # Broken or gone: what it was started as is the best guess, and down has to work.
+        return _valid(_shown(word))
+
+
+def _valid(name: str) -> str:
+    """The name of a pod, refused when no pod file could have given it: it becomes part of paths."""
+    from podrun.options import Wrong
+    from podrun.podfile.tables import POD_NAME, STEP_NAME
+
+    pod, at, instance = name.partition("@")
+    try:
+        POD_NAME.parse(pod)
+        if at:
+            STEP_NAME.parse(instance)
+    except Wrong as wrong:
+        raise Failure(f"{name!r} is not the name of a pod: {wrong.what}", code=WRONG_FILE) from None
+    return name
+
+
+def _up(given: dict[str, Any], host: Host) -> int:
+    from podrun.engine import hook_loader
+    from podrun.launcher import launch
+    from podrun.podfile import cache, loader
+    from podrun.systemd import notify
+
+    if given["resolved"]:
+        from podrun.launcher import transient
+
+        text = transient.resolved(given["word"])
+        given["word"] = text.name
+    else:
+        text = loader.load(
+            given["word"],
+            environ=host.environ,
+            load_hook=hook_loader.load,
+            in_unit=notify.takes_over(host.environ),
+            cache=cache.directory(host.run),
+        )
+    if given["detach"] and not given["segment"]:
+        from podrun.launcher import detach
+
+        return detach.start(text, host)
+    return launch.up(text, host, detach=given["detach"], segment=given["segment"])
+
+
+def _down(given: dict[str, Any], host: Host) -> int:
+    from podrun.launcher import launch
+
+    return launch.down(
+        name_of(given["word"], host),
+        host,
+        invocation=given["invocation"],
+        force=given["force"],
+        segment=given["segment"],
+    )
+
+
+def _run(given: dict[str, Any], host: Host) -> int:
+    from podrun.launcher import run
+
+    return run.run(given, host)
+
+
+def _image_pull(given: dict[str, Any], host: Host) -> int:
+    from podrun.launcher import pull
+
+    return pull.pull(given, host)
+
+
+def subject(given: dict[str, Any]) -> str:
+    """The pod in front of a message: "web: ", or nothing while it has no name."""
+    name = _shown(str(given.get("word") or given.get("name") or ""))
+    return f"{name}: " if name else ""
+
+
+_ACTS = {"up": _up, "down": _down, "run": _run, "image pull": _image_pull}
+
+
+def _shown(word: str) -> str:
+    """The pod's name in a FILE or NAME word: what messages and journals call it."""
+    if "/" in word or word.endswith(".toml"):
+        return word.rsplit("/", 1)[-1].removesuffix(".toml")
+    return word

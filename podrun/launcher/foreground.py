@@ -1,0 +1,167 @@
+"""podrun in the foreground: it waits for the payload, passes signals on, and tells how it ended."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import time
+
+from podrun.engine.processes import alive
+from podrun.errors import Interrupted
+from podrun.record import NamedTuple
+
+# ``signal`` builds enums (3 ms): the start path takes the numbers from the module below it.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal as _signal
+    from collections.abc import Sequence
+    from types import FrameType
+else:
+    import _signal
+
+_PR_SET_CHILD_SUBREAPER = 36
+
+SIGHUP, SIGINT, SIGQUIT, SIGTERM = _signal.SIGHUP, _signal.SIGINT, _signal.SIGQUIT, _signal.SIGTERM
+#: Signals that ask for the end of the pod.
+ENDING = (SIGINT, SIGTERM)
+#: Signals that are the payload's own business.
+PASSED_ON = (SIGHUP, SIGQUIT, _signal.SIGUSR1, _signal.SIGUSR2, _signal.SIGCONT)
+
+
+class Resident(NamedTuple):
+    """A process that a step left running. ``n`` is the step's number in the chain."""
+
+    n: int
+    label: str
+    pid: int
+    start: int
+
+
+def adopt_orphans() -> None:
+    """Makes the containers' inits children of podrun once their runtime has exited (prctl(2), CHILD_SUBREAPER)."""
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def interruptible() -> None:
+    """From here on SIGINT, SIGTERM and SIGHUP raise Interrupted, once: what follows the first one is the undoing."""
+
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        for signal in (*ENDING, SIGHUP):
+            _signal.signal(signal, _signal.SIG_IGN)
+        raise Interrupted(number)
+
+    for signal in (*ENDING, SIGHUP):
+        if _signal.getsignal(signal) != _signal.SIG_IGN:  # nohup(1) means it
+            _signal.signal(signal, interrupt)
+
+
+def hold() -> set[int]:
+    """From here on signals wait until :func:`wait` takes them: none finds podrun between the start and the waiting.
+
+    Returns which they are. Threads started from now on leave the signals to the main one.
+    """
+    # A blocked signal is queued although it is ignored, and nohup(1) means it.
+    held: set[int] = {number for number in (*ENDING, *PASSED_ON) if _signal.getsignal(number) != _signal.SIG_IGN}
+    _signal.pthread_sigmask(_signal.SIG_BLOCK, held | {_signal.SIGCHLD})
+    return held
+
+
+def wait(residents: Sequence[Resident]) -> tuple[int, bool]:
+    """Waits until every resident has ended, or one of them has failed; returns (exit status, all have ended).
+
+    The status is that of the first resident that failed, 128+n by signal n, else 0. Raises Interrupted on SIGINT and
+    SIGTERM; other signals go to the residents. Afterwards signals are ignored: what follows is the undoing.
+    """
+    waiting = {resident.pid: resident for resident in residents}
+    held = hold()
+    try:
+        while waiting:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid in waiting:
+                del waiting[pid]
+                if status:
+                    return exit_code(status), not waiting
+            elif not pid:
+                number = _signal.sigwaitinfo(held | {_signal.SIGCHLD}).si_signo
+                if number in ENDING:
+                    raise Interrupted(number)
+                for resident in waiting.values() if number in held else ():
+                    send(resident, number)
+        return 0, True
+    except ChildProcessError:
+        # Nobody's children any more: somebody else has reaped them.
+        return 0, not any(alive(resident.pid, resident.start) for resident in waiting.values())
+    finally:
+        for number in held:
+            _signal.signal(number, _signal.SIG_IGN)
+        _signal.pthread_sigmask(_signal.SIG_UNBLOCK, held | {_signal.SIGCHLD})
+
+
+def await_end(resident: Resident, seconds: float) -> int | None:
+    """Waits for one resident, a child of podrun, to end; its exit code, or None when it has not after ``seconds``.
+
+    Other children are reaped meanwhile: a container's init cannot end before the orphans of its namespace have been.
+    """
+    import select
+
+    deadline = time.monotonic() + seconds
+    try:
+        fd = os.pidfd_open(resident.pid)
+    except ProcessLookupError:
+        return 0
+    try:
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        while not poll.poll(max(0, min(deadline - time.monotonic(), 0.05) * 1000)):
+            if time.monotonic() > deadline:
+                return None
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                continue
+            if pid == resident.pid:
+                return exit_code(status)
+    finally:
+        os.close(fd)
+    return reap(resident)
+
+
+def reap(resident: Resident) -> int:
+    """The exit code of a resident that has ended; 0 when it was not podrun's child or has been reaped."""
+    try:
+        pid, status = os.waitpid(resident.pid, os.WNOHANG)
+    except ChildProcessError:
+        return 0
+    return exit_code(status) if pid else 0
+
+
+def last_words(seconds: float) -> None:
+    """Waits, at most so long, for the children that are left: they copy the payload's last output to the terminal."""
+    deadline = time.monotonic() + seconds
+    try:
+        while time.monotonic() < deadline:
+            if os.waitpid(-1, os.WNOHANG) == (0, 0):
+                time.sleep(0.002)
+    except ChildProcessError:
+        return
+
+
+def send(resident: Resident, number: int) -> None:
+    """Sends a signal to the very process, never to one that got its pid later (pidfd_send_signal(2))."""
+    try:
+        fd = os.pidfd_open(resident.pid)
+    except ProcessLookupError:
+        return
+    try:
+        if alive(resident.pid, resident.start):
+            _signal.pidfd_send_signal(fd, number)
+    except ProcessLookupError:
+        pass
+    finally:
+        os.close(fd)
+
+
+def exit_code(status: int) -> int:
+    """A wait status as a shell shows it: the exit status, 128+n for signal n."""
+    code = os.waitstatus_to_exitcode(status)
+    return code if code >= 0 else 128 - code

@@ -1,0 +1,250 @@
+"""What ``podrun up``, ``down`` and ``run`` do, from the pod's lock to the exit code. This is the start path."""
+
+from __future__ import annotations
+
+import os
+
+from podrun.engine import chain, hook_loader
+from podrun.engine import journal as journals
+from podrun.engine import state as states
+from podrun.engine.locks import Lock
+from podrun.engine.segments import label_of, problems, segments
+from podrun.engine.world import Callbacks
+from podrun.errors import BUSY, WRONG_FILE, Failure, Interrupted
+from podrun.hook import Pod
+from podrun.host import Host, tag
+from podrun.launcher import foreground
+from podrun.launcher.foreground import Resident
+from podrun.systemd import exit_records, notify
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from podrun.engine.world import Callbacks
+    from podrun.launcher.terminal import Terminal
+    from podrun.podfile.loader import PodText, StepText
+
+SIGKILL = 9
+
+
+def up(
+    text: PodText,
+    host: Host,
+    *,
+    detach: bool = False,
+    interactive: bool = False,
+    terminal: Terminal | None = None,
+    segment: str = "",
+) -> int:
+    """Starts a pod; returns the exit code. In the foreground that is after the payload has ended and is undone.
+
+    With ``segment``, only that part of the chain: another podrun has started, or will start, the others.
+
+    Raises Failure: BUSY when the pod is up or another podrun works on it, else what the failing step says.
+    """
+    steps = _steps(text, segment)
+    residents_wanted = sum(bool(getattr(hook_loader.load(step.hook), "resident", False)) for step in steps)
+    taking_over = notify.takes_over(host.environ)
+    handing_off = taking_over and residents_wanted == 1 and text.type != "job"
+    staying = bool(residents_wanted) and not handing_off and not detach
+    cgroup = notify.delegated_cgroup() if taking_over else ""
+    pod = Pod(
+        name=text.name,
+        root=host.root,
+        run=host.run,
+        tag=tag(text.name, host.run),
+        stop_timeout=text.stop_timeout,
+        invocation=host.environ.get("INVOCATION_ID") or os.urandom(16).hex(),
+        attached=not detach,
+        interactive=interactive and not detach,
+        console=terminal.path if terminal else "",
+        cgroup=cgroup,
+        unit=notify.own_unit() if taking_over else "",
+    )
+    foreground.interruptible()
+    lock = _patient_lock(pod.name, host) if segment else Lock(host.run, pod.name, wait=False)
+    world = _world(host, lock, listening=taking_over, handing_off=handing_off)
+    with lock:
+        _clear(pod, world, segment)
+        if pod.unit:
+            exit_records.drop(host.run, pod.name, segment)
+        _refuse_problems(pod, text, steps, world, host)
+        if not handing_off:
+            foreground.adopt_orphans()
+        if cgroup:
+            notify.leave_room(cgroup)
+        try:
+            chain.up(pod, text.file, text.steps, world, only=segment)
+            foreground.hold()
+        except Failure as failure:
+            failure.what = located(text, host, *failure.step, failure.key) + failure.what
+            raise
+        except Interrupted as interrupted:
+            # It may have come when the chain was whole, and chain.up past the point where it would have undone it.
+            raise interrupted if interrupted.hint else chain.given_up(interrupted, pod, world, segment) from None
+        if taking_over:
+            notify.notify(host.environ, f"READY=1\nSTATUS=up, {len(steps)} step{'s' * (len(steps) != 1)}")
+            notify.barrier(host.environ)
+        if terminal:
+            terminal.begin()
+    return _attend(pod, host) if staying else 0
+
+
+def _steps(text: PodText, segment: str) -> Sequence[StepText]:
+    """The steps of one segment; of a pod that begins with a container, the pod segment has none."""
+    if not segment:
+        return text.steps
+    parts = {journals.POD_SEGMENT: [], **dict(segments(text.steps, hook_loader.load))}
+    if segment not in parts:
+        raise Failure(f"there is no segment {segment!r}", code=WRONG_FILE, hint=f"there are: {', '.join(parts)}")
+    return parts[segment]
+
+
+def down(name: str, host: Host, *, invocation: str = "", force: bool = False, segment: str = "") -> int:
+    """Undoes a pod, or one segment; 0 also when there is nothing to undo.
+
+    With ``invocation``, only what this one started: a start that lost, 75, must not undo the winner's pod.
+    """
+    foreground.interruptible()
+    try:
+        if not invocation:
+            _stop_units(name, host, segment)
+        with _patient_lock(name, host) as lock:
+            found = journals.journals(host.run, name, segment)
+            own = [journal for journal in found if journal.segment == segment] if segment else found
+            if invocation and any(journal.header and journal.header.pod.invocation != invocation for journal in own):
+                return 0
+            if host.environ.get("SERVICE_RESULT") == "timeout" and own and all(journal.ready for journal in own):
+                # Once the container is the main process, systemd hears podrun's READY=1 only with NotifyAccess=all.
+                host.say("it was ready, and systemd did not hear of it: its unit lacks NotifyAccess=all")
+            if invocation:
+                # Before the journals are gone: whoever asks then is told of this end, not of an earlier one.
+                exit_records.note(host.run, name, segment, invocation, host.environ)
+            chain.down(host.run, name, _world(host, lock), force=force, only=segment)
+    except Interrupted as interrupted:
+        interrupted.hint = f"'podrun down {name}' goes on from here"
+        raise
+    return 0
+
+
+def _stop_units(name: str, host: Host, segment: str) -> None:
+    """Has systemd stop the units that the pod was started by: it would take a container's end for a failure."""
+    headers = [journal.header for journal in journals.journals(host.run, name, segment)]
+    inside = host.environ.get("INVOCATION_ID")
+    wanted = [header.pod.unit for header in headers if header and header.pod.unit and header.pod.invocation != inside]
+    if not notify.booted():
+        return
+    if not (headers or segment):
+        # Between two starts of Restart= nothing but the unit is there.
+        transient = f"{tag(name, host.run)}.service"
+        wanted += [transient] if notify.is_transient(transient) else []
+        wanted += [f"{name}.service"] if notify.made_of(name) and notify.own_unit() != f"{name}.service" else []
+    if wanted:
+        notify.ask("stop", wanted)
+
+
+def sweep(name: str, host: Host) -> bool:
+    """Undoes a pod that is dead or failed; False when it is neither, or another podrun is at work on it."""
+    try:
+        lock = Lock(host.run, name, wait=False)
+    except Failure:
+        return False
+    with lock:
+        # Asked under the lock: since somebody looked, another start may have made the pod whole again.
+        if states.standing(journals.journals(host.run, name)) == "up":
+            return False
+        chain.down(host.run, name, _world(host, lock))
+    return True
+
+
+def residents(run: str, name: str, fact: str = "process") -> list[Resident]:
+    """The processes that the pod's steps left running, in start order; ``fact`` "prober": what watches those."""
+    return [
+        Resident(entry.n, label_of(entry.step), entry.facts[fact]["pid"], entry.facts[fact]["start"])
+        for entry in states.entries(journals.journals(run, name))
+        if fact in entry.facts
+    ]
+
+
+def _world(host: Host, lock: Lock, *, listening: bool = False, handing_off: bool = False) -> Callbacks:
+    def tell_systemd(assignments: str) -> None:
+        # MAINPID is for systemd only when podrun hands off: while podrun stays, podrun is the main process.
+        lines = [line for line in assignments.splitlines() if handing_off or not line.startswith("MAINPID=")]
+        if lines and listening:
+            notify.notify(host.environ, "\n".join(lines))
+
+    return Callbacks(hook_loader.load, host.say, tell_systemd, host.watch, lock.close)
+
+
+def _clear(pod: Pod, world: Callbacks, segment: str) -> None:
+    """Undoes what an earlier start left behind; refuses when the pod is up."""
+    found = journals.journals(pod.run, pod.name, segment)
+    if not found:
+        return
+    if states.standing(found) == "up":
+        raise Failure("it is already up", code=BUSY, hint=f"'podrun down {pod.name}' stops it")
+    undone = chain.down(pod.run, pod.name, world, only=segment)
+    world.say(f"an earlier start had left something behind; undone: {', '.join(undone) or 'its journal'}")
+
+
+def _refuse_problems(pod: Pod, text: PodText, steps: Sequence[StepText], world: Callbacks, host: Host) -> None:
+    """Raises the first fatal problem that the hooks' checks found: nothing has been created yet."""
+    for step, problem in problems(pod, steps, world):
+        if problem.fatal:
+            hint = f"{problem.hint}; nothing was started" if problem.hint else "nothing was started"
+            at = located(text, host, step.hook, step.name, problem.key)
+            raise Failure(f"{at}{label_of(step._asdict())}: {problem.what}", code=problem.code, hint=hint)
+
+
+def located(text: PodText, host: Host, hook: str, name: str, key: str) -> str:
+    """Where an option of a step stands, in front of a message: "/etc/podrun/web.toml:12: "; "" for no option."""
+    if not key or not text.file:
+        return ""
+    from podrun.podfile import loader
+
+    at = loader.place(text, hook, name, key, environ=host.environ, load_hook=hook_loader.load)
+    return f"{at}: " if at else ""
+
+
+def _attend(pod: Pod, host: Host) -> int:
+    """Waits in the foreground for the payload, then undoes the pod; returns the payload's status."""
+    waiting = residents(pod.run, pod.name)
+    try:
+        status, _ = foreground.wait(waiting)
+    except Interrupted as interrupted:
+        status = _stop(pod, host, waiting, interrupted.signal)
+    down(pod.name, host, invocation=pod.invocation)
+    foreground.last_words(1.0)
+    return status
+
+
+def _stop(pod: Pod, host: Host, waiting: Sequence[Resident], signal: int) -> int:
+    """The pod was asked to end: undo what follows the last resident, pass the signal to it, and return its status.
+
+    What is left of the chain, that resident included if it does not end in time, is undone by the caller.
+    """
+    last = waiting[-1]
+    with _patient_lock(pod.name, host) as lock:
+        found = journals.journals(pod.run, pod.name)
+        if not found or not found[0].header or found[0].header.pod.invocation != pod.invocation:
+            return foreground.reap(last)
+        chain.down(pod.run, pod.name, _world(host, lock), after=last.n)
+    for prober in residents(pod.run, pod.name, "prober"):
+        # A payload that is ending may well stop answering first.
+        foreground.send(prober, SIGKILL)
+    foreground.send(last, signal)
+    status = foreground.await_end(last, pod.stop_timeout)
+    if status is None:
+        down(pod.name, host, invocation=pod.invocation)
+        status = foreground.reap(last)
+    return status
+
+
+def _patient_lock(name: str, host: Host) -> Lock:
+    """The pod's lock; says so when it has to wait for another podrun."""
+    try:
+        return Lock(host.run, name, wait=False)
+    except Failure:
+        host.say("waiting for another podrun that is at work on it")
+        return Lock(host.run, name, wait=True)

@@ -1,0 +1,136 @@
+"""``podrun image pull``: without click, because a pull that finds nothing to do is a question and an answer."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+from podrun.engine import hook_loader
+from podrun.launcher import foreground
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    from podrun.host import Host
+
+
+def store(part: str = "commands") -> Any:
+    """The store's functions; the image hook brings them."""
+    return __import__(f"{hook_loader.FIRST_PARTY['image']}.{part}", fromlist=["any"])
+
+
+def pull(given: dict[str, Any], host: Host) -> int:
+    """Brings an image of any kind into the store; prints the digest of its manifest."""
+    verify = None
+    if given["cosign_key"] or given["policy"]:
+        policy = os.path.abspath(given["policy"]) if given["policy"] else ""
+        verify = store("trust.requirements").Verify(cosign_key=given["cosign_key"], policy=policy)
+    # A pull that is asked to end ends its workers, and leaves nothing half.
+    foreground.interruptible()
+    ref, platform, here = given["ref"], given["platform"], os.getcwd()
+    with teller(given["quiet"]) as telling:
+        answer = store("freshness").ask(host.root, ref, platform, telling.notify, here, verify)
+        found = answer.image or store().pull(
+            host.root,
+            ref,
+            platform=platform,
+            notify=telling.notify,
+            cwd=here,
+            verify=verify,
+            progress=telling.progress,
+            changed=answer.changed,
+        )
+    print(found.digest)
+    return 0
+
+
+# --- how far it is
+
+
+class _Lines:
+    """What a pull tells, as lines: one a second at most."""
+
+    def __init__(self) -> None:
+        self.last = 0.0
+
+    def __enter__(self) -> _Lines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    progress = None
+
+    def notify(self, assignments: str) -> None:
+        status = next((line[7:] for line in assignments.splitlines() if line.startswith("STATUS=")), "")
+        if status and time.monotonic() - self.last >= 1.0:
+            self.last = time.monotonic()
+            print(status, file=sys.stderr, flush=True)
+
+
+class _Silence(_Lines):
+    def notify(self, assignments: str) -> None:
+        pass
+
+
+class _Bars:
+    """What a pull tells, as a bar for every layer on a terminal; lines where rich is not installed."""
+
+    def __init__(self) -> None:
+        self.lines: _Lines = _Lines()
+        self.bars: Any = None
+        self.tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> _Bars:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bars:
+            self.bars.stop()
+
+    def notify(self, assignments: str) -> None:
+        if self.bars is False:
+            self.lines.notify(assignments)
+
+    def progress(self, layers: Sequence[Any]) -> None:
+        # Not before there are layers: importing rich takes time, and the thread that draws would be one when the
+        # pull's workers are forked.
+        if self.bars is None:
+            self.bars = _drawn()
+        if not self.bars:
+            return
+        for layer in layers:
+            if layer.digest not in self.tasks:
+                self.tasks[layer.digest] = self.bars.add_task(layer.digest[7:19], total=layer.size)
+            done = layer.size if layer.stored else layer.done
+            self.bars.update(self.tasks[layer.digest], completed=done)
+
+
+def _drawn() -> Any:
+    """Bars on standard error that are being drawn; False without rich."""
+    try:
+        from rich import progress
+        from rich.console import Console
+    except ImportError:
+        return False
+    columns = (
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(None),
+        progress.DownloadColumn(binary_units=True),
+        progress.TransferSpeedColumn(),
+    )
+    bars = progress.Progress(*columns, console=Console(stderr=True), transient=True, expand=True)
+    bars.start()
+    return bars
+
+
+def teller(quiet: bool) -> Any:
+    """Who tells of a pull: ``notify`` and ``progress`` within a ``with``."""
+    if quiet:
+        return _Silence()
+    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+        return _Lines()
+    return _Bars()

@@ -1,0 +1,144 @@
+"""``podrun run``: the pod that a command line describes, as the tables that a pod file would hold."""
+
+from __future__ import annotations
+
+import os
+
+from podrun.engine import hook_loader
+from podrun.engine import journal as journals
+from podrun.errors import UNAVAILABLE, WRONG_FILE, Failure
+from podrun.launcher import launch
+from podrun.podfile import loader
+from podrun.systemd import notify
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from podrun.host import Host
+
+
+def run(given: dict[str, Any], host: Host) -> int:
+    """Starts the pod of a ``run`` command line (the parameters of podrun.arguments); returns the exit code."""
+    name = given["name"] or _name_for(given["ref"])
+    given["name"] = name
+    pod = tables(given, host)
+    text = loader.from_tables(_literal(pod), file="", name=name, environ={}, load_hook=hook_loader.load)
+    if given["save"]:
+        _save(given["save"], pod, name)
+        return 0
+    if given["restart"] not in ("", "no") and not (given["detach"] and notify.booted()):
+        raise Failure(
+            "nobody would restart it", code=UNAVAILABLE, hint="--restart takes -d, and a machine run by systemd"
+        )
+    if given["detach"] and not given["tty"]:
+        from podrun.launcher import detach
+
+        return detach.start(text, host)
+    if not given["tty"]:
+        return launch.up(text, host, interactive=given["interactive"])
+    if given["detach"]:
+        raise Failure("-t needs somebody at the terminal", code=WRONG_FILE, hint="leave out -d, or -t")
+    from podrun.launcher.terminal import Terminal
+
+    directory = journals.directory(host.run, name)
+    os.makedirs(directory, mode=0o700, exist_ok=True)
+    try:
+        with Terminal(directory) as terminal:
+            return launch.up(text, host, interactive=True, terminal=terminal)
+    finally:
+        journals.remove_directory(host.run, name)
+
+
+def tables(given: dict[str, Any], host: Host) -> dict[str, Any]:
+    """The pod file of a command line: image, network, container."""
+    image = {"hook": "image", "ref": given["ref"], **_given(given, pull="pull")}
+    network = {"hook": "network", "mode": given["network"], **_given(given, publish="publish", hostname="hostname")}
+    container = {
+        "hook": "container",
+        **_given(given, command="command", user="user", workdir="workdir", volumes="volumes", memory="memory"),
+        **_given(given, cap_add="cap_add", cap_drop="cap_drop", read_only="read_only", init="init"),
+    }
+    if given["entrypoint"] is not None:
+        container["entrypoint"] = [given["entrypoint"]] if given["entrypoint"] else []
+    if given["env"]:
+        container["env"] = environment(given["env"], host)
+    pod: dict[str, Any] = {"pod": {"name": given["name"]}, "chain": [image, network, container]}
+    return {**pod, **_restarting(given["restart"])} if given["restart"] else pod
+
+
+def _restarting(policy: str) -> dict[str, Any]:
+    """The tables for systemd that docker's --restart means."""
+    word, colon, count = policy.partition(":")
+    words = {"no": "no", "on-failure": "on-failure", "always": "always", "unless-stopped": "always"}
+    if word not in words or (colon and (word != "on-failure" or not count.isdigit())):
+        raise Failure(f"--restart {policy!r}: expected no, on-failure, on-failure:N or always", code=WRONG_FILE)
+    # systemd counts starts, docker restarts.
+    limit = {"unit": {"StartLimitBurst": int(count) + 1, "StartLimitIntervalSec": "infinity"}} if colon else {}
+    return {"service": {"Restart": words[word]}, **limit}
+
+
+def _literal(value: Any) -> Any:
+    """The same value with every "${" escaped: the shell has substituted what it was to substitute."""
+    if isinstance(value, str):
+        return value.replace("${", "$${")
+    if isinstance(value, list):
+        return [_literal(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _literal(item) for key, item in value.items()}
+    return value
+
+
+def _given(given: dict[str, Any], **keys: str) -> dict[str, Any]:
+    return {option: given[key] for key, option in keys.items() if given[key]}
+
+
+def environment(pairs: list[str], host: Host) -> dict[str, str]:
+    """-e KEY=VALUE, or -e KEY for the value in podrun's own environment, skipped when there is none as docker does."""
+    values = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not key:
+            raise Failure(f"-e {pair!r}: expected KEY=VALUE or KEY", code=WRONG_FILE)
+        if equals:
+            values[key] = value
+        elif key in host.environ:
+            values[key] = host.environ[key]
+    return values
+
+
+def _name_for(ref: str) -> str:
+    """A name nobody has chosen: the image's own word and four random digits."""
+    word = ref.partition("@")[0].rstrip("/").rpartition("/")[2].partition(":")[0] or ref.partition(":")[0]
+    plain = "".join(letter if letter.isalnum() and letter.isascii() else "-" for letter in word.lower()).strip("-")
+    return f"{plain[:40] or 'pod'}-{os.urandom(2).hex()}"
+
+
+def _save(path: str, pod: dict[str, Any], name: str) -> None:
+    """Writes the pod file; an existing file is not overwritten."""
+    lines = ["[pod]", f"name = {_toml(name)}"]
+    for step in pod["chain"]:
+        lines += ["", "[[chain]]", *(f"{key} = {_toml(value)}" for key, value in step.items())]
+    for section in ("unit", "service"):
+        if section in pod:
+            lines += ["", f"[{section}]", *(f"{key} = {_toml(value)}" for key, value in pod[section].items())]
+    try:
+        with open(path, "x", encoding="utf-8") as file:
+            file.write("\n".join(lines) + "\n")
+    except FileExistsError:
+        raise Failure(f"{path} exists", code=WRONG_FILE, hint="--save does not overwrite") from None
+
+
+def _toml(value: Any) -> str:
+    """A value in TOML. Strings are basic strings; a literal ${ is escaped as the pod file wants it."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("${", "$${")
+        plain = "".join(c if c.isprintable() else f"\\u{ord(c):04X}" if ord(c) < 65536 else c for c in escaped)
+        return f'"{plain}"'
+    if isinstance(value, list):
+        return f"[{', '.join(_toml(item) for item in value)}]"
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{_toml(key)} = {_toml(item)}" for key, item in value.items()) + " }"
+    return str(value)

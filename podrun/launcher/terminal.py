@@ -1,0 +1,121 @@
+"""A terminal for the payload (``run -t``): the pseudo-terminal that the runtime hands over, and ours in raw mode.
+
+The runtime makes the pseudo-terminal inside the container and sends its master through a socket (runc's and crun's
+--console-socket, SCM_RIGHTS). Two directions are copied by a thread while the main thread waits for the payload.
+"""
+
+from __future__ import annotations
+
+import _thread
+import os
+import select
+import signal
+import socket
+import termios
+import tty
+
+from podrun.engine.journal import CONSOLE
+from podrun.errors import Failure
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import FrameType
+    from typing import Any
+
+#: The socket's name in the pod's directory.
+SOCKET = CONSOLE
+_SIGWINCH = 28
+
+
+class Terminal:
+    """Our terminal, lent to a payload. Use as a context manager around start and wait; ``path`` goes to the runtime."""
+
+    def __init__(self, directory: str) -> None:
+        self.directory = directory
+        self.master = -1
+        self.before: list[Any] | None = None
+        self.ended = _thread.allocate_lock()
+        self.listener: socket.socket | None = None
+        self.place = -1
+
+    @property
+    def path(self) -> str:
+        """Where the runtime connects to; short, however long the run directory's path is (sun_path holds 108 bytes)."""
+        return f"/proc/{os.getpid()}/fd/{self.place}/{SOCKET}"
+
+    def __enter__(self) -> Terminal:
+        self.place = os.open(self.directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._unlink()
+        self.listener.bind(self.path)
+        self.listener.listen(1)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.master >= 0:
+            # What the payload wrote last is still to be copied; the copying ends when the last writer has closed.
+            self.ended.acquire(timeout=2)
+            os.close(self.master)
+        if self.before is not None:
+            termios.tcsetattr(0, termios.TCSADRAIN, self.before)
+        if self.listener is not None:
+            self.listener.close()
+        self._unlink()
+        os.close(self.place)
+
+    def begin(self) -> None:
+        """Takes the master that the runtime has sent, and starts copying."""
+        assert self.listener is not None
+        self.listener.settimeout(5)
+        try:
+            with self.listener.accept()[0] as peer:
+                _, fds, _, _ = socket.recv_fds(peer, 256, 1)
+        except OSError as error:
+            raise Failure("the runtime sent no terminal") from error
+        if not fds:
+            raise Failure("the runtime sent no terminal")
+        [self.master] = fds
+        os.set_inheritable(self.master, False)
+        self.resize()
+        signal.signal(signal.SIGWINCH, self.resize)
+        if os.isatty(0):
+            self.before = termios.tcgetattr(0)
+            tty.setraw(0)
+        self.ended.acquire()
+        _thread.start_new_thread(self._copy, ())
+
+    def resize(self, _number: int = _SIGWINCH, _frame: FrameType | None = None) -> None:
+        """Gives the pseudo-terminal the size of ours; the kernel tells the payload (SIGWINCH)."""
+        import fcntl
+
+        if os.isatty(0):
+            size = fcntl.ioctl(0, termios.TIOCGWINSZ, bytes(8))
+            fcntl.ioctl(self.master, termios.TIOCSWINSZ, size)
+
+    def _copy(self) -> None:
+        sources = [0, self.master]
+        try:
+            while True:
+                for source in select.select(sources, [], [])[0]:
+                    # The master of a pseudo-terminal without a slave reads as EIO.
+                    data = os.read(source, 65536)
+                    if not data and source == 0:
+                        sources.remove(0)
+                        os.write(self.master, b"\x04")  # what Ctrl-D is to a terminal
+                        continue
+                    _write(1 if source == self.master else self.master, data)
+        except OSError:
+            pass
+        finally:
+            self.ended.release()
+
+    def _unlink(self) -> None:
+        try:
+            os.unlink(f"{self.directory}/{SOCKET}")
+        except FileNotFoundError:
+            pass
+
+
+def _write(fd: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(fd, data) :]

@@ -1,0 +1,142 @@
+"""``up -d`` and ``run -d`` where systemd runs: a transient unit, or those that ``podrun unit`` has made of the file.
+
+What the pod file means is settled here, with the environment and the terminal at hand; the unit's podrun reads the
+result (0600: it may hold secrets), on a restart too.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from podrun import jsontext
+from podrun.engine import state as states
+from podrun.errors import BUSY, CANNOT_CREATE, INTERNAL, UNAVAILABLE, Failure
+from podrun.host import tag
+from podrun.podfile.loader import PodText, StepText
+from podrun.systemd import notify
+from podrun.systemd import units as unit
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from podrun.host import Host
+
+#: Settings of a unit file that systemd-run takes otherwise, or not at all.
+_NOT_PROPERTIES = ("Type", "ExecStart", "Description", "SourcePath")
+
+
+def start(text: PodText, host: Host) -> int:
+    """Starts a pod as a transient unit; returns 0 when it is ready, else podrun's own exit code from the unit."""
+    name = f"{tag(text.name, host.run)}.service"
+    if states.state(host.run, text.name) not in ("absent", "dead", "failed"):
+        raise Failure("it is already up", code=BUSY, hint=f"'podrun down {text.name}' stops it")
+    pod = _described(text)
+    if notify.is_transient(name):
+        # A failed unit stays to be looked at, until the next start.
+        _run(["systemctl", "reset-failed", name], quiet=True)
+    path = f"{host.run}/units/{text.name}.json"
+    _write(path, text)
+    podrun = unit.Command(_program(), ("--root", host.root, "--run", host.run))
+    properties = [f"--property={key}={value}" for key, value in _settings(pod, podrun)]
+    argv = [
+        "systemd-run",
+        "--quiet",
+        f"--unit={name}",
+        f"--description=podrun pod {text.name}",
+        "--service-type=notify",
+    ]
+    if not _run([*argv, *properties, "--", podrun.path, *podrun.options, "up", "--resolved", path]):
+        return 0
+    return _why(name)
+
+
+def start_made(text: PodText, source: str, host: Host) -> int:
+    """Starts the units that podrun has made of the pod's file; returns 0 when they are up, else podrun's exit code.
+
+    ``source``: the file that they were made of. Raises Failure when that is another one.
+    """
+    if states.state(host.run, text.name) not in ("absent", "dead", "failed"):
+        raise Failure("it is already up", code=BUSY, hint=f"'podrun down {text.name}' stops it")
+    if os.path.realpath(source) != os.path.realpath(text.file):
+        what = f"{text.name}.service is made of {source}, not of {text.file}"
+        raise Failure(what, code=CANNOT_CREATE, hint="give the pod another name, or leave out -d")
+    pod = _described(text)
+    parts = ["", *(segment.name for segment in pod.segments[1:] if len(pod.segments) > 2)]
+    units = [pod.unit(part) for part in parts]
+    host.say(f"starting {' '.join(units)}")
+    if not _run(["systemctl", "start", *units], quiet=True):
+        return 0
+    return next((code for name in units if (code := _why(name, forget=False))), INTERNAL)
+
+
+def resolved(path: str) -> PodText:
+    """The pod that :func:`start` has written for its unit."""
+    with open(path, encoding="utf-8") as file:
+        told = jsontext.loads(file.read())
+    steps = [StepText(**{**step, "for_": tuple(step["for_"])}) for step in told["steps"]]
+    return PodText(**{**told, "steps": tuple(steps)})
+
+
+def _write(path: str, text: PodText) -> None:
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    told = {**text._asdict(), "steps": [step._asdict() for step in text.steps]}
+    fd = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with open(fd, "w", encoding="utf-8") as file:
+        file.write(jsontext.dumps(told))
+    os.rename(f"{path}.new", path)
+
+
+def _described(text: PodText) -> unit.Pod:
+    """The pod as units see it. All of it is one unit: with several containers podrun stays and waits for them."""
+    steps = [{"hook": step.hook, "name": step.name, **step.options} for step in text.steps]
+    segments = unit.cut(steps)
+    name, at, instance = text.name.partition("@")
+    sections = {key: text.sections.get(key, {}) for key in ("unit", "service", "install")}
+    about = {"stop_timeout": text.stop_timeout, "reload": text.reload}
+    return unit.Pod(name, at + instance, text.file, about, segments, sections, [])
+
+
+def _settings(pod: unit.Pod, podrun: unit.Command) -> Iterator[tuple[str, str]]:
+    """The properties of the unit that ``podrun unit`` would write for the pod as one unit."""
+    for line in unit.single(pod, podrun).splitlines():
+        key, equals, value = line.partition("=")
+        if line.startswith("[Install]"):
+            return
+        if equals and key not in _NOT_PROPERTIES and key.isalnum():
+            yield key, value
+
+
+def _program() -> str:
+    """The absolute path of podrun's command. Raises Failure when there is none that a unit could start."""
+    from podrun.systemd.install import program
+
+    return program()
+
+
+def _run(argv: list[str], *, quiet: bool = False) -> int:
+    actions = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_WRONLY, 0) for fd in (1, 2)] if quiet else []
+    try:
+        pid = os.posix_spawnp(argv[0], argv, os.environ, file_actions=actions)
+    except FileNotFoundError:
+        raise Failure(f"there is no {argv[0]}", code=UNAVAILABLE, hint="leave out -d") from None
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def _why(name: str, *, forget: bool = True) -> int:
+    """Passes on what podrun said in a unit; returns its exit code, 0 when it has not failed, without ``forget``."""
+    import subprocess
+
+    argv = ["systemctl", "show", "--value", "--property=ExecMainStatus,InvocationID", name]
+    shown = subprocess.run(argv, check=False, capture_output=True, text=True).stdout.split()
+    status = next((int(word) for word in shown if word.isdigit() and len(word) < 4), INTERNAL)
+    if not (status or forget):
+        return 0
+    invocation = next((word for word in shown if len(word) == 32), "")
+    if invocation:
+        entries = ["journalctl", "--quiet", "-o", "cat", f"_SYSTEMD_INVOCATION_ID={invocation}"]
+        sys.stderr.write(subprocess.run(entries, check=False, capture_output=True, text=True).stdout)
+    if forget:
+        _run(["systemctl", "reset-failed", name], quiet=True)
+    return status or INTERNAL

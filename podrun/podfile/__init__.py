@@ -1,0 +1,1 @@
+"""The pod file: reading, checking, locating mistakes."""

@@ -1,0 +1,134 @@
+"""The keys that a pod file has whatever its hooks are, declared as hooks declare their options."""
+
+from __future__ import annotations
+
+from podrun.options import (
+    ANYTHING,
+    BOOLEAN,
+    DURATION,
+    REQUIRED,
+    TEXT,
+    Kind,
+    Option,
+    Wrong,
+    checked,
+    choice,
+    list_of,
+    option,
+    table_of,
+)
+from podrun.record import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+LOWER = frozenset("abcdefghijklmnopqrstuvwxyz0123456789")
+
+
+def _word(what: str, others: str) -> Kind[str]:
+    def parse(text: str) -> str:
+        if text[:1] not in LOWER or not LOWER.issuperset(text.translate(dict.fromkeys(map(ord, others)))):
+            raise Wrong(f"expected {what} (a-z, 0-9 and {' '.join(others)}, first a letter or digit), not {text!r}")
+        if len(text) > 63:
+            raise Wrong(f"expected {what} of at most 63 characters, not {len(text)}")
+        return text
+
+    return checked(TEXT, parse, {"pattern": f"^[a-z0-9][a-z0-9{others}]{{0,62}}$"})
+
+
+POD_NAME = _word("a pod's name", "-")
+STEP_NAME = _word("a name", "_.-")
+
+
+def _chain(value: Any) -> list[dict[str, Any]]:
+    if type(value) is dict:
+        raise Wrong("expected an array of tables, [[chain]] rather than [chain]")
+    return list_of(table_of(ANYTHING)).parse(value)
+
+
+def _setting(value: Any) -> Any:
+    for word in value if type(value) is list else [value]:
+        if type(word) not in (str, int, float, bool):
+            raise Wrong("expected a string, a number, true, false or an array of these")
+        if type(word) is str and not word.isprintable():
+            raise Wrong(f"a line break or control character cannot be part of a systemd setting: {word!r}")
+    return value
+
+
+def _settings(table: dict[str, Any]) -> dict[str, Any]:
+    for key in table:
+        if not (key.isascii() and key.isalnum()):
+            raise Wrong(f"{key!r} is not the name of a systemd setting", (key,))
+    return table
+
+
+_SCALAR = {"type": ["string", "number", "boolean"]}
+_SETTINGS = checked(
+    table_of(Kind(_setting, {"anyOf": [_SCALAR, {"type": "array", "items": _SCALAR}]})),
+    _settings,
+    {"propertyNames": {"pattern": "^[A-Za-z0-9]+$"}},
+)
+_ONE_OR_SEVERAL = Kind(
+    lambda value: (list_of(_SETTINGS) if type(value) is list else _SETTINGS).parse(value),
+    {"anyOf": [_SETTINGS.schema, {"type": "array", "items": _SETTINGS.schema}]},
+)
+_DESCRIBED = {
+    "unit": "settings for the [Unit] section of the pod's unit",
+    "service": "settings for its [Service] section",
+    "install": "settings for its [Install] section",
+    "socket": "settings for the [Socket] section of its socket unit; [[socket]]: of several, each with a name",
+}
+
+
+def _reload(value: Any) -> Any:
+    if type(value) is str and value.isascii() and value.replace("+", "").replace("-", "").isalnum():
+        return value
+    return list_of(TEXT).parse(value)
+
+
+_RELOAD: Kind[str | list[str]] = Kind(
+    _reload, {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+)
+
+
+class PodTable(NamedTuple):
+    """The keys of ``[pod]``."""
+
+    name: str = option(POD_NAME, "the pod's name; default: the file's name without .toml", "")
+    stop_timeout: float = option(DURATION, "how long a container may take to end before it is killed", 20.0)
+    type: str = option(choice("service", "job"), "a job's payload ends by itself; a service's should not", "service")
+    reload: str | list[str] = option(_RELOAD, "what systemctl reload does: a signal's name, or a command inside", "")
+    on_failure: str = option(
+        choice("keep", "stop"),
+        "with units of their own: whether a container that failed for good stops the pod",
+        "keep",
+    )
+    pull_unit: bool = option(BOOLEAN, "have a unit of its own pull the images before the pod's starts", False)
+
+
+class StepTable(dict[str, object]):
+    """The keys that every ``[[chain]]`` table may have. A dict, because ``for`` cannot be a field's name."""
+
+    _field_defaults = {
+        "hook": Option(TEXT, "the hook that does this step: a name, or exec: and the path of an executable", REQUIRED),
+        "name": Option(STEP_NAME, "the step's name, its own among the steps of the same hook", ""),
+        "optional": Option(BOOLEAN, "when this step fails, report it and go on", False),
+        "background": Option(BOOLEAN, "go on with the next steps until one needs this one's facts", False),
+        "for": Option(list_of(TEXT), "the containers after it that this step serves; default: all", ()),
+        "timeout": Option(DURATION, "how long the step may take", None),
+    }
+
+
+class FileTable(dict[str, object]):
+    """The tables of a pod file."""
+
+    _field_defaults = {
+        "pod": Option(table_of(ANYTHING), "the pod itself", {}),
+        "chain": Option(Kind(_chain, {"type": "array"}), "the steps, in the order of the start", ()),
+        **{key: Option(_ONE_OR_SEVERAL if key == "socket" else _SETTINGS, doc, {}) for key, doc in _DESCRIBED.items()},
+    }
+
+
+COMMON = tuple(StepTable._field_defaults)
+SECTIONS = tuple(_DESCRIBED)

@@ -1,0 +1,1 @@
+"""systemd: units, notification, exit records and the journal."""

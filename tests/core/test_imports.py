@@ -1,0 +1,83 @@
+"""What a start may import: a list, not a clock. Whoever adds a module here adds its cost to every start."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from support import image_builder as build
+from support.image_servers import faulty
+
+pytestmark = pytest.mark.root
+
+SPY = """
+import json, sys
+before = set(sys.modules)
+from podrun.launcher import arguments, commands as acts
+command, given = arguments.plain(sys.argv[2:])
+code = acts.act(command, given)
+with open(sys.argv[1], "w") as file:
+    json.dump({"code": code, "modules": sorted(set(sys.modules) - before)}, file)
+"""
+
+#: Built into the interpreter or a few hundred lines of C each, and what they bring along.
+CHEAP = {
+    "__future__", "_blake2", "_ctypes", "_json", "_operator", "_posixshmem", "_socket", "_struct", "binascii", "ctypes",
+    "ctypes._endian", "errno", "fcntl", "operator", "select", "struct", "time", "types", "math", "_signal", "array",
+}  # fmt: skip
+
+
+def imported(podrun, *words):
+    path = podrun.home / "imports.json"
+    done = subprocess.run(
+        [sys.executable, "-c", SPY, str(path), *words], env=podrun.environ, capture_output=True, text=True, timeout=60
+    )
+    told = json.loads(path.read_text())
+    assert told["code"] == 0, done.stderr
+    return {name for name in told["modules"] if name.partition(".")[0] not in ("podrun", "podrun_hooks")}
+
+
+def test_run_and_down_of_a_cached_image_import_only_what_is_cheap(podrun):
+    podrun("run", "--rm", "--name", "warm", "host:", "true", check=True)
+    assert imported(podrun, "run", "-d", "--name", "web", "host:", "sleep", "60") <= CHEAP
+    assert imported(podrun, "down", "web") <= CHEAP
+
+
+def test_up_of_a_pod_file_adds_what_reading_toml_needs_and_nothing_the_second_time(podrun):
+    path = podrun.file(
+        "web",
+        'chain = [ { hook = "image", ref = "host:" }, { hook = "network" }, { hook = "container", command = ["sleep", "60"] } ]',
+    )
+    podrun("run", "--rm", "host:", "true", check=True)
+    probe = "import sys; before = set(sys.modules); import tomllib; print(*set(sys.modules) - before)"
+    toml = set(subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True).stdout.split())
+    assert imported(podrun, "up", "-d", path) <= CHEAP | toml
+    podrun("down", "web", check=True)
+    assert imported(podrun, "up", "-d", path) <= CHEAP
+    podrun("down", "web", check=True)
+
+
+@pytest.mark.server
+def test_a_pull_that_finds_nothing_to_do_imports_no_http_client(podrun):
+    built = build.image(build.tar(build.file("a", b"a")))
+
+    def change(request):
+        if request.command == "HEAD":
+            request.reply(200, built.manifest, Docker_Content_Digest=built.digest)
+        return request.command == "HEAD"
+
+    with faulty(built, change) as server:
+        ref = f"{server.host}/web"
+        podrun("image", "pull", ref, check=True)
+        first = len(server.seen)
+        assert imported(podrun, "image", "pull", ref) <= CHEAP
+        assert [path for _, path, _ in server.seen[first:]] == ["/v2/web/manifests/latest"]
+
+
+def test_first_party_hooks_do_not_scan_entry_points(podrun):
+    code = "import sys; from podrun.engine import hook_loader; hook_loader.load('register'); print('importlib.metadata' in sys.modules)"
+    told = subprocess.run([sys.executable, "-c", code], env=podrun.environ, capture_output=True, text=True)
+    assert told.stdout.strip() == "False"

@@ -1,0 +1,98 @@
+"""The journal: what is written before and after each act, and what a kill in between leaves readable."""
+
+import os
+
+import pytest
+
+from podrun.engine import locks
+from podrun.engine.journal import Header, Writer, read
+from podrun.engine.locks import Lock
+from podrun.errors import BUSY, Failure
+from podrun.hook import Pod
+
+
+def written(path: str) -> None:
+    with Writer(path) as journal:
+        journal.header(Header(Pod("web", "/root", "/run"), "pod", 0, "/etc/web.toml", "boot", 1, 2))
+        journal.starting(0, {"hook": "network", "name": "network", "options": {}})
+        journal.up(0, {"netns": "/run/netns/podrun-web"}, 4.2)
+        journal.starting(1, {"hook": "container", "name": "app", "options": {}})
+        journal.process(1, 77, 1234)
+
+
+def test_what_was_written_is_what_is_read(tmp_path):
+    path = str(tmp_path / "pod.journal")
+    written(path)
+    journal = read(path)
+    assert journal.header == Header(Pod("web", "/root", "/run"), "pod", 0, "/etc/web.toml", "boot", 1, 2)
+    network, container = journal.entries
+    assert (network.at, network.facts, network.milliseconds) == ("up", {"netns": "/run/netns/podrun-web"}, 4.2)
+    assert (container.at, container.facts, container.process) == ("starting", {}, {"pid": 77, "start": 1234})
+    assert not journal.ready
+
+
+def test_every_prefix_of_a_journal_can_be_read_and_appended_to(tmp_path):
+    whole = tmp_path / "whole.journal"
+    written(str(whole))
+    text = whole.read_bytes()
+    cut = tmp_path / "cut.journal"
+    for length in range(len(text)):
+        cut.write_bytes(text[:length])
+        before = read(str(cut))
+        with Writer(str(cut)) as journal:
+            journal.stopping()
+        after = cut.read_bytes()
+        assert after == text[: text.rfind(b"\n", 0, length) + 1] + b'{"at":"stopping"}\n'
+        if before.header:
+            assert read(str(cut)).entries == before.entries
+
+
+def test_a_torn_line_longer_than_a_block_is_cut_off(tmp_path):
+    path = tmp_path / "pod.journal"
+    path.write_bytes(b'{"at":"ready"}\n' + b"x" * 10_000)
+    with Writer(str(path)) as journal:
+        journal.ready()
+    assert path.read_bytes() == b'{"at":"ready"}\n{"at":"ready"}\n'
+
+
+def test_a_journal_is_readable_by_its_owner_only(tmp_path):
+    path = tmp_path / "pod.journal"
+    written(str(path))
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_symlink_in_the_place_of_a_journal_is_not_followed(tmp_path):
+    (tmp_path / "victim").write_text("precious")
+    (tmp_path / "pod.journal").symlink_to(tmp_path / "victim")
+    with pytest.raises(OSError, match="symbolic links"):
+        Writer(str(tmp_path / "pod.journal"))
+
+
+def test_a_second_lock_is_refused_and_the_first_is_seen(tmp_path):
+    run = str(tmp_path)
+    assert not locks.is_locked(run, "web")
+    with Lock(run, "web", wait=False):
+        assert locks.is_locked(run, "web")
+        with pytest.raises(Failure) as refused:
+            Lock(run, "web", wait=False)
+        assert refused.value.code == BUSY
+        Lock(run, "other", wait=False).close()
+    assert not locks.is_locked(run, "web")
+
+
+def test_a_lock_dies_with_the_launcher_although_a_child_lives(tmp_path):
+    lock = Lock(str(tmp_path), "web", wait=False)
+    here, there = os.pipe()
+    told, tell = os.pipe()
+    child = os.fork()
+    if not child:
+        lock.close()
+        os.close(there)
+        os.write(tell, b"closed")
+        os.read(here, 1)
+        os._exit(0)
+    os.read(told, 6)
+    lock.close()
+    assert not locks.is_locked(str(tmp_path), "web")
+    os.close(there)
+    os.waitpid(child, 0)

@@ -1,0 +1,340 @@
+"""The table of who reaches whom, with real packets: mode by way. ``pytest -s`` prints it.
+
+The whole takes place in network namespaces that stand for a host of podrun's and another machine on its wire.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.root
+
+WAYS = ("pod to pod", "host to pod", "pod to outside", "from outside", "from host", "hairpin", "IPv6")
+#: What is meant to be: y, n, or - where the question has no sense. Footnotes are in docs/network.md.
+EXPECTED = {
+    "bridge": "yyyyyyy",
+    "host": "yyyyy-y",
+    "none": "nnn---n",
+    "netns": "yyy---n",
+    "pod": "yyy---y",
+    "macvlan": "yny---y",
+    "cni": "yyyyyyn",
+    "second": "yy-yyyy",
+}
+
+HOST = """
+import json, os, sys
+sys.path[:0] = {path!r}
+from podrun_hooks.support import syscalls
+syscalls.unshare(syscalls.CLONE_NEWNET | syscalls.CLONE_NEWNS)
+syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+cgroups = syscalls.open_tree("/sys/fs/cgroup", recursive=True)
+syscalls.mount("sysfs", "/sys", "sysfs")
+syscalls.move_mount(cgroups, "/sys/fs/cgroup")
+syscalls.mount("tmpfs", "/run/netns", "tmpfs")
+from support.network_case import Place, call, inside, plain, run
+run("ip", "link", "set", "lo", "up")
+for name, address, other in (("out", "198.51.100", "outside"), ("lan", "203.0.113", "lan")):
+    run("ip", "netns", "add", other)
+    run("ip", "link", "add", name, "type", "veth", "peer", "name", "wire", "netns", other)
+    for where, link, n in ((None, name, 1), (other, "wire", 2)):
+        prefix = inside(other) if where else []
+        run(*prefix, "ip", "address", "add", f"{{address}}.{{n}}/24", "dev", link)
+        run(*prefix, "ip", "address", "add", f"2001:db8:{{len(name + other)}}::{{n}}/64", "dev", link, "nodad")
+        run(*prefix, "ip", "link", "set", link, "up")
+        run(*prefix, "ip", "link", "set", "lo", "up")
+place = Place()
+mode = {mode!r}
+def ask(*words, **more):
+    said = call(*words, timeout=0.7, **more)
+    return "y" if said else "n"
+try:
+{body}
+finally:
+    place.close()
+"""
+
+BODY = """
+    netns_other, outside, here = "outside", "198.51.100.2", "198.51.100.1"
+    place.serve("outside", 80, "outside")
+    other = place.up("other")
+    place.serve(other["netns"], 80, "other")
+    place.serve(other["netns"], 81, "other", host=plain(other, 6))
+    table = {"publish": ["0.0.0.0:8080:80"]}
+    v6 = ""
+    if mode == "host":
+        facts = place.up("web", mode="host")
+        netns, address, v6 = "", here, "2001:db8:10::1"
+        place.serve("", 80, "web"); place.serve("", 8080, "web"); place.serve("", 81, "web", host="::")
+        peer = other["netns"]
+    elif mode in ("bridge", "second"):
+        if mode == "second":
+            run("ip", "netns", "add", "t-net-own")
+            first = place.up("web", mode="netns:/run/netns/t-net-own")
+            facts = place.further("web", first, bridge="t-second", **table)
+            peer = place.up("mate", bridge="t-second")["netns"]
+            netns = first["netns"]
+        else:
+            facts = place.up("web", **table)
+            netns, peer = facts["netns"], other["netns"]
+        address, v6 = plain(facts), plain(facts, 6)
+    elif mode == "none":
+        facts = place.up("web", mode="none")
+        netns, address, v6, peer = facts["netns"], "10.160.0.99", "fd88::99", other["netns"]
+    elif mode == "pod":
+        facts = place.up("web", mode="pod:other")
+        netns, address, v6 = facts["netns"], plain(facts), plain(facts, 6)
+        peer = place.up("third")["netns"]
+    elif mode == "netns":
+        run("ip", "netns", "add", "t-net-own")
+        run("ip", "link", "add", "own", "type", "veth", "peer", "name", "in", "netns", "t-net-own")
+        run("ip", "address", "add", "192.0.2.1/24", "dev", "own"); run("ip", "link", "set", "own", "up")
+        for words in (["address", "add", "192.0.2.2/24", "dev", "in"], ["link", "set", "in", "up"],
+                      ["route", "add", "default", "via", "192.0.2.1"]):
+            run(*inside("t-net-own"), "ip", *words)
+        run(*inside("outside"), "ip", "route", "add", "192.0.2.0/24", "via", here)
+        facts = place.up("web", mode="netns:/run/netns/t-net-own")
+        netns, address, peer = facts["netns"], plain(facts), other["netns"]
+    elif mode == "macvlan":
+        facts = place.up("web", mode="macvlan:out", address="198.51.100.7/24", address6="2001:db8:10::7/64")
+        peer = place.up("mate", mode="macvlan:out", address="198.51.100.8/24", address6="2001:db8:10::8/64")["netns"]
+        netns, address, v6 = facts["netns"], "198.51.100.7", "2001:db8:10::7"
+    elif mode == "cni":
+        from podrun_hooks.network import cni
+        os.makedirs(f"{place.home}/net.d")
+        cni.CONFIGURATION = f"{place.home}/net.d"
+        ipam = {"type": "host-local", "ranges": [[{"subnet": "10.77.0.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}],
+                "dataDir": f"{place.home}/leases"}
+        bridge = {"type": "bridge", "bridge": "cni0", "isGateway": True, "ipMasq": True, "hairpinMode": True, "ipam": ipam}
+        plugins = [bridge, {"type": "portmap", "capabilities": {"portMappings": True}}]
+        open(f"{place.home}/net.d/a.conflist", "w").write(
+            json.dumps({"cniVersion": "1.0.0", "name": "lan", "plugins": plugins}))
+        facts = place.up("web", mode="cni:lan", publish=["8080:80"] and ["0.0.0.0:8080:80"])
+        peer = place.up("mate", mode="cni:lan")["netns"]
+        netns, address = facts["netns"], plain(facts)
+    if mode not in ("host", "pod", "none"):
+        place.serve(netns, 80, "web")
+        if v6:
+            place.serve(netns, 81, "web", host=v6)
+    published = mode in ("bridge", "host", "cni", "second")
+    row = [
+        ask(peer, address, 80),
+        ask("", address, 80),
+        "-" if mode == "second" else ask(netns, outside, 80),
+        ask("outside", here, 8080) if published else "-",
+        ask("", "127.0.0.1", 8080) if published else "-",
+        (ask(netns, here, 8080) if mode != "host" else "-") if published else "-",
+        ask(peer, v6, 81) if v6 else "n",
+    ]
+    print("row", "".join(row))
+"""
+
+rows: dict[str, str] = {}
+
+
+def in_a_host_of_its_own(mode: str, body: str) -> str:
+    code = HOST.format(path=sys.path, mode=mode, body=body)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize("mode", EXPECTED)
+def test_who_reaches_whom(mode):
+    if mode == "cni" and not os.path.exists("/usr/lib/cni/bridge"):
+        pytest.skip("containernetworking-plugins is not installed")
+    found = in_a_host_of_its_own(mode, BODY).split("row ")[1].strip()
+    rows[mode] = found
+    assert found == EXPECTED[mode], dict(zip(WAYS, found, strict=True))
+
+
+def test_the_table():
+    """Not a test of its own: what the others have found, for people."""
+    print("\n" + "mode".ljust(9) + "".join(way.rjust(15) for way in WAYS))
+    for mode, row in rows.items():
+        print(mode.ljust(9) + "".join({"y": "yes", "n": "no", "-": "-"}[cell].rjust(15) for cell in row))
+
+
+DROPPED = """
+    for words in (["-P", "FORWARD", "DROP"], ["-N", "DOCKER-USER"], ["-A", "FORWARD", "-j", "DOCKER-USER"]):
+        run("iptables", *words)
+    from podrun_hooks.network import health
+    place.serve("outside", 80, "outside")
+    web = place.up("web", publish=["0.0.0.0:8080:80"])
+    place.serve(web["netns"], 80, "web")
+    print("before", ask(web["netns"], "198.51.100.2", 80), ask("outside", "198.51.100.1", 8080), ask("", "127.0.0.1", 8080))
+    (problem,) = health.problems(place.run)
+    print(problem.what)
+    for command in problem.hint.removeprefix("allow it: ").split(" && "):
+        run(*command.split())
+    print("after", ask(web["netns"], "198.51.100.2", 80), ask("outside", "198.51.100.1", 8080), health.problems(place.run))
+"""
+
+
+def test_dockers_forward_policy_blocks_is_named_and_its_remedy_works():
+    lines = in_a_host_of_its_own("", DROPPED).splitlines()
+    assert lines[0] == "before n n y", "dockerd's DROP stops what is forwarded; the host's own loopback is not"
+    assert "chain ip filter FORWARD drops what is forwarded" in lines[1]
+    assert lines[2] == "after y y []"
+
+
+DOCKERD = """
+    import subprocess, tempfile, time
+    home = tempfile.mkdtemp(prefix="t-dock-", dir="/run")
+    argv = ["dockerd", "--data-root", f"{home}/data", "--exec-root", f"{home}/exec", "--pidfile", f"{home}/pid"]
+    log = open(f"{home}/log", "w")
+    place.serve("outside", 80, "outside")
+    open("/proc/sys/net/ipv4/ip_forward", "w").write("0")  # a new namespace has the first one's
+    daemon = subprocess.Popen([*argv, "-H", f"unix://{home}/d.sock"], stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + 60
+        while subprocess.run(["docker", "-H", f"unix://{home}/d.sock", "version"], capture_output=True).returncode:
+            assert daemon.poll() is None and time.monotonic() < deadline, open(f"{home}/log").read()[-2000:]
+            time.sleep(0.1)
+        from podrun_hooks.network import health
+        web, other = place.up("web", publish=["0.0.0.0:8080:80"]), place.up("other")
+        place.serve(web["netns"], 80, "web")
+        def ways():
+            return (ask(web["netns"], "198.51.100.2", 80), ask("outside", "198.51.100.1", 8080),
+                    ask("", "127.0.0.1", 8080), ask("", plain(web), 80), ask(other["netns"], plain(web), 80))
+        print("before", *ways())
+        (problem,) = health.problems(place.run)
+        print(problem.what)
+        for command in problem.hint.removeprefix("allow it: ").split(" && "):
+            run(*command.split())
+        print("after", *ways(), health.problems(place.run))
+    finally:
+        daemon.terminate()
+        daemon.wait()
+        log.close()
+        subprocess.run(["umount", f"{home}/exec/netns/default"], capture_output=True)
+        subprocess.run(["rm", "-r", home], check=True)
+"""
+
+
+@pytest.mark.server
+def test_beside_a_real_dockerd(tmp_path):
+    """It drops what is forwarded when it was the one who made the host forward: it is started before the first pod."""
+    if not shutil.which("dockerd"):
+        pytest.skip("dockerd is not installed")
+    lines = in_a_host_of_its_own("", DOCKERD).splitlines()
+    bridged = "n" if Path("/proc/sys/net/bridge/bridge-nf-call-iptables").exists() else "y"
+    assert lines[0] == f"before n n y y {bridged}"
+    assert "chain ip filter FORWARD drops what is forwarded" in lines[1]
+    assert lines[2] == "after y y y y y []"
+
+
+ROUTED = """
+    from podrun_hooks.network import options
+    options.NETWORKS = f"{place.home}/networks.toml"
+    def declare(routed):
+        with open(options.NETWORKS, "w") as file:
+            file.write('[networks.lan0]\\nsubnet = "10.20.0.0/24"\\nsubnet6 = "fd20::/64"\\nrouted = ' + routed + '\\n')
+    run(*inside("outside"), "ip", "route", "add", "10.20.0.0/24", "via", "198.51.100.1")
+    run(*inside("outside"), "ip", "route", "add", "fd20::/64", "via", "2001:db8:10::1")
+    run(*inside("lan"), "ip", "route", "add", "10.20.0.0/24", "via", "203.0.113.1")
+    place.serve("outside", 80, "outside")
+    place.serve("outside", 80, "outside", host="2001:db8:10::2")
+    for routed in ("false", "true", "false"):
+        declare(routed)
+        web = place.up("web", bridge="lan0")
+        own = plain(web), plain(web, 6)
+        for address in own:
+            place.serve(web["netns"], 80, "web", host=address)
+        seen = [call(web["netns"], to, 80).removeprefix("outside to ") for to in ("198.51.100.2", "2001:db8:10::2")]
+        print(routed, *(ask(other, own[0], 80) for other in ("outside", "lan", "")), ask("outside", own[1], 80),
+              *("itself" if one in own else "the host" if "::1" in one or one == "198.51.100.1" else one for one in seen))
+        place.servers.pop().kill(); place.servers.pop().kill(); place.down("web")
+"""
+
+
+def test_a_routed_subnet_is_called_by_its_own_addresses_and_no_other_is():
+    """Who is on a wire of the host can route anything to it; that alone does not let them in."""
+    assert in_a_host_of_its_own("", ROUTED).splitlines() == [
+        "false n n y n the host the host",
+        "true y y y y itself itself",
+        "false n n y n the host the host",
+    ]
+
+
+UDP = """
+    web = place.up("web", publish=["0.0.0.0:5300:53/udp"])
+    place.serve(web["netns"], 53, "web", proto="udp")
+    import socket
+    client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    client.settimeout(1)
+    client.connect(("127.0.0.1", 5300))
+    client.send(b"?"); print(client.recv(99).decode().split()[0])
+    place.silence(); place.down("web")
+    two = place.up("two", publish=["0.0.0.0:5300:53/udp"])
+    place.serve(two["netns"], 53, "two", proto="udp")
+    client.send(b"?"); print(client.recv(99).decode().split()[0])
+"""
+
+
+def test_a_udp_caller_that_does_not_pause_gets_to_the_ports_next_pod():
+    assert in_a_host_of_its_own("", UDP).split() == ["web", "two"]
+
+
+CONFLICTS = """
+    from podrun.errors import Failure
+    place.up("web", publish=["198.51.100.1:8080:80", "[2001:db8:10::1]:8080:80"])
+    for taken in ("0.0.0.0:8080:80", "[::]:8080:80", "198.51.100.1:8080:80", "203.0.113.1:8080:80", "8000-8090:80-170"):
+        problems = place.check("two", publish=[taken])
+        print(taken, problems[0].what if problems else "free")
+    place.up("all", publish=["0.0.0.0:9000:80"])
+    print(place.check("two", publish=["203.0.113.1:9000:80"])[0].what)
+    print(place.check("two", publish=["[::]:9000:80"]) or "free")
+"""
+
+
+def test_all_addresses_conflict_with_each_of_them():
+    assert in_a_host_of_its_own("", CONFLICTS).splitlines() == [
+        "0.0.0.0:8080:80 port 0.0.0.0:8080/tcp is in use by pod web",
+        "[::]:8080:80 port [::]:8080/tcp is in use by pod web",
+        "198.51.100.1:8080:80 port 198.51.100.1:8080/tcp is in use by pod web",
+        "203.0.113.1:8080:80 free",
+        "8000-8090:80-170 free",
+        "port 203.0.113.1:9000/tcp is in use by pod all",
+        "free",
+    ]
+
+
+SCTP = """
+    import socket, struct, time
+    web = place.up("web", publish=["0.0.0.0:3868:3868/sctp", "7000-7009:70-79"])
+    from podrun_hooks.support import syscalls
+    listener = socket.socket(socket.AF_INET, socket.SOCK_RAW, 132)
+    listener.close()
+    watch = __import__("subprocess").Popen([*inside(web["netns"]), sys.executable, "-c",
+        "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_RAW, 132); print('up', flush=True); "
+        "s.settimeout(3); d = s.recv(999); print(int.from_bytes(d[22:24], 'big'), flush=True)"], stdout=-1, text=True)
+    watch.stdout.readline()
+    chunk = struct.pack("!BBHIIHHI", 1, 0, 20, 1, 65536, 1, 1, 1)
+    def crc32c(data):
+        crc = 0xFFFFFFFF
+        for byte in data:
+            crc ^= byte
+            for _ in range(8):
+                crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+        return crc ^ 0xFFFFFFFF
+    head = struct.pack("!HHI", 5555, 3868, 0)
+    packet = head + struct.pack("<I", crc32c(head + bytes(4) + chunk)) + chunk
+    open(f"{place.home}/p", "wb").write(packet)
+    run(*inside("outside"), sys.executable, "-c", "import socket, sys; s = socket.socket(socket.AF_INET, socket.SOCK_RAW, 132); "
+        "s.sendto(open(sys.argv[1], 'rb').read(), ('198.51.100.1', 0))", f"{place.home}/p")
+    print(watch.communicate()[0].strip())
+    place.serve(web["netns"], 79, "last")
+    print(call("", "127.0.0.1", 7009).split()[0])
+"""
+
+
+def test_sctp_and_ranges_of_ports_are_published():
+    """This kernel has no SCTP sockets: an INIT chunk from a raw socket outside arrives in the pod."""
+    assert in_a_host_of_its_own("", SCTP).split() == ["3868", "last"]

@@ -1,0 +1,204 @@
+"""The signature test: podrun is killed at every step of every chain, and one ``down`` leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support.launcher import HERE, Podrun
+from support.objects import listing, settled
+
+pytestmark = [pytest.mark.root, pytest.mark.slow]
+
+#: More random moments: PODRUN_KILL_ROUNDS=1000 ./dev test tests/test_kill.py
+ROUNDS = int(os.environ.get("PODRUN_KILL_ROUNDS", "30"))
+
+CHAIN = """
+[pod]
+stop_timeout = "2s"
+
+[[chain]]
+hook = "image"
+ref = "host:"
+background = true
+
+[[chain]]
+hook = "storage"
+source = "tmpfs:"
+target = "/scratch"
+
+[[chain]]
+hook = "storage"
+name = "disk"
+source = "{home}/disk.squashfs"
+type = "squashfs"
+target = "/opt/disk"
+
+[[chain]]
+hook = "storage"
+name = "files"
+source = "image:dir:{home}/content"
+target = "/opt/files"
+
+[[chain]]
+hook = "storage"
+name = "secret"
+source = "file:"
+content = "s3cret"
+target = "/opt/secret"
+
+[[chain]]
+hook = "network"
+publish = ["127.0.0.1:{port}:80"]
+
+[[chain]]
+hook = "network"
+name = "second"
+bridge = "{second}"
+
+[[chain]]
+hook = "container"
+name = "db"
+command = ["sh", "-c", "trap 'exit 0' TERM; while :; do sleep 0.05; done"]
+
+[[chain]]
+hook = "container"
+name = "app"
+command = ["sh", "-c", "trap 'exit 0' TERM; while :; do sleep 0.05; done"]
+ready = {{ exec = ["true"] }}
+
+[[chain]]
+hook = "register"
+service = "web"
+port = 80
+
+[[chain]]
+hook = "exec:{hook}"
+"""
+
+
+def loops(home: Path) -> list[str]:
+    """The loop devices of files below a directory."""
+    listed = subprocess.run(["losetup", "-a"], capture_output=True, text=True, check=True).stdout
+    return [line for line in listed.splitlines() if str(home) in line]
+
+
+@pytest.fixture
+def web(podrun: Podrun, home: Path) -> Iterator[str]:
+    """A pod with a step of every kind. It has been up once: what all pods share is there."""
+    hook = home / "hook"
+    hook.write_text("#!/bin/sh\ncat >/dev/null\n")
+    hook.chmod(0o755)
+    (home / "content").mkdir()
+    (home / "content" / "word").write_text("here")
+    argv = ["mksquashfs", str(home / "content"), str(home / "disk.squashfs"), "-quiet", "-no-progress"]
+    subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
+    port, second = random.randint(20000, 30000), f"pk-{os.urandom(4).hex()}"
+    path = podrun.file("web", CHAIN.format(port=port, hook=hook, home=home, second=second))
+    podrun("up", "-d", path, check=True)
+    podrun("down", "web", check=True)
+    yield path
+    podrun("down", "web", check=True)
+    # The kernel lets go of it with the last mount namespace that a killed runtime was about to leave.
+    deadline = time.monotonic() + 5
+    while found := loops(home):
+        assert time.monotonic() < deadline, found
+        time.sleep(0.02)
+
+
+def killed_at(podrun: Podrun, point: int, *words: str) -> str | None:
+    """Kills podrun at an event; returns which one it was, None when there were not that many."""
+    argv = [sys.executable, str(HERE / "killed.py"), str(point), *words]
+    done = subprocess.run(
+        argv, env=podrun.environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
+        text=True, timeout=60,
+    )  # fmt: skip
+    if done.returncode == 0:
+        return None
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    return done.stderr.strip().splitlines()[-1]
+
+
+def every_point(podrun: Podrun, *words: str):
+    point = 1
+    while told := killed_at(podrun, point, *words):
+        yield told
+        point += 1
+    assert point > 10, "the chain told of fewer events than it has"
+
+
+def test_killed_at_every_event_of_up_one_down_leaves_nothing(podrun, web):
+    before = listing(podrun.run, podrun.root)
+    for told in every_point(podrun, "up", "-d", web):
+        podrun("down", "web", check=True)
+        assert not settled(podrun.run, podrun.root, before), told
+    podrun("down", "web", check=True)
+    assert not settled(podrun.run, podrun.root, before)
+
+
+def test_killed_at_every_event_of_up_the_next_up_works(podrun, web):
+    before = listing(podrun.run, podrun.root)
+    for told in every_point(podrun, "up", "-d", web):
+        again = podrun("up", "-d", web)
+        assert again.returncode == 0, f"{told}: {again.stderr}"
+        seen = podrun(
+            "exec", "web", "cat", "/opt/disk/word", "/opt/files/word", "/opt/secret", "/sys/class/net/eth1/flags"
+        )
+        assert seen.stdout.startswith("herehere" + "s3cret"), f"{told}: {seen.stderr}"
+        podrun("down", "web", check=True)
+        assert not settled(podrun.run, podrun.root, before), told
+    podrun("down", "web", check=True)
+
+
+def test_killed_at_every_event_of_down_the_next_down_finishes(podrun, web):
+    before = listing(podrun.run, podrun.root)
+    podrun("up", "-d", web, check=True)
+    for told in every_point(podrun, "down", "web"):
+        podrun("down", "web", check=True)
+        assert not settled(podrun.run, podrun.root, before), told
+        podrun("up", "-d", web, check=True)
+    assert not settled(podrun.run, podrun.root, before)
+
+
+@pytest.mark.parametrize("verb", ["up", "down"])
+def test_killed_at_random_moments_one_down_leaves_nothing(podrun, web, verb):
+    before = listing(podrun.run, podrun.root)
+    began = time.monotonic()
+    podrun("up", "-d", web, check=True)
+    took = {"up": time.monotonic() - began}
+    began = time.monotonic()
+    podrun("down", "web", check=True)
+    took["down"] = time.monotonic() - began
+    dice = random.Random(os.environ.get("PODRUN_KILL_SEED"))
+    for _ in range(ROUNDS):
+        if verb == "down":
+            podrun("up", "-d", web, check=True)
+        moment = dice.uniform(0, took[verb])
+        process = podrun.start(*(["up", "-d", web] if verb == "up" else ["down", "web"]), stderr=subprocess.DEVNULL)
+        time.sleep(moment)
+        process.kill()
+        process.wait()
+        podrun("down", "web", check=True)
+        assert not settled(podrun.run, podrun.root, before), f"{verb} killed after {moment * 1000:.1f} ms"
+
+
+def test_a_foreground_podrun_that_is_killed_leaves_a_running_pod_that_down_undoes(podrun, web):
+    before = listing(podrun.run, podrun.root)
+    process = podrun.start("up", web)
+    deadline = time.monotonic() + 20
+    while '"up"' not in podrun("inspect", "web").stdout.replace('"state": "up"', '"up"', 1)[:60]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(0.2)
+    process.kill()
+    process.wait()
+    podrun("down", "web", check=True)
+    assert not settled(podrun.run, podrun.root, before)

@@ -1,0 +1,1 @@
+"""What tests share: builders, servers, booted hosts, listings of the machine's objects."""
