@@ -15,7 +15,7 @@ HERE = Path(__file__).parents[2]
 
 
 def test_a_power_cut_at_any_moment_leaves_nothing_half_under_a_valid_name(tmp_path: Path) -> None:
-    environ = {**os.environ, "PYTHONPATH": f"{HERE.parent}:{HERE.parent / 'hooks'}"}
+    environ = {**os.environ, "PYTHONPATH": f"{HERE.parent}:{HERE.parent / 'hooks'}:{HERE}"}
     # A mount namespace of its own: one that somebody else makes meanwhile would keep the loop devices.
     argv = ["unshare", "--mount", sys.executable, str(HERE / "support" / "image_power.py"), str(tmp_path)]
     done = subprocess.run([*argv, os.environ.get("PODRUN_CUTS", "8")], env=environ, capture_output=True, text=True)
