@@ -268,6 +268,8 @@ def check(host: Host, word: str) -> int:
         click.echo(f"{at}{label_of(step._asdict())}: {kind}: {problem.what}{hint}")
         if problem.fatal:
             code = code or problem.code
+    if text.placement:
+        click.echo(f"{text.name}: [placement] means nothing on one machine; 'podrun cluster export' shows its use")
     if not code:
         click.echo(f"{text.name}: {len(text.steps)} steps, nothing wrong")
     return code
@@ -280,15 +282,17 @@ def plan(host: Host, word: str, form: str, explain: bool) -> None:
     if _is_file(word) or os.path.exists(f"{ETC}/{word}.toml"):
         text = loader.load(word, environ=host.environ, load_hook=hook_loader.load)
         name, steps, problems = text.name, views.plan_up(text), _problems(text, host)
+        placement = text.placement
         if explain:
             by_hand = views.explain(text, _pod(text, host))
             steps = [{**step, "explain": lines} for step, lines in zip(steps, by_hand, strict=True)]
     else:
-        name, steps, problems = word, [], []
+        name, steps, problems, placement = word, [], [], {}
     undo = views.plan_down(journals.journals(host.run, name))
     if form == "json":
         told = [{"step": label_of(step._asdict()), **problem._asdict()} for step, problem in problems]
-        click.echo(json.dumps({"pod": name, "up": steps, "problems": told, "down": undo}, indent=2))
+        whole = {"pod": name, "up": steps, "problems": told, "down": undo, "placement": placement}
+        click.echo(json.dumps(whole, indent=2))
         return
     for number, step in enumerate(steps, 1):
         notes = f"  ({', '.join(step['notes'])})" if step["notes"] else ""
@@ -301,6 +305,9 @@ def plan(host: Host, word: str, form: str, explain: bool) -> None:
         click.echo(f"     {'!' if problem.fatal else '?'}  {label_of(found._asdict())}: {problem.what}")
     for number, step in enumerate(undo, 1):
         click.echo(f"down {number:2} {step['step']}")
+    if placed := {key: value for key, value in placement.items() if value}:
+        options = " ".join(f"{key}={json.dumps(value)}" for key, value in placed.items())
+        click.echo(f"in a cluster: {options}")
     if not steps and not undo:
         click.echo(f"{name}: nothing to start and nothing to undo")
 

@@ -3,7 +3,7 @@
 Drop-ins are ``web.toml.d/*.toml`` beside ``web.toml``, sorted by name; for ``web@blue`` first those of ``web@.toml.d``,
 then those of ``web@blue.toml.d``. They are put on top of the pod file, one after the other:
 
-- in [pod], [unit], [service], [install] and [socket], key by key, the later file wins;
+- in [pod], [placement], [unit], [service], [install] and [socket], key by key, the later file wins;
 - a [[chain]] entry with a ``name`` changes the step of that hook and name, one without changes the only step of its
   hook (several: an error); its keys replace the step's keys, whole;
 - where the files before have no such step, the entry is a new step at the end of the chain, or before the first step
@@ -18,7 +18,17 @@ from podrun.errors import WRONG_FILE, Failure
 from podrun.options import Wrong, read, unknown
 from podrun.podfile import cache as parsed
 from podrun.podfile import files as source
-from podrun.podfile.tables import COMMON, LOWER, POD_NAME, SECTIONS, STEP_NAME, FileTable, PodTable, StepTable
+from podrun.podfile.tables import (
+    COMMON,
+    LOWER,
+    POD_NAME,
+    SECTIONS,
+    STEP_NAME,
+    FileTable,
+    PlacementTable,
+    PodTable,
+    StepTable,
+)
 from podrun.record import NamedTuple
 
 TYPE_CHECKING = False
@@ -64,6 +74,8 @@ class PodText(NamedTuple):
     sections: dict[str, dict[str, Any]]
     #: What reloading does: the name of a signal, or a command in the container; "": nothing.
     reload: str | list[str] = ""
+    #: The keys of [placement] with their defaults (podrun.podfile.tables.PlacementTable); empty without the table.
+    placement: dict[str, Any] = {}
 
 
 # --- reading ------------------------------------------------------------------------------------------------------
@@ -147,7 +159,7 @@ def place(
         found = source.find(f"{directory}/{word}", "", in_unit=False) if file else None
         files = [(one, source.tables(one)) for one in found.texts] if found else []
         resolve = source.resolver(environ, found.instance if found else "")
-        chain = _assembled(files, _Table({}, _Place(files[0][0], ()), {}), {}, load_hook, resolve) if files else []
+        chain = _assembled(files, _own_tables(files[0][0]), {}, load_hook, resolve) if files else []
     except (Failure, RecursionError):
         return ""
     for table in chain:
@@ -157,17 +169,22 @@ def place(
     return ""
 
 
+def _own_tables(first: source.Source) -> dict[str, _Table]:
+    """The tables that are read key by key, still empty."""
+    return {key: _Table({}, _Place(first, (key,)), {}) for key in ("pod", "placement")}
+
+
 def _assembled(
     files: Sequence[tuple[source.Source, dict[str, Any]]],
-    pod: _Table,
+    own: dict[str, _Table],
     sections: dict[str, dict[str, Any]],
     load_hook: LoadHook,
     resolve: Resolve,
 ) -> list[_Table]:
-    """The chain of the files, each put on top of those before it, with names; ``pod`` and ``sections`` are filled."""
+    """The chain of the files, each put on top of those before it, with names; ``own`` and ``sections`` are filled."""
     chain: list[_Table] = []
     for text, tables in files:
-        _add(text, tables, pod, sections, chain, resolve)
+        _add(text, tables, own, sections, chain, resolve)
         _name(chain, load_hook)
     return chain
 
@@ -183,9 +200,10 @@ def _understood(
 ) -> PodText:
     first = files[0][0]
     try:
-        pod = _Table({}, _Place(first, ("pod",)), {})
+        own = _own_tables(first)
+        pod, placement = own["pod"], own["placement"]
         sections: dict[str, dict[str, Any]] = {}
-        chain = _assembled(files, pod, sections, load_hook, resolve)
+        chain = _assembled(files, own, sections, load_hook, resolve)
         if not chain:
             raise _failure(_Place(first, ()), Wrong("there is no [[chain]]: a pod is at least one step"))
         about: PodTable = _told(pod, read, PodTable, pod.values)
@@ -198,6 +216,7 @@ def _understood(
             stop_timeout=about.stop_timeout,
             sections=sections,
             reload=about.reload,
+            placement=dict(_told(placement, read, PlacementTable, placement.values)) if placement.values else {},
         )
     except RecursionError:
         raise Failure(f"{source.shown(first.path)}: arrays or tables are nested too deeply", code=WRONG_FILE) from None
@@ -214,7 +233,7 @@ def _default_name(stem: str) -> str:
 def _add(
     text: source.Source,
     tables: dict[str, Any],
-    pod: _Table,
+    own: dict[str, _Table],
     sections: dict[str, dict[str, Any]],
     chain: list[_Table],
     resolve: Resolve,
@@ -229,8 +248,8 @@ def _add(
             sections[key] = {str(number): entry for number, entry in enumerate(copy)}
         elif key in SECTIONS:
             sections.setdefault(key, {}).update(copy)
-        elif key == "pod":
-            _override(pod, copy, _Place(text, (key,)))
+        elif key in own:
+            _override(own[key], copy, _Place(text, (key,)))
         else:
             for index, values in enumerate(copy):
                 step = _Table(values, _Place(text, (key, index)), {})

@@ -6,6 +6,7 @@ from podrun.options import (
     ANYTHING,
     BOOLEAN,
     DURATION,
+    INTEGER,
     REQUIRED,
     TEXT,
     Kind,
@@ -107,6 +108,68 @@ class PodTable(NamedTuple):
     pull_unit: bool = option(BOOLEAN, "have a unit of its own pull the images before the pod's starts", False)
 
 
+_LETTERS = LOWER | frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+_PATTERN, _MACHINE, _ATTRIBUTE = LOWER | frozenset("-_.@*?[]!"), _LETTERS | frozenset(".-"), _LETTERS | frozenset("_.-")
+
+
+def _made_of(what: str, letters: frozenset[str], most: int, schema: str, first: frozenset[str] = LOWER) -> Kind[str]:
+    def parse(text: str) -> str:
+        if text[:1] not in first or len(text) > most or not letters.issuperset(text):
+            raise Wrong(f"expected {what}, not {text!r}")
+        return text
+
+    return checked(TEXT, parse, {"pattern": schema})
+
+
+def _priority(value: int) -> int:
+    if not -1000000 <= value <= 1000000:
+        raise Wrong(f"expected an integer from -1000000 to 1000000, not {value}")
+    return value
+
+
+def _metadata(table: dict[str, str]) -> dict[str, str]:
+    for key in table:
+        # What crm(8) takes for a word of its own in a rule.
+        if not _ATTRIBUTE.issuperset(key) or not key[:1].isalpha() or key in ("date", "defined", "not_defined"):
+            raise Wrong(f"{key!r} cannot be the name of a node attribute", (key,))
+    return table
+
+
+_POD = _made_of("a pod's name", LOWER | frozenset("-_.@"), 127, "^[a-z0-9][a-z0-9-]*(@[a-z0-9_.-]+)?$")
+_VALUE = _made_of(
+    "a value of letters, digits and _.-:@+",
+    _ATTRIBUTE | frozenset(":@+"),
+    255,
+    "^[A-Za-z0-9][A-Za-z0-9_.:@+-]*$",
+    _LETTERS,
+)
+_PODS = _made_of(
+    "a pod's name or a pattern of names", _PATTERN, 127, "^[][a-z0-9*?][][a-z0-9_.@*?!-]*$", LOWER | {*"*?["}
+)
+_HOST = _made_of("the name of a machine", _MACHINE, 253, "^[A-Za-z0-9][A-Za-z0-9.-]*$", _LETTERS)
+
+
+class PlacementTable(dict[str, object]):
+    """The keys of ``[placement]``. A dict, because ``global`` cannot be a field's name."""
+
+    _field_defaults = {
+        "conflicts": Option(list_of(_PODS), "pods that must not run on the same machine: names or patterns (*, ?)", ()),
+        "global": Option(BOOLEAN, "run on every machine of the cluster", False),
+        "machine_of": Option(_POD, "run on the machine of this pod", ""),
+        "metadata": Option(
+            checked(table_of(_VALUE), _metadata, {"propertyNames": {"pattern": "^[A-Za-z][A-Za-z0-9_.-]*$"}}),
+            "run only on machines with these node attributes",
+            {},
+        ),
+        "prefer": Option(list_of(_HOST), "machines to start on when there is a choice, the best one first", ()),
+        "priority": Option(
+            checked(INTEGER, _priority, {"minimum": -1000000, "maximum": 1000000}),
+            "where the machines that are left cannot run all pods, those with the higher one run",
+            0,
+        ),
+    }
+
+
 class StepTable(dict[str, object]):
     """The keys that every ``[[chain]]`` table may have. A dict, because ``for`` cannot be a field's name."""
 
@@ -125,6 +188,7 @@ class FileTable(dict[str, object]):
 
     _field_defaults = {
         "pod": Option(table_of(ANYTHING), "the pod itself", {}),
+        "placement": Option(table_of(ANYTHING), "where a cluster may run the pod; on one machine it means nothing", {}),
         "chain": Option(Kind(_chain, {"type": "array"}), "the steps, in the order of the start", ()),
         **{key: Option(_ONE_OR_SEVERAL if key == "socket" else _SETTINGS, doc, {}) for key, doc in _DESCRIBED.items()},
     }

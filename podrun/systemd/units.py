@@ -65,6 +65,8 @@ class Pod(NamedTuple):
     sections: dict[str, dict[str, Any]]
     #: [socket], or each [[socket]].
     sockets: list[dict[str, Any]]
+    #: Whether there is a [placement]: a cluster may start and stop the pod.
+    placed: bool = False
 
     def unit(self, segment: str = "", kind: str = "service") -> str:
         """The name of a unit of this pod: "web.service", "web.app@.service"."""
@@ -111,9 +113,11 @@ def read(path: str, resident: frozenset[str] = RESIDENT, *, strictly: bool = Tru
     about = _table(tables.get("pod"))
     sections = {key: _table(tables.get(key)) for key in _SECTIONS}
     sockets = _array(tables.get("socket"), "socket")
+    placed = "placement" in tables
     for drop_in in _files(f"{path}.d"):
         later = _toml(drop_in, strictly)
         about.update(_table(later.get("pod")))
+        placed = placed or "placement" in later
         for key in _SECTIONS:
             sections[key].update(_table(later.get(key)))
         for entry in _array(later.get("socket"), "socket"):
@@ -125,7 +129,7 @@ def read(path: str, resident: frozenset[str] = RESIDENT, *, strictly: bool = Tru
     name = about.get("name") or name
     if type(name) is not str or not re.fullmatch("[a-z0-9][a-z0-9-]{0,62}", name):
         raise Wrong(f"{name!r} cannot be a pod's name")
-    return Pod(name, at + instance, os.path.abspath(path), about, cut(chain, resident), sections, sockets)
+    return Pod(name, at + instance, os.path.abspath(path), about, cut(chain, resident), sections, sockets, placed)
 
 
 def _toml(path: str, strictly: bool) -> dict[str, Any]:
@@ -242,7 +246,7 @@ def _oneshot(pod: Pod, podrun: Command, residents: list[Segment], pulling: bool)
 def _resident(pod: Pod, podrun: Command, segment: Segment, earlier: list[Segment]) -> str:
     after = " ".join([pod.fellow(), *(pod.fellow(before.name) for before in earlier)])
     unit = [("Description", f"{pod.title}: {segment.name}"), ("BindsTo", pod.fellow()), ("PartOf", pod.fellow())]
-    unit += [("After", after)]
+    unit += [("After", after), *_before_cluster(pod)]
     if pod.about.get("on_failure") == "stop":
         unit.append(("OnFailure", pod.fellow("stop")))
     service = [*_service(pod, podrun, segment.name, [segment]), *_watchdog([segment]), *_hardened([segment])]
@@ -289,7 +293,13 @@ def _pulling(pod: Pod, podrun: Command) -> dict[str, str]:
 
 def _unit(pod: Pod, *, pulling: bool) -> Lines:
     network = f"{_ONLINE}{' ' + pod.fellow('pull') if pulling else ''}"
-    return _with([("Description", pod.title), ("Wants", network), ("After", network)], pod.sections["unit"], add=True)
+    about = _with([("Description", pod.title), ("Wants", network), ("After", network)], pod.sections["unit"], add=True)
+    return [*about, *_before_cluster(pod)]
+
+
+def _before_cluster(pod: Pod) -> Lines:
+    """At shutdown, Pacemaker moves the pods away first: what it stops must not be stopped behind its back."""
+    return [("Before", "pacemaker.service")] if pod.placed else []
 
 
 def _service(pod: Pod, podrun: Command, segment: str, segments: list[Segment]) -> Lines:
