@@ -1,6 +1,7 @@
 """One repository at one registry: the OCI distribution API (and docker's V2).
 
-What authorizes us goes to the registry's own origin and to the token service that it names, never where it redirects.
+What authorizes us goes to the registry's own origin and to the token service that this origin names. Whatever it
+redirects to may hold blobs; it may neither have our credentials nor ask for them.
 """
 
 from __future__ import annotations
@@ -143,10 +144,10 @@ class Client:
         raise AssertionError("unreachable")
 
     def authorized(self, method: str, url: str, headers: dict[str, str]) -> Response:
-        """A response; when the registry asks who we are, it is told, once."""
+        """A response; when the registry's own origin asks who we are, it is told, once."""
         for again in (True, False):
             response = self.follow(method, url, headers, self.authorization)
-            if response.status != 401 or not again:
+            if response.status != 401 or not again or origin(response.url) != origin(url):
                 return response
             response.done()
             self.authorization = self.answer(response.headers.get("WWW-Authenticate", ""))
@@ -154,9 +155,9 @@ class Client:
 
     def follow(self, method: str, url: str, headers: dict[str, str], authorization: str) -> Response:
         """Follows redirects itself: what authorizes us stays at the first URL's origin (scheme, host and port)."""
-        origin = urlsplit(url)[:2]
+        first = origin(url)
         for _ in range(_REDIRECTS):
-            own = {"Authorization": authorization} if authorization and urlsplit(url)[:2] == origin else {}
+            own = {"Authorization": authorization} if authorization and origin(url) == first else {}
             response = self.connections.request(method, url, {**headers, **own})
             location = response.headers.get("Location")
             if response.status not in (301, 302, 303, 307, 308) or not location:
@@ -164,7 +165,7 @@ class Client:
             response.done()
             try:
                 before, url = url, urljoin(url, location)
-                scheme = urlsplit(url).scheme
+                scheme = origin(url)[0]
             except ValueError:
                 raise Failure(f"{self.what}: {self.host} redirects to {location[:200]!r}", code=UNAVAILABLE) from None
             if scheme != "https" and (scheme != "http" or urlsplit(before).scheme == "https"):
@@ -296,12 +297,22 @@ class Client:
         except (Failure, LookupError, TypeError, AttributeError):
             words = ""
         words = words if words.isprintable() else ""
+        if status == 401 and origin(response.url) != origin(self.base):
+            where = urlsplit(response.url).netloc.rpartition("@")[2]
+            what = f"{self.what}: {self.host} sends us to {where}, which wants credentials: it is told none"
+            return Failure(what, code=NOT_ALLOWED)
         if status in (401, 403):
             hint = f"podrun login {self.endpoint.registry}" if status == 401 else ""
             return Failure(f"{self.what}: {self.host} does not let us pull it{words}", code=NOT_ALLOWED, hint=hint)
         if status == 404:
             return Failure(f"{self.what}: {self.host} does not have it{words}", code=UNAVAILABLE)
         return Failure(f"{self.what}: {self.host} answers {status}{words}", code=UNAVAILABLE, hint="try again later")
+
+
+def origin(url: str) -> tuple[str, str, int]:
+    """Scheme, host and port of a URL (RFC 6454, 4): who asks, and whom an answer goes to. Raises ValueError."""
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
 
 
 def _retry_after(header: str, otherwise: float) -> float:

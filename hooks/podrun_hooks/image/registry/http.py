@@ -103,7 +103,7 @@ class Connections:
         if answer.status < 200:
             connection.close()
             raise ProtocolError(f"it answers {answer.status}, and nothing after that")
-        return Response(answer, connection, self._idle.setdefault(way, []))
+        return Response(answer, connection, self._idle.setdefault(way, []), url)
 
     def _connection(self, way: _Way) -> _Connection:
         idle = self._idle.get(way, [])
@@ -191,7 +191,10 @@ class Response:
         answer: Any,
         connection: _Connection,
         idle: list[_Connection],
+        url: str,
     ) -> None:
+        #: Where it was asked for, after redirects.
+        self.url = url
         self._answer = answer
         self._connection = connection
         self._idle = idle
