@@ -10,6 +10,7 @@ from __future__ import annotations
 import glob
 import os
 import re
+import signal
 import stat
 import sys
 import tomllib
@@ -313,17 +314,37 @@ def _service(pod: Pod, podrun: Command, segment: str, segments: list[Segment]) -
         ("Delegate", "cpu memory pids io"),
         # Delegate= alone would turn it to continue (systemd.service(5)).
         ("OOMPolicy", "stop"),
-        ("KillMode", "mixed"),
+        # What copies the last output outlives the payload: ExecStopPost= waits for it, and ends what is left.
+        ("KillMode", "process"),
         ("SyslogIdentifier", f"{pod.name}.{segment}" if segment else pod.name),
+        # A line arrives as the payload wrote it, "<3>" included.
+        ("SyslogLevelPrefix", "no"),
         *_commands(pod, podrun, segment),
         *_reload(pod, podrun, segment, len(pod.segments) == 2 or bool(segment)),
         ("RestartPreventExitStatus", "78"),
-        ("SuccessExitStatus", "143"),
+        ("SuccessExitStatus", _asked_to_end(steps)),
         ("TimeoutStartSec", _seconds(start)),
         ("TimeoutStopSec", _seconds(_stop_time(pod, segments))),
         # They come up before the service, and go to it all together.
         *([("Sockets", sockets)] if sockets else []),
     ]
+
+
+def _asked_to_end(steps: list[dict[str, Any]]) -> str:
+    """Exit statuses of a payload that ended on the stop signal, as a shell or an init counts them: 128+n.
+
+    SIGINT, SIGQUIT and SIGTERM are what images name; SIGKILL never is among them: what had to be killed has failed.
+    """
+    words = {str(step.get("stop_signal", "")).upper().removeprefix("SIG") for step in steps}
+    asked = {n for n in _signals(words) if n != signal.SIGKILL} | {signal.SIGINT, signal.SIGQUIT, signal.SIGTERM}
+    return " ".join(str(128 + n) for n in sorted(asked))
+
+
+def _signals(words: set[str]) -> set[int]:
+    """The numbers of "TERM" and of "15"; what is no signal is for ``podrun up`` to refuse."""
+    known = {name.removeprefix("SIG"): int(number) for name, number in signal.Signals.__members__.items()}
+    numbers = {known.get(word, int(word) if word.isascii() and word.isdigit() else 0) for word in words}
+    return {number for number in numbers if 0 < number < 65}
 
 
 def _watchdog(segments: list[Segment]) -> Lines:

@@ -34,7 +34,7 @@ def by_hand(pods: Pods, *parts: str, service: str) -> None:
 
 
 def test_without_delegate_the_container_stays_in_the_units_cgroup(pods):
-    by_hand(pods, IMAGE, NETWORK, container(PATIENT), service="Type=notify\nNotifyAccess=all\nKillMode=mixed")
+    by_hand(pods, IMAGE, NETWORK, container(PATIENT), service="Type=notify\nNotifyAccess=all\nKillMode=process")
     assert systemctl("start", "web").returncode == 0, words("web")
     assert Path(f"/proc/{main_pid('web')}/cgroup").read_text().strip().endswith("/system.slice/web.service")
     systemctl("stop", "web")
@@ -46,7 +46,7 @@ def test_without_delegate_the_container_stays_in_the_units_cgroup(pods):
 @pytest.mark.parametrize("key", ["pids = 20", 'runtime = "runc"'])
 def test_a_limit_without_delegate_is_refused_with_the_line_to_add(pods, key):
     more = dict([key.split(" = ")])
-    by_hand(pods, IMAGE, container(PATIENT, **more), service="Type=notify\nNotifyAccess=all\nKillMode=mixed")
+    by_hand(pods, IMAGE, container(PATIENT, **more), service="Type=notify\nNotifyAccess=all\nKillMode=process")
     assert systemctl("start", "web").returncode != 0
     assert ended("web") == ("exit-code", "exited", "78")
     assert "Delegate=cpu memory pids io in the [Service] section of web.service" in words("web")
@@ -62,14 +62,14 @@ def test_without_notify_access_all_the_stop_names_the_line_to_add(pods):
 
 
 def test_a_simple_unit_keeps_podrun_in_the_foreground(pods):
-    by_hand(pods, IMAGE, container("sleep 0.5; exit 7"), service="Type=exec\nKillMode=mixed")
+    by_hand(pods, IMAGE, container("sleep 0.5; exit 7"), service="Type=exec\nKillMode=process")
     assert systemctl("start", "web").returncode == 0
     assert ended("web") == ("exit-code", "exited", "7")
     pods.nothing_left()
 
 
 def test_several_containers_in_one_unit_are_waited_for_by_podrun(pods):
-    service = "Type=notify\nNotifyAccess=all\nDelegate=yes\nKillMode=mixed"
+    service = "Type=notify\nNotifyAccess=all\nDelegate=yes\nKillMode=process"
     by_hand(pods, IMAGE, container(PATIENT, "app"), container("sleep 1; exit 7", "side"), service=service)
     assert systemctl("start", "web").returncode == 0, words("web")
     assert ended("web") == ("exit-code", "exited", "7")
@@ -99,7 +99,7 @@ def test_an_image_that_logs_to_dev_stdout_gets_there(pods):
         pods,
         image,
         container("echo through the link >/var/log/app/access.log; exec busybox sleep 100"),
-        service="Type=notify\nNotifyAccess=all\nDelegate=yes\nKillMode=mixed",
+        service="Type=notify\nNotifyAccess=all\nDelegate=yes\nKillMode=process",
     )
     assert systemctl("start", "web").returncode == 0, words("web")
     until(lambda: "through the link" in words("web"))

@@ -138,7 +138,7 @@ def test_up_d_has_the_watchdog_as_well(pods):
 def by_hand(pods: Pods, service: str) -> None:
     pods.file("web", IMAGE + container(SOUND, live=LIVE, ready=READY))
     down = "-/usr/local/bin/podrun down --invocation=${INVOCATION_ID} web"
-    lines = ["Type=notify", "NotifyAccess=all", "Delegate=yes", "KillMode=mixed", service]
+    lines = ["Type=notify", "NotifyAccess=all", "Delegate=yes", "KillMode=process", service]
     lines += ["ExecStart=/usr/local/bin/podrun up /etc/podrun/web.toml", f"ExecStop={down}", f"ExecStopPost={down}"]
     pods.write("web.service", "\n".join(["[Service]", *lines, ""]))
 

@@ -205,3 +205,25 @@ def test_a_templates_units_are_templates(tmp_path):
 def test_what_cannot_be_a_unit_is_refused(tmp_path, text):
     with pytest.raises(unit.Wrong):
         units(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("given", "statuses"),
+    [
+        ("", "130 131 143"),
+        ('stop_signal = "SIGUSR2"\n', "130 131 140 143"),
+        ("stop_signal = 10\n", "130 131 138 143"),
+        ('stop_signal = "SIGKILL"\n', "130 131 143"),
+        ('stop_signal = "${SIGNAL}"\n', "130 131 143"),
+    ],
+)
+def test_ending_on_the_stop_signal_is_success_and_being_killed_is_not(tmp_path, given, statuses):
+    [text] = units(tmp_path, CONTAINER + given).values()
+    assert settings(text, "SuccessExitStatus") == [statuses]
+
+
+def test_what_copies_the_last_output_is_left_to_end(tmp_path):
+    for text in units(tmp_path, CONTAINER + CONTAINER + 'name = "b"\n').values():
+        if "--segment pod" not in text:
+            assert settings(text, "KillMode") == ["process"]
+            assert settings(text, "SyslogLevelPrefix") == ["no"]
