@@ -17,7 +17,9 @@ at.append(("import of the launcher", time.monotonic()))
 
 
 def watch(event: str, label: str) -> None:
-    at.append((f"{event} {label.split('MAINPID=')[0]}".replace("notify ", "to "), time.monotonic()))
+    at.append(
+        (f"{event} {label.split(':')[0] if event == 'process' else label}".replace("notify ", "to "), time.monotonic())
+    )
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ of options is in podrun.options, what facts mean in podrun.facts; both can be ha
 from __future__ import annotations
 
 from podrun.facts import Facts, merged
+from podrun.messages import printable
 from podrun.options import (
     ABSOLUTE,
     ANYTHING,
@@ -123,7 +124,7 @@ class Pod(NamedTuple):
         return f"{self.root}/pods/{self.name}"
 
 
-def _nobody_listens(_assignments: str) -> None:
+def _nobody_listens(_: Any) -> None:
     pass
 
 
@@ -137,16 +138,27 @@ class Step(NamedTuple):
     name: str
     #: An instance of the hook's Options.
     options: Any
-    #: Progress in sd_notify(3) assignments, newline-separated: STATUS=, EXTEND_TIMEOUT_USEC=, and MAINPID= from a
-    #: resident step that has created its process but not started it yet.
+    #: Takes progress as sd_notify(3) assignments, newline-separated: what :meth:`status` and :meth:`extend` send. A
+    #: MAINPID= counts as :attr:`announce`, because that is how hooks announced a process before there was such a call.
     notify: Callable[[str], None] = _nobody_listens
     #: Seconds that each verb may take; the chain interrupts a Python hook, an executable's process group is killed.
     timeout: float = float("inf")
+    #: Takes the pid of the process that a resident step has created but not started yet. The journal has it before
+    #: the call returns, and systemd where podrun hands the process over.
+    announce: Callable[[int], None] = _nobody_listens
 
     @property
     def label(self) -> str:
         """How messages name the step: "network", or "container app" where the name says more than the hook."""
         return self.hook if self.name == self.hook else f"{self.hook} {self.name}"
+
+    def status(self, text: str) -> None:
+        """Reports in one line what the step is doing: systemd's STATUS=, a line of ``--debug``."""
+        self.notify(f"STATUS={printable(text)}")
+
+    def extend(self, seconds: float) -> None:
+        """Asks systemd for so many more seconds, counted from now; for work that shows progress (sd_notify(3))."""
+        self.notify(f"EXTEND_TIMEOUT_USEC={seconds * 1e6:.0f}")
 
 
 class Problem(NamedTuple):

@@ -24,7 +24,7 @@ class Host(NamedTuple):
     root: str = ROOT
     run: str = RUN
     environ: Mapping[str, str] = os.environ
-    say: Callable[[str], None] = quiet
+    report: Callable[[str], None] = quiet
     watch: Callable[[str, str], None] = quiet
 
 

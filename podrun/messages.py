@@ -42,5 +42,5 @@ def report(error: BaseException, subject: str, debug: bool) -> int:
     raise error
 
 
-def quiet(*_: str) -> None:
+def quiet(*_: object) -> None:
     """Says nothing: the callback of whoever does not want to hear."""

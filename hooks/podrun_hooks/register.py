@@ -83,7 +83,7 @@ def down(step: Step, own: Facts) -> None:
         if error.errno != errno.ENOTEMPTY:
             raise
     if mine is not None and not successors and own and step.options.drain:
-        step.notify(f"STATUS=draining {step.options.service} for {step.options.drain:g} s")
+        step.status(f"draining {step.options.service} for {step.options.drain:g} s")
         time.sleep(step.options.drain)
 
 

@@ -397,7 +397,8 @@ def schema(host: Host) -> None:
 
 
 def _problems(text: loader.PodText, host: Host) -> list[tuple[loader.StepText, Any]]:
-    world = Callbacks(hook_loader.load, messages.quiet, messages.quiet, messages.quiet, lambda: None)
+    silent = messages.quiet
+    world = Callbacks(hook_loader.load, silent, silent, silent, silent, silent)
     return segments.problems(_pod(text, host), text.steps, world)
 
 

@@ -66,7 +66,7 @@ class Kit:
     ) -> None:
         self.hook = hook
         self.step = step
-        #: The step with the ``notify`` of the child that is at work.
+        #: The step with the callbacks of the child that is at work.
         self.current = step
         self.facts = facts
         self.watched = [step.pod.run, step.pod.root, *watched]
@@ -357,7 +357,7 @@ class Kit:
     def _child(self, act: Callable[[], Facts], answers: int, kill_at: int, hang: bool) -> None:
         count = 0
 
-        def notify(_assignments: str) -> None:
+        def listen(_: object) -> None:
             nonlocal count
             count += 1
             if count == kill_at:
@@ -370,7 +370,7 @@ class Kit:
 
         try:
             os.dup2(self.log.fileno(), 2)
-            self.current = self.step._replace(notify=notify)
+            self.current = self.step._replace(notify=listen, announce=listen)
             if hang:
                 signal.signal(signal.SIGALRM, late)
                 signal.setitimer(signal.ITIMER_REAL, HANGING)

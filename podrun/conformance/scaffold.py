@@ -107,7 +107,7 @@ class Options(NamedTuple):
 
 def up(step, facts):
     """Writes the file."""
-    step.notify("STATUS=writing the greeting")
+    step.status("writing the greeting")
     with open(_file(step), "w", encoding="utf-8") as file:
         file.write(f"{step.options.greeting}\\n")
     target = step.options.target

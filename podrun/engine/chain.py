@@ -17,6 +17,7 @@ from podrun.engine.world import Callbacks
 from podrun.errors import BUSY, OF_A_STEP, STEP_FAILED, Failure, Interrupted, of_oserror
 from podrun.facts import merged
 from podrun.hook import Facts, Pod
+from podrun.messages import quiet
 from podrun.options import without_secrets
 
 TYPE_CHECKING = False
@@ -98,7 +99,7 @@ def _undo(journal: Journal, header: Header, world: Callbacks, undone: list[str],
             world.watch("stopping", label)
             try:
                 hook = world.load(entry.step["hook"])
-                step = resolve(header.pod, hook, entry.step, _teller(world, label))
+                step = resolve(header.pod, hook, entry.step, _notifier(world, label, quiet))
                 with limit(step.timeout):
                     # Pids, addresses and mounts of an earlier boot mean something else today.
                     hook.down(step, {} if stale else entry.facts)
@@ -107,7 +108,7 @@ def _undo(journal: Journal, header: Header, world: Callbacks, undone: list[str],
                 if not (force or entry.step.get("optional")):
                     failure.hint = failure.hint or f"'podrun down {header.pod.name}' goes on from here"
                     raise failure from error
-                world.say(f"{failure}; going on")
+                world.report(f"{failure}; going on")
             writer.down(entry.n)
             world.watch("down", label)
             undone.append(label)
@@ -143,7 +144,8 @@ class _Run:
         journal.starting(n, {**record, "options": without_secrets(hook.Options, record["options"])})
         self.world.notify(f"STATUS={n + 1}/{self.total} {label}")
         self.world.watch("starting", label)
-        step = resolve(self.pod, hook, record, self._teller(n, label, journal))
+        announce = self._announcer(n, label, journal)
+        step = resolve(self.pod, hook, record, _notifier(self.world, label, announce), announce)
         if text.background:
             from podrun.engine.background import begin
 
@@ -218,28 +220,25 @@ class _Run:
         if not text.optional:
             raise failure from error
         journal.failed(n, str(failure))
-        self.world.say(f"{failure}; the step is optional: going on without it")
+        self.world.report(f"{failure}; the step is optional: going on without it")
         self.world.watch("failed", label)
 
-    def _teller(self, n: int, label: str, journal: Writer) -> Callable[[str], None]:
-        """The step's ``notify``: a MAINPID goes into the journal before anybody else hears of it."""
+    def _announcer(self, n: int, label: str, journal: Writer) -> Callable[[int], None]:
+        """The step's ``announce``: the process is in the journal before anybody else hears of it."""
 
-        def tell(assignments: str) -> None:
-            for line in assignments.splitlines():
-                if line.startswith("MAINPID="):
-                    pid = int(line[8:])
-                    journal.process(n, pid, start_time(pid))
-            self.world.notify(assignments)
-            self.world.watch("notify", f"{label}: {assignments}")
+        def announce(pid: int) -> None:
+            journal.process(n, pid, start_time(pid))
+            self.world.main_process(pid)
+            self.world.watch("process", f"{label}: {pid}")
 
-        return tell
+        return announce
 
 
 def given_up(error: BaseException, pod: Pod, world: Callbacks, only: str) -> BaseException:
     """Undoes a failed start; returns the error to raise, which tells what became of it."""
     # Were a container still a unit's main process, its end would have systemd kill podrun, before it has undone the
     # rest and said why. systemd takes what it is told before it hears of a process' end (manager.c, event priorities).
-    world.notify(f"MAINPID={os.getpid()}")
+    world.main_process(os.getpid())
     try:
         labels = down(pod.run, pod.name, world, only=only)
     except Failure as second:
@@ -267,9 +266,18 @@ def failed(label: str, error: BaseException) -> Failure:
     return Failure(f"{label}: the hook failed: {type(error).__name__}: {error}", hint="--debug shows where")
 
 
-def _teller(world: Callbacks, label: str) -> Callable[[str], None]:
-    def tell(assignments: str) -> None:
-        world.notify(assignments)
-        world.watch("notify", f"{label}: {assignments}")
+def _notifier(world: Callbacks, label: str, announce: Callable[[int], None]) -> Callable[[str], None]:
+    """The step's ``notify``. Hooks written before there was ``announce`` name their process in it: MAINPID=."""
 
-    return tell
+    def notify(assignments: str) -> None:
+        if "MAINPID=" in assignments:
+            lines = assignments.splitlines()
+            for line in lines:
+                if line.startswith("MAINPID="):
+                    announce(int(line[8:]))
+            assignments = "\n".join(line for line in lines if not line.startswith("MAINPID="))
+        if assignments:
+            world.notify(assignments)
+            world.watch("notify", f"{label}: {assignments}")
+
+    return notify

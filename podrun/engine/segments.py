@@ -32,7 +32,9 @@ def segments(steps: Sequence[StepText], load: Callable[[str], Hook]) -> Iterator
         yield name, members
 
 
-def resolve(pod: Pod, hook: Hook, record: Any, notify: Callable[[str], None] = quiet) -> Step:
+def resolve(
+    pod: Pod, hook: Hook, record: Any, notify: Callable[[str], None] = quiet, announce: Callable[[int], None] = quiet
+) -> Step:
     """The Step of a journal's record of it (or of a pod file's). Raises Failure for options that are not the hook's."""
     declared = hook.Options
     try:
@@ -40,7 +42,8 @@ def resolve(pod: Pod, hook: Hook, record: Any, notify: Callable[[str], None] = q
     except Wrong as wrong:
         raise Failure(wrong.what, hint="was it started by another version of the hook?") from None
     timeout = record.get("timeout")
-    return Step(pod, record["hook"], record["name"], options, notify, float("inf") if timeout is None else timeout)
+    timeout = float("inf") if timeout is None else timeout
+    return Step(pod, record["hook"], record["name"], options, notify, timeout, announce)
 
 
 def problems(pod: Pod, steps: Sequence[StepText], world: Callbacks) -> list[tuple[StepText, Problem]]:

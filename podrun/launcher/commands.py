@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 
+from podrun import messages
 from podrun.errors import INTERNAL, WRONG_FILE, Failure, Interrupted, of_oserror
 from podrun.host import ROOT, RUN, Host
-from podrun.messages import report, tell
+from podrun.messages import quiet, tell
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def guarded(work: Callable[[], int | None], given: dict[str, Any]) -> int:
     try:
         return work() or 0
     except (Failure, Interrupted) as error:
-        return report(error, subject(given), given["debug"])
+        return messages.report(error, subject(given), given["debug"])
     except KeyboardInterrupt:
         tell(f"podrun: {subject(given)}interrupted; run it again to go on")
         return 130
@@ -36,7 +37,7 @@ def guarded(work: Callable[[], int | None], given: dict[str, Any]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     except OSError as error:
-        return report(of_oserror(error), subject(given), given["debug"])
+        return messages.report(of_oserror(error), subject(given), given["debug"])
     except Exception as error:
         if given["debug"]:
             raise
@@ -47,16 +48,15 @@ def guarded(work: Callable[[], int | None], given: dict[str, Any]) -> int:
 def host_of(given: dict[str, Any]) -> Host:
     """The machine, with the directories that the command line or the environment names."""
 
-    def say(line: str) -> None:
+    def report(line: str) -> None:
         tell(f"podrun: {subject(given)}{line}")
 
     def watch(event: str, label: str) -> None:
-        say(f"{event} {label}")
+        report(f"{event} {label}")
 
     root = given.get("root") or os.environ.get("PODRUN_ROOT") or ROOT
     run = given.get("run") or os.environ.get("PODRUN_RUN") or RUN
-    told = {"watch": watch} if given.get("debug") else {}
-    return Host(os.path.abspath(root), os.path.abspath(run), os.environ, say, **told)
+    return Host(os.path.abspath(root), os.path.abspath(run), os.environ, report, watch if given.get("debug") else quiet)
 
 
 def name_of(word: str, host: Host) -> str:

@@ -117,7 +117,7 @@ def down(name: str, host: Host, *, invocation: str = "", force: bool = False, se
                 return 0
             if host.environ.get("SERVICE_RESULT") == "timeout" and own and all(journal.ready for journal in own):
                 # Once the container is the main process, systemd hears podrun's READY=1 only with NotifyAccess=all.
-                host.say("it was ready, and systemd did not hear of it: its unit lacks NotifyAccess=all")
+                host.report("it was ready, and systemd did not hear of it: its unit lacks NotifyAccess=all")
             if invocation:
                 # Before the journals are gone: whoever asks then is told of this end, not of an earlier one.
                 exit_records.note(host.run, name, segment, invocation, host.environ)
@@ -169,12 +169,15 @@ def residents(run: str, name: str, fact: str = "process") -> list[Resident]:
 
 def _world(host: Host, lock: Lock, *, listening: bool = False, handing_off: bool = False) -> Callbacks:
     def tell_systemd(assignments: str) -> None:
-        # MAINPID is for systemd only when podrun hands off: while podrun stays, podrun is the main process.
-        lines = [line for line in assignments.splitlines() if handing_off or not line.startswith("MAINPID=")]
-        if lines and listening:
-            notify.notify(host.environ, "\n".join(lines))
+        if listening:
+            notify.notify(host.environ, assignments)
 
-    return Callbacks(hook_loader.load, host.say, tell_systemd, host.watch, lock.close)
+    def hand_over(pid: int) -> None:
+        # While podrun stays, podrun is the unit's main process.
+        if handing_off:
+            notify.notify(host.environ, f"MAINPID={pid}")
+
+    return Callbacks(hook_loader.load, host.report, tell_systemd, hand_over, host.watch, lock.close)
 
 
 def _clear(pod: Pod, world: Callbacks, segment: str) -> None:
@@ -185,7 +188,7 @@ def _clear(pod: Pod, world: Callbacks, segment: str) -> None:
     if states.standing(found) == "up":
         raise Failure("it is already up", code=BUSY, hint=f"'podrun down {pod.name}' stops it")
     undone = chain.down(pod.run, pod.name, world, only=segment)
-    world.say(f"an earlier start had left something behind; undone: {', '.join(undone) or 'its journal'}")
+    world.report(f"an earlier start had left something behind; undone: {', '.join(undone) or 'its journal'}")
 
 
 def _refuse_problems(pod: Pod, text: PodText, steps: Sequence[StepText], world: Callbacks, host: Host) -> None:
@@ -246,5 +249,5 @@ def _patient_lock(name: str, host: Host) -> Lock:
     try:
         return Lock(host.run, name, wait=False)
     except Failure:
-        host.say("waiting for another podrun that is at work on it")
+        host.report("waiting for another podrun that is at work on it")
         return Lock(host.run, name, wait=True)

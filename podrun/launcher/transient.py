@@ -65,7 +65,7 @@ def start_made(text: PodText, source: str, host: Host) -> int:
     pod = _described(text)
     parts = ["", *(segment.name for segment in pod.segments[1:] if len(pod.segments) > 2)]
     units = [pod.unit(part) for part in parts]
-    host.say(f"starting {' '.join(units)}")
+    host.report(f"starting {' '.join(units)}")
     if not _run(["systemctl", "start", *units], quiet=True):
         return 0
     return next((code for name in units if (code := _why(name, forget=False))), INTERNAL)

@@ -42,13 +42,13 @@ def units(word: str, host: Host) -> dict[str, str]:
     resident = frozenset(step.hook for step in text.steps if getattr(hook_loader.load(step.hook), "resident", False))
     asked = text.sections.get("service", {}).get("WatchdogSec")
     if asked and not any(_answers_the_watchdog(step.options) for step in text.steps):
-        host.say(
+        host.report(
             f"nobody will answer WatchdogSec={asked}, and systemd will kill the container: "
             'it takes live = { ... }, or ready = { notify = "direct" }'
         )
     for setting in text.sections.get("service", {}):
         if setting in NAMESPACED:
-            host.say(
+            host.report(
                 f"{setting}= gives each command a mount namespace of its own: the pod's network would not be found"
             )
     options: list[str] = []

@@ -209,18 +209,29 @@ def test_a_container_that_ends_while_the_chain_starts_ends_the_start(hooks, tmp_
     assert ("up", "register") not in hooks.calls
 
 
-def test_the_main_process_is_in_the_journal_before_anybody_hears_of_it(hooks, tmp_path):
+@pytest.mark.parametrize(
+    "call",
+    [lambda step, pid: step.announce(pid), lambda step, pid: step.notify(f"MAINPID={pid}")],
+    ids=["announce", "notify, as hooks of version 1 did first"],
+)
+def test_the_main_process_is_in_the_journal_before_anybody_hears_of_it(hooks, tmp_path, call):
     path = f"{tmp_path}/run/pods/web/app.journal"
     seen = []
 
     def announce(step, _facts):
-        step.notify(f"MAINPID={os.getpid()}")
+        call(step, os.getpid())
         seen.extend(entry.process["pid"] for entry in journals.read(path).entries)
 
     hooks.add("container", {"x": 1}, resident=True, during=announce)
     up(hooks, tmp_path, step("container", "app"))
     assert seen == [os.getpid()]
-    assert hooks.notified == ["STATUS=1/1 container app", f"MAINPID={os.getpid()}"]
+    assert hooks.notified == ["STATUS=1/1 container app", f"main process {os.getpid()}"]
+
+
+def test_what_a_status_says_cannot_announce_a_process(hooks, tmp_path):
+    hooks.add("storage", during=lambda step, _facts: step.status("mounting /srv\nMAINPID=1"))
+    up(hooks, tmp_path, step("storage"))
+    assert hooks.notified == ["STATUS=1/1 storage", r"STATUS=mounting /srv\nMAINPID=1"]
 
 
 def test_a_journal_of_an_earlier_boot_is_undone_with_empty_facts(hooks, tmp_path):

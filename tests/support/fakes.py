@@ -48,8 +48,9 @@ class Hooks:
     def world(self) -> Callbacks:
         return Callbacks(
             load=self.table.__getitem__,
-            say=self.said.append,
+            report=self.said.append,
             notify=self.notified.append,
+            main_process=lambda pid: self.notified.append(f"main process {pid}"),
             watch=lambda event, label: self.events.append((event, label)),
             forked=lambda: None,
         )

@@ -45,7 +45,7 @@ def up(step: Step, facts: Facts) -> Facts:
     isolation = runtimes.isolation(step, place, runtime)
     listening, listen = _listening()
     watchdog = _watchdog(step)
-    step.notify(f"STATUS=assembling the root of {step.name}")
+    step.status(f"assembling the root of {step.name}")
     places.prepare(place, persist=options.persist)
     sock = _notify_socket(step, place) if options.ready and options.ready.notify else None
     root = rootfs.stack(place, image["layers"], volatile=not options.persist)
@@ -56,7 +56,7 @@ def up(step: Step, facts: Facts) -> Facts:
         filter.apply(config, options.seccomp, step.pod.root, spec.capabilities(options, isolation), runtime.name)
         _write(place.config, jsontext.dumps(config))
         output = streams.open_streams(step, place, tree)
-        step.notify(f"STATUS=creating {step.name}")
+        step.status(f"creating {step.name}")
         try:
             own_cgroup = bool(isolation.cgroup)
             pid = runtimes.create(
@@ -76,15 +76,15 @@ def up(step: Step, facts: Facts) -> Facts:
     if own_cgroup and step.pod.unit and not isolation.unified:
         runtimes.remain_in_unit(pid)
     # Before start: systemd does not take a main process that has ended already.
-    step.notify(f"MAINPID={pid}")
+    step.announce(pid)
     if not isolation.devices_ruled:
         runtimes.forbid_devices(pid)
     runtimes.start(runtime, place, config, own_cgroup=own_cgroup)
     if started is None:
         raise Failure("the container ended before it was started", code=STEP_FAILED)
-    step.notify(f"STATUS=started {step.name}")
+    step.status(f"started {step.name}")
     if options.ready:
-        step.notify(f"STATUS=waiting until {step.name} is ready")
+        step.status(f"waiting until {step.name} is ready")
         _await_ready(step, facts, place, started, output.log, sock)
     return {
         **_watched(step, facts, started, output.log),
@@ -108,8 +108,8 @@ def down(step: Step, own: Facts) -> None:
         # A container that was created but never started has no payload to ask: its init waits at exec.fifo.
         signal = SIGKILL if os.path.exists(f"{place.state}/exec.fifo") else _stop_signal(step, place)
         timeout = step.pod.stop_timeout if step.options.stop_timeout is None else step.options.stop_timeout
-        processes.stop(found, signal, timeout, step.notify)
-    step.notify(f"STATUS=removing {step.name}")
+        processes.stop(found, signal, timeout, step.status)
+    step.status(f"removing {step.name}")
     # PID 1 of a namespace takes every process of it along. Who it was is only in doubt when up was killed.
     held = processes.kill_all(lambda: [] if own.get("process") else processes.with_mount(place.mark))
     held += processes.kill_all(lambda: [found for pid in runtimes.members(place) if (found := processes.identify(pid))])
@@ -122,7 +122,7 @@ def down(step: Step, own: Facts) -> None:
         runtime = runtimes.of_state(place, step.options.runtime)
         if runtime and not runtimes.is_only_files(runtime, place):
             words = runtimes.delete(runtime, place)
-        step.notify(f"STATUS=removing the files of {step.name}")
+        step.status(f"removing the files of {step.name}")
         clear(place.state)
     _remove_cgroups(place, words)
     places.remove(place, persist=step.options.persist)
@@ -220,7 +220,7 @@ def _watched(step: Step, facts: Facts, process: Process, log: Facts) -> Facts:
         return {}
     from podrun_hooks.container.probes import live
 
-    step.notify(f"STATUS=watching {step.name}")
+    step.status(f"watching {step.name}")
     prober = live.begin(step, facts, process, log)
     return {"prober": {"pid": prober.pid, "start": prober.start}}
 

@@ -112,7 +112,7 @@ def _reap_orphans() -> None:
             continue
 
 
-def stop(process: Process, signal: int, timeout: float, tell: Callable[[str], None]) -> None:
+def stop(process: Process, signal: int, timeout: float, status: Callable[[str], None]) -> None:
     """Ends a container's PID 1: ``signal``, up to ``timeout`` seconds of patience, SIGKILL; returns when it is gone."""
     pidfd = opened(process)
     if pidfd is None:
@@ -120,13 +120,13 @@ def stop(process: Process, signal: int, timeout: float, tell: Callable[[str], No
     try:
         if signal != SIGKILL:
             if _handles(process, signal, pidfd):
-                tell(f"STATUS=stopping: signal {signal} sent to process {process.pid}")
+                status(f"stopping: signal {signal} sent to process {process.pid}")
                 _send(pidfd, signal)
                 if ended(pidfd, timeout):
                     return
-                tell(f"STATUS=process {process.pid} has not ended after {timeout:g} s: killing it")
+                status(f"process {process.pid} has not ended after {timeout:g} s: killing it")
             elif not ended(pidfd, 0):
-                tell(f"STATUS=the payload handles no signal {signal}: killing it; init = true would pass the signal on")
+                status(f"the payload handles no signal {signal}: killing it; init = true would pass the signal on")
         _send(pidfd, SIGKILL)
         ended(pidfd, float("inf"))
     finally:

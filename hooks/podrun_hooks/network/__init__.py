@@ -68,9 +68,9 @@ def down(step: Step, own: Facts) -> None:
     if ledger.all("publish"):
         from podrun_hooks.network.publish import ports
 
-        step.notify("STATUS=withdrawing published ports")
+        step.status("withdrawing published ports")
         ports_are_free = ports.begin_release(bridge.table(step.pod), ledger)
-    step.notify("STATUS=removing the network namespace")
+    step.status("removing the network namespace")
     if ledger.all("cni"):
         from podrun_hooks.network import cni
 
@@ -80,11 +80,11 @@ def down(step: Step, own: Facts) -> None:
         from podrun_hooks.network import attach
 
         attach.remove(ledger)
-        step.notify("STATUS=the interface is gone")
+        step.status("the interface is gone")
     namespace.unpin(step.pod.tag, ledger)
     if ports_are_free:
         ports_are_free.join()
-    step.notify("STATUS=giving the address back")
+    step.status("giving the address back")
     for name in ledger.all("bridge"):
         names.remove(bridge.directory(step.pod.run, name), names.mark(step), int(ledger.last("name") or -1))
         lease.release(bridge.directory(step.pod.run, name), ledger)
@@ -167,7 +167,7 @@ def _in_its_own(step: Step, fd: int) -> Facts:
         options = with_network(options, options.bridge or bridge.default_name(pod))
         place = take_place(step, options, fd)
         addresses = place.addresses
-    step.notify("STATUS=making the network namespace")
+    step.status("making the network namespace")
     child = namespace.begin(pod.tag, pod.run, fd, place, wish(options))
     try:
         plain = [cidr.partition("/")[0] for cidr in addresses]
@@ -177,7 +177,7 @@ def _in_its_own(step: Step, fd: int) -> Facts:
             ledgers.note(fd, "name", str(where))
             shared = "" if options.hosts else names.path_of(place.bridge.directory)
         mounts = files.for_pod(step, options, hostname, plain, shared, place.bridge.directory if place else "")
-        step.notify("STATUS=connecting the pod")
+        step.status("connecting the pod")
         child.join()
     finally:
         child.kill()
@@ -192,7 +192,7 @@ def take_place(step: Step, options: Options, fd: int) -> Plug:
 
     pod = step.pod
     name = options.bridge or bridge.default_name(pod)
-    step.notify(f"STATUS=looking for bridge {name}")
+    step.status(f"looking for bridge {name}")
     held = bridge.held(pod.run)
     try:
         on = bridge.ensure(pod.run, bridge.table(pod), name, options.subnet, options.subnet6, routed=is_routed(name))
@@ -202,7 +202,7 @@ def take_place(step: Step, options: Options, fd: int) -> Plug:
     wanted = options.address.partition("/")[0]
     if wanted:
         lease.fixed(on.pool, wanted)
-    step.notify("STATUS=leasing an address")
+    step.status("leasing an address")
     address = lease.claim(on.directory, pod.run, ledgers.path_of(step), fd, on.pool, pod.name, wanted)
     n = on.pool.offset(address)
     address6 = ""
@@ -217,9 +217,9 @@ def publish_ports(step: Step, place: Plug, addresses: Sequence[str], fd: int) ->
     """Publishes the step's ports to the pod's ``addresses``."""
     from podrun_hooks.network.publish import ports, spec
 
-    step.notify("STATUS=publishing ports")
+    step.status("publishing ports")
     ports.take(step.pod, place.bridge, spec.each(step.options.publish), addresses, fd)
-    step.notify("STATUS=ports are published")
+    step.status("ports are published")
 
 
 def _checked_address(step: Step) -> list[Problem]:

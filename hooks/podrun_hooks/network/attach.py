@@ -34,7 +34,7 @@ def plug(step: Step, fd: int, netns: int, wanted: Plug) -> str:
     """Puts the namespace of descriptor ``netns`` on one more bridge; returns the name of the pod's end."""
     name = namespace.port_of(f"{step.pod.tag} {step.name}", os.fstat(netns).st_ino)
     ledgers.note(fd, "plug", name)
-    step.notify("STATUS=adding an interface")
+    step.status("adding an interface")
     outside = rtnetlink.Socket()
 
     def work() -> str:
@@ -66,7 +66,7 @@ def macvlan(
     except OSError:
         raise Failure(f"the host has no link {parent}", code=UNAVAILABLE) from None
     ledgers.note(fd, "inside", f"{namespace.path_of(step.pod.tag)} {mark(step)}")
-    step.notify("STATUS=adding an interface")
+    step.status("adding an interface")
     outside = rtnetlink.Socket()
 
     def work() -> str:

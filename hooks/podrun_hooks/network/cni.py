@@ -85,14 +85,14 @@ def add(step: Step, fd: int, netns: int, path: str, name: str) -> tuple[list[str
     ledgers.note(fd, "cni", where)
     result = None
     for plugin in network["plugins"]:
-        step.notify(f"STATUS=CNI plugin {plugin['type']}")
+        step.status(f"CNI plugin {plugin['type']}")
         try:
             result = _call("ADD", plugin, state, result) or result
         except Answer as answer:
             what = f"CNI network {name}: {plugin['type']}: {answer}"
             raise Failure(what, code=CANNOT_CREATE if answer.code < 100 else STEP_FAILED) from None
         _write(where, {**state, "result": result})
-    step.notify(f"STATUS=CNI network {name} is joined")
+    step.status(f"CNI network {name} is joined")
     result = result or {}
     dns = result.get("dns") or {}
     servers = {"dns": list(dns.get("nameservers") or ()), "search": list(dns.get("search") or ())}

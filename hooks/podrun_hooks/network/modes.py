@@ -23,7 +23,7 @@ def first(step: Step, fd: int) -> Facts:
     mode, _, word = options.mode.partition(":")
     hostname = files.hostname(step)
     if mode in ("netns", "pod"):
-        step.notify(f"STATUS=joining {word}")
+        step.status(f"joining {word}")
         if mode == "pod":
             hostname = options.hostname or _hostname_of(step, word) or hostname
         netns = opened(step, mode, word)
@@ -31,11 +31,11 @@ def first(step: Step, fd: int) -> Facts:
             addresses = namespace.join(step.pod.tag, step.pod.run, fd, netns)
         finally:
             os.close(netns)
-        step.notify(f"STATUS=joined {word}")
+        step.status(f"joined {word}")
         return _facts(step, hostname, addresses)
-    step.notify("STATUS=making the network namespace")
+    step.status("making the network namespace")
     namespace.begin(step.pod.tag, step.pod.run, fd, None, namespace.Wish()).join()
-    step.notify("STATUS=connecting the pod")
+    step.status("connecting the pod")
     addresses, dns = _connect(step, fd, namespace.path_of(step.pod.tag))
     servers = options.dns or dns.get("dns", [])
     options = options._replace(dns=servers, search=options.search or dns.get("search", []))
@@ -145,7 +145,7 @@ def _bridged(step: Step, fd: int, netns: int) -> list[str]:
     addresses = place.addresses
     plain = [cidr.partition("/")[0] for cidr in addresses]
     attach.plug(step, fd, netns, place)
-    step.notify("STATUS=naming the pod")
+    step.status("naming the pod")
     where = names.add(place.bridge.directory, plain, files.names(files.hostname(step), pod.name), names.mark(step))
     ledgers.note(fd, "name", str(where))
     if options.publish:

@@ -27,7 +27,7 @@ default_name = ""
 def up(step: Step, facts: Facts) -> Facts:
     """Tells of the mount; a named volume that is not there is created, what needs a mount on the host gets one."""
     options: Options = step.options
-    step.notify(f"STATUS=providing {options.target}")
+    step.status(f"providing {options.target}")
     for problem in words.misplaced(options.source, options.options, options.type):
         raise Failure(problem.what, code=problem.code)
     kind = words.kind(options.source, options.type, options.options)

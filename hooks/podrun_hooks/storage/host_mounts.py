@@ -39,14 +39,14 @@ def up(step: Step) -> Facts:
     if os.path.lexists(place):
         down(step, {})
     os.makedirs(place, mode=0o700, exist_ok=True)
-    step.notify(f"STATUS=mounting {options.source}")
+    step.status(f"mounting {options.source}")
     kind = words.kind(options.source, options.type, options.options)
     try:
         path, more = _MOUNTERS[kind](step, place)
     except OSError as error:
         failure = of_oserror(error, f"{options.source} cannot be mounted")
         raise Failure(failure.what, code=failure.code) from error
-    step.notify(f"STATUS=mounted {options.source}")
+    step.status(f"mounted {options.source}")
     given = words.resolved(["rbind", "nosuid", "nodev"], [word for word in options.options if word in words.GROUP])
     if kind in ("image", "file"):
         given = words.resolved(given, ["ro"])
@@ -60,9 +60,9 @@ def down(step: Step, own: Facts) -> None:
     place = place_of(step)
     if not own:
         _end_helpers(place)
-    step.notify(f"STATUS=unmounting {options.source}")
+    step.status(f"unmounting {options.source}")
     unmount(place, options.target)
-    step.notify(f"STATUS=removing what {options.target} stood on")
+    step.status(f"removing what {options.target} stood on")
     kind = words.kind(options.source, options.type, options.options)
     if kind == "overlay":
         from podrun_hooks.support.rooted_tree import clear

@@ -38,7 +38,7 @@ def notify(text):
         os.kill(os.getpid(), 9)
 facts = case.facts()
 print("go", flush=True)
-container.up(step._replace(notify=notify), facts)
+container.up(step._replace(notify=notify, announce=notify), facts)
 print(count, flush=True)
 os.read(0, 1)
 """
@@ -101,7 +101,7 @@ def test_a_kill_at_a_random_moment_leaves_nothing(tmp_path: Path, runtime: str, 
 
 def test_a_container_that_was_created_but_never_started_is_killed_at_once(tmp_path: Path) -> None:
     case = Case(tmp_path)
-    driver = start(case, 3, command=HANDLER)  # MAINPID=
+    driver = start(case, 3, command=HANDLER)  # the announcement
     assert driver.stdout and driver.stdout.readline() == "go\n"
     driver.wait()
     place = places.of(case.step())

@@ -158,17 +158,16 @@ def test_a_notification_makes_it_ready_and_nothing_dangerous_is_passed_on(tmp_pa
     assert case.left() == []
 
 
-def test_main_pid_is_announced_before_the_payload_runs(tmp_path: Path) -> None:
+def test_the_process_is_announced_before_the_payload_runs(tmp_path: Path) -> None:
     case = Case(tmp_path)
     seen = []
 
-    def notify(text: str) -> None:
-        if text.startswith("MAINPID="):
-            seen.append((int(text[8:]), Path(case.pod.storage, "main.log").read_text()))
+    def announce(pid: int) -> None:
+        seen.append((pid, Path(case.pod.storage, "main.log").read_text()))
 
     from podrun_hooks import container
 
-    step = case.step(command=["echo", "ran"])._replace(notify=notify)
+    step = case.step(command=["echo", "ran"])._replace(announce=announce)
     case.own = container.up(step, case.facts())
     time.sleep(0.1)
     assert seen == [(case.own["process"]["pid"], "")]
