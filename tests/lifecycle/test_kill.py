@@ -116,7 +116,7 @@ def web(podrun: Podrun, home: Path) -> Iterator[str]:
 
 def killed_at(podrun: Podrun, point: int, *words: str) -> str | None:
     """Kills podrun at an event; returns which one it was, None when there were not that many."""
-    argv = [sys.executable, str(HERE / "killed.py"), str(point), *words]
+    argv = [sys.executable, str(HERE / "support" / "killed.py"), str(point), *words]
     done = subprocess.run(
         argv, env=podrun.environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
         text=True, timeout=60,
