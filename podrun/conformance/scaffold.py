@@ -17,7 +17,7 @@ _SHELL = """\
 #   hook = "exec:/etc/podrun/hooks.d/NAME"
 #   greeting = "hello"                      # default: hello
 #
-# The contract is in docs/hooks.md: facts go to standard output, the log to standard error.
+# The contract is in docs/reference/hooks.md: facts go to standard output, the log to standard error.
 set -eu
 
 file=$PODRUN_DIRECTORY/NAME-$PODRUN_STEP # a name of the pod's own: down finds it whatever happened to up

@@ -56,7 +56,9 @@ def load(name: str) -> Hook:
         raise Failure(f"the hook {name!r} cannot be imported: {error!r}", code=WRONG_FILE) from error
     missing = [word for word in ("Options", "up", "down") if not hasattr(hook, word)]
     if missing:
-        raise Failure(f"the hook {name!r} lacks {', '.join(missing)}", code=WRONG_FILE, hint="see docs/hooks.md")
+        raise Failure(
+            f"the hook {name!r} lacks {', '.join(missing)}", code=WRONG_FILE, hint="see docs/reference/hooks.md"
+        )
     return hook
 
 

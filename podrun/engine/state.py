@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def state(run: str, name: str) -> str:
-    """absent, starting, up, dead, stopping or failed; see section "States" of docs/command-line.md."""
+    """absent, starting, up, dead, stopping or failed; see section "States" of docs/reference/command-line.md."""
     found = journals.journals(run, name)
     if not found:
         return "absent"

@@ -165,7 +165,7 @@ def _array(value: Any, what: str) -> list[dict[str, Any]]:
 
 
 def _apply(chain: list[dict[str, Any]], later: list[dict[str, Any]]) -> None:
-    """Puts a drop-in's steps into the chain as docs/pod-file.md says."""
+    """Puts a drop-in's steps into the chain as docs/reference/pod-file.md says."""
     older = list(chain)
     for entry in later:
         same = [step for step in older if step.get("hook") == entry.get("hook")]

@@ -10,7 +10,7 @@ from podrun.engine import hook_loader
 from podrun.podfile import loader
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "pod-file.md").read_text()
+PAGE = (ROOT / "docs" / "reference" / "pod-file.md").read_text()
 BLOCKS = [block.partition("```")[0] for block in PAGE.split("```toml\n")[1:]]
 PODS = [block for block in BLOCKS if "chain" in block and "before" not in block]
 DROP_IN = next(block for block in BLOCKS if "before" in block)

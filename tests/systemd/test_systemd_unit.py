@@ -1,4 +1,4 @@
-"""Pods as units of a real systemd: the table of docs/systemd.md, each row a test."""
+"""Pods as units of a real systemd: the table of docs/reference/systemd.md, each row a test."""
 
 from __future__ import annotations
 

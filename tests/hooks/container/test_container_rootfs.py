@@ -64,7 +64,7 @@ def test_an_older_kernel_starts_the_same_container(tmp_path: Path, monkeypatch: 
     def without_lowerdir_plus(fstype: str, options: list[tuple[str, str | None]], attributes: int = 0) -> int:
         raise OSError(22, "Invalid argument")
 
-    monkeypatch.setattr(rootfs.linux, "fsmount", without_lowerdir_plus)
+    monkeypatch.setattr(rootfs.syscalls, "fsmount", without_lowerdir_plus)
     monkeypatch.setattr(rootfs, "_knows_lowerdir_plus", lambda: False)
     case = Case(tmp_path)
     many_layers(case, 3, tmp_path / "layers")

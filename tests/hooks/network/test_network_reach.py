@@ -16,7 +16,7 @@ import pytest
 pytestmark = pytest.mark.root
 
 WAYS = ("pod to pod", "host to pod", "pod to outside", "from outside", "from host", "hairpin", "IPv6")
-#: What is meant to be: y, n, or - where the question has no sense. Footnotes are in docs/network.md.
+#: What is meant to be: y, n, or - where the question has no sense. Footnotes are in docs/reference/network.md.
 EXPECTED = {
     "bridge": "yyyyyyy",
     "host": "yyyyy-y",

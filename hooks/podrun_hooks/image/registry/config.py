@@ -1,4 +1,4 @@
-"""How registries are reached: registries.toml, one table per registry (docs/images.md)."""
+"""How registries are reached: registries.toml, one table per registry (docs/reference/images.md)."""
 
 from __future__ import annotations
 
