@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import click
 
 from podrun import __version__, messages
-from podrun.cli import completion, doctor, hooks, networks, views, volumes
+from podrun.cli import completion, convert, doctor, hooks, networks, views, volumes
 from podrun.cli.images import image, login, logout
 from podrun.cli.output import human, printed
 from podrun.engine import hook_loader, segments
@@ -85,7 +85,7 @@ podrun.add_command(_planned("down", "Undo a pod, in reverse."))
 image.add_command(
     _planned("image pull", "Bring an image of any kind into the store; print the digest of its manifest.")
 )
-for group in (image, hooks.hook, networks.group, volumes.group):
+for group in (image, hooks.hook, networks.group, volumes.group, convert.group):
     podrun.add_command(group)
 podrun.add_command(doctor.command)
 podrun.add_command(login)

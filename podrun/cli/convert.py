@@ -1,0 +1,180 @@
+"""``podrun convert``: pod files from compose files, Quadlet units, Kubernetes manifests and docker's command lines."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from podrun.cli.output import Guarded
+from podrun.engine import hook_loader
+from podrun.errors import CANNOT_CREATE, INTERNAL, WRONG_FILE, Failure
+from podrun.messages import tell
+from podrun.podfile import loader, tables
+
+if TYPE_CHECKING:
+    from podrun.convert.draft import Draft
+    from podrun.options import Option
+
+
+@click.group(name="convert")
+def group() -> None:
+    """Write pod files for what other tools start.
+
+    What has no equivalent is told on standard error, a line each with what to do by hand, and stands as a comment in
+    the pod file. Nothing is started, and nothing but the named files is read.
+    """
+
+
+_output = click.option("-o", "--output", metavar="DIR", help="Write files there instead of to standard output.")
+_force = click.option("--force", is_flag=True, help="With -o: replace files that are there.")
+_strict = click.option("--strict", is_flag=True, help="Exit with 78 when something is left to be done by hand.")
+
+
+def _finished(draft: Draft, output: str | None, force: bool, strict: bool) -> None:
+    """Prints or writes what a conversion made, once podrun's own reader has accepted it."""
+    from podrun.convert import settle, toml
+
+    network = import_module(f"{hook_loader.FIRST_PARTY['network']}.options").Network
+    settle.settle(draft, _declared, tables.PodTable._field_defaults, network)
+    texts = {pod.file: toml.pod_file(pod) for pod in draft.pods}
+    _check(texts)
+    networks = toml.networks_file(draft)
+    if networks:
+        texts["networks.toml"] = networks
+    notes = draft.all_notes()
+    for note in notes:
+        tell(f"podrun: {note}")
+    if output is not None:
+        _write(output, texts, force)
+    elif len(texts) == 1 and not networks:
+        click.echo("".join(texts.values()), nl=False)
+    else:
+        click.echo("\n".join(f"# --- {name} ---\n{text}" for name, text in texts.items()), nl=False)
+    if strict and any(note.by_hand for note in notes):
+        raise Failure("something is left to be done by hand", code=WRONG_FILE, hint="the lines above say what")
+
+
+def _declared(hook: str) -> Mapping[str, Option]:
+    options: Any = hook_loader.load(hook).Options
+    return {**options._field_defaults, **tables.StepTable._field_defaults}
+
+
+def _check(texts: Mapping[str, str]) -> None:
+    """Has the pod files read as ``podrun check`` reads them. Raises Failure: then the converter has a fault."""
+    with tempfile.TemporaryDirectory(prefix="podrun-convert-") as directory:
+        for name, text in texts.items():
+            path = f"{directory}/{name}"
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(text)
+            # A template is only read with an instance.
+            word = path.replace("@.toml", "@instance.toml")
+            try:
+                loader.load(word, environ=None, load_hook=hook_loader.load)
+            except Failure as failure:
+                what = failure.what.replace(f"{directory}/", "")
+                raise Failure(f"the converter wrote what podrun refuses: {what}", code=INTERNAL) from None
+
+
+def _write(directory: str, texts: Mapping[str, str], force: bool) -> None:
+    """Writes the files, none of them when one is there already."""
+    paths = {f"{directory}/{name}": text for name, text in texts.items()}
+    there = [path for path in paths if os.path.lexists(path)]
+    if there and not force:
+        raise Failure(f"{', '.join(there)} is there already", code=WRONG_FILE, hint="--force replaces it")
+    try:
+        os.makedirs(directory, exist_ok=True)
+        for path, text in paths.items():
+            # Environment variables of a pod file may be secrets; a link at the path is replaced, not followed.
+            fd, new = tempfile.mkstemp(prefix=".convert-", dir=directory)
+            with open(fd, "w", encoding="utf-8") as file:
+                file.write(text)
+            os.rename(new, path)
+    except OSError as error:
+        raise Failure(f"{error.filename}: {error.strerror}", code=CANNOT_CREATE) from None
+    for path in paths:
+        click.echo(path)
+
+
+def _pairs(words: Sequence[str], option: str) -> dict[str, str]:
+    pairs = dict(word.partition("=")[::2] for word in words)
+    for name, value in pairs.items():
+        if not name or not value:
+            raise Failure(f"{option} {name}={value}: expected SERVICE=REF", code=WRONG_FILE)
+    return pairs
+
+
+@group.command(cls=Guarded)
+@click.argument("files", nargs=-1, metavar="[FILE|DIR]...", type=click.Path())
+@click.option("-p", "--project-name", "project", default="", metavar="NAME", help="Default: the directory's name.")
+@click.option("--profile", "profiles", multiple=True, metavar="NAME", help="A profile that is active; '*': all.")
+@click.option("--env-file", "env_files", multiple=True, metavar="FILE", help="Instead of the project's .env.")
+@click.option("--image", "images", multiple=True, metavar="SERVICE=REF", help="The image of a service that is built.")
+@click.option("--allow-outside", "outside", is_flag=True, help="Let extends, include and env_file leave the project.")
+@_output
+@_force
+@_strict
+def compose(
+    files: Sequence[str],
+    project: str,
+    profiles: Sequence[str],
+    env_files: Sequence[str],
+    images: Sequence[str],
+    outside: bool,
+    output: str | None,
+    force: bool,
+    strict: bool,
+) -> None:
+    """Convert a compose project: one pod for each service; several FILEs are put on top of each other."""
+    from podrun.convert import compose as front
+
+    asked = front.Asked(files, os.environ, project, profiles, env_files, outside)
+    _finished(front.convert(asked, _pairs(images, "--image")), output, force, strict)
+
+
+@group.command(cls=Guarded)
+@click.argument("paths", nargs=-1, required=True, metavar="FILE|DIR...", type=click.Path())
+@_output
+@_force
+@_strict
+def quadlet(paths: Sequence[str], output: str | None, force: bool, strict: bool) -> None:
+    """Convert Quadlet units: .container, .pod, .kube, .volume, .network, .image, with their drop-ins."""
+    from podrun.convert import quadlet as front
+
+    _finished(front.convert(paths, os.environ), output, force, strict)
+
+
+@group.command(cls=Guarded)
+@click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path())
+@_output
+@_force
+@_strict
+def kube(files: Sequence[str], output: str | None, force: bool, strict: bool) -> None:
+    """Convert Kubernetes manifests: pods, and what holds a pod's template."""
+    from podrun.convert import kube as front
+
+    _finished(front.convert(files), output, force, strict)
+
+
+@group.command(cls=Guarded, context_settings={"allow_interspersed_args": False})
+@click.argument("words", nargs=-1, metavar="[docker run ...]", type=click.UNPROCESSED)
+@click.option("--name", default="", metavar="NAME", help="The pod's name; default: --name, else the image's.")
+@_output
+@_force
+@_strict
+def run(words: Sequence[str], name: str, output: str | None, force: bool, strict: bool) -> None:
+    """Convert a `docker run` or `podman run` command line: its words, one text, or "-" for standard input."""
+    from podrun.convert import commandline, inputs
+
+    if not words or list(words) == ["-"]:
+        words = [inputs.plain(sys.stdin.read(inputs.LIMIT), "standard input")]
+        if not words[0].strip():
+            raise Failure("there is no command line on standard input", code=WRONG_FILE)
+    for word in words:
+        inputs.plain(word, "the command line")
+    _finished(commandline.convert(words, os.environ, name=name), output, force, strict)

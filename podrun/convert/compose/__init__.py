@@ -1,0 +1,102 @@
+"""Compose files: each service becomes a pod, each network a bridge, and what depends on what stays so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from podrun.errors import WRONG_FILE, Failure
+
+from ..draft import Draft, Origin, Pod, identity
+from ..yamltext import Table
+from . import networks, project, service
+from .project import Asked as Asked
+from .project import Project
+
+
+def convert(asked: Asked, images: Mapping[str, str]) -> Draft:
+    """The pods of a compose project. ``images``: by service, where its image is instead of what the file says.
+
+    Raises Failure (WRONG_FILE) for what is no compose project.
+    """
+    draft = Draft()
+    read = project.read(asked, draft)
+    services = _active(read, asked, draft)
+    if not services:
+        raise Failure("the project has no service to convert", code=WRONG_FILE, hint="profiles: --profile NAME")
+    unknown = [name for name in images if name not in services]
+    if unknown:
+        raise Failure(f"--image names no service of the project: {', '.join(unknown)}", code=WRONG_FILE)
+    pods = {name: _pod_name(read, name, table) for name, table in services.items()}
+    bridges = networks.declare(read, services, draft)
+    context = service.Context(read, services, pods, bridges, networks.first(services), dict(images), asked)
+    awaited = _awaited(services)
+    for name, table in services.items():
+        origin = Origin(read.services.where(name), f"services.{name}")
+        pod = Pod(pods[name], origin)
+        service.convert(context, pod, name, table, origin, awaited.get(name, set()))
+        draft.add(pod)
+    _sort(draft, context)
+    return draft
+
+
+def _active(read: Project, asked: Asked, draft: Draft) -> Table:
+    """The services without a profile or with an active one, and those that they depend on."""
+    active = Table(read.services.file)
+    active.places = read.services.places
+    chosen = set(asked.profiles)
+    wanted = [
+        name
+        for name, table in read.services.items()
+        if not table.get("profiles") or "*" in chosen or chosen & set(map(str, table["profiles"]))
+    ]
+    for name in wanted:
+        for other in service.depends_on(read.services[name]):
+            if other in read.services and other not in wanted:
+                wanted.append(other)
+    for name, table in read.services.items():
+        if name in wanted:
+            active[name] = table
+        else:
+            profiles = ", ".join(map(str, table["profiles"]))
+            draft.note(
+                Origin(read.services.where(name), f"services.{name}"),
+                f"left out: of the profile {profiles}, which is not active",
+                f"--profile {table['profiles'][0]}",
+                by_hand=False,
+            )
+    return active
+
+
+def _pod_name(read: Project, name: str, table: Table) -> str:
+    """container_name is a name of the whole host, as a pod's name is; else the project's name stands before it."""
+    return identity(str(table["container_name"]) if table.get("container_name") else f"{read.name}-{name}")
+
+
+def _awaited(services: Table) -> dict[str, set[str]]:
+    """How others wait for each service: the conditions of their depends_on."""
+    found: dict[str, set[str]] = {}
+    for table in services.values():
+        for other, entry in service.depends_on(table).items():
+            condition = entry.get("condition", "service_started") if isinstance(entry, dict) else "service_started"
+            found.setdefault(other, set()).add(str(condition))
+    return found
+
+
+def _sort(draft: Draft, context: service.Context) -> None:
+    """Those that others depend on first: the order in which people would start them by hand."""
+    order: list[str] = []
+
+    def visit(name: str, chain: tuple[str, ...]) -> None:
+        if name in chain:
+            cycle = " -> ".join([*chain[chain.index(name) :], name])
+            raise Failure(f"depends_on goes round in a circle: {cycle}", code=WRONG_FILE)
+        if name in order or name not in context.services:
+            return
+        for other in service.depends_on(context.services[name]):
+            visit(other, (*chain, name))
+        order.append(name)
+
+    for name in context.services:
+        visit(name, ())
+    names = [context.pods[name] for name in order]
+    draft.pods.sort(key=lambda pod: names.index(pod.name))

@@ -1,0 +1,320 @@
+"""Compose projects become pods: key by key, file on top of file, variable by variable."""
+
+from __future__ import annotations
+
+import pytest
+
+SHOP = """
+services:
+  web:
+    image: nginx:1.27
+    ports: ["8080:80", "127.0.0.1:8443:443/TCP", {target: 9000, published: "9001", protocol: udp}]
+    depends_on:
+      db: {condition: service_healthy}
+      migrate: {condition: service_completed_successfully}
+    volumes: [".:/srv:ro", "cache:/var/cache/nginx"]
+    restart: unless-stopped
+  db:
+    image: postgres
+    environment: [POSTGRES_DB=shop, POSTGRES_PASSWORD_FILE=/run/secrets/password]
+    secrets: [password]
+    volumes: [{type: volume, source: data, target: /var/lib/postgresql/data}]
+    healthcheck: {test: [CMD, pg_isready], interval: 10s, timeout: 5s, retries: 5}
+  migrate:
+    image: shop/migrate
+    depends_on: [db]
+secrets:
+  password: {file: ./password.txt}
+volumes:
+  cache:
+  data: {name: shop-data}
+"""
+
+
+@pytest.fixture
+def shop(convert):
+    convert.write("shop/password.txt", "geheim")
+    return convert.compose(SHOP)
+
+
+def test_each_service_is_a_pod_on_the_bridge_of_its_project(shop):
+    assert shop.code == 0, shop.told
+    assert sorted(shop.files) == ["shop-db.toml", "shop-migrate.toml", "shop-web.toml"]
+    assert {shop.step(f"shop-{name}", "network")["bridge"] for name in ("db", "migrate", "web")} == {"shop"}
+    assert shop.step("shop-db", "network")["hostname"] == "db"
+
+
+def test_ports_are_open_to_all_addresses_as_they_were(shop):
+    publish = shop.step("shop-web", "network")["publish"]
+    assert publish == ["0.0.0.0:8080:80", "127.0.0.1:8443:443/tcp", "0.0.0.0:9001:9000/udp"]
+
+
+def test_paths_are_absolute_and_volumes_carry_the_project_s_name(shop, convert):
+    assert shop.step("shop-web")["volumes"] == [f"{convert.directory}/shop:/srv:ro", "shop_cache:/var/cache/nginx"]
+    assert "shop-data:/var/lib/postgresql/data" in shop.step("shop-db")["volumes"]
+
+
+def test_who_waits_for_a_healthy_service_waits_for_its_health_check(shop):
+    database = shop.step("shop-db")
+    assert database["ready"] == {"exec": ["pg_isready"], "timeout": "75s"}
+    assert database["live"] == {"exec": ["pg_isready"], "interval": "10s", "timeout": "5s", "retries": 5}
+
+
+def test_who_waits_for_a_service_to_complete_waits_for_a_job(shop):
+    assert shop.files["shop-migrate.toml"]["pod"]["type"] == "job"
+
+
+def test_what_a_service_depends_on_is_required_and_comes_before(shop):
+    text = shop.text["shop-web.toml"]
+    assert "shop-db" in text
+    web = shop.files["shop-web.toml"]
+    required = web["pod"].get("requires") or [unit.removesuffix(".service") for unit in web["unit"]["Requires"]]
+    assert required == ["shop-db", "shop-migrate"]
+
+
+def test_what_starts_again_after_a_reboot_is_enabled(shop):
+    web = shop.files["shop-web.toml"]
+    assert web["service"]["Restart"] == "always"
+    assert web["install"]["WantedBy"] == "multi-user.target"
+
+
+def test_a_secret_s_text_is_in_no_pod_file(shop):
+    assert "geheim" not in str(shop.text)
+    assert any(text.endswith("/password.txt:/run/secrets/password:ro") for text in shop.step("shop-db")["volumes"])
+
+
+# --- keys -----------------------------------------------------------------------------------------------------------
+
+#: What a service says, the step where it is found, and what is there.
+KEYS = [
+    ("command: echo 'a b' $$HOME", "container", {"command": ["echo", "a b", "$HOME"]}),
+    ("command: [a, 1, true]", "container", {"command": ["a", "1", "true"]}),
+    ("entrypoint: /run.sh -x", "container", {"entrypoint": ["/run.sh", "-x"]}),
+    ("entrypoint: ''", "container", {"entrypoint": []}),
+    ("environment: {A: 1, B: yes, C: true, D: }", "container", {"env": {"A": "1", "B": "yes", "C": "true", "D": "${D}"}}),
+    ("user: '1000:1000'", "container", {"user": "1000:1000"}),
+    ("user: 1000", "container", {"user": "1000"}),
+    ("working_dir: /app", "container", {"workdir": "/app"}),
+    ("mem_limit: 64mb", "container", {"memory": "64M"}),
+    ("deploy: {resources: {limits: {memory: 1.5G, cpus: '0.5', pids: 100}}}", "container", {"memory": "1.5G", "cpus": 0.5, "pids": 100}),
+    ("cap_add: [NET_ADMIN]\n    cap_drop: [ALL]", "container", {"cap_add": ["NET_ADMIN"], "cap_drop": ["ALL"]}),
+    ("tmpfs: /run:size=64mb,mode=755", "container", {"tmpfs": ["/run:size=64M,mode=755"]}),
+    ("read_only: true\n    init: true", "container", {"read_only": True, "init": True}),
+    ("stop_signal: SIGINT\n    stop_grace_period: 1m30s", "container", {"stop_signal": "SIGINT", "stop_timeout": "1m30s"}),
+    ("labels: {a.b: 1}", "container", {"labels": {"a.b": "1"}}),
+    ("labels: [a=b]", "container", {"labels": {"a": "b"}}),
+    ("security_opt: ['seccomp:unconfined']", "container", {"seccomp": "unconfined"}),
+    ("sysctls: [net.core.somaxconn=1024]", "network", {"sysctls": {"net.core.somaxconn": "1024"}}),
+    ("sysctls: {net.core.somaxconn: 1024}", "network", {"sysctls": {"net.core.somaxconn": "1024"}}),
+    ("dns: 9.9.9.9\n    dns_search: [a.example]", "network", {"dns": ["9.9.9.9"], "search": ["a.example"]}),
+    ("extra_hosts: ['db:10.0.0.1', 'v6=[fd00::1]']", "network", {"hosts": {"db": "10.0.0.1", "v6": "fd00::1"}}),
+    ("hostname: front\n    domainname: example.org", "network", {"hostname": "front.example.org"}),
+    ("network_mode: host", "network", {"mode": "host"}),
+    ("ports: ['3000-3001:3000-3001', '[::1]:80:80', 81:81]", "network", {"publish": ["0.0.0.0:3000-3001:3000-3001", "0.0.0.0:81:81"]}),
+    ("platform: linux/arm64\n    pull_policy: if_not_present", "image", {"platform": "linux/arm64", "pull": "missing"}),
+    ("healthcheck: {test: curl -f localhost}", "container", {"live": {"exec": ["/bin/sh", "-c", "curl -f localhost"], "interval": "30s", "timeout": "30s"}}),
+    ("healthcheck: {disable: true}", "container", {"live": None}),
+    ("volumes: ['/anon']", "container", {"volumes": ["shop-web-anon:/anon"]}),
+    ("volumes: [{type: tmpfs, target: /t, tmpfs: {size: 1048576, mode: 0o1777}}]", "container", {"tmpfs": ["/t:size=1048576,mode=1777"]}),
+    ("volumes: [{type: image, source: busybox, target: /i}]", "storage", {"source": "image:busybox", "target": "/i"}),
+    ("configs: [{source: c, target: /etc/c, mode: 0440}]", "storage", {"source": "file:", "content": "a $${b}\n", "target": "/etc/c", "options": ["mode=440"]}),
+    ("secrets: [s]", "storage", {"source": "file:", "content": "${SECRET}", "target": "/run/secrets/s", "options": ["mode=0444"]}),
+    ("volumes: ['nfs:/mnt']", "storage", {"source": "nfs:10.0.0.9:/export", "target": "/mnt", "options": ["rw"]}),
+]  # fmt: skip
+AROUND = """
+configs: {c: {content: "a $${b}\\n"}}
+secrets: {s: {environment: SECRET}}
+volumes: {nfs: {driver_opts: {type: nfs, o: "addr=10.0.0.9,rw", device: ":/export"}}}
+"""
+
+
+@pytest.mark.parametrize(("text", "hook", "found"), KEYS, ids=[key[0].split("\n")[0] for key in KEYS])
+def test_a_key_becomes_the_key_that_means_the_same(convert, text, hook, found):
+    done = convert.compose(f"services:\n  web:\n    image: a\n    {text}\n{AROUND}")
+    assert done.code == 0, done.told
+    step = done.step("shop-web", hook)
+    assert {key: step.get(key) for key in found} == found
+
+
+#: What has no equivalent, and a word of the line that says so.
+NOTED = [
+    ("build: ./src", "builds no images"),
+    ("image: a\n    tty: true", "terminal"),
+    ("image: a\n    runtime: io.containerd.wasmedge.v1", "runtime"),
+    ("image: a\n    deploy: {replicas: 3}", "template"),
+    ("image: a\n    deploy: {placement: {constraints: [x]}}", "swarm"),
+    ("image: a\n    logging: {driver: gelf}", "gelf"),
+    ("image: a\n    extra_hosts: ['h:host-gateway']", "host-gateway"),
+    ("image: a\n    networks: {default: {aliases: [other]}}", "host name"),
+    ("image: a\n    volumes_from: [db]", "volumes"),
+    ("image: a\n    post_start: [{command: x}]", "hook"),
+    ("image: a\n    blkio_config: {weight: 1}", "IOWeight="),
+    ("image: a\n    some_new_key: 1", "no equivalent"),
+    ("image: a\n    ports: [80]", "publish"),
+    ("image: a\n    cap_add: [NOT_ONE]", "capability"),
+]
+
+
+@pytest.mark.parametrize(("text", "word"), NOTED, ids=[text.split("\n")[-1].strip() for text, _ in NOTED])
+def test_what_has_no_equivalent_is_told_with_its_line_and_exits_78_only_when_asked_to(convert, text, word):
+    key = text.split("\n")[-1].strip().partition(":")[0]
+    done = convert.compose(f"services:\n  web:\n    {text}\n")
+    assert done.code == 0, done.told
+    assert done.notes("by hand: compose.yaml:", f"services.web.{key}", word), done.told
+    assert f"services.web.{key}" in done.text["shop-web.toml"]
+    assert convert.compose(f"services:\n  web:\n    {text}\n", "--strict").code == 78
+
+
+# --- variables ------------------------------------------------------------------------------------------------------
+
+VARIABLES = [
+    ("${SET}", "value"),
+    ("$SET-$SET", "value-value"),
+    ("${UNSET:-x}", "x"),
+    ("${UNSET-${SET:-y}}", "value"),
+    ("${EMPTY-x}", ""),
+    ("${EMPTY:-x}", "x"),
+    ("${SET:+x}", "x"),
+    ("${UNSET+x}", ""),
+    ("$$SET", "$SET"),
+    ("$${SET}", "$${SET}"),
+    ("${UNSET}", "${UNSET}"),
+    ("${DB_PASSWORD}", "${DB_PASSWORD}"),
+    ("${FROM_FILE}", "of the file"),
+    ("${QUOTED}", "a 'b' # c"),
+]
+
+
+@pytest.mark.parametrize(("text", "value"), VARIABLES)
+def test_variables_are_read_as_compose_reads_them_and_what_is_open_or_secret_is_left_to_the_start(convert, text, value):
+    convert.write(
+        "shop/.env", "FROM_FILE=of the file # a comment\nSET=of the file\nQUOTED=\"a 'b' # c\"\nDB_PASSWORD=x\n"
+    )
+    done = convert.compose(
+        f"services: {{web: {{image: a, environment: {{A: '{text}'}}}}}}", environ={"SET": "value", "EMPTY": ""}
+    )
+    assert done.code == 0, done.told
+    assert done.step("shop-web")["env"]["A"] == value
+    assert "=x" not in str(done.text)
+
+
+def test_a_variable_left_open_has_the_unit_read_the_project_s_env_file(convert):
+    path = convert.write("shop/.env", "DB_PASSWORD=secret\n")
+    done = convert.compose("services: {web: {image: a, environment: ['A=${DB_PASSWORD}']}}")
+    assert done.files["shop-web.toml"]["service"]["EnvironmentFile"] == [path]
+    assert done.notes("by hand", "DB_PASSWORD")
+
+
+# --- files on top of each other -------------------------------------------------------------------------------------
+
+
+def test_a_later_file_adds_to_lists_and_mappings_and_replaces_commands(convert):
+    first = convert.write(
+        "shop/compose.yaml",
+        "services:\n  web:\n    image: a\n    command: [x]\n    environment: {A: 1, B: 1}\n    ports: ['80:80']\n    volumes: ['/etc:/e']\n",
+    )
+    second = convert.write(
+        "shop/more.yaml",
+        "services:\n  web:\n    command: [y]\n    environment: [B=2]\n    ports: !override ['81:81']\n    volumes: ['/usr:/e']\n    cap_add: !reset null\n",
+    )
+    done = convert("compose", first, second)
+    assert done.code == 0, done.told
+    step = done.step("shop-web")
+    assert (step["command"], step["env"], step["volumes"]) == (["y"], {"A": "1", "B": "2"}, ["/usr:/e"])
+    assert done.step("shop-web", "network")["publish"] == ["0.0.0.0:81:81"]
+
+
+def test_the_override_file_beside_a_project_counts_when_no_file_is_named(convert):
+    convert.write("shop/compose.yaml", "services: {web: {image: a}}")
+    convert.write("shop/compose.override.yaml", "services: {web: {image: b}}")
+    assert convert("compose", f"{convert.directory}/shop").step("shop-web", "image")["ref"] == "b"
+
+
+def test_a_service_extends_one_of_another_file_whose_paths_start_there(convert):
+    convert.write("shop/base/common.yaml", "services: {app: {image: a, volumes: ['./conf:/conf'], depends_on: [x]}}")
+    done = convert.compose("services: {web: {extends: {file: base/common.yaml, service: app}, command: [b]}}")
+    assert done.code == 0, done.told
+    assert done.step("shop-web")["volumes"] == [f"{convert.directory}/shop/base/conf:/conf"]
+    assert done.notes("depends_on", "not taken over")
+
+
+def test_an_anchor_and_a_merge_key_count(convert):
+    done = convert.compose(
+        "x-base: &base {image: a, init: true}\nservices: {web: {<<: *base, image: b}, db: {<<: [*base]}}"
+    )
+    assert (done.step("shop-web", "image")["ref"], done.step("shop-web")["init"]) == ("b", True)
+    assert done.step("shop-db", "image")["ref"] == "a"
+
+
+def test_a_service_of_a_profile_is_left_out_until_the_profile_is_active(convert):
+    text = "services: {web: {image: a}, debug: {image: b, profiles: [dev]}}"
+    done = convert.compose(text)
+    assert list(done.files) == ["shop-web.toml"]
+    assert done.notes("services.debug", "--profile dev")
+    assert "shop-debug.toml" in convert.compose(text, "--profile", "dev").files
+
+
+def test_networks_have_their_subnet_in_networks_toml_and_a_name_that_the_kernel_takes(convert):
+    done = convert.compose(
+        "services: {web: {image: a, networks: {a-rather-long-name: {ipv4_address: 172.20.0.2}}}}\n"
+        "networks: {a-rather-long-name: {ipam: {config: [{subnet: 172.20.0.0/24}]}}}"
+    )
+    (name,) = done.files["networks.toml"]["networks"]
+    assert len(name) <= 15
+    assert done.files["networks.toml"]["networks"][name] == {"subnet": "172.20.0.0/24"}
+    step = done.step("shop-web", "network")
+    assert (step["bridge"], step["address"]) == (name, "172.20.0.2")
+
+
+# --- what is refused ------------------------------------------------------------------------------------------------
+
+REFUSED = [
+    ("services: [", "compose.yaml:1:"),
+    ("[]", "no mapping"),
+    ("services: {}", "no service"),
+    ("services: {web: {command: a}}", "neither image nor build"),
+    ("services: {web: {image: a, image: b}}", "twice"),
+    ("services: {web: {image: '${'}}", "'}'"),
+    ("services: {web: {image: '${A:?must be set}'}}", "must be set"),
+    ("services: {web: {image: a, depends_on: [db]}, db: {image: a, depends_on: [web]}}", "circle"),
+    ("services: {web: {image: a, volumes: ['data:/d']}}", "data is not declared"),
+    ("services: {web: {image: a, networks: [n]}}", "n is not declared"),
+    ("services: {web: {image: a, secrets: [s]}}", "s is not declared"),
+    ("services: {web: {extends: {file: ../../x.yaml, service: a}}}", "x.yaml"),
+    ("services: {web: {image: a, env_file: ../other.env}}", "--allow-outside"),
+    ("services: {web: {extends: web, image: a}}", "extends itself"),
+    ("services: {web: {image: a}, Web: {image: b}}", "both become"),
+    ("services: {'---': {image: a, container_name: '-'}}", "a pod's name"),
+    ("services: {web: {image: a, ports: 80}}", "services.web.ports"),
+    ("services: {web: {image: a, healthcheck: yes}}", "services.web.healthcheck"),
+    ("services: {web: !!python/object:os.system {image: a}}", "compose.yaml"),
+    ("a: &a [x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]\n" + "".join(f"{chr(c + 1)}: &{chr(c + 1)} [{','.join(['*' + chr(c)] * 9)}]\n" for c in range(98, 108)), "aliases expanded"),
+    ("a: " + "[" * 100 + "]" * 100, "nested"),
+    ("a: &a {b: *a}", "nested"),
+    ("x-big: '" + "a" * (1 << 20) + "'", "1 MiB"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "word"), REFUSED, ids=[text[:60] for text, _ in REFUSED])
+def test_what_is_no_project_is_refused_with_the_place_and_nothing_is_written(convert, text, word):
+    convert.write("x.yaml", "services: {a: {image: a}}")
+    convert.write("other.env", "A=1")
+    done = convert.compose(text)
+    assert done.code == 78, done.told
+    assert word in done.told[-1]
+    assert not done.files
+
+
+def test_files_that_are_there_are_kept_unless_told_otherwise(convert):
+    path = convert.write("shop/compose.yaml", "services: {web: {image: a}}")
+    kept = convert.write("out/shop-web.toml", "mine")
+    first = convert("compose", path, "-o", f"{convert.directory}/out")
+    assert (first.code, open(kept).read()) == (78, "mine")
+    assert convert("compose", path, "-o", f"{convert.directory}/out", "--force").code == 0
+    assert "mine" not in open(kept).read()
+
+
+def test_the_image_of_a_service_that_is_built_can_be_named(convert):
+    done = convert.compose("services: {web: {build: .}}", "--image", "web=oci:/srv/web")
+    assert done.step("shop-web", "image")["ref"] == "oci:/srv/web"
+    assert convert.compose("services: {web: {build: .}}", "--image", "other=x").code == 78
