@@ -7,6 +7,7 @@ import os
 import stat
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import Any, BinaryIO
 
 import click
@@ -87,6 +88,27 @@ image.add_command(
 )
 for group in (image, hooks.hook, networks.group, volumes.group, convert.group):
     podrun.add_command(group)
+
+
+class _Later(click.Group):
+    """The group of another module, which is imported when it is asked for one of its commands."""
+
+    def __init__(self, name: str, module: str, doc: str) -> None:
+        super().__init__(name=name, help=doc)
+        self.module = module
+
+    def _group(self) -> click.Group:
+        group: click.Group = import_module(self.module).group
+        return group
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return self._group().list_commands(ctx)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        return self._group().get_command(ctx, name)
+
+
+podrun.add_command(_Later("cluster", "podrun.cli.cluster", "Pods on several hosts, placed by Pacemaker."))
 podrun.add_command(doctor.command)
 podrun.add_command(login)
 podrun.add_command(logout)

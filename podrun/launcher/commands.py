@@ -62,7 +62,7 @@ def host_of(given: dict[str, Any]) -> Host:
 def name_of(word: str, host: Host) -> str:
     """The pod that a FILE or NAME word means: for a file the pod that was started from it, else what it says itself."""
     if "/" not in word and not word.endswith(".toml"):
-        return _valid(word)
+        return valid_name(word)
     from podrun.engine import hook_loader
     from podrun.engine import state as states
     from podrun.podfile import loader
@@ -74,10 +74,10 @@ def name_of(word: str, host: Host) -> str:
         return loader.load(word, environ=None, load_hook=hook_loader.load).name
     except Failure:
         # Broken or gone: what it was started as is the best guess, and down has to work.
-        return _valid(_shown(word))
+        return valid_name(_shown(word))
 
 
-def _valid(name: str) -> str:
+def valid_name(name: str) -> str:
     """The name of a pod, refused when no pod file could have given it: it becomes part of paths."""
     from podrun.options import Wrong
     from podrun.podfile.tables import POD_NAME, STEP_NAME

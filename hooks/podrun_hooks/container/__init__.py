@@ -155,6 +155,13 @@ def check(step: Step) -> list[Problem]:
     return problems
 
 
+def local_data(options: dict[str, Any]) -> list[str]:
+    """What the container keeps on this machine only: it does not follow a pod that a cluster moves."""
+    volumes = options.get("volumes")
+    found = [str(text).partition(":")[0] for text in volumes] if isinstance(volumes, list) else []
+    return [*found, "its writable layer (persist)"] if options.get("persist") is True else found
+
+
 def explain(step: Step) -> list[str]:
     """The commands of mount, nsenter and the runtime that do the same."""
     from podrun_hooks.container.explain import commands

@@ -15,6 +15,7 @@ from podrun_hooks.storage.options import Options as Options
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Any
 
     from podrun.hook import Facts, Step
 
@@ -66,6 +67,13 @@ def check(step: Step) -> list[Problem]:
 
         return host_mounts.check(step)
     return missing(options.source)
+
+
+def local_data(options: dict[str, Any]) -> list[str]:
+    """The step's source where it is on this machine only: it does not follow a pod that a cluster moves."""
+    source, kind, given = (options.get(key) for key in ("source", "type", "options"))
+    sort = words.kind(str(source), str(kind or ""), given if isinstance(given, list) else ())
+    return [str(source)] if sort in ("bind", "volume", "snapshot", "overlay") else []
 
 
 def explain(step: Step) -> list[str]:

@@ -1,0 +1,349 @@
+"""``podrun cluster``: pods on several hosts, placed by Pacemaker."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from podrun.cli.output import Guarded, printed
+from podrun.cluster import agent, configuration, files, hosts, pacemaker, pods, rollout
+from podrun.cluster.pacemaker import State
+from podrun.cluster.programs import run_all
+from podrun.errors import BUSY, UNAVAILABLE, WRONG_FILE, Failure
+from podrun.launcher.commands import valid_name
+from podrun.messages import tell
+from podrun.systemd import install
+
+
+@click.group(name="cluster")
+def group() -> None:
+    """Pods on several hosts, placed by Pacemaker."""
+
+
+_format = click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", help="How to print.")
+_timeout = click.option("--timeout", type=float, default=120.0, metavar="SECONDS", help="How long to wait.")
+_fencing = click.option("--without-fencing", is_flag=True, help="Say stonith-enabled=false: for trials only.")
+
+
+# --- configuration ----------------------------------------------------------------------------------------------------
+
+
+@group.command(name="export", cls=Guarded)
+@click.argument("words", metavar="FILE|NAME...", nargs=-1, required=True)
+@_fencing
+def export(words: Sequence[str], without_fencing: bool) -> None:
+    """Print these pods, all that the cluster is to have, as configuration for crm."""
+    wanted = rollout.read(words)
+    statements = rollout.statements(wanted, None, fencing=not without_fencing)
+    click.echo(configuration.text(statements), nl=False)
+    _notes(wanted, fencing=not without_fencing)
+
+
+@group.command(name="apply", cls=Guarded)
+@click.argument("words", metavar="FILE|NAME...", nargs=-1, required=True)
+@_fencing
+def apply(words: Sequence[str], without_fencing: bool) -> None:
+    """Bring pod files to every host, and have the cluster run them beside the pods that it has."""
+    state, before = pacemaker.state(), pacemaker.configured()
+    wanted = rollout.read(words, files.manifest(pods.ETC).pods)
+    statements = rollout.statements(wanted, before, fencing=not without_fencing)
+    for machine in state.machines:
+        if machine.state not in rollout.REACHABLE:
+            tell(f"podrun: warning: {machine.name} is {machine.state}: apply again when it is back")
+    received = rollout.deliver(wanted, state, install.program())
+    pacemaker.load(statements, before)
+    for name in sorted(wanted.texts):
+        changed = [host for host, done in received.items() if set(done.written) & wanted.texts[name].keys()]
+        click.echo(f"{name}: {'on ' + ' '.join(sorted(changed)) if changed else 'unchanged'}")
+        if changed and any(unit.pod == name and unit.machine for unit in state.units):
+            tell(f"podrun: {name} runs as it was before; it takes its new file when it is started again")
+    after = pacemaker.configured()
+    if after.fencing and not after.fencing_devices:
+        tell("podrun: warning: the cluster starts nothing: it has no fencing device (see 'crm ra list stonith')")
+    _notes(wanted, fencing=after.fencing and bool(after.fencing_devices))
+
+
+def _notes(wanted: rollout.Wanted, *, fencing: bool) -> None:
+    for note in pods.notes(wanted.pods, fencing=fencing):
+        tell(f"podrun: note: {note}")
+
+
+@group.command(name="install-agent", cls=Guarded)
+def install_agent() -> None:
+    """Install the resource agent, the generator of units and Pacemaker's order on this host."""
+    for path in agent.install():
+        click.echo(path)
+
+
+@group.command(name="receive", cls=Guarded, hidden=True)
+def receive() -> None:
+    """Take what another host's apply sends on standard input."""
+    agent.required()
+    sent = sys.stdin.read(files.LIMIT_OF_ALL)
+    done = files.receive(sent, pods.ETC)
+    if done.written or done.removed:
+        subprocess.run(["systemctl", "daemon-reload"], check=False, stdout=subprocess.DEVNULL, timeout=60)
+    click.echo(json.dumps(done._asdict()))
+
+
+@group.command(name="manifest", cls=Guarded, hidden=True)
+def manifest() -> None:
+    """Print one word for the files that this host has of the cluster."""
+    click.echo(files.fingerprint(pods.ETC))
+
+
+# --- views ------------------------------------------------------------------------------------------------------------
+
+
+@group.command(name="machines", cls=Guarded)
+@_format
+def machines(form: str) -> None:
+    """List the hosts: their state, how many pods they run, whether their pod files are this host's."""
+    state = pacemaker.state()
+    digests = rollout.digests(state, install.program())
+    own = files.fingerprint(pods.ETC)
+    rows = []
+    for machine in state.machines:
+        digest = digests.get(machine.name, "")
+        same = "-" if not digest else "same" if digest == own else "differ"
+        row = {"machine": machine.name, "state": machine.state, "pods": machine.pods, "files": same}
+        metadata: Any = machine.metadata
+        rows.append({**row, "metadata": metadata if form == "json" else [f"{k}={v}" for k, v in metadata.items()]})
+    printed(rows, form)
+    if not state.quorum:
+        tell("podrun: warning: this host is in no quorum: it runs nothing, and what it tells of others is old")
+
+
+@group.command(name="units", cls=Guarded)
+@_format
+def units(form: str) -> None:
+    """List the pods: where they run, what is wanted, what the cluster and systemd say of them."""
+    state = pacemaker.state()
+    standing = _standing(state)
+    rows = []
+    for unit in state.units:
+        active, status = standing.get((unit.machine, unit.pod), ("-", _printable(state.failures.get(unit.pod, ""))))
+        row = {"unit": unit.pod, "machine": unit.machine or "-", "desired": unit.desired, "state": unit.state}
+        rows.append({**row, "systemd": active, "status": status})
+    printed(rows, form)
+    if not state.quorum:
+        tell("podrun: warning: this host is in no quorum: it runs nothing, and what it tells of others is old")
+
+
+def _standing(state: State) -> dict[tuple[str, str], tuple[str, str]]:
+    """What systemd says of each pod: its state, and its status line or that of the container that is not up yet."""
+    wanted: dict[str, list[str]] = {}
+    for unit in state.units:
+        if unit.machine:
+            wanted.setdefault(unit.machine, []).append(unit.pod)
+    reachable = {machine.name for machine in state.machines if machine.state in rollout.REACHABLE}
+    words = ["systemctl", "show", "--all", "--property=Id,ActiveState,StatusText", "--"]
+    asking = {
+        machine: hosts.command(machine, [*words, *(name for pod in wanted[machine] for name in _unit_names(pod))])
+        for machine in wanted.keys() & reachable
+    }
+    found = {}
+    for machine, done in run_all(asking, 5.0).items():
+        shown = [dict(line.partition("=")[::2] for line in block.splitlines()) for block in done.out.split("\n\n")]
+        for pod in wanted[machine]:
+            found[machine, pod] = _summary(pod, [block for block in shown if _is_of(pod, block.get("Id", ""))])
+    return found
+
+
+def _unit_names(pod: str) -> tuple[str, str]:
+    """The pod's unit, and a pattern for those of its segments."""
+    stem, at, instance = pod.partition("@")
+    return f"{pod}.service", f"{stem}.*{at}{instance}.service"
+
+
+def _is_of(pod: str, unit: str) -> bool:
+    stem, at, instance = pod.partition("@")
+    return unit == f"{pod}.service" or (unit.startswith(f"{stem}.") and unit.endswith(f"{at}{instance}.service"))
+
+
+def _summary(pod: str, blocks: Sequence[dict[str, str]]) -> tuple[str, str]:
+    states = [block.get("ActiveState", "") for block in blocks]
+    own = next((block for block in blocks if block.get("Id") == f"{pod}.service"), {})
+    for word in ("failed", "deactivating", "activating"):
+        if word in states:
+            texts = [block.get("StatusText", "") for block in blocks if block.get("ActiveState") == word]
+            return word, _printable(next(filter(None, texts), ""))
+    return own.get("ActiveState", "-"), _printable(own.get("StatusText", ""))
+
+
+def _printable(text: str) -> str:
+    return "".join(letter for letter in text if letter.isprintable())[:100]
+
+
+@group.command(name="status", cls=Guarded)
+@click.argument("name")
+def status(name: str) -> int:
+    """Show what systemctl status says of a pod, on the hosts where it runs."""
+    state = pacemaker.state()
+    words = ["systemctl", "status", "--no-pager", "--full", "--", *_unit_names(_known(name, state))]
+    code = 0
+    for machine in _machines_of(name, state):
+        click.echo(f"--- {machine}")
+        done = subprocess.run(hosts.command(machine, words), stdin=subprocess.DEVNULL, check=False, timeout=60)
+        code = code or done.returncode
+    return code
+
+
+@group.command(name="journal", cls=Guarded)
+@click.argument("name")
+@click.option("-f", "--follow", is_flag=True, help="Go on, also when the pod moves.")
+@click.option("-n", "--lines", type=click.IntRange(0, 1000000), default=None, help="Only the last ones.")
+def journal(name: str, follow: bool, lines: int | None) -> None:
+    """Print what a pod's containers have written, from whichever host it runs on."""
+    state = pacemaker.state()
+    single, several = _unit_names(_known(name, state))
+    words = ["journalctl", "--no-pager", "--quiet", "-u", single, "-u", several]
+    if not follow:
+        words += [f"--lines={lines}"] if lines is not None else []
+        for machine in _machines_of(name, state):
+            subprocess.run(hosts.command(machine, words), stdin=subprocess.DEVNULL, check=False)
+        return
+    _follow(name, [*words, "--follow"], 10 if lines is None else lines)
+
+
+def _follow(name: str, words: Sequence[str], lines: int) -> None:
+    """A journalctl on each host that runs the pod; one more when it comes to another host."""
+    readers: dict[str, subprocess.Popen[bytes]] = {}
+    try:
+        while True:
+            for machine in _machines_of(name, pacemaker.state()):
+                if machine not in readers or readers[machine].poll() is not None:
+                    argv = hosts.command(machine, [*words, f"--lines={lines}"])
+                    readers[machine] = subprocess.Popen(argv, stdin=subprocess.DEVNULL)
+            # What is not shown yet of a pod that has just come to a host began there at most this long ago.
+            lines = 1000
+            time.sleep(2)
+    finally:
+        for reader in readers.values():
+            reader.terminate()
+            reader.wait()
+
+
+def _known(name: str, state: State) -> str:
+    """The name of a pod of the cluster. Raises Failure for any other word."""
+    valid_name(name)
+    if all(unit.pod != name for unit in state.units):
+        raise Failure(
+            f"the cluster has no pod {name}", code=UNAVAILABLE, hint="'podrun cluster units' lists those it has"
+        )
+    return name
+
+
+def _machines_of(name: str, state: State) -> list[str]:
+    """The hosts that run a pod; where none does, those that may have run it."""
+    running = sorted({unit.machine for unit in state.units if unit.pod == name and unit.machine})
+    return running or [machine.name for machine in state.machines if machine.state in rollout.REACHABLE]
+
+
+# --- changes ----------------------------------------------------------------------------------------------------------
+
+
+@group.command(name="move", cls=Guarded)
+@click.argument("name")
+@click.argument("machine")
+@_timeout
+def move(name: str, machine: str, timeout: float) -> None:
+    """Move a pod to another host; it stays there."""
+    began = time.monotonic()
+    state = pacemaker.state()
+    identifier = _single(_known(name, state))
+    found = next((row for row in state.machines if row.name == hosts.checked(machine)), None)
+    if found is None or found.state != "online":
+        what = f"{machine} is {found.state}" if found else f"there is no host {machine}"
+        raise Failure(what, code=UNAVAILABLE, hint="'podrun cluster machines' lists those there are")
+    where = [unit.machine for unit in state.units if unit.pod == name and unit.machine]
+    if where == [machine]:
+        click.echo(f"{name}: is on {machine}")
+        return
+    pacemaker.move(identifier, machine)
+    try:
+        rollout.waited(lambda now: _is_on(name, machine, now), timeout, f"{name} is not on {machine}")
+    finally:
+        pacemaker.let_go(identifier)
+    click.echo(f"{name}: {where[0] if where else '-'} -> {machine}, {time.monotonic() - began:.1f} s")
+
+
+def _single(name: str) -> str:
+    """The resource of a pod that is on one host at a time. Raises Failure for a global one."""
+    identifier = configuration.resource(name)
+    if f"{identifier}-Global" in pacemaker.configured().own:
+        raise Failure(f"{name} is global: it runs on every host", code=WRONG_FILE)
+    return identifier
+
+
+def _is_on(name: str, machine: str, state: State) -> bool:
+    units = [unit for unit in state.units if unit.pod == name and unit.machine]
+    return [(unit.machine, unit.state) for unit in units] == [(machine, "started")]
+
+
+def _placed(name: str) -> str:
+    """What a pod's target-role is set on: its clone, where it has one."""
+    clone = f"{configuration.resource(name)}-Global"
+    return clone if clone in pacemaker.configured().own else configuration.resource(name)
+
+
+@group.command(name="start", cls=Guarded)
+@click.argument("name")
+@_timeout
+def start(name: str, timeout: float) -> None:
+    """Have the cluster run a pod that was stopped, and forget where it has failed."""
+    _known(name, pacemaker.state())
+    pacemaker.forget_failures(configuration.resource(name))
+    pacemaker.set_role(_placed(name), started=True)
+    now = rollout.waited(lambda state: _runs(name, state), timeout, f"{name} is not started")
+    click.echo(f"{name}: on {' '.join(_machines_of(name, now))}")
+
+
+def _runs(name: str, state: State) -> bool:
+    return any(unit.pod == name and unit.machine and unit.state == "started" for unit in state.units)
+
+
+@group.command(name="stop", cls=Guarded)
+@click.argument("name")
+@_timeout
+def stop(name: str, timeout: float) -> None:
+    """Have the cluster stop a pod, and keep it stopped until it is started again."""
+    _known(name, pacemaker.state())
+    _stop(name, timeout)
+    click.echo(f"{name}: stopped")
+
+
+def _stop(name: str, timeout: float) -> None:
+    pacemaker.set_role(_placed(name), started=False)
+    rollout.waited(lambda state: not _is_anywhere(name, state), timeout, f"{name} is not stopped")
+
+
+def _is_anywhere(name: str, state: State) -> bool:
+    return any(unit.pod == name and unit.machine for unit in state.units)
+
+
+@group.command(name="rm", cls=Guarded)
+@click.argument("name")
+@_timeout
+def rm(name: str, timeout: float) -> None:
+    """Stop a pod, take it out of the cluster and its file off the hosts."""
+    state = pacemaker.state()
+    before = files.manifest(pods.ETC).pods
+    in_cluster = any(unit.pod == name for unit in state.units)
+    if not in_cluster and name not in before:
+        _known(name, state)
+    left = rollout.read([], {pod: names for pod, names in before.items() if pod != name})
+    if needing := [pod.name for pod in left.pods if name in (pod.placement.machine_of, *pod.requires)]:
+        raise Failure(f"{', '.join(needing)} cannot be without it", code=BUSY, hint="remove these first")
+    if in_cluster:
+        _stop(name, timeout)
+        pacemaker.remove([*dict.fromkeys((_placed(name), configuration.resource(name)))])
+    received = rollout.deliver(left, state, install.program())
+    removed = sorted(host for host, done in received.items() if done.removed)
+    click.echo(f"{name}: removed from {' '.join(removed) or 'the cluster'}")

@@ -1,0 +1,51 @@
+"""Installing what a host of a cluster needs: the resource agent, the generator of units, the order at shutdown."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+
+from podrun.errors import UNAVAILABLE, Failure
+from podrun.systemd import install as units
+
+#: Where Pacemaker looks for ocf:podrun:pod; a distribution's package puts the same file there.
+AGENT = "/usr/lib/ocf/resource.d/podrun/pod"
+SOURCE = os.path.join(os.path.dirname(__file__), "ocf-pod")
+ORDER = "/etc/systemd/system/pacemaker.service.d/podrun.conf"
+_GENERATORS = (
+    units.GENERATOR,
+    "/usr/local/lib/systemd/system-generators/podrun-generator",
+    "/usr/lib/systemd/system-generators/podrun-generator",
+)
+
+#: Stopping goes backwards: Pacemaker has moved the pods away before what their steps talk to is stopped.
+_ORDER = """# Made by podrun.
+[Unit]
+After=etcd.service consul.service podrun-follow.service network-online.target
+"""
+
+
+def install() -> list[str]:
+    """Writes all of it, and has systemd read it; returns the paths."""
+    with open(SOURCE, encoding="utf-8") as file:
+        _write(AGENT, file.read(), 0o755)
+    _write(ORDER, _ORDER, 0o644)
+    done = [AGENT, ORDER, units.install_generator()]
+    subprocess.run(["systemctl", "daemon-reload"], check=False, timeout=60)
+    return done
+
+
+def required() -> None:
+    """Raises Failure where the agent or the generator is missing: pods of the cluster could not be started here."""
+    if not os.path.exists(AGENT) or not any(map(os.path.exists, _GENERATORS)):
+        hint = f"'podrun cluster install-agent' on {os.uname().nodename}"
+        raise Failure("the resource agent is not installed", code=UNAVAILABLE, hint=hint)
+
+
+def _write(path: str, text: str, mode: int) -> None:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    fd = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+    with open(fd, "w", encoding="utf-8") as file:
+        os.fchmod(fd, mode)
+        file.write(text)
+    os.rename(f"{path}.new", path)

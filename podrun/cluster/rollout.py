@@ -1,0 +1,125 @@
+"""From pod files to a cluster that runs them: what is wanted, the same files on every host, one change of the CIB."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
+
+from podrun.cluster import configuration, files, hosts, pacemaker, pods
+from podrun.errors import STEP_FAILED, UNAVAILABLE, WRONG_FILE, Failure
+from podrun.messages import tell
+from podrun.options import Wrong
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping, Sequence
+
+    from podrun.cluster.pacemaker import State
+    from podrun.cluster.pods import Pod
+
+#: Machines in these states take files and commands; others get them when podrun is asked again.
+REACHABLE = ("online", "standby", "maintenance")
+_SECONDS = 60.0
+
+
+class Wanted(NamedTuple):
+    """All pods of the cluster as they are to be, and their files."""
+
+    pods: list[Pod]
+    texts: dict[str, dict[str, str]]
+
+
+def read(words: Sequence[str], before: Mapping[str, Collection[str]] = {}) -> Wanted:
+    """The pods of these words, and those that the cluster has already (``before``: its manifest's pods).
+
+    Raises Failure for a wrong pod file.
+    """
+    found: dict[str, tuple[Pod, dict[str, str]]] = {}
+    for word in words:
+        pod = pods.read(word)
+        if pod.name in found:
+            raise Failure(f"two files are the pod {pod.name}: {found[pod.name][0].file} and {word}", code=WRONG_FILE)
+        found[pod.name] = pod, pods.sources(word)
+    for name, names in before.items():
+        if name not in found:
+            # The file that this host has, whatever the pod calls itself: an instance by its own name.
+            file = next((file for file in names if "/" not in file), f"{name}.toml")
+            word = file.removesuffix(".toml").partition("@")[0] + ("@" + name.partition("@")[2] if "@" in name else "")
+            found[name] = pods.read(word), pods.sources(word)
+    ordered = sorted(found)
+    return Wanted([found[name][0] for name in ordered], {name: found[name][1] for name in ordered})
+
+
+def statements(
+    wanted: Wanted, before: pacemaker.Configuration | None, *, fencing: bool
+) -> list[configuration.Statement]:
+    """The configuration of the pods. Raises Failure with all that is wrong with them."""
+    mistakes = pods.mistakes(wanted.pods)
+    for pod in wanted.pods:
+        clashes = [other for other in wanted.pods if other.name != pod.name and _share_a_file(pod, other, wanted)]
+        mistakes += [f"{pod.file}: its name is that of a file of {other.name}" for other in clashes]
+    try:
+        found = configuration.statements(wanted.pods, before.kept if before else None, fencing=fencing)
+    except Wrong as wrong:
+        mistakes.append(wrong.what)
+        found = []
+    if mistakes:
+        _refuse(mistakes, WRONG_FILE)
+    return found
+
+
+def _refuse(lines: Sequence[str], code: int, hint: str = "") -> NoReturn:
+    """Tells all of them, a line each."""
+    for line in lines[:-1]:
+        tell(f"podrun: {line}")
+    raise Failure(lines[-1], code=code, hint=hint)
+
+
+def _share_a_file(pod: Pod, other: Pod, wanted: Wanted) -> bool:
+    """Two files of one name from different directories."""
+    mine, others = wanted.texts[pod.name], wanted.texts[other.name]
+    return pod.name < other.name and any(name in others and others[name] != text for name, text in mine.items())
+
+
+def deliver(wanted: Wanted, state: State, program: str) -> dict[str, files.Received]:
+    """Sends the files to every machine that can be reached, side by side; what each one did.
+
+    Raises Failure when one of them did not take them. The cluster's configuration is not touched then.
+    """
+    names = [machine.name for machine in state.machines if machine.state in REACHABLE]
+    text = files.message(wanted.texts)
+    done = hosts.on_each(names, [program, "cluster", "receive"], _SECONDS, text)
+    wrong = [f"{name}: {answer.last_words}" for name, answer in done.items() if answer.code]
+    if wrong:
+        _refuse(wrong, UNAVAILABLE, "the cluster's configuration is as it was; mend this and apply again")
+    return {name: _received(name, answer.out) for name, answer in done.items()}
+
+
+def _received(name: str, out: str) -> files.Received:
+    try:
+        told = json.loads(out)
+        return files.Received([str(word) for word in told["written"]], [str(word) for word in told["removed"]])
+    except (ValueError, KeyError, TypeError):
+        raise Failure(
+            f"{name}: its answer is broken", code=UNAVAILABLE, hint="is podrun the same everywhere?"
+        ) from None
+
+
+def digests(state: State, program: str, seconds: float = 5.0) -> dict[str, str]:
+    """The digest of every reachable machine's manifest; "" of one that does not answer."""
+    names = [machine.name for machine in state.machines if machine.state in REACHABLE]
+    done = hosts.on_each(names, [program, "cluster", "manifest"], seconds)
+    return {name: "" if answer.code else answer.out.strip()[:64] for name, answer in done.items()}
+
+
+def waited(true: Callable[[State], bool], seconds: float, what: str) -> State:
+    """Asks the cluster until something is so. Raises Failure when it does not come in time."""
+    deadline = time.monotonic() + seconds
+    while True:
+        state = pacemaker.state()
+        if true(state):
+            return state
+        if time.monotonic() > deadline:
+            hint = "the cluster goes on with it; see 'podrun cluster units' and 'crm_mon -1'"
+            raise Failure(f"{what}: not within {seconds:g} s", code=STEP_FAILED, hint=hint)
+        time.sleep(0.2)

@@ -1,0 +1,196 @@
+"""Pods as crm's configuration: the whole text, names and values through the encoder, and crm itself reading it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from podrun.cluster import agent, configuration, pacemaker
+from podrun.cluster.pods import Placement, Pod
+from podrun.options import Wrong
+
+UTILS = Pod("utils", "utils.toml", Placement(everywhere=True))
+ONE = Pod("service1", "service1.toml", Placement(metadata={"disk": "ssd", "zone": "a"}), requires=("utils",))
+TWO = Pod("service2", "service2.toml", Placement(("service1",), machine_of="utils", prefer=("n2", "n1"), priority=7))
+
+GOLDEN = """\
+property batch-limit=30 no-quorum-policy=stop
+primitive service1 ocf:podrun:pod params pod=service1 op start timeout=30s interval=0s op stop timeout=65s interval=0s \
+op monitor interval=10s timeout=20s meta resource-stickiness=100 migration-threshold=5 failure-timeout=600s
+primitive service2 ocf:podrun:pod params pod=service2 op start timeout=30s interval=0s op stop timeout=65s interval=0s \
+op monitor interval=10s timeout=20s meta resource-stickiness=100 migration-threshold=5 failure-timeout=600s priority=7
+primitive utils ocf:podrun:pod params pod=utils op start timeout=30s interval=0s op stop timeout=65s interval=0s \
+op monitor interval=10s timeout=20s meta resource-stickiness=100 migration-threshold=5 failure-timeout=600s
+clone utils-Global utils meta interleave=true
+colocation service1-With-utils inf: service1 utils-Global
+order service1-After-utils Optional: utils-Global service1
+location service1-On service1 rule -inf: not_defined disk or disk ne ssd or not_defined zone or zone ne a
+colocation service2-With-utils inf: service2 utils-Global
+colocation service2-Apart-service1 -inf: service2 service1
+order service2-After-utils Optional: utils-Global service2
+location service2-Prefers-n2 service2 50: n2
+location service2-Prefers-n1 service2 40: n1
+"""
+
+
+def text(*pods, **more):
+    return configuration.text(configuration.statements(pods, **more))
+
+
+def test_the_whole_text():
+    assert text(ONE, TWO, UTILS) == GOLDEN
+
+
+def test_a_stop_may_take_longer_than_systemd_gives_it():
+    assert "op stop timeout=150s" in text(Pod("web", "f", stop_seconds=120.2))
+
+
+def test_without_fencing_is_said_only_when_asked_for():
+    assert "stonith" not in text(UTILS)
+    assert "stonith-enabled=false\n" in text(UTILS, fencing=False)
+
+
+def test_what_people_have_stopped_or_taken_over_stays_so():
+    kept = {"service1": {"target-role": "Stopped"}, "utils-Global": {"is-managed": "false"}}
+    found = text(ONE, UTILS, kept=kept)
+    assert "failure-timeout=600s target-role=Stopped\n" in found
+    assert "meta interleave=true is-managed=false\n" in found
+
+
+def test_a_conflict_of_both_is_one_constraint():
+    web = [Pod(f"web@{n}", "f", Placement(("web@*",))) for n in "abc"]
+    lines = [line for line in text(*web).splitlines() if line.startswith("colocation")]
+    assert lines == [
+        "colocation web.b-Apart-web.a -inf: web.b web.a",
+        "colocation web.c-Apart-web.a -inf: web.c web.a",
+        "colocation web.c-Apart-web.b -inf: web.c web.b",
+    ]
+
+
+def test_no_preference_outweighs_staying():
+    many = Pod("web", "f", Placement(prefer=tuple(f"n{number}" for number in range(9))))
+    scores = [int(line.split()[3].rstrip(":")) for line in text(many).splitlines() if line.startswith("location")]
+    assert scores == sorted(scores, reverse=True)
+    assert max(scores) < configuration.STICKINESS
+
+
+@pytest.mark.parametrize("value", ["", "a b", 'a"b', "a'b", "a{b}", "a\nb", "a;b", "a\\b", "$a", "a#b", "ü", "<", "&"])
+def test_what_has_no_safe_spelling_is_refused(value):
+    with pytest.raises(Wrong):
+        text(Pod("web", "f", Placement(metadata={"disk": value})))
+
+
+NAMES = st.from_regex(r"[a-z0-9][a-z0-9-]{0,20}(@[a-z0-9][a-z0-9_.-]{0,10})?", fullmatch=True)
+
+
+@given(NAMES)
+def test_names_of_resources_are_xml_names_and_lead_back_to_their_pods(name):
+    identifier = configuration.resource(name)
+    assert configuration.pod_of(identifier) == name
+    assert configuration.pod_of(f"{identifier}-Global") == name
+    assert identifier[0] in "abcdefghijklmnopqrstuvwxyz_"
+    assert set(identifier) <= set("abcdefghijklmnopqrstuvwxyz0123456789_.-")
+
+
+# --- crm itself -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cib(tmp_path_factory):
+    """Loads a text with crm into an empty configuration of three machines; returns its XML.
+
+    crm asks the agent for its meta-data, so it is installed as long as that takes.
+    """
+    home = tmp_path_factory.mktemp("cib")
+    place = Path(agent.AGENT)
+    there = place.exists()
+    if not there:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(agent.SOURCE, place)
+        place.chmod(0o755)
+    empty = subprocess.run(["cibadmin", "--empty"], capture_output=True, text=True, check=True).stdout
+    machines = "".join(f'<node id="{n}" uname="n{n}"/>' for n in (1, 2, 3))
+
+    def load(found: str) -> ElementTree.Element:
+        (home / "cib.xml").write_text(empty.replace("<nodes/>", f"<nodes>{machines}</nodes>"))
+        (home / "pods.crm").write_text(found.replace("property ", "property stonith-enabled=false ", 1))
+        environ = {**os.environ, "CIB_file": str(home / "cib.xml"), "TERM": "dumb"}
+        argv = ["crm", "-F", "configure", "load", "update", str(home / "pods.crm")]
+        done = subprocess.run(argv, env=environ, capture_output=True, text=True, timeout=60)
+        assert "Traceback" not in done.stderr, done.stderr
+        return ElementTree.parse(home / "cib.xml").getroot()
+
+    yield load
+    if not there:
+        shutil.rmtree(place.parent)
+
+
+def edges(root):
+    """What the constraints say, as Pacemaker reads them."""
+    found = []
+    for constraint in root.findall("configuration/constraints/*"):
+        told = {key: value for key, value in constraint.attrib.items() if key != "id"}
+        rules = [tuple(map(one.get, ("attribute", "operation", "value"))) for one in constraint.iter("expression")]
+        found.append((constraint.tag, constraint.get("id"), told, rules))
+    return found
+
+
+@pytest.mark.root
+def test_crm_understands_the_whole_text(cib):
+    root = cib(GOLDEN)
+    near, apart = {"score": "INFINITY"}, {"score": "-INFINITY"}
+    on = [("disk", "not_defined", None), ("disk", "ne", "ssd"), ("zone", "not_defined", None), ("zone", "ne", "a")]
+    after = {"kind": "Optional", "first": "utils-Global"}
+    assert edges(root) == [
+        ("rsc_colocation", "service1-With-utils", {**near, "rsc": "service1", "with-rsc": "utils-Global"}, []),
+        ("rsc_order", "service1-After-utils", {**after, "then": "service1"}, []),
+        ("rsc_location", "service1-On", {"rsc": "service1"}, on),
+        ("rsc_colocation", "service2-With-utils", {**near, "rsc": "service2", "with-rsc": "utils-Global"}, []),
+        ("rsc_colocation", "service2-Apart-service1", {**apart, "rsc": "service2", "with-rsc": "service1"}, []),
+        ("rsc_order", "service2-After-utils", {**after, "then": "service2"}, []),
+        ("rsc_location", "service2-Prefers-n2", {"rsc": "service2", "score": "50", "node": "n2"}, []),
+        ("rsc_location", "service2-Prefers-n1", {"rsc": "service2", "score": "40", "node": "n1"}, []),
+    ]
+    found = pacemaker.parsed_configuration(root)
+    assert found.pods == {"service1": "service1", "service2": "service2", "utils": "utils"}
+    assert found.own == {one.id for one in configuration.statements((ONE, TWO, UTILS)) if one.id} - found.pods.keys()
+    assert not found.foreign
+
+
+#: Words of crm's own language.
+TRICKY = st.sampled_from(
+    "and or in inf rule rules role first then params meta op primitive clone group property 1st 0 9-9 start stop".split()
+)
+
+
+@pytest.mark.root
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    names=st.lists(TRICKY | NAMES, min_size=2, max_size=2, unique=True),
+    values=st.lists(
+        TRICKY | st.from_regex("[A-Za-z0-9][A-Za-z0-9_.:@+-]{0,8}", fullmatch=True), min_size=1, max_size=2
+    ),
+)
+def test_whatever_pods_and_values_are_called_crm_takes_them_for_names_and_values(cib, names, values):
+    first, second = names
+    metadata = {f"k{number}": value for number, value in enumerate(values)}
+    pods = (
+        Pod(first, "f", Placement(everywhere=True)),
+        Pod(second, "f", Placement(machine_of=first, metadata=metadata)),
+    )
+    root = cib(text(*pods))
+    one, two = configuration.resource(first), configuration.resource(second)
+    rules = [rule for key, value in metadata.items() for rule in ((key, "not_defined", None), (key, "ne", value))]
+    assert pacemaker.parsed_configuration(root).pods == {one: first, two: second}
+    assert edges(root) == [
+        ("rsc_colocation", f"{two}-With-{one}", {"score": "INFINITY", "rsc": two, "with-rsc": f"{one}-Global"}, []),
+        ("rsc_order", f"{two}-After-{one}", {"kind": "Optional", "first": f"{one}-Global", "then": two}, []),
+        ("rsc_location", f"{two}-On", {"rsc": two}, rules),
+    ]
