@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import http.server
 import json
 import os
 import shutil
 import subprocess
 import sys
-import threading
 import time
 
 import pytest
-from test_hook_kit import rows
 
 from podrun.host import tag
+from support.hook_kit import Server, passes
 from support.launcher import HERE
 from support.objects import listing, settled
 
@@ -60,45 +58,6 @@ def pod(podrun, hook="", command=WAITS, after="", network='{ hook = "network", m
         f'chain = [ {{ hook = "image", ref = "host:" }}, {network} {hook}'
         f' {{ hook = "container", command = {command} }}, {after} ]',
     )
-
-
-def passes(podrun, *words):
-    found = rows(podrun("hook", "test", "--format", "json", *words))
-    failed = {check: note for check, (result, note) in found.items() if result == "FAILED"}
-    assert not failed
-    assert found["wrong version"][0] == "ok"
-    assert len(found) == 13
-
-
-class Server:
-    """An HTTP server on loopback that remembers what it was asked and how long it let the asker wait."""
-
-    def __init__(self, answers, host="127.0.0.1"):
-        self.asked = []
-        server = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                server.asked.append((self.path, dict(self.headers)))
-                status, body = answers(self)
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_):
-                pass
-
-        self.server = http.server.ThreadingHTTPServer((host, 0), Handler)
-        self.url = f"http://{host}:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.server.shutdown()
-        self.server.server_close()
 
 
 # --- nfs -----------------------------------------------------------------------------------------------------------

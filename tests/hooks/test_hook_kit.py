@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
 
 import pytest
+
+from support.hook_kit import rows
 
 pytestmark = pytest.mark.root
 
@@ -19,11 +20,6 @@ chain = [
   { hook = "container", command = ["sh", "-c", "trap 'exit 0' TERM; while :; do sleep 0.02; done"] },
 ]
 """
-
-
-def rows(done) -> dict[str, tuple[str, str]]:
-    assert done.stdout, done.stderr
-    return {row["check"]: (row["result"], row["note"]) for row in map(json.loads, done.stdout.splitlines())}
 
 
 @pytest.mark.parametrize(

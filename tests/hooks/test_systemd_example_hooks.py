@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_example_hooks import Server, passes
 
+from support.hook_kit import Server, passes
 from support.launcher import HERE
 from support.objects import listing, settled
 

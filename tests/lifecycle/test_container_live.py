@@ -12,11 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
-from test_start import WAITS, nothing_left, pod, state, until  # noqa: F401  # a fixture
 
 from podrun.options import Wrong, read
 from podrun_hooks.container import options as containers
 from podrun_hooks.container.probes import prober
+from support.pods import WAITS, pod, state, until
 
 pytestmark = pytest.mark.root
 
@@ -51,7 +51,7 @@ def watched(podrun, sound: Path, script: str = WAITS, live: str = SOUND) -> str:
     return pod(podrun, script, more=f'volumes = ["{sound.parent}:/tmp"]\n{live}')
 
 
-def test_a_container_that_fails_its_probe_is_killed_and_the_foreground_tells_why(podrun, nothing_left, sound):  # noqa: F811
+def test_a_container_that_fails_its_probe_is_killed_and_the_foreground_tells_why(podrun, nothing_left, sound):
     process = podrun.start("up", watched(podrun, sound), stderr=subprocess.PIPE)
     until(lambda: state(podrun) == "up")
     sound.unlink()
@@ -61,7 +61,7 @@ def test_a_container_that_fails_its_probe_is_killed_and_the_foreground_tells_why
     assert "killed, because it failed the live probe 2 times in a row" in told
 
 
-def test_a_detached_container_that_fails_its_probe_is_dead_and_its_log_says_why(podrun, nothing_left, sound):  # noqa: F811
+def test_a_detached_container_that_fails_its_probe_is_dead_and_its_log_says_why(podrun, nothing_left, sound):
     podrun("up", "-d", watched(podrun, sound), check=True)
     assert len(until(lambda: probers(podrun))) == 1
     sound.unlink()
@@ -71,7 +71,7 @@ def test_a_detached_container_that_fails_its_probe_is_dead_and_its_log_says_why(
     podrun("down", "web", check=True)
 
 
-def test_a_failure_between_successes_kills_nobody(podrun, nothing_left, sound):  # noqa: F811
+def test_a_failure_between_successes_kills_nobody(podrun, nothing_left, sound):
     patient = SOUND.replace("retries = 2", "retries = 1000")
     podrun("up", "-d", watched(podrun, sound, live=patient), check=True)
     sound.unlink()
@@ -84,7 +84,7 @@ def test_a_failure_between_successes_kills_nobody(podrun, nothing_left, sound): 
 
 @pytest.mark.parametrize("network", ["", '[[chain]]\nhook = "network"\n'], ids=["own", "bridge"])
 @pytest.mark.parametrize("probe", ['http = ":80/"', 'tcp = ":80"'])
-def test_a_server_is_asked_from_inside_its_network(podrun, nothing_left, probe, network):  # noqa: F811
+def test_a_server_is_asked_from_inside_its_network(podrun, nothing_left, probe, network):
     serve = "import http.server as h; h.HTTPServer(('', 80), h.SimpleHTTPRequestHandler).serve_forever()"
     live = f'live = {{ {probe}, interval = "50ms", timeout = "5s", retries = 1 }}\n'
     path = pod(
@@ -117,7 +117,7 @@ def test_a_slow_server_has_the_whole_time_out():
         assert prober._anywhere(hosts, 0.1, -1) == f"127.0.0.1:{hosts[0]}: no answer within 0.1 s"
 
 
-def test_a_command_that_does_not_end_is_killed_inside_the_container_too(podrun, nothing_left, sound):  # noqa: F811
+def test_a_command_that_does_not_end_is_killed_inside_the_container_too(podrun, nothing_left, sound):
     live = 'live = { exec = ["sleep", "1234"], interval = "50ms", timeout = "100ms", retries = 1000 }\n'
     podrun("up", "-d", watched(podrun, sound, live=live), check=True)
     until(lambda: podrun("logs", "web").stdout.count("no end within 0.1 s") > 2)
@@ -129,7 +129,7 @@ def test_a_command_that_does_not_end_is_killed_inside_the_container_too(podrun, 
 
 
 @pytest.mark.parametrize("words", [["up"], ["up", "-d"]], ids=" ".join)
-def test_a_payload_that_takes_its_time_to_end_is_not_killed_for_it(podrun, nothing_left, sound, words):  # noqa: F811
+def test_a_payload_that_takes_its_time_to_end_is_not_killed_for_it(podrun, nothing_left, sound, words):
     slow = "trap 'rm /tmp/sound; sleep 1; echo ended in peace >>/tmp/last; exit 0' TERM; while :; do sleep 0.05; done"
     process = podrun.start(*words, watched(podrun, sound, slow), stderr=subprocess.DEVNULL)
     until(lambda: state(podrun) == "up")
@@ -141,7 +141,7 @@ def test_a_payload_that_takes_its_time_to_end_is_not_killed_for_it(podrun, nothi
     assert (sound.parent / "last").read_text() == "ended in peace\n"
 
 
-def test_the_probe_of_a_start_that_was_killed_is_ended(podrun, nothing_left, sound):  # noqa: F811
+def test_the_probe_of_a_start_that_was_killed_is_ended(podrun, nothing_left, sound):
     path = pod(podrun, more=f'volumes = ["{sound.parent}:/tmp"]\n{SOUND}' + '[[chain]]\nhook = "exec:/bin/sleep"\n')
     slow = podrun.home / "slow"
     slow.write_text("#!/bin/sh\n[ $PODRUN_VERB = up ] && sleep 60\nexit 0\n")
@@ -161,7 +161,7 @@ def test_the_probe_imports_what_the_interpreter_has_built_in_alone():
     assert not {"os", "re", "socket", "ctypes", "json", "podrun"} & {*loaded.split()}
 
 
-def test_what_the_probe_costs(podrun, nothing_left, sound):  # noqa: F811
+def test_what_the_probe_costs(podrun, nothing_left, sound):
     live = 'live = { tcp = ":1", interval = "10ms", timeout = "1s", retries = 100000 }\n'
     podrun("up", "-d", watched(podrun, sound, live=live), check=True)
     [one] = until(lambda: probers(podrun))

@@ -8,8 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -20,98 +18,6 @@ pytestmark = [pytest.mark.root, pytest.mark.slow]
 
 #: More random moments: PODRUN_KILL_ROUNDS=1000 ./dev test tests/test_kill.py
 ROUNDS = int(os.environ.get("PODRUN_KILL_ROUNDS", "30"))
-
-CHAIN = """
-[pod]
-stop_timeout = "2s"
-
-[[chain]]
-hook = "image"
-ref = "host:"
-background = true
-
-[[chain]]
-hook = "storage"
-source = "tmpfs:"
-target = "/scratch"
-
-[[chain]]
-hook = "storage"
-name = "disk"
-source = "{home}/disk.squashfs"
-type = "squashfs"
-target = "/opt/disk"
-
-[[chain]]
-hook = "storage"
-name = "files"
-source = "image:dir:{home}/content"
-target = "/opt/files"
-
-[[chain]]
-hook = "storage"
-name = "secret"
-source = "file:"
-content = "s3cret"
-target = "/opt/secret"
-
-[[chain]]
-hook = "network"
-publish = ["127.0.0.1:{port}:80"]
-
-[[chain]]
-hook = "network"
-name = "second"
-bridge = "{second}"
-
-[[chain]]
-hook = "container"
-name = "db"
-command = ["sh", "-c", "trap 'exit 0' TERM; while :; do sleep 0.05; done"]
-
-[[chain]]
-hook = "container"
-name = "app"
-command = ["sh", "-c", "trap 'exit 0' TERM; while :; do sleep 0.05; done"]
-ready = {{ exec = ["true"] }}
-
-[[chain]]
-hook = "register"
-service = "web"
-port = 80
-
-[[chain]]
-hook = "exec:{hook}"
-"""
-
-
-def loops(home: Path) -> list[str]:
-    """The loop devices of files below a directory."""
-    listed = subprocess.run(["losetup", "-a"], capture_output=True, text=True, check=True).stdout
-    return [line for line in listed.splitlines() if str(home) in line]
-
-
-@pytest.fixture
-def web(podrun: Podrun, home: Path) -> Iterator[str]:
-    """A pod with a step of every kind. It has been up once: what all pods share is there."""
-    hook = home / "hook"
-    hook.write_text("#!/bin/sh\ncat >/dev/null\n")
-    hook.chmod(0o755)
-    (home / "content").mkdir()
-    (home / "content" / "word").write_text("here")
-    argv = ["mksquashfs", str(home / "content"), str(home / "disk.squashfs"), "-quiet", "-no-progress"]
-    subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
-    port, second = random.randint(20000, 30000), f"pk-{os.urandom(4).hex()}"
-    path = podrun.file("web", CHAIN.format(port=port, hook=hook, home=home, second=second))
-    podrun("up", "-d", path, check=True)
-    podrun("down", "web", check=True)
-    yield path
-    podrun("down", "web", check=True)
-    # The kernel lets go of it with the last mount namespace that a killed runtime was about to leave.
-    deadline = time.monotonic() + 5
-    while found := loops(home):
-        assert time.monotonic() < deadline, found
-        time.sleep(0.02)
 
 
 def killed_at(podrun: Podrun, point: int, *words: str) -> str | None:

@@ -15,7 +15,6 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from test_kill import web  # noqa: F401  # a fixture
 
 from support.launcher import Podrun
 from support.objects import listing, settled
@@ -136,7 +135,7 @@ def kills(podrun: Podrun, home: Path, *words: str, follow: bool, restore):
 
 
 @pytest.mark.parametrize("follow", [False, True], ids=["podrun", "podrun-and-its-children"])
-def test_up_killed_at_a_system_call_is_undone_by_one_down(podrun, home, web, follow):  # noqa: F811
+def test_up_killed_at_a_system_call_is_undone_by_one_down(podrun, home, web, follow):
     before = listing(podrun.run, podrun.root)
 
     def restore():
@@ -150,7 +149,7 @@ def test_up_killed_at_a_system_call_is_undone_by_one_down(podrun, home, web, fol
 
 
 @pytest.mark.parametrize("follow", [False, True], ids=["podrun", "podrun-and-its-children"])
-def test_down_killed_at_a_system_call_is_finished_by_the_next(podrun, home, web, follow):  # noqa: F811
+def test_down_killed_at_a_system_call_is_finished_by_the_next(podrun, home, web, follow):
     before = listing(podrun.run, podrun.root)
 
     def restore():
@@ -165,7 +164,7 @@ def test_down_killed_at_a_system_call_is_finished_by_the_next(podrun, home, web,
         pass
 
 
-def test_up_killed_at_a_system_call_does_not_keep_the_next_up_from_working(podrun, home, web):  # noqa: F811
+def test_up_killed_at_a_system_call_does_not_keep_the_next_up_from_working(podrun, home, web):
     before = listing(podrun.run, podrun.root)
 
     def restore():
@@ -180,7 +179,7 @@ def test_up_killed_at_a_system_call_does_not_keep_the_next_up_from_working(podru
         assert podrun("exec", "web", "true").returncode == 0, told
 
 
-def test_a_run_in_the_foreground_killed_at_a_system_call_is_undone_by_one_down(podrun, home, web):  # noqa: F811
+def test_a_run_in_the_foreground_killed_at_a_system_call_is_undone_by_one_down(podrun, home, web):
     before = listing(podrun.run, podrun.root)
 
     def restore():

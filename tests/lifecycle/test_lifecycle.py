@@ -16,13 +16,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from test_start import WAITS, nothing_left, pod, state, until  # noqa: F401  # a fixture
 
 from podrun.engine import journal as journals
 from podrun.errors import CANNOT_CREATE, Failure
 from podrun_hooks.support import subprocesses
 from support.launcher import HERE
 from support.objects import listing, settled
+from support.pods import WAITS, pod, state, until
 
 #: Seconds and rounds of the tests that grow with patience.
 PATIENCE = float(os.environ.get("PODRUN_STRESS_SECONDS", "4"))
@@ -56,7 +56,7 @@ def shell(podrun, script, **more):
 
 
 @pytest.mark.root
-def test_a_start_that_is_interrupted_while_a_command_runs_in_the_container_is_undone(podrun, nothing_left):  # noqa: F811
+def test_a_start_that_is_interrupted_while_a_command_runs_in_the_container_is_undone(podrun, nothing_left):
     # The runtime's exec dies with the probe, and the command becomes podrun's to reap: the container's init waits for it.
     path = pod(podrun, more='ready = { exec = ["sleep", "100"], timeout = "60s" }\n')
     process = podrun.start("up", "-d", path, stderr=subprocess.PIPE)
@@ -69,7 +69,7 @@ def test_a_start_that_is_interrupted_while_a_command_runs_in_the_container_is_un
 
 @pytest.mark.root
 @pytest.mark.parametrize("words", [["up"], ["up", "-d"]], ids=" ".join)
-def test_a_container_that_is_killed_while_commands_run_in_it_ends_the_start(podrun, nothing_left, words):  # noqa: F811
+def test_a_container_that_is_killed_while_commands_run_in_it_ends_the_start(podrun, nothing_left, words):
     path = pod(podrun, more='ready = { exec = ["false"], timeout = "60s" }\n')
     for _ in range(3):
         process = podrun.start(*words, path, stderr=subprocess.PIPE)
@@ -121,7 +121,7 @@ def test_an_interruption_ends_the_program_that_podrun_waits_for():
 
 
 @pytest.mark.root
-def test_an_interruption_ends_a_step_in_the_background(podrun, nothing_left):  # noqa: F811
+def test_an_interruption_ends_a_step_in_the_background(podrun, nothing_left):
     step = hook(podrun, "sleep 98765") + "background = true\n"
     process = podrun.start("up", "-d", pod(podrun, before=step), stderr=subprocess.PIPE)
     until(lambda: state(podrun) == "starting")
@@ -136,7 +136,7 @@ def test_an_interruption_ends_a_step_in_the_background(podrun, nothing_left):  #
 
 @pytest.mark.root
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
-def test_a_down_that_is_interrupted_says_how_to_go_on(podrun, nothing_left, number, code):  # noqa: F811
+def test_a_down_that_is_interrupted_says_how_to_go_on(podrun, nothing_left, number, code):
     podrun("up", "-d", pod(podrun, more=REGISTER + 'drain = "60s"\n'), check=True)
     process = podrun.start("down", "web", stderr=subprocess.PIPE)
     until(lambda: state(podrun) == "stopping")
@@ -148,7 +148,7 @@ def test_a_down_that_is_interrupted_says_how_to_go_on(podrun, nothing_left, numb
 
 
 @pytest.mark.root
-def test_signals_at_random_moments_leave_no_half_of_a_pod(podrun, nothing_left):  # noqa: F811
+def test_signals_at_random_moments_leave_no_half_of_a_pod(podrun, nothing_left):
     path = pod(podrun, before=NETWORK, more='ready = { exec = ["true"] }\n' + REGISTER)
     before = listing(podrun.run, podrun.root)
     dice, end = random.Random(os.environ.get("PODRUN_KILL_SEED")), time.monotonic() + PATIENCE
@@ -169,13 +169,13 @@ def test_signals_at_random_moments_leave_no_half_of_a_pod(podrun, nothing_left):
 
 
 @pytest.mark.root
-def test_every_status_of_a_payload_is_told(podrun, nothing_left):  # noqa: F811
+def test_every_status_of_a_payload_is_told(podrun, nothing_left):
     for status in STATUSES:
         assert podrun("run", "--rm", "host:", "sh", "-c", f"exit {status}").returncode == status
 
 
 @pytest.mark.root
-def test_the_foreground_keeps_no_zombies(podrun, nothing_left):  # noqa: F811
+def test_the_foreground_keeps_no_zombies(podrun, nothing_left):
     ready = 'ready = { exec = ["sh", "-c", "test -e /tmp/ready || { touch /tmp/ready; exit 1; }"] }\n'
     process = podrun.start("up", pod(podrun, before=NETWORK, more=ready))
     until(lambda: state(podrun) == "up")
@@ -274,7 +274,7 @@ def test_a_line_that_the_disk_took_half_of_does_not_spoil_the_next(tmp_path):
 
 @pytest.mark.root
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
-def test_standard_streams_may_be_closed(podrun, nothing_left, closed):  # noqa: F811
+def test_standard_streams_may_be_closed(podrun, nothing_left, closed):
     assert shell(podrun, f'"$@" up -d {pod(podrun)} {closed}').returncode == 0
     assert state(podrun) == "up"
     assert shell(podrun, f'"$@" down web {closed}').returncode == 0
@@ -282,7 +282,7 @@ def test_standard_streams_may_be_closed(podrun, nothing_left, closed):  # noqa: 
 
 
 @pytest.mark.root
-def test_that_nobody_reads_what_podrun_and_its_hooks_say_stops_nothing(podrun, nothing_left):  # noqa: F811
+def test_that_nobody_reads_what_podrun_and_its_hooks_say_stops_nothing(podrun, nothing_left):
     path = pod(podrun, before=hook(podrun, "cat >/dev/null; echo something >&2"))
     podrun("up", "-d", path, check=True)
     os.kill(json.loads(podrun("inspect", "web").stdout)["containers"][0]["pid"], signal.SIGKILL)
@@ -296,21 +296,21 @@ def test_that_nobody_reads_what_podrun_and_its_hooks_say_stops_nothing(podrun, n
 
 @pytest.mark.root
 @pytest.mark.parametrize("number", [10, 12, 16, 20])
-def test_too_few_descriptors_are_told_as_such(podrun, nothing_left, number):  # noqa: F811
+def test_too_few_descriptors_are_told_as_such(podrun, nothing_left, number):
     done = shell(podrun, f'ulimit -n {number}; "$@" up -d {pod(podrun)}')
     assert done.returncode == 76
     assert "Too many open files" in done.stderr
 
 
 @pytest.mark.root
-def test_a_command_line_that_is_not_text_is_refused(podrun, nothing_left):  # noqa: F811
+def test_a_command_line_that_is_not_text_is_refused(podrun, nothing_left):
     done = shell(podrun, "\"$@\" run --rm host: printf %s $'\\xff'", LC_ALL="C")
     assert done.returncode == 78
     assert "is not UTF-8" in done.stderr
 
 
 @pytest.mark.root
-def test_a_working_directory_that_is_gone_does_not_matter(podrun, nothing_left):  # noqa: F811
+def test_a_working_directory_that_is_gone_does_not_matter(podrun, nothing_left):
     gone = podrun.home / "gone"
     assert shell(podrun, f'mkdir {gone}; cd {gone}; rmdir {gone}; "$@" run --rm host: true').returncode == 0
 
@@ -345,7 +345,7 @@ def test_long_names_and_a_long_run_directory_fit_everywhere(podrun):
     ],
     ids=["ignores-TERM", "stopped-child", "leaves-a-session", "many", "fills-the-log", "ends-at-once", "daemonises"],
 )
-def test_a_payload_that_behaves_badly_is_gone_after_down(podrun, nothing_left, script):  # noqa: F811
+def test_a_payload_that_behaves_badly_is_gone_after_down(podrun, nothing_left, script):
     path = pod(podrun, script)
     text = Path(path).read_text().replace('"5s"', '"0.3s"')
     Path(path).write_text(text)
@@ -358,7 +358,7 @@ def test_a_payload_that_behaves_badly_is_gone_after_down(podrun, nothing_left, s
 
 
 @pytest.mark.root
-def test_twenty_pods_start_and_stop_eight_at_a_time(podrun, nothing_left):  # noqa: F811
+def test_twenty_pods_start_and_stop_eight_at_a_time(podrun, nothing_left):
     files = [pod(podrun, name=f"p{n}", before=NETWORK, more=REGISTER) for n in range(20)]
 
     def live(file):
@@ -369,7 +369,7 @@ def test_twenty_pods_start_and_stop_eight_at_a_time(podrun, nothing_left):  # no
 
 
 @pytest.mark.root
-def test_many_starts_and_stops_of_one_pod_at_once_end_with_0_or_75(podrun, nothing_left):  # noqa: F811
+def test_many_starts_and_stops_of_one_pod_at_once_end_with_0_or_75(podrun, nothing_left):
     path = pod(podrun, before=NETWORK, more=REGISTER)
     podrun("up", "-d", path, check=True)
     podrun("down", "web", check=True)
@@ -396,7 +396,7 @@ def test_many_starts_and_stops_of_one_pod_at_once_end_with_0_or_75(podrun, nothi
 
 
 @pytest.mark.root
-def test_several_downs_of_a_pod_whose_foreground_waits_all_succeed(podrun, nothing_left):  # noqa: F811
+def test_several_downs_of_a_pod_whose_foreground_waits_all_succeed(podrun, nothing_left):
     process = podrun.start("up", pod(podrun, WAITS, more=REGISTER))
     until(lambda: state(podrun) == "up")
     downs = [podrun.start("down", "web", stderr=subprocess.DEVNULL) for _ in range(3)]

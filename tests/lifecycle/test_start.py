@@ -13,45 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from support.objects import listing, settled
+from support.pods import WAITS, pod, state, until
 
 pytestmark = pytest.mark.root
-
-WAITS = 'trap "exit 0" TERM; while :; do sleep 0.05; done'
-
-
-def pod(podrun, script=WAITS, name="web", more="", before=""):
-    command = json.dumps(["sh", "-c", script])
-    return podrun.file(
-        name,
-        f'[pod]\nstop_timeout = "5s"\n[[chain]]\nhook = "image"\nref = "host:"\n{before}'
-        f'[[chain]]\nhook = "container"\ncommand = {command}\n{more}',
-    )
-
-
-def until(condition, patience=10.0):
-    deadline = time.monotonic() + patience
-    while not (value := condition()):
-        assert time.monotonic() < deadline, "it did not come to pass"
-        time.sleep(0.02)
-    return value
-
-
-def state(podrun, name="web"):
-    done = podrun("inspect", name)
-    return json.loads(done.stdout)["state"] if done.returncode == 0 else "absent"
 
 
 def parent_of(pid):
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-
-
-@pytest.fixture
-def nothing_left(podrun):
-    podrun("run", "--rm", "--name", "warm", "host:", "true", check=True)
-    before = listing(podrun.run, podrun.root)
-    yield
-    assert not settled(podrun.run, podrun.root, before)
 
 
 @pytest.mark.parametrize(("script", "status"), [("exit 0", 0), ("exit 7", 7)])

@@ -10,6 +10,7 @@ from pathlib import Path
 from support import objects
 
 ETC = Path("/etc/podrun")
+GENERATOR = Path("/etc/systemd/system-generators/podrun-generator")
 RUN, ROOT = Path("/run/podrun"), Path("/var/lib/podrun")
 
 #: A payload that ends when it is asked to.

@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import pytest
-from test_systemd_units_of import generator  # noqa: F401  # a fixture
 
 from support.systemd_case import IMAGE, NETWORK, PATIENT, container, ended, main_pid, sh, show, systemctl, until, words
 
@@ -22,7 +21,7 @@ SERVE = "import http.server as h; h.HTTPServer(('', 80), h.SimpleHTTPRequestHand
 
 
 @pytest.mark.parametrize("how", ["installed", "generated", "template"])
-def test_up_d_starts_the_unit_that_podrun_has_made_of_the_file(pods, generator, how):  # noqa: F811
+def test_up_d_starts_the_unit_that_podrun_has_made_of_the_file(pods, generator, how):
     name = "web@blue" if how == "template" else "web"
     if how == "installed":
         pods.install("web", IMAGE, container(PATIENT))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,15 +25,6 @@ from support.systemd_case import (
 )
 
 pytestmark = pytest.mark.systemd
-GENERATOR = Path("/etc/systemd/system-generators/podrun-generator")
-
-
-@pytest.fixture
-def generator(pods) -> Iterator[None]:
-    done = sh("podrun", "unit", "--install-generator")
-    assert done.stdout.strip() == str(GENERATOR), done.stderr
-    yield
-    GENERATOR.unlink()
 
 
 def test_systemd_finds_nothing_wrong_with_the_units(pods):

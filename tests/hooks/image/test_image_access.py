@@ -6,7 +6,6 @@ import json
 import os
 import stat
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,48 +16,10 @@ from podrun_hooks.image.registry import client, config, credentials
 from support import image_builder as build
 from support.image_servers import Request, asks_for_a_password, asks_for_a_token, basic, faulty, free_port
 
-pytestmark = [pytest.mark.root, pytest.mark.server]
+pytestmark = [pytest.mark.root, pytest.mark.server, pytest.mark.usefixtures("own_configuration")]
 
 IMAGE = build.image(build.tar(build.file("a", os.urandom(200_000))), build.tar(build.file("b", b"b")))
 LARGEST = max(IMAGE.blobs, key=lambda digest: len(IMAGE.blobs[digest]))
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> str:
-    return str(tmp_path / "root")
-
-
-@pytest.fixture(autouse=True)
-def own_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "docker").mkdir()
-    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
-
-
-@pytest.fixture
-def registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """registries.toml; write it."""
-    path = tmp_path / "registries.toml"
-    path.write_text("")
-    monkeypatch.setenv("PODRUN_REGISTRIES", str(path))
-    return path
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A self-signed certificate of 127.0.0.1 and registry.example and its key in one PEM file."""
-    place = tmp_path_factory.mktemp("tls")
-    argv = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=test"]
-    argv += [
-        "-addext",
-        "subjectAltName=IP:127.0.0.1,DNS:registry.example",
-        "-keyout",
-        f"{place}/key",
-        "-out",
-        f"{place}/crt",
-    ]
-    subprocess.run(argv, check=True, capture_output=True)
-    (place / "pem").write_text((place / "key").read_text() + (place / "crt").read_text())
-    yield str(place / "pem")
 
 
 def docker_config(tmp_path: Path, **config: object) -> Path:

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
-import tempfile
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,41 +13,6 @@ from podrun_hooks.image import commands
 from support import image_builder as build
 
 pytestmark = [pytest.mark.root, pytest.mark.server]
-
-
-@pytest.fixture(scope="module")
-def dockerd() -> Iterator[None]:
-    """A dockerd of the test's own, on a socket with a short name, without a network."""
-    if not shutil.which("dockerd"):
-        pytest.skip("dockerd is not installed")
-    pytest.importorskip("docker")
-    place = Path(tempfile.mkdtemp(prefix="t-image-"))
-    before = os.environ.get("DOCKER_HOST")
-    os.environ["DOCKER_HOST"] = f"unix://{place}/sock"
-    # In a network of its own: one without a bridge removes docker0, which may be somebody's.
-    argv = ["unshare", "--net", "dockerd", "--bridge=none"]
-    argv += ["--data-root", str(place / "data"), "--exec-root", str(place / "exec")]
-    argv += ["--iptables=false", "--ip6tables=false", "--ip-forward=false", "--pidfile", str(place / "pid")]
-    with (place / "log").open("wb") as log:
-        daemon = subprocess.Popen([*argv, "-H", os.environ["DOCKER_HOST"]], stdout=log, stderr=log)
-    try:
-        for _ in range(200):
-            if daemon.poll() is not None or subprocess.run(["docker", "info"], capture_output=True).returncode == 0:
-                break
-            time.sleep(0.1)
-        if daemon.poll() is not None:
-            pytest.skip(f"dockerd does not start here: {(place / 'log').read_text()[-500:]}")
-        yield
-    finally:
-        daemon.terminate()
-        daemon.wait()
-        os.environ.pop("DOCKER_HOST")
-        if before is not None:
-            os.environ["DOCKER_HOST"] = before
-        for line in Path("/proc/self/mounts").read_text().splitlines():
-            if str(place) in line:
-                subprocess.run(["umount", "-l", line.split()[1]])
-        shutil.rmtree(place)
 
 
 def docker_import(content: bytes, name: str) -> None:

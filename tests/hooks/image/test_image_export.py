@@ -9,15 +9,12 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from test_image_daemon import dockerd
 
 from podrun.errors import CANNOT_CREATE, UNAVAILABLE, Failure
 from podrun_hooks.image import commands
 from support import image_builder as build
 from support.image_samples import BASE, CHANGE, IMPLICIT
 from support.image_servers import docker_registry
-
-__all__ = ["dockerd"]
 
 pytestmark = [pytest.mark.root, pytest.mark.server]
 

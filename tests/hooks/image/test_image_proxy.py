@@ -11,16 +11,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from test_image_access import certificate, own_configuration, registered, root
 
 from podrun.errors import UNAVAILABLE, Failure
 from podrun_hooks.image import commands
 from support import image_builder as build
 from support.image_servers import Request, faulty
 
-__all__ = ["certificate", "own_configuration", "registered", "root"]
-
-pytestmark = [pytest.mark.root, pytest.mark.server]
+pytestmark = [pytest.mark.root, pytest.mark.server, pytest.mark.usefixtures("own_configuration")]
 
 IMAGE = build.image(*[build.tar(build.file(f"l{layer}", os.urandom(300_000))) for layer in range(4)])
 WHO = base64.b64encode(b"me:secret").decode()

@@ -11,7 +11,6 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from test_image_workers import gone, until
 
 from podrun.errors import CANNOT_CREATE, MALFORMED, Failure
 from podrun_hooks.image.layer import extract, small_files
@@ -19,6 +18,7 @@ from podrun_hooks.image.layer.small_files import UNCHANGED, SmallFiles
 from podrun_hooks.image.layer.stream import Reader
 from support import image_builder as build
 from support.image_samples import place, small_disk, unpack
+from support.waiting import gone, until
 
 __all__ = ["place", "small_disk"]
 

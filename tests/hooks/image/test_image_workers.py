@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,19 +20,11 @@ from podrun_hooks.image.layer import workers
 from support import image_builder as build
 from support.image_samples import visible
 from support.image_servers import Request, faulty
+from support.waiting import gone, until
 
 HERE = Path(__file__).parents[2]
 IMAGE = build.image(*[build.tar(build.file(f"l{layer}", os.urandom(200_000))) for layer in range(4)])
 PULL = "import sys; from podrun_hooks.image import commands; commands.pull(sys.argv[1], sys.argv[2])"
-
-
-def until(found: Callable[[], Any]) -> Any:
-    """Waits for a condition; generous, because the machine may be busy."""
-    end = time.monotonic() + 30
-    while not (value := found()):
-        assert time.monotonic() < end
-        time.sleep(0.01)
-    return value
 
 
 def children(pid: int) -> list[int]:
@@ -41,13 +32,6 @@ def children(pid: int) -> list[int]:
         return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
     except FileNotFoundError:
         return []
-
-
-def gone(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
 
 
 @contextmanager
