@@ -11,6 +11,7 @@ from podrun import jsontext
 from podrun.errors import NOT_ALLOWED, WRONG_FILE
 from podrun.options import DURATION, PORT, TEXT, Wrong, checked, choice, option, table_of
 from podrun.record import NamedTuple
+from podrun.unit_needs import Span, UnitNeeds
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ takes: Sequence[str] = ("addresses", "netns", "ready", "process")
 gives: Sequence[str] = ("record",)
 resident = False
 default_name = ""
+unit_needs = UnitNeeds(stop=(Span(("drain",), 0.0),))
 
 _NAME = "abcdefghijklmnopqrstuvwxyz0123456789-."
 

@@ -3,37 +3,21 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 from collections.abc import Iterator
-from importlib import import_module
-from typing import Any
 
 import click
 
-from podrun.cli import networks
 from podrun.cli.output import Guarded, human, printed
 from podrun.engine import hook_loader
 from podrun.engine import journal as journals
 from podrun.engine.state import state
-from podrun.errors import CANNOT_CREATE, NOT_ALLOWED, UNAVAILABLE, Failure
-from podrun.hook import Pod
-from podrun.host import Host, tag
+from podrun.errors import CANNOT_CREATE, NOT_ALLOWED
+from podrun.hook_extras import Collects, Diagnoses, Finding
+from podrun.host import Host
 from podrun.launcher.commands import host_of
-from podrun.record import NamedTuple
 
 #: Less than this many bytes free in the store is worth a warning; with less than a sixteenth of it nothing starts.
 _ROOM = 1 << 30
-_PATH = "/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin:/usr/local/bin"
-
-
-class Finding(NamedTuple):
-    """One line: "ok", "warn" or "fail", what was found, what to do, and the exit code of a "fail"."""
-
-    state: str
-    what: str
-    hint: str = ""
-    code: int = 0
 
 
 def findings(host: Host) -> Iterator[Finding]:
@@ -44,26 +28,21 @@ def findings(host: Host) -> Iterator[Finding]:
         return
     yield _systemd()
     yield _cgroups()
-    yield from _runtimes()
     yield from _room(host)
-    yield from _network(host)
+    for _, diagnosing in hook_loader.offering(Diagnoses):
+        yield from diagnosing.diagnose(host.root, host.run)
     for line in stale(host):
-        yield Finding("warn", f"nobody needs {line}", "podrun gc")
+        yield Finding("warn", f"unused: {line}", "podrun gc")
 
 
 def stale(host: Host) -> list[str]:
     """What ``gc`` would undo or remove."""
     states = [(name, state(host.run, name)) for name in journals.pods(host.run)]
     found = [f"{name}: {state}" for name, state in states if state in ("dead", "failed", "absent")]
-    for hook in hook_loader.FIRST_PARTY:
-        collect = getattr(hook_loader.load(hook), "collect", None)
-        if collect:
-            found += [f"{hook}: {line}" for line in collect(host.root, host.run, {name for name, _ in states}, True)]
+    for hook, collecting in hook_loader.offering(Collects):
+        lines = collecting.collect(host.root, host.run, {name for name, _ in states}, True)
+        found += [f"{hook}: {line}" for line in lines]
     return found
-
-
-def _part(hook: str, module: str) -> Any:
-    return import_module(f"{hook_loader.FIRST_PARTY[hook]}.{module}")
 
 
 def _systemd() -> Finding:
@@ -84,19 +63,6 @@ def _cgroups() -> Finding:
     )
 
 
-def _runtimes() -> Iterator[Finding]:
-    try:
-        chosen = _part("container", "runtime").choose("auto")
-    except Failure as lacking:
-        yield Finding("fail", lacking.what, lacking.hint, lacking.code)
-        return
-    said = subprocess.run([chosen.path, "--version"], capture_output=True, text=True, check=False)
-    if said.returncode:
-        yield Finding("fail", f"{chosen.path} does not run: {said.stderr.strip()}", "", UNAVAILABLE)
-    else:
-        yield Finding("ok", f"{said.stdout.splitlines()[0]} at {chosen.path}")
-
-
 def _room(host: Host) -> Iterator[Finding]:
     for place, hint in ((host.root, "podrun image prune"), (host.run, "")):
         where = place
@@ -114,26 +80,6 @@ def _room(host: Host) -> Iterator[Finding]:
             yield Finding("warn", what, hint)
         else:
             yield Finding("ok", what)
-
-
-def _network(host: Host) -> Iterator[Finding]:
-    if not shutil.which("nft", path=_PATH):
-        yield Finding("fail", "nft is not installed", "apt install nftables", UNAVAILABLE)
-        return
-    problems = networks.problems(host)
-    for problem in problems:
-        yield Finding("fail", problem.what, problem.hint, problem.code)
-    bridges = _part("network", "bridge")
-    known = bridges.known_in(host.run)
-    if not known:
-        # What would be in the way of the first pod's.
-        name = bridges.default_name(Pod("any", host.root, host.run, tag("any", host.run)))
-        yield Finding("ok", f"no bridge yet; the first pod makes {name}")
-        for problem in _part("network", "health").in_the_way(name):
-            yield Finding("warn", problem.what, problem.hint)
-    elif not problems:
-        names = ", ".join(f"{bridge.name} ({bridge.pool})" for bridge in known)
-        yield Finding("ok", f"{names}: bridges, rules and published ports are whole")
 
 
 @click.command(name="doctor", cls=Guarded)

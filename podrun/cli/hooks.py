@@ -132,7 +132,7 @@ def _row(name: str) -> dict[str, Any]:
 
 def _about(name: str, found: Hook) -> dict[str, Any]:
     told = hook_loader.described(name)
-    takes, gives = getattr(found, "takes", None), getattr(found, "gives", ())
+    takes, gives = found.takes, found.gives
     return {
         "name": name,
         "kind": hook_loader.kind(name),
@@ -140,7 +140,7 @@ def _about(name: str, found: Hook) -> dict[str, Any]:
         "doc": str(told.get("doc") or _doc(name, found)),
         "takes": told.get("takes", ["any"] if takes is None else list(takes)),
         "gives": told.get("gives", ["any"] if hook_loader.executable(name) else list(gives)),
-        "resident": bool(getattr(found, "resident", False)),
+        "resident": found.resident,
         "schema": told.get("options") or (schema_of(found.Options) if found.Options is not None else {}),
     }
 
@@ -196,8 +196,7 @@ def _test(
                 {"chain": [{"hook": name, **table}]}, load_hook=hook_loader.load, name="conformance"
             )
             text = made.steps[-1]
-        takes = getattr(found, "takes", None)
-        wanted = (takes is None or "netns" in takes) and "netns" not in getattr(found, "gives", ())
+        wanted = (found.takes is None or "netns" in found.takes) and "netns" not in found.gives
         if wanted and "netns" not in given and os.geteuid() == 0:
             netns = "podrun-kit"
             given["netns"] = snapshot.make_netns(netns)

@@ -12,9 +12,11 @@ from typing import Any
 import click
 
 from podrun.cli.output import Guarded, human, printed
+from podrun.engine import hook_loader
 from podrun.engine import journal as journals
 from podrun.engine import state as states
 from podrun.errors import WRONG_FILE, Failure
+from podrun.hook_extras import UsesImages, offers
 from podrun.host import Host
 from podrun.launcher import pull
 from podrun.launcher.commands import host_of
@@ -25,8 +27,11 @@ def used(host: Host) -> set[str]:
     found: set[str] = set()
     for name in journals.pods(host.run):
         for entry in states.entries(journals.journals(host.run, name)):
-            if entry.step["hook"] == "image":
-                found.add(entry.step["options"]["ref"])
+            try:
+                using = offers(hook_loader.load(entry.step["hook"]), UsesImages)
+            except Failure:
+                using = None  # its package has been removed since
+            found |= {*using.images_of(entry.step["options"])} if using else set()
             found |= {image["digest"] for image in entry.facts.get("images", {}).values() if image.get("digest")}
     return found
 

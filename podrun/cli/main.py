@@ -24,6 +24,7 @@ from podrun.engine.segments import label_of, resolve
 from podrun.engine.world import Callbacks
 from podrun.errors import BUSY, UNAVAILABLE, WRONG_FILE, Failure
 from podrun.hook import Pod
+from podrun.hook_extras import Collects, RunsCommands, offers
 from podrun.host import Host, tag
 from podrun.launcher import detach, foreground, launch, run
 from podrun.launcher.arguments import COMMANDS, GLOBAL, Flag
@@ -246,12 +247,11 @@ def exec_(host: Host, word: str, command: Sequence[str], container: str, **given
         raise Failure("the container has ended", code=BUSY, hint=f"'podrun restart {name}' starts it again")
     hook = hook_loader.load(entry.step["hook"])
     step = resolve(found[0].header.pod, hook, entry.step)
-    exec_into = getattr(hook, "exec_into", None)
-    if exec_into is None:
+    running = offers(hook, RunsCommands)
+    if running is None:
         raise Failure(f"{step.label}: its hook cannot run commands in it")
-    env = run.environment(list(given["env"]), host)
-    exec_into(step, entry.facts, command, tty=given["tty"], env=env, user=given["user"], workdir=given["workdir"])
-    return 0  # not reached: this process has become the runtime
+    wanted = {"tty": given["tty"], "user": given["user"], "workdir": given["workdir"]}
+    running.exec_into(step, entry.facts, command, env=run.environment(list(given["env"]), host), **wanted)
 
 
 @_command(_word)
@@ -362,9 +362,8 @@ def gc(host: Host, only_check: bool) -> int:
             click.echo(f"{name}: {state}")
     cache.forget(cache.directory(host.run))
     exit_records.forget(host.run, journals.pods(host.run))
-    for hook in hook_loader.FIRST_PARTY:
-        collect = getattr(hook_loader.load(hook), "collect", None)
-        for line in collect(host.root, host.run, set(journals.pods(host.run)), False) if collect else ():
+    for hook, collecting in hook_loader.offering(Collects):
+        for line in collecting.collect(host.root, host.run, {*journals.pods(host.run)}, False):
             click.echo(f"{hook}: {line}")
     return 0
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from importlib import import_module
 from typing import Any
 
 import click
@@ -11,14 +10,12 @@ import click
 from podrun.cli.output import Guarded, printed
 from podrun.engine import hook_loader
 from podrun.errors import UNAVAILABLE, Failure
-from podrun.hook import Problem
-from podrun.host import Host
 from podrun.launcher.commands import host_of
 
 
 def _hook(module: str) -> Any:
     """A part of the network hook."""
-    return import_module(f"{hook_loader.FIRST_PARTY['network']}.{module}")
+    return hook_loader.part("network", module)
 
 
 @click.group(name="network")
@@ -82,7 +79,7 @@ def reload(ctx: click.Context) -> None:
     host = host_of(ctx.obj)
     for name in _hook("health").reload(host.run):
         click.echo(name)
-    for problem in problems(host):
+    for problem in _hook("health").problems(host.run):
         click.echo(f"warning: {problem.what}{'; ' + problem.hint if problem.hint else ''}", err=True)
 
 
@@ -93,9 +90,3 @@ def gc(ctx: click.Context, name: str) -> None:
     """Have the plugins of CNI network NAME drop every attachment that is not a living pod's (CNI 1.1)."""
     for plugin in _hook("cni").collect(host_of(ctx.obj).run, name):
         click.echo(f"warning: {plugin} was not asked: it does not announce CNI 1.1", err=True)
-
-
-def problems(host: Host) -> list[Problem]:
-    """What keeps pods from their network: for ``doctor``."""
-    found: list[Problem] = _hook("health").problems(host.run)
-    return found

@@ -8,6 +8,7 @@ from podrun.engine import state as states
 from podrun.engine.processes import alive
 from podrun.engine.segments import label_of, resolve, segments
 from podrun.facts import merged
+from podrun.hook_extras import Explains, offers
 from podrun.options import without_secrets
 
 TYPE_CHECKING = False
@@ -86,8 +87,8 @@ def explain(text: PodText, pod: Pod) -> list[list[str]]:
     lines = []
     for step in text.steps:
         hook = hook_loader.load(step.hook)
-        told = getattr(hook, "explain", None)
-        lines.append(list(told(resolve(pod, hook, step._asdict()))) if told else [])
+        explaining = offers(hook, Explains)
+        lines.append(list(explaining.explain(resolve(pod, hook, step._asdict()))) if explaining else [])
     return lines
 
 

@@ -6,7 +6,6 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from importlib import import_module
 from typing import Any
 
 import click
@@ -15,14 +14,16 @@ from podrun.cli.output import Guarded, printed
 from podrun.engine import hook_loader
 from podrun.engine import journal as journals
 from podrun.engine import state as states
+from podrun.engine.journal import Entry
 from podrun.errors import BUSY, UNAVAILABLE, Failure
+from podrun.hook_extras import UsesVolumes, offers
 from podrun.host import Host
 from podrun.launcher.commands import host_of
 
 
 def _volumes() -> Any:
     """The storage hook's functions for named volumes."""
-    return import_module(f"{hook_loader.FIRST_PARTY['storage']}.volumes")
+    return hook_loader.part("storage", "volumes")
 
 
 @click.group(name="volume")
@@ -31,17 +32,22 @@ def group() -> None:
 
 
 def users(host: Host) -> dict[str, list[str]]:
-    """The pods that use each volume, by their journals: a step's source, or a container's volumes in docker's words."""
+    """The pods that use each volume, by their journals."""
     found: dict[str, list[str]] = {}
     for pod in journals.pods(host.run):
         for entry in states.entries(journals.journals(host.run, pod)):
-            options = entry.step["options"]
-            sources = [str(options.get("source", "")).removeprefix("volume:")]
-            sources += [str(text).partition(":")[0] for text in options.get("volumes", ())]
-            for name in sources if entry.at != "down" else ():
-                if name and "/" not in name and pod not in found.setdefault(name, []):
+            for name in _volumes_of(entry) if entry.at != "down" else ():
+                if pod not in found.setdefault(name, []):
                     found[name].append(pod)
     return found
+
+
+def _volumes_of(entry: Entry) -> Sequence[str]:
+    try:
+        using = offers(hook_loader.load(entry.step["hook"]), UsesVolumes)
+    except Failure:
+        return ()  # its package has been removed since
+    return using.volumes_of(entry.step["options"]) if using else ()
 
 
 def _row(host: Host, name: str, used: dict[str, list[str]]) -> dict[str, Any]:

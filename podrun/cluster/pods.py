@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from podrun.cluster.configuration import repels
 from podrun.engine import hook_loader
 from podrun.errors import WRONG_FILE, Failure
+from podrun.hook_extras import KeepsLocalData, offers
 from podrun.options import DURATION, Wrong
 from podrun.podfile import files as podfiles
 from podrun.podfile import loader
@@ -137,8 +138,8 @@ def _obstacles(text: PodText, made: Mapping[str, str]) -> Iterator[str]:
 
 def _local_data(text: PodText) -> Iterator[str]:
     for step in text.steps:
-        told = getattr(hook_loader.load(step.hook), "local_data", None)
-        for what in told(step.options) if told else ():
+        keeping = offers(hook_loader.load(step.hook), KeepsLocalData)
+        for what in keeping.local_data(step.options) if keeping else ():
             yield f"{step.name}: {what}"
 
 

@@ -19,6 +19,7 @@ from podrun.engine import hook_loader
 from podrun.errors import OF_A_STEP, Failure, of_oserror
 from podrun.facts import wrong_facts
 from podrun.hook import Facts, Hook, Step
+from podrun.hook_extras import RunsExecutables, offers
 
 OK, FAILED, NOT_APPLICABLE = "ok", "FAILED", "-"
 #: A version of the contract that nobody has written yet.
@@ -130,16 +131,21 @@ class Kit:
         silent = [key for key, field in options.items() if not field.doc]
         if silent:
             raise _Broken(f"options without a sentence for people: {', '.join(silent)}")
-        return f"{len(options)} options; gives {', '.join(getattr(self.hook, 'gives', ())) or 'nothing'}"
+        return f"{len(options)} options; gives {', '.join(self.hook.gives) or 'nothing'}"
 
     def undescribed(self) -> list[str]:
         """The parts of an executable's description that nobody can use."""
-        ask, plain = getattr(self.hook, "ask"), hook_loader.described(self.step.hook)  # noqa: B009
-        ended = self.run(lambda: ask(self.step, "describe", {}, {}))
+        plain = hook_loader.described(self.step.hook)
+        ended = self.run(lambda: self.executable().ask(self.step, "describe", {}, {}))
         return [key for key in ("doc", "takes", "gives", "options") if key in ended.facts and key not in plain]
 
+    def executable(self) -> RunsExecutables:
+        running = offers(self.hook, RunsExecutables)
+        assert running is not None
+        return running
+
     def checks(self) -> str:
-        if not hasattr(self.hook, "check"):
+        if self.hook.check is hook_loader.finds_nothing:
             return "- it has none"
         before = self.seen()
         thorough = self.step._replace(pod=self.step.pod._replace(thorough=True))
@@ -164,7 +170,7 @@ class Kit:
             raise _Broken(f"down left {_few(leaks)}")
         self.before = self.seen()
         stays = self.before - at_first
-        wrong = list(wrong_facts(own, None if self.path else getattr(self.hook, "gives", None)))
+        wrong = list(wrong_facts(own, None if self.path else self.hook.gives))
         if wrong:
             raise _Broken("; ".join(wrong))
         given = f"facts: {', '.join(own) or 'none'}"
@@ -225,8 +231,7 @@ class Kit:
     def version(self) -> str:
         if not self.path:
             return "- a Python hook is bound to podrun by its package"
-        ask = getattr(self.hook, "ask")  # noqa: B009  # what runs executables has it, the contract of hooks does not
-        ended = self.run(lambda: ask(self.step, "up", self.facts, {}, FUTURE))
+        ended = self.run(lambda: self.executable().ask(self.step, "up", self.facts, {}, FUTURE))
         if ended.kind == "facts":
             self.down(ended.facts)
             raise _Broken(f"it accepted version {FUTURE} of the contract: look at PODRUN_HOOK_VERSION")

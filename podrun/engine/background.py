@@ -112,7 +112,7 @@ def begin(
         child = os.fork()
         if child:
             os.close(there)
-            pending.append(Background(child, here, n, text, journal, getattr(hook, "gives", ()), began, step.timeout))
+            pending.append(Background(child, here, n, text, journal, hook.gives, began, step.timeout))
             return
     finally:
         _signal.pthread_sigmask(_signal.SIG_SETMASK, before)

@@ -137,7 +137,7 @@ class _Run:
     def start(self, n: int, text: StepText, journal: Writer) -> None:
         """Starts one step: joins what it needs, writes the intent, acts, writes the facts."""
         hook = self.world.load(text.hook)
-        self.join(getattr(hook, "takes", None))
+        self.join(hook.takes)
         self.nobody_has_failed()
         record = text._asdict()
         label = label_of(record)

@@ -7,13 +7,18 @@ import sys
 
 from podrun.errors import INTERNAL, WRONG_FILE, Failure
 from podrun.hook import Pod, Step
+from podrun.hook_extras import offers
 from podrun.options import unknown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from collections.abc import Iterator, Sequence
+    from typing import Any, TypeVar
 
-    from podrun.hook import Hook
+    from podrun.hook import Hook, Problem
+    from podrun.hook_extras import RunsExecutables
+
+    P = TypeVar("P")
 
 #: First-party names resolve from this table: scanning entry points costs 60 ms.
 FIRST_PARTY = {
@@ -40,11 +45,11 @@ def load(name: str) -> Hook:
     if name.startswith("exec:"):
         if not name.startswith("exec:/"):
             raise Failure(f"{name!r}: an executable is named by its absolute path", code=WRONG_FILE)
-        return _module(EXECUTABLE)
+        return _hook(EXECUTABLE)
     if name in FIRST_PARTY:
-        return _module(FIRST_PARTY[name])
+        return _hook(FIRST_PARTY[name])
     if executable(name):
-        return _module(EXECUTABLE)
+        return _hook(EXECUTABLE)
     from importlib.metadata import entry_points
 
     installed = entry_points(group=ENTRY_POINTS)
@@ -56,18 +61,33 @@ def load(name: str) -> Hook:
         raise Failure(f"the hook {name!r} cannot be imported: {error!r}", code=WRONG_FILE) from error
     missing = [word for word in ("Options", "up", "down") if not hasattr(hook, word)]
     if missing:
-        raise Failure(
-            f"the hook {name!r} lacks {', '.join(missing)}", code=WRONG_FILE, hint="see docs/reference/hooks.md"
-        )
-    return hook
+        what, hint = f"the hook {name!r} lacks {', '.join(missing)}", "see docs/reference/hooks.md"
+        raise Failure(what, code=WRONG_FILE, hint=hint)
+    return hook if all(hasattr(hook, word) for word in _DEFAULTS) else _completed(hook)
+
+
+def finds_nothing(step: Step) -> Sequence[Problem]:
+    """The ``check`` of a hook that has none."""
+    return ()
+
+
+#: What a package's hook may leave out.
+_DEFAULTS = {"takes": None, "gives": (), "resident": False, "default_name": "", "check": finds_nothing}
+
+
+def _completed(hook: Any) -> Any:
+    """The hook with the defaults of what it leaves out."""
+    from types import SimpleNamespace
+
+    own = {name: getattr(hook, name) for name in dir(hook)}
+    return SimpleNamespace(**{**_DEFAULTS, **own})
 
 
 def executable(name: str) -> str:
     """The path of the executable that a hook's name stands for; "" when it is no executable."""
     if name in FIRST_PARTY:
         return ""
-    path: str = _command().placed(name)
-    return path
+    return _command().placed(name)
 
 
 def dropped_in() -> list[str]:
@@ -111,16 +131,33 @@ def described(name: str) -> dict[str, Any]:
     """
     if not executable(name):
         return {}
-    told: dict[str, Any] = _command().describe(Step(Pod("describe", "/", "/", tag="podrun-describe"), name, name, {}))
-    return told
+    return _command().describe(Step(Pod("describe", "/", "/", tag="podrun-describe"), name, name, {}))
 
 
-def _command() -> Any:
+def part(hook: str, module: str) -> Any:
+    """A module of a first-party hook's: what commands for people (``podrun image``, ``network``) need of it."""
+    return _module(f"{FIRST_PARTY[hook]}.{module}")
+
+
+def offering(protocol: type[P]) -> Iterator[tuple[str, P]]:
+    """The first-party hooks that offer one of the protocols of podrun.hook_extras, with their names."""
+    for name in FIRST_PARTY:
+        if offered := offers(load(name), protocol):
+            yield name, offered
+
+
+def _command() -> RunsExecutables:
     """What runs executables; it knows where they are."""
-    return _module(EXECUTABLE)
+    hook: RunsExecutables = _module(EXECUTABLE)
+    return hook
 
 
-def _module(name: str) -> Hook:
+def _hook(module: str) -> Hook:
+    hook: Hook = _module(module)
+    return hook
+
+
+def _module(name: str) -> Any:
     try:
         __import__(name)
     except ModuleNotFoundError as error:

@@ -23,7 +23,7 @@ def segments(steps: Sequence[StepText], load: Callable[[str], Hook]) -> Iterator
     name = POD_SEGMENT
     members: list[StepText] = []
     for step in steps:
-        if getattr(load(step.hook), "resident", False):
+        if load(step.hook).resident:
             if members:
                 yield name, members
             name, members = step.name, []
@@ -51,9 +51,7 @@ def problems(pod: Pod, steps: Sequence[StepText], world: Callbacks) -> list[tupl
     found = []
     for text in steps:
         hook = world.load(text.hook)
-        check = getattr(hook, "check", None)
-        if check:
-            found += [(text, problem) for problem in check(resolve(pod, hook, text._asdict()))]
+        found += [(text, problem) for problem in hook.check(resolve(pod, hook, text._asdict()))]
     return found
 
 

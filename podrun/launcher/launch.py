@@ -44,7 +44,7 @@ def up(
     Raises Failure: BUSY when the pod is up or another podrun works on it, else what the failing step says.
     """
     steps = _steps(text, segment)
-    residents_wanted = sum(bool(getattr(hook_loader.load(step.hook), "resident", False)) for step in steps)
+    residents_wanted = sum(hook_loader.load(step.hook).resident for step in steps)
     taking_over = notify.takes_over(host.environ)
     handing_off = taking_over and residents_wanted == 1 and text.type != "job"
     staying = bool(residents_wanted) and not handing_off and not detach

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def store(part: str = "commands") -> Any:
     """The store's functions; the image hook brings them."""
-    return __import__(f"{hook_loader.FIRST_PARTY['image']}.{part}", fromlist=["any"])
+    return hook_loader.part("image", part)
 
 
 def pull(given: dict[str, Any], host: Host) -> int:

@@ -327,7 +327,7 @@ def _name(chain: Sequence[_Table], load_hook: LoadHook) -> None:
         if "name" in step.values:
             continue
         word = step.values["hook"]
-        default = getattr(_hook(step, load_hook), "default_name", "")
+        default = _hook(step, load_hook).default_name
         stem = name = default or _own_name(word)
         count = 1
         while not default and (word, name) in taken:
@@ -349,10 +349,10 @@ def _steps(chain: Sequence[_Table], load_hook: LoadHook, known: bool) -> tuple[S
         _told(table, _check_name, table.key, taken)
         taken.add(table.key)
     hooks = [_hook(table, load_hook) for table in chain]
-    later = [table.values["name"] for table, hook in zip(chain, hooks, strict=True) if getattr(hook, "resident", False)]
+    later = [table.values["name"] for table, hook in zip(chain, hooks, strict=True) if hook.resident]
     steps: list[StepText] = []
     for table, hook in zip(chain, hooks, strict=True):
-        if getattr(hook, "resident", False):
+        if hook.resident:
             later = later[1:]
         steps.append(_told(table, _step, table.values, hook, later, known))
     for index, table in enumerate(chain):
@@ -369,7 +369,7 @@ def _check_references(values: dict[str, Any], load_hook: LoadHook, earlier: Sequ
         # What declares nothing (an executable) may give anything.
         if not fact or any(hook.Options is None for hook, _ in givers):
             continue
-        names = [name for hook, name in givers if fact in getattr(hook, "gives", ())]
+        names = [name for hook, name in givers if fact in hook.gives]
         if not names:
             raise Wrong(f"no step above it gives {fact}", ("hook",))
         if values.get(key) and values[key] not in names:
@@ -391,7 +391,7 @@ def _step(values: dict[str, Any], hook: Hook, later: Sequence[str], known: bool)
                 raise Wrong(unknown(key, [*declared, *COMMON]), (key,))
         if known or "${" not in repr(options):
             read(hook.Options, options)
-    if getattr(hook, "resident", False):
+    if hook.resident:
         _check_resident(common, later)
     for index, name in enumerate(common["for"]):
         if not later:

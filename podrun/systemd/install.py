@@ -9,14 +9,15 @@ import sys
 
 from podrun.engine import hook_loader
 from podrun.errors import NOT_ALLOWED, UNAVAILABLE, WRONG_FILE, Failure
+from podrun.hook_extras import HasUnitNeeds, offers
 from podrun.podfile import loader
 from podrun.systemd import units as unit
+from podrun.unit_needs import at, counts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
     from podrun.host import Host
+    from podrun.podfile.loader import StepText
 
 #: Where an administrator's generators are (systemd.generator(7)); a package would use /usr/lib/systemd.
 GENERATOR = "/etc/systemd/system-generators/podrun-generator"
@@ -39,9 +40,9 @@ def units(word: str, host: Host) -> dict[str, str]:
     # A template is checked as one of its instances.
     checked = f"{path.removesuffix('.toml')}i.toml" if stem.endswith("@") else path
     text = loader.load(checked, environ=None, load_hook=hook_loader.load)
-    resident = frozenset(step.hook for step in text.steps if getattr(hook_loader.load(step.hook), "resident", False))
+    resident = frozenset(step.hook for step in text.steps if hook_loader.load(step.hook).resident)
     asked = text.sections.get("service", {}).get("WatchdogSec")
-    if asked and not any(_answers_the_watchdog(step.options) for step in text.steps):
+    if asked and not any(_answers_the_watchdog(step) for step in text.steps):
         host.report(
             f"nobody will answer WatchdogSec={asked}, and systemd will kill the container: "
             'it takes live = { ... }, or ready = { notify = "direct" }'
@@ -61,9 +62,14 @@ def units(word: str, host: Host) -> dict[str, str]:
         raise Failure(f"{path}: {error}", code=WRONG_FILE) from None
 
 
-def _answers_the_watchdog(options: dict[str, Any]) -> bool:
-    ready = options.get("ready")
-    return "live" in options or (isinstance(ready, dict) and ready.get("notify") == "direct")
+def _answers_the_watchdog(step: StepText) -> bool:
+    having = offers(hook_loader.load(step.hook), HasUnitNeeds)
+    if having is None:
+        return False
+    needs, options = having.unit_needs, step.options
+    return any(counts(options, span) for span in needs.watchdog) or any(
+        at(options, path) == value for path, value in needs.answers
+    )
 
 
 def install(made: dict[str, str]) -> list[str]:
@@ -110,7 +116,7 @@ def install_generator() -> str:
 
 def _is_resident(hook: str) -> bool:
     try:
-        return bool(getattr(hook_loader.load(hook), "resident", False))
+        return hook_loader.load(hook).resident
     except Failure:
         return False  # a package that cannot be imported is no reason to go without the others
 

@@ -91,10 +91,10 @@ def test_what_nobody_needs_is_named_with_gc(podrun):
     path = podrun.file("web", CHAIN.replace('publish = ["PORT:80"]', 'mode = "none"').replace("60", "0.1"))
     podrun("up", "-d", path, check=True)
     podrun("wait", "web")
-    assert states(podrun("doctor").stdout, "nobody needs web: dead") == ["warn"]
+    assert states(podrun("doctor").stdout, "unused: web: dead") == ["warn"]
     assert podrun("gc", "--check").returncode == 1
     podrun("gc", check=True)
-    assert states(podrun("doctor").stdout, "nobody needs web") == []
+    assert states(podrun("doctor").stdout, "unused: web") == []
     assert podrun("gc", "--check").returncode == 0
 
 

@@ -43,6 +43,7 @@ class Hooks:
             gives=tuple(gives or ()),
             resident=more.get("resident", False),
             default_name="",
+            check=lambda step: (),
         )
 
     def world(self) -> Callbacks:

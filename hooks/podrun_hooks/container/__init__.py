@@ -8,6 +8,8 @@ import time
 from podrun import jsontext
 from podrun.errors import BUSY, NOT_ALLOWED, STEP_FAILED, UNAVAILABLE, WRONG_FILE, Failure
 from podrun.hook import Facts, Problem
+from podrun.hook_extras import Finding
+from podrun.unit_needs import Span, UnitNeeds
 from podrun_hooks.container import paths as places
 from podrun_hooks.container import processes, rootfs, spec, streams
 from podrun_hooks.container import runtime as runtimes
@@ -19,7 +21,7 @@ from podrun_hooks.support.rooted_tree import Tree, clear
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from typing import Any, NoReturn
 
     from podrun.hook import Step
@@ -29,6 +31,13 @@ takes = None
 gives = ("process", "id", "runtime", "log", "ready", "prober")
 resident = True
 default_name = "main"
+unit_needs = UnitNeeds(
+    start=(Span(("ready", "timeout"), 30.0),),
+    stop=(Span(("stop_timeout",), None),),
+    watchdog=(Span(("live", "interval"), 10.0), Span(("live", "timeout"), 5.0)),
+    answers=((("ready", "notify"), "direct"),),
+    capabilities=(("cap_add",), ("capabilities", "add")),
+)
 
 #: The launcher's cgroup, the pod segment, the pod's mounts: names that a container would collide with.
 _TAKEN = ("podrun", "pod", "mnt")
@@ -164,9 +173,29 @@ def local_data(options: dict[str, Any]) -> list[str]:
 
 def explain(step: Step) -> list[str]:
     """The commands of mount, nsenter and the runtime that do the same."""
-    from podrun_hooks.container.explain import commands
+    from podrun_hooks.container.by_hand import commands
 
     return commands(step)
+
+
+def diagnose(root: str, run: str) -> Iterator[Finding]:
+    """Which runtime there is, and whether it runs."""
+    try:
+        chosen = runtimes.choose("auto")
+    except Failure as lacking:
+        yield Finding("fail", lacking.what, lacking.hint, lacking.code)
+        return
+    ended = programs.run([chosen.path, "--version"])
+    if ended.status:
+        yield Finding("fail", f"{chosen.path} does not run: {ended.errors.strip()}", "", UNAVAILABLE)
+    else:
+        yield Finding("ok", f"{ended.output.splitlines()[0]} at {chosen.path}")
+
+
+def volumes_of(options: Mapping[str, Any]) -> list[str]:
+    """The named volumes among ``volumes``: what stands before the first colon, without a slash."""
+    sources = [str(text).partition(":")[0] for text in options.get("volumes", ())]
+    return [source for source in sources if source and "/" not in source]
 
 
 def exec_into(step: Step, own: Facts, argv: Sequence[str], **wanted: Any) -> NoReturn:

@@ -10,6 +10,7 @@ from podrun.options import REQUIRED, TEXT, checked, choice, option
 from podrun.options import Wrong as _Wrong
 from podrun.options import record as _record
 from podrun.record import NamedTuple
+from podrun.unit_needs import UnitNeeds
 from podrun_hooks.image import reference
 from podrun_hooks.image.store import layout
 from podrun_hooks.image.store.leftovers import sweep
@@ -17,7 +18,7 @@ from podrun_hooks.image.trust import requirements
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence, Set
+    from collections.abc import Mapping, Sequence, Set
     from typing import Any
 
     from podrun.hook import Facts, Step
@@ -26,6 +27,7 @@ takes: Sequence[str] = ()
 gives = ("image", "images")
 resident = False
 default_name = ""
+unit_needs = UnitNeeds(images=(("ref",),))
 
 
 def _platform(text: str) -> str:
@@ -119,6 +121,11 @@ def explain(step: Step) -> list[str]:
         f"skopeo copy {source} oci:{directory}:NAME",
         f"umoci raw unpack --image {directory}:NAME ROOTFS   # layer by layer",
     ]
+
+
+def images_of(options: Mapping[str, Any]) -> list[str]:
+    """The image's name, as the step writes it."""
+    return [options["ref"]]
 
 
 def collect(root: str, run: str, pods: Set[str], only_look: bool) -> list[str]:

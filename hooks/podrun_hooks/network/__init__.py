@@ -12,9 +12,10 @@ from podrun_hooks.network.options import is_routed, wish, with_network
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence, Set
+    from collections.abc import Iterator, Sequence, Set
 
     from podrun.hook import Facts, Step
+    from podrun.hook_extras import Finding
     from podrun_hooks.network.namespace import Plug
 
 takes: Sequence[str] = ("netns", "addresses", "hostname")
@@ -119,9 +120,16 @@ def check(step: Step) -> list[Problem]:
 
 def explain(step: Step) -> list[str]:
     """The commands of iproute2 and nftables that do the same."""
-    from podrun_hooks.network.explain import commands
+    from podrun_hooks.network.by_hand import commands
 
     return commands(step)
+
+
+def diagnose(root: str, run: str) -> Iterator[Finding]:
+    """Bridges, rules and published ports, and what is in the way of them."""
+    from podrun_hooks.network import health
+
+    return health.findings(root, run)
 
 
 def collect(root: str, run: str, pods: Set[str], only_look: bool) -> list[str]:

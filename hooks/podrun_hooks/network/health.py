@@ -6,7 +6,10 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from podrun.hook import Problem, Step
+from podrun.errors import Failure
+from podrun.hook import Pod, Problem, Step
+from podrun.hook_extras import Finding
+from podrun.host import tag
 from podrun_hooks.network import bridge as bridges
 from podrun_hooks.network import cni, files
 from podrun_hooks.network import ledger as ledgers
@@ -40,6 +43,28 @@ def problems(run: str) -> list[Problem]:
     return found
 
 
+def findings(root: str, run: str) -> Iterator[Finding]:
+    """What ``podrun doctor`` says of the network."""
+    try:
+        subprocesses.find("nft", "nftables")
+    except Failure as lacking:
+        yield Finding("fail", lacking.what, lacking.hint, lacking.code)
+        return
+    found = problems(run)
+    for problem in found:
+        yield Finding("fail", problem.what, problem.hint, problem.code)
+    known = bridges.known_in(run)
+    if not known:
+        # What would be in the way of the first pod's.
+        name = bridges.default_name(Pod("any", root, run, tag("any", run)))
+        yield Finding("ok", f"no bridge yet; the first pod makes {name}")
+        for problem in _blocked(name, ruleset()):
+            yield Finding("warn", problem.what, problem.hint)
+    elif not found:
+        names = ", ".join(f"{bridge.name} ({bridge.pool})" for bridge in known)
+        yield Finding("ok", f"{names}: bridges, rules and published ports are whole")
+
+
 def of_a_pod(step: Step, options: Options) -> list[Problem]:
     """What a thorough check of a pod on a bridge says: warnings, as the pod can start all the same."""
     found = []
@@ -47,11 +72,6 @@ def of_a_pod(step: Step, options: Options) -> list[Problem]:
         found.append(Problem("no name server of the host can be reached from the pod", hint="give the step dns"))
     found += _blocked(options.bridge or bridges.default_name(step.pod), ruleset())
     return [problem._replace(fatal=False) for problem in found]
-
-
-def in_the_way(bridge: str) -> list[Problem]:
-    """What other people's rules will do to the pods of a bridge, which need not be there yet."""
-    return list(_blocked(bridge, ruleset()))
 
 
 def reload(run: str) -> list[str]:

@@ -14,7 +14,7 @@ from podrun_hooks.storage.options import Options as Options
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
     from podrun.hook import Facts, Step
@@ -95,6 +95,12 @@ def explain(step: Step) -> list[str]:
     made = [f"mkdir -p {mount['hostPath']}"] if kind == "volume" else []
     flags = ",".join(word for word in mount["options"] if word not in ("bind", "rbind"))
     return [*made, f"mount --rbind {mount['hostPath']} {where}", f"mount -o remount,bind,{flags} {where}"]
+
+
+def volumes_of(options: Mapping[str, Any]) -> list[str]:
+    """The volume that is the source."""
+    kind, _, name = str(options.get("source", "")).partition(":")
+    return [name] if f"{kind}:" == words.VOLUME else []
 
 
 def _is_real(options: Options, kind: str) -> bool:

@@ -1,0 +1,116 @@
+"""What a hook may offer beyond the verbs of the contract: small protocols, each of one thing that others ask hooks.
+
+Whoever asks names the protocol and no hook::
+
+    if explaining := offers(hook, Explains):
+        lines = explaining.explain(step)
+"""
+
+from __future__ import annotations
+
+from podrun.record import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence, Set
+    from typing import Any, NoReturn, Protocol, TypeVar
+
+    from podrun.hook import Facts, Step
+    from podrun.unit_needs import UnitNeeds
+
+    P = TypeVar("P")
+else:
+
+    class Protocol:  # noqa: D101
+        pass
+
+
+def offers(hook: object, protocol: type[P]) -> P | None:
+    """The hook as ``protocol`` where it has all names of that protocol, else None."""
+    names = (*vars(protocol), *vars(protocol).get("__annotations__", ()))
+    return hook if all(hasattr(hook, name) for name in names if name[0] != "_") else None  # type: ignore[return-value]
+
+
+class Finding(NamedTuple):
+    """One line of ``podrun doctor``."""
+
+    #: "ok", "warn" or "fail".
+    state: str
+    what: str
+    hint: str = ""
+    #: The exit code of a "fail".
+    code: int = 0
+
+
+class Explains(Protocol):
+    """``podrun plan --explain``."""
+
+    def explain(self, step: Step) -> Sequence[str]:
+        """The commands that do by hand what ``up`` would do, one a line."""
+
+
+class Collects(Protocol):
+    """``podrun gc`` and ``podrun doctor``."""
+
+    def collect(self, root: str, run: str, pods: Set[str], only_look: bool) -> Sequence[str]:
+        """Removes what dead pods left behind, a line for each; with ``only_look`` only names it.
+
+        ``pods`` are the names of the pods that there are.
+        """
+
+
+class Diagnoses(Protocol):
+    """``podrun doctor``."""
+
+    def diagnose(self, root: str, run: str) -> Iterable[Finding]:
+        """What this host has and lacks for the hook's steps. Changes nothing."""
+
+
+class RunsCommands(Protocol):
+    """``podrun exec``."""
+
+    def exec_into(self, step: Step, own: Facts, argv: Sequence[str], **wanted: Any) -> NoReturn:
+        """Becomes a command inside the step's process (``wanted``: tty, env, user, workdir). Raises Failure."""
+
+
+class UsesImages(Protocol):
+    """``podrun image rm`` and ``prune``: what a pod uses stays."""
+
+    def images_of(self, options: Mapping[str, Any]) -> Sequence[str]:
+        """The references of the images that a step with this table (as written) uses."""
+
+
+class UsesVolumes(Protocol):
+    """``podrun volume``: what a pod uses stays."""
+
+    def volumes_of(self, options: Mapping[str, Any]) -> Sequence[str]:
+        """The names of the volumes that a step with this table (as written) uses."""
+
+
+class KeepsLocalData(Protocol):
+    """``podrun cluster export``: what does not follow the pod to another machine."""
+
+    def local_data(self, options: Mapping[str, Any]) -> Sequence[str]:
+        """What a step with this table (as written) keeps on this machine only, in words for people."""
+
+
+class HasUnitNeeds(Protocol):
+    """``podrun unit``; the generator has a copy (podrun.podfile.known_hooks)."""
+
+    unit_needs: UnitNeeds
+
+
+class RunsExecutables(Protocol):
+    """The one hook that stands for all executables."""
+
+    def ask(self, step: Step, verb: str, facts: Facts, own: Facts, version: int = ...) -> Facts:
+        """Runs one verb of the executable; returns the object that it printed. Raises Failure."""
+
+    def describe(self, step: Step) -> Facts:
+        """What the executable says of itself: any of "doc", "takes", "gives" and "options" (a JSON Schema)."""
+
+    def placed(self, name: str) -> str:
+        """The path that a hook's name stands for; "" when it is no executable's."""
+
+    def directories(self) -> Sequence[str]:
+        """Where executables are found by their names, the first directory winning."""

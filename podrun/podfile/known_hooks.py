@@ -1,0 +1,47 @@
+"""What is known of hooks without importing them: for units, which systemd's generator makes where podrun is not there.
+
+Of podrun's own hooks this is a copy of what they declare (a test compares the two); 'podrun unit --install-generator'
+adds the hooks of installed packages.
+"""
+
+from __future__ import annotations
+
+from podrun.record import NamedTuple
+from podrun.unit_needs import Span, UnitNeeds
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class Known(NamedTuple):
+    """What a hook declares of itself."""
+
+    #: Its steps leave a process running.
+    resident: bool = False
+    default_name: str = ""
+    needs: UnitNeeds = UnitNeeds()
+
+
+NOTHING = Known()
+
+HOOKS: Mapping[str, Known] = {
+    "image": Known(needs=UnitNeeds(images=(("ref",),))),
+    "storage": Known(),
+    "network": Known(),
+    "container": Known(
+        resident=True,
+        default_name="main",
+        needs=UnitNeeds(
+            start=(Span(("ready", "timeout"), 30.0),),
+            stop=(Span(("stop_timeout",), None),),
+            watchdog=(Span(("live", "interval"), 10.0), Span(("live", "timeout"), 5.0)),
+            answers=((("ready", "notify"), "direct"),),
+            capabilities=(("cap_add",), ("capabilities", "add")),
+        ),
+    ),
+    # A proxy that stands for a service elsewhere.
+    "ambassador": Known(resident=True),
+    "register": Known(needs=UnitNeeds(stop=(Span(("drain",), 0.0),))),
+    "oci-hooks": Known(),
+}

@@ -1,0 +1,53 @@
+"""What a systemd unit has to know of a hook's steps, as data: units are made where no hook can be imported."""
+
+from __future__ import annotations
+
+from podrun.record import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, TypeAlias
+
+    #: Keys from a step's table down to a value: ("ready", "timeout").
+    Path: TypeAlias = tuple[str, ...]
+
+
+class Span(NamedTuple):
+    """An option that is a time, and its default in seconds (None: the pod's stop_timeout).
+
+    It counts where the table that holds it is there: ``ready.timeout`` only with ``ready = { ... }``.
+    """
+
+    path: Path
+    default: float | None
+
+
+class UnitNeeds(NamedTuple):
+    """Which options of a hook matter to the unit of its step."""
+
+    #: Times that the start may take.
+    start: tuple[Span, ...] = ()
+    #: Times that the stop may take.
+    stop: tuple[Span, ...] = ()
+    #: What one attempt of a probe that answers the unit's watchdog takes, from one to the next.
+    watchdog: tuple[Span, ...] = ()
+    #: Options, and the value with which the payload itself answers the watchdog.
+    answers: tuple[tuple[Path, Any], ...] = ()
+    #: Lists of capabilities that the unit must not take away.
+    capabilities: tuple[Path, ...] = ()
+    #: References of images that can be pulled before the pod starts.
+    images: tuple[Path, ...] = ()
+
+
+def at(table: Any, path: Path) -> Any:
+    """The value that a path leads to; None where there is none."""
+    for key in path:
+        if type(table) is not dict:
+            return None
+        table = table.get(key)
+    return table
+
+
+def counts(table: Any, span: Span) -> bool:
+    """Whether the table that holds the option is there."""
+    return type(at(table, span.path[:-1])) is dict
