@@ -58,9 +58,11 @@ def up(step: Step, facts: Facts) -> Facts:
     places.prepare(place, persist=options.persist)
     sock = _notify_socket(step, place) if options.ready and options.ready.notify else None
     root = rootfs.stack(place, image["layers"], volatile=not options.persist)
+    placed = None
     try:
         tree = Tree(root)
-        config = spec.build(step, facts, image, tree, place, isolation, listen, watchdog)
+        placed = spec.mounts_of(step, facts, image, tree, place)
+        config = spec.build(step, facts, image, tree, placed, isolation, listen, watchdog)
         config["annotations"].setdefault(_STOP_SIGNAL, str(spec.stop_signal(image.get("config") or {}, options)))
         filter.apply(config, options.seccomp, step.pod.root, spec.capabilities(options, isolation), runtime.name)
         _write(place.config, jsontext.dumps(config))
@@ -71,7 +73,7 @@ def up(step: Step, facts: Facts) -> Facts:
             pid = runtimes.create(
                 runtime,
                 place,
-                root,
+                lambda: placed.attach(root),
                 output.fds,
                 own_cgroup=own_cgroup,
                 listening=listening,
@@ -81,7 +83,10 @@ def up(step: Step, facts: Facts) -> Facts:
             output.close()
     finally:
         os.close(root)
+        if placed is not None:
+            placed.close()
     started = processes.identify(pid)
+    runtimes.confirm_directory(pid)
     if own_cgroup and step.pod.unit and not isolation.unified:
         runtimes.remain_in_unit(pid)
     # Before start: systemd does not take a main process that has ended already.

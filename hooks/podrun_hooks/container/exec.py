@@ -9,7 +9,7 @@ from podrun.errors import UNAVAILABLE, Failure
 from podrun_hooks.container import paths as places
 from podrun_hooks.container import relay, runtime, spec, users
 from podrun_hooks.support import subprocesses as programs
-from podrun_hooks.support.rooted_tree import Tree
+from podrun_hooks.support.rooted_tree import Elsewhere, Tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -85,6 +85,8 @@ def process_of(
         found = _user(process, user)
         wanted["user"] = {"uid": found.uid, "gid": found.gid, "additionalGids": [found.gid, *found.groups]}
         variables["HOME"] = found.home
+    if workdir:
+        _refuse_runtimes_directory(process, workdir)
     variables.update(env or {})
     wanted["env"] = [f"{name}={value}" for name, value in variables.items()]
     spec.refuse_bytes([*argv, *wanted["env"]])
@@ -92,12 +94,29 @@ def process_of(
 
 
 def _user(process: Process, user: str) -> users.User:
-    root = os.open(f"/proc/{process.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    root = _root(process)
     try:
         # A link of the payload's to a file of /proc, some of which block who reads them, leads nowhere.
         return users.resolve(user, Tree(root), of_image=False)
     finally:
         os.close(root)
+
+
+def _refuse_runtimes_directory(process: Process, workdir: str) -> None:
+    """Raises Failure (CANNOT_EXECUTE) for a working directory among descriptors: they would be the runtime's."""
+    root = _root(process)
+    try:
+        os.close(Tree(root).find(workdir)[0])
+    except Elsewhere as elsewhere:
+        spec.refuse_workdir(workdir, elsewhere)
+    except OSError:
+        pass  # the runtime tells what is wrong with it
+    finally:
+        os.close(root)
+
+
+def _root(process: Process) -> int:
+    return os.open(f"/proc/{process.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 def _runtime(step: Step, place: Place) -> Runtime:

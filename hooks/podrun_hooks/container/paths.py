@@ -19,7 +19,7 @@ RUNTIME_ROOT = "runtime"
 class Place(NamedTuple):
     """The paths of one container, absolute."""
 
-    #: What the runtime calls it: "podrun-web.main". A dot is in no pod's and no container's name, so none is ambiguous.
+    #: What the runtime calls it: "podrun-web.main". No container's name has a dot, so none is ambiguous.
     id: str
     #: The OCI bundle, on tmpfs: config.json, the mount point of the root file system, the pid file.
     bundle: str
@@ -43,6 +43,11 @@ class Place(NamedTuple):
     def rootfs(self) -> str:
         """The mount point of the merged root: an empty directory in every namespace but the container's own."""
         return f"{self.bundle}/rootfs"
+
+    @property
+    def stage(self) -> str:
+        """Where the runtime finds the mounts that it makes itself: an empty directory in every other namespace."""
+        return f"{self.bundle}/stage"
 
     @property
     def written(self) -> str:
@@ -131,7 +136,7 @@ def remove(place: Place, *, persist: bool) -> None:
             os.unlink(file)
         except (FileNotFoundError, NotADirectoryError):
             pass
-    for directory in (place.rootfs, place.notify, place.bundle):
+    for directory in (place.rootfs, place.stage, place.notify, place.bundle):
         _rmdir(directory)
     clear(place.work)
     if not persist:

@@ -1,4 +1,4 @@
-"""The container's root: layers stacked by overlayfs, and the mounts over it.
+"""The container's root: layers stacked by overlayfs, and the directories that the runtime mounts over.
 
 The overlay is a detached mount, a descriptor that belongs to no mount namespace. podrun looks into it, makes mount
 points and reads passwd through that descriptor; the runtime's private namespace attaches it. Nothing is ever mounted
@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 
-from podrun.errors import CANNOT_CREATE, MALFORMED, WRONG_FILE, Failure
-from podrun.hook import Facts
+from podrun.errors import CANNOT_CREATE, MALFORMED, Failure
 from podrun_hooks.support import syscalls
-from podrun_hooks.support.rooted_tree import Bind, Elsewhere, Tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from podrun_hooks.container.paths import Place
+    from podrun_hooks.support.rooted_tree import Tree
 
 #: fsconfig(2) takes strings of up to 256 bytes, the NUL included.
 _LONGEST = 255
@@ -109,85 +107,36 @@ def stack_in_one_string(place: Place, layers: Sequence[str], *, volatile: bool) 
     return int.from_bytes(rights[0][2][:4], "little")
 
 
-# --- mounts -------------------------------------------------------------------------------------------------------
+# --- the system directories ----------------------------------------------------------------------------------------
 
 
-def make_system_directories(tree: Tree) -> None:
-    """Makes sure that /proc, /sys and /dev are directories of the root itself.
+def make_system_directories(tree: Tree) -> list[int]:
+    """Makes sure that /proc, /sys and /dev are directories of the root itself; returns descriptors of them.
 
     runc 1.1.5 follows an image's link at /dev on the host, and crun makes its nodes where it leads (tried): an image
-    in which one of them is anything else is refused (MALFORMED).
+    in which one of them is anything else is refused (MALFORMED). As long as the descriptors are open, overlayfs keeps
+    to these directories, whatever somebody does to a layer that is a directory of the host.
     """
-    for name in ("proc", "sys", "dev"):
-        try:
-            mode = os.stat(name, dir_fd=tree.root, follow_symlinks=False).st_mode
-        except FileNotFoundError:
-            os.mkdir(name, 0o755, dir_fd=tree.root)
-            continue
-        if not stat.S_ISDIR(mode):
-            raise Failure(f"/{name} of the image is not a directory", code=MALFORMED, hint="no runtime is let near it")
-
-
-def place_mounts(tree: Tree, mounts: Sequence[Facts]) -> list[Facts]:
-    """Resolves the targets of ``mounts`` (CDI spelling) inside the tree, makes them, and returns OCI mounts.
-
-    Outer targets come first, as docker orders them: an inner one would be hidden else. The last of two mounts at one
-    target counts. Raises Failure: WRONG_FILE for a target that no mount may hide, CANNOT_CREATE, or STEP_FAILED for a
-    source that does not exist.
-    """
-    latest = {plain(mount["containerPath"]): mount for mount in mounts}
-    placed = []
-    for target in sorted(latest, key=lambda path: path.count("/")):
-        mount = latest[target]
-        kind = mount.get("type") or "bind"
-        source = mount.get("hostPath") or kind
-        options = list(mount.get("options") or ())
-        if target in ("/", "/proc", "/sys", "/dev") or target.startswith("/proc/"):
-            raise Failure(f"nothing can be mounted at {target}", code=WRONG_FILE)
-        is_bind = kind in ("bind", "none") or "bind" in options or "rbind" in options
-        if mount.get("fill"):
-            from podrun_hooks.storage import volumes
-
-            volumes.fill(source, tree, target)
-        directory = not is_bind or _is_directory(source)
-        try:
-            destination = tree.make(target, directory=directory)
-        except Elsewhere as elsewhere:
-            if plain(elsewhere.path).startswith("/proc"):
-                raise Failure(f"{target} leads to {elsewhere.path} in the image", code=WRONG_FILE) from None
-            destination = plain(elsewhere.path)
-        if is_bind:
-            tree.binds.append(Bind(destination, source, "ro" not in options and "rro" not in options))
-        else:
-            tree.made_by_runtime.append(destination)
-        oci = {"destination": destination, "type": "bind" if is_bind else kind, "source": source}
-        placed.append({**oci, "options": _restricted(options, is_bind, directory)})
-    return placed
-
-
-def _is_directory(source: str) -> bool:
+    fds: list[int] = []
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        return stat.S_ISDIR(os.stat(source).st_mode)
-    except OSError as error:
-        raise Failure(f"{source}, which is to be mounted, cannot be used: {error.strerror}") from error
+        for name in ("proc", "sys", "dev"):
+            try:
+                fds.append(os.open(name, flags, dir_fd=tree.root))
+            except FileNotFoundError:
+                os.mkdir(name, 0o755, dir_fd=tree.root)
+                fds.append(os.open(name, flags, dir_fd=tree.root))
+    except NotADirectoryError:
+        _close(fds)
+        raise Failure(
+            f"/{name} of the image is not a directory", code=MALFORMED, hint="no runtime is let near it"
+        ) from None
+    except BaseException:
+        _close(fds)
+        raise
+    return fds
 
 
-def plain(path: str) -> str:
-    """An absolute path without empty parts and dots."""
-    return "/" + "/".join(part for part in path.split("/") if part not in ("", "."))
-
-
-def _restricted(options: list[str], is_bind: bool, directory: bool) -> list[str]:
-    """Adds nosuid and nodev unless asked otherwise; below a bind all is as restricted as its top (mount_setattr(2))."""
-    given = [option for option in options if option not in ("suid", "dev")]
-    given += [f"no{word}" for word in ("suid", "dev") if word not in options and f"no{word}" not in options]
-    if not is_bind:
-        return given
-    if "bind" not in given and "rbind" not in given:
-        given.append("rbind")
-    if not any(word.endswith(("private", "shared", "slave", "unbindable")) for word in given):
-        given.append("rprivate")
-    # crun 1.8.1 opens what it restricts recursively as a directory; below a file there is nothing to restrict.
-    if "rbind" in given and directory:
-        given = [f"r{option}" if option in ("ro", "nosuid", "nodev", "noexec") else option for option in given]
-    return given
+def _close(fds: Sequence[int]) -> None:
+    for fd in fds:
+        os.close(fd)

@@ -6,7 +6,7 @@ import errno
 import os
 
 from podrun import jsontext
-from podrun.errors import CANNOT_CREATE, STEP_FAILED, UNAVAILABLE, WRONG_FILE, Failure
+from podrun.errors import CANNOT_CREATE, CANNOT_EXECUTE, STEP_FAILED, UNAVAILABLE, WRONG_FILE, Failure
 from podrun.record import NamedTuple
 from podrun_hooks.container.spec import PATH, Isolation
 from podrun_hooks.support import subprocesses, syscalls
@@ -109,12 +109,20 @@ def _has_hybrid_controller() -> bool:
 
 
 def create(
-    runtime: Runtime, place: Place, root: int, streams: Sequence[int], *, own_cgroup: bool, listening: int, console: str
+    runtime: Runtime,
+    place: Place,
+    attach: Callable[[], None],
+    streams: Sequence[int],
+    *,
+    own_cgroup: bool,
+    listening: int,
+    console: str,
 ) -> int:
     """``create``: the container's init, which waits for :func:`start`; returns its pid.
 
-    ``root``: the detached overlay; ``streams``: descriptors of the container's stdin, stdout and stderr; descriptors
-    3 up to 3+``listening`` are passed on (sd_listen_fds(3)); ``console``: who wants its terminal, or "".
+    ``attach`` attaches the root in the runtime's mount namespace; ``streams``: descriptors of the container's stdin,
+    stdout and stderr; descriptors 3 up to 3+``listening`` are passed on (sd_listen_fds(3)); ``console``: who wants its
+    terminal, or "".
     Raises Failure with the runtime's words.
     """
     argv = [*runtime.command(place, own_cgroup=own_cgroup), f"--log={place.runtime_log}", "--log-format=json", "create"]
@@ -128,7 +136,7 @@ def create(
     ended = subprocesses.run(
         [*argv, place.id],
         env=variables,
-        before=private(runtime, lambda: syscalls.move_mount(root, place.rootfs)),
+        before=private(runtime, attach),
         stdin=streams[0],
         stdout=streams[1],
         stderr=streams[2],
@@ -139,6 +147,29 @@ def create(
         raise Failure(f"{runtime.name} create: {words}", code=_code_of(words), hint=_hint_for(words))
     with open(place.pid_file, encoding="utf-8") as file:
         return int(file.read())
+
+
+def confirm_directory(pid: int) -> None:
+    """Raises Failure unless the init of a created container stands in a mount of the container's.
+
+    The runtime resolves the working directory by its name. Who can change a directory on the way to it may have put a
+    link to one of the runtime's own descriptors there, a directory of the host (CVE-2024-21626).
+    """
+    try:
+        fd = os.open(f"/proc/{pid}/cwd", os.O_PATH | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return  # it has ended
+    try:
+        with open(f"/proc/self/fdinfo/{fd}", "rb", buffering=0) as file:
+            mount = file.read().partition(b"mnt_id:")[2].split(None, 1)[0]
+        with open(f"/proc/{pid}/mountinfo", "rb") as file:
+            inside = any(line.startswith(mount + b" ") for line in file)
+    finally:
+        os.close(fd)
+    if not inside:
+        raise Failure(
+            "the working directory is outside of the container", code=CANNOT_EXECUTE, hint="who put it there?"
+        )
 
 
 def remain_in_unit(pid: int) -> None:

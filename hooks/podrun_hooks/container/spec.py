@@ -10,9 +10,9 @@ from podrun.errors import CANNOT_EXECUTE, NOT_FOUND, WRONG_FILE, Failure
 from podrun.hook import Facts
 from podrun.options import Wrong
 from podrun.record import NamedTuple
-from podrun_hooks.container import rootfs, users
+from podrun_hooks.container import mounts, users
 from podrun_hooks.container.options import CAPABILITIES, signal_number
-from podrun_hooks.support.rooted_tree import Elsewhere
+from podrun_hooks.support.rooted_tree import Elsewhere, plain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from podrun.hook import Step
+    from podrun_hooks.container.mounts import Mounts
     from podrun_hooks.container.paths import Place
     from podrun_hooks.container.users import User
     from podrun_hooks.support.rooted_tree import Tree
@@ -115,7 +116,10 @@ def find_command(tree: Tree, argv: Sequence[str], variables: Mapping[str, str], 
     for candidate in candidates:
         try:
             fd, _ = tree.find(candidate)
-        except Elsewhere:
+        except Elsewhere as elsewhere:
+            if plain(elsewhere.path).startswith("/proc"):
+                # /proc/self/exe is the runtime itself (CVE-2019-5736).
+                raise Failure(f"{candidate} leads to {elsewhere.path}", code=CANNOT_EXECUTE) from None
             return
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
@@ -151,35 +155,38 @@ def stop_signal(image: Mapping[str, Any], options: Any) -> int:
         return 15
 
 
-def build(
-    step: Step,
-    facts: Facts,
-    image: Facts,
-    tree: Tree,
-    place: Place,
-    isolation: Isolation,
-    listen: Sequence[str],
-    watchdog: float = 0.0,
-) -> dict[str, Any]:
-    """The configuration for the runtime; makes mount points and the working directory in ``tree`` on the way.
-
-    ``image``: one entry of the fact "images". ``listen``: variables of socket activation. ``watchdog``: seconds after
-    which systemd misses a payload that speaks to it. Raises Failure.
-    """
+def mounts_of(step: Step, facts: Facts, image: Facts, tree: Tree, place: Place) -> Mounts:
+    """The mounts that image, facts and options ask for, detached; makes their targets in ``tree``. Raises Failure."""
     options = step.options
-    config: Mapping[str, Any] = image.get("config") or {}
-    netns = facts.get("netns", "")
-    hostname = options.hostname or facts.get("hostname") or (os.uname().nodename if netns == "host" else _host(step))
-    rootfs.make_system_directories(tree)
-    own = _own_mounts(options, step.pod.root)
-    wanted = [*image.get("mounts", ()), *facts.get("mounts", ()), *own]
+    wanted = [*image.get("mounts", ()), *facts.get("mounts", ()), *_own_mounts(options, step.pod.root)]
     if options.init:
         from podrun_hooks.support.subprocesses import find
 
         wanted.append({"hostPath": find("catatonit", "catatonit"), "containerPath": INIT, "options": ["bind", "ro"]})
     if options.ready and options.ready.notify:
         wanted.append({"hostPath": place.notify, "containerPath": NOTIFY, "options": ["bind", "ro"]})
-    injected = rootfs.place_mounts(tree, wanted)
+    return mounts.make(tree, wanted, place)
+
+
+def build(
+    step: Step,
+    facts: Facts,
+    image: Facts,
+    tree: Tree,
+    placed: Mounts,
+    isolation: Isolation,
+    listen: Sequence[str],
+    watchdog: float = 0.0,
+) -> dict[str, Any]:
+    """The configuration for the runtime; makes the working directory in ``tree`` on the way.
+
+    ``image``: one entry of the fact "images". ``placed``: what :func:`mounts_of` made. ``listen``: variables of socket
+    activation. ``watchdog``: seconds after which systemd misses a payload that speaks to it. Raises Failure.
+    """
+    options = step.options
+    config: Mapping[str, Any] = image.get("config") or {}
+    netns = facts.get("netns", "")
+    hostname = options.hostname or facts.get("hostname") or (os.uname().nodename if netns == "host" else _host(step))
     user = users.resolve(options.user or config.get("User") or "", tree, of_image=not options.user)
     argv = arguments(config, options)
     variables = environment(config, options, facts, hostname, user.home)
@@ -190,14 +197,14 @@ def build(
         if options.ready.notify == "direct":
             variables.update(_direct(user, options, watchdog))
     refuse_bytes([*argv, *variables.values()])
-    workdir = rootfs.plain(options.workdir or config.get("WorkingDir") or "/")
+    workdir = plain(options.workdir or config.get("WorkingDir") or "/")
     _make_workdir(tree, workdir)
     find_command(tree, argv, variables, workdir, user)
     names = [f"CAP_{name}" for name in sorted(capabilities(options, isolation))]
     annotations = {**facts.get("annotations", {}), **options.labels, **options.annotations}
     return {
         "ociVersion": "1.0.2",
-        "root": {"path": place.rootfs, "readonly": options.read_only},
+        "root": {"path": placed.place.rootfs, "readonly": options.read_only},
         "hostname": hostname,
         "process": {
             "terminal": bool(step.pod.console),
@@ -213,12 +220,12 @@ def build(
             "capabilities": {"bounding": names, "effective": names, "permitted": names},
             "noNewPrivileges": True,
         },
-        "mounts": [*_system_mounts(isolation, {mount["destination"] for mount in injected}), *injected],
-        "hooks": _hooks(facts, argv[0], annotations, [*facts.get("mounts", ()), *own]),
+        "mounts": [*_system_mounts(isolation, placed.taken), *placed.oci],
+        "hooks": _hooks(facts, argv[0], annotations, bool(options.volumes)),
         "annotations": annotations,
         "linux": {
             "namespaces": _namespaces(netns),
-            **_propagation(injected),
+            **_propagation(placed.oci),
             "maskedPaths": _MASKED,
             "readonlyPaths": _READ_ONLY,
             "devices": [_device(node) for node in facts.get("deviceNodes", ())],
@@ -273,14 +280,22 @@ def _own_mounts(options: Any, root: str) -> list[Facts]:
     return mounts
 
 
+def refuse_workdir(workdir: str, elsewhere: Elsewhere) -> None:
+    """Raises Failure (CANNOT_EXECUTE) for a working directory in /proc or /dev that may be a descriptor.
+
+    /proc/self/fd/N, and /dev/fd/N, is whatever the runtime has open there (CVE-2024-21626).
+    """
+    where = plain(elsewhere.path)
+    if where not in ("/proc", "/dev", "/dev/shm") and not where.startswith("/sys"):
+        what = f"the working directory {workdir!r} leads to {where!r}"
+        raise Failure(what, code=CANNOT_EXECUTE, hint="nothing can run there")
+
+
 def _make_workdir(tree: Tree, workdir: str) -> None:
     try:
-        tree.make(workdir, directory=True)
+        os.close(tree.make(workdir, directory=True)[0])
     except Elsewhere as elsewhere:
-        # /proc/self/fd/N is whatever the runtime has open there, a directory of the host included (CVE-2024-21626).
-        if rootfs.plain(elsewhere.path).startswith("/proc/"):
-            what = f"the working directory {workdir!r} leads to {elsewhere.path!r}"
-            raise Failure(what, code=CANNOT_EXECUTE, hint="nothing can run in /proc") from None
+        refuse_workdir(workdir, elsewhere)
     except Failure as failure:
         raise Failure(f"the working directory {failure.what}", code=CANNOT_EXECUTE, hint=failure.hint) from None
 
@@ -294,7 +309,7 @@ def _namespaces(netns: str) -> list[dict[str, str]]:
 
 
 def _system_mounts(isolation: Isolation, taken: set[str]) -> list[dict[str, Any]]:
-    """What every container gets unless something is injected in its place; /dev, /proc and /sys always fresh."""
+    """What every container gets: /dev, /proc and /sys fresh, and what is in them unless something is injected there."""
     shut = ["nosuid", "noexec", "nodev"]
     mounts = [
         ("/proc", "proc", "proc", shut),
@@ -309,7 +324,7 @@ def _system_mounts(isolation: Isolation, taken: set[str]) -> list[dict[str, Any]
     return [
         {"destination": target, "type": kind, "source": source, "options": options}
         for target, kind, source, options in mounts
-        if target not in taken
+        if target in ("/proc", "/dev", "/sys") or target not in taken
     ]
 
 
@@ -321,7 +336,12 @@ def _propagation(mounts: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def _device(node: Facts) -> dict[str, Any]:
-    """An OCI device of a CDI deviceNode; what it leaves open is as on the host."""
+    """An OCI device of a CDI deviceNode; what it leaves open is as on the host.
+
+    Only in /dev, where nothing is but what the runtime makes: it would walk through the image, or a volume, else.
+    """
+    if not node["path"].startswith("/dev/") or plain(node["path"]) != node["path"] or ".." in node["path"].split("/"):
+        raise Failure(f"a device cannot be made at {node['path']}", code=WRONG_FILE, hint="it belongs in /dev")
     source = node.get("hostPath") or node["path"]
     try:
         found = os.stat(source)
@@ -356,7 +376,7 @@ def _resources(options: Any, facts: Facts, isolation: Isolation) -> dict[str, An
     return resources
 
 
-def _hooks(facts: Facts, command: str, annotations: Mapping[str, str], mounts: Sequence[Facts]) -> dict[str, list[Any]]:
+def _hooks(facts: Facts, command: str, annotations: Mapping[str, str], volumes: bool) -> dict[str, list[Any]]:
     """OCI hooks of CDI's, which carry the name of the point in the container's life as ``hookName``.
 
     Those that have conditions (``when``) are left out where none holds.
@@ -370,7 +390,7 @@ def _hooks(facts: Facts, command: str, annotations: Mapping[str, str], mounts: S
             stages = ", ".join(oci_hooks.STAGES)
             raise Failure(f"an OCI hook has a path and one of {stages}: not {hook}", code=WRONG_FILE)
         if "when" in hook:
-            binds = any(_is_the_users(mount) for mount in mounts)
+            binds = volumes or any(_is_the_users(mount) for mount in facts.get("mounts", ()))
             if not oci_hooks.applies(hook["when"], command, annotations, binds=binds):
                 continue
         given = {key: hook[key] for key in hook if key not in ("hookName", "when")}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 
@@ -14,7 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _CLONE_NEWUSER = 0x10000000
-_MOUNT_ATTR_IDMAP = 0x00100000
 
 
 def apply(tree: int, mappings: Sequence[str], path: str) -> None:
@@ -24,9 +22,7 @@ def apply(tree: int, mappings: Sequence[str], path: str) -> None:
     """
     namespace = _namespace(mappings)
     try:
-        wanted = syscalls._MountAttr(_MOUNT_ATTR_IDMAP, 0, 0, namespace)
-        flags = syscalls.AT_EMPTY_PATH | syscalls.AT_RECURSIVE
-        syscalls._syscall(syscalls._SYS_MOUNT_SETATTR, tree, b"", flags, ctypes.byref(wanted), ctypes.sizeof(wanted))
+        syscalls.mount_setattr(tree, syscalls.MOUNT_ATTR_IDMAP, recursive=True, userns=namespace)
     except OSError as error:
         if error.errno in (errno.EINVAL, errno.EOPNOTSUPP):
             what = f"the file system of {path} cannot be mounted with other owners"

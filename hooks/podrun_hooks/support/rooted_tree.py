@@ -7,7 +7,6 @@ import os
 import stat
 
 from podrun.errors import CANNOT_CREATE, Failure
-from podrun.record import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,31 +16,29 @@ if TYPE_CHECKING:
 _LINKS = 40
 
 
-class Bind(NamedTuple):
-    """A host file or directory that will be mounted at ``target`` (resolved: no symbolic link in it)."""
-
-    target: str
-    source: str
-    writable: bool
-
-
 class Elsewhere(Exception):  # no failure: the path leads where only the runtime will know what is there
-    """A path leads into /proc, /sys, /dev or a mount that podrun does not make itself; ``path`` is resolved so far."""
+    """A path leads into /proc, /sys or /dev, which the runtime mounts; ``path`` is resolved so far."""
 
     def __init__(self, path: str) -> None:
         super().__init__(path)
         self.path = path
 
 
+def plain(path: str) -> str:
+    """An absolute path without empty parts and dots."""
+    return "/" + "/".join(part for part in path.split("/") if part not in ("", "."))
+
+
 class Tree:
-    """The file system as the container will see it: the root at a descriptor and the binds over it.
+    """The file system as the container will see it: the root at a descriptor and the mounts over it.
 
     Paths are resolved here, component by component: a symbolic link means what it means inside, and none leads out.
     """
 
     def __init__(self, root: int, made_by_runtime: Sequence[str] = ("/proc", "/sys", "/dev")) -> None:
         self.root = root
-        self.binds: list[Bind] = []
+        #: Resolved targets with descriptors of the (detached) mounts that will lie there; of two the later counts.
+        self.mounts: list[tuple[str, int]] = []
         self.made_by_runtime = list(made_by_runtime)
 
     def find(self, path: str) -> tuple[int, str]:
@@ -49,29 +46,28 @@ class Tree:
 
         Raises OSError (ENOENT, ENOTDIR, ELOOP) as open(2) would, and Elsewhere.
         """
-        return self._walk(path, None)
+        fd, resolved, _ = self._walk(path, None)
+        return fd, resolved
 
-    def make(self, path: str, *, directory: bool) -> str:
-        """The resolved path of a mount point: what is missing of it is made (directories 0755, a file 0644).
+    def make(self, path: str, *, directory: bool) -> tuple[int, str, bool]:
+        """A mount point: its descriptor, the resolved path, and whether it is in one of the mounts.
 
-        Raises Failure (CANNOT_CREATE) where it would have to be made in a read-only bind, or is of the other type;
-        Elsewhere where the runtime makes it.
+        What is missing of it is made (directories 0755, a file 0644). Raises Failure (CANNOT_CREATE) where it would
+        have to be made in a read-only mount, or is of the other type; Elsewhere where the runtime makes it.
         """
         try:
-            fd, resolved = self._walk(path, directory)
+            fd, resolved, inside = self._walk(path, directory)
         except OSError as error:
             what = f"{path} cannot be made in the container: {error.strerror}"
             raise Failure(what, code=CANNOT_CREATE, hint=str(error.filename or "")) from error
-        try:
-            is_directory = stat.S_ISDIR(os.fstat(fd).st_mode)
-        finally:
-            os.close(fd)
+        is_directory = stat.S_ISDIR(os.fstat(fd).st_mode)
         if is_directory != directory:
+            os.close(fd)
             kinds = ("a file", "a directory")
             raise Failure(
                 f"{path} is {kinds[is_directory]} in the image, but {kinds[directory]} is to be mounted there"
             )
-        return resolved
+        return fd, resolved, inside
 
     def read(self, path: str, limit: int = 1 << 20) -> bytes:
         """The first ``limit`` bytes of a regular file; b"" where there is none."""
@@ -90,7 +86,7 @@ class Tree:
         finally:
             os.close(fd)
 
-    def _walk(self, path: str, make_directory: bool | None) -> tuple[int, str]:
+    def _walk(self, path: str, make_directory: bool | None) -> tuple[int, str, bool]:
         """Resolves ``path``; with ``make_directory`` not None what is missing is made, the last part of that type."""
         todo = [part for part in reversed(path.split("/")) if part not in ("", ".")]
         names: list[str] = []
@@ -126,39 +122,35 @@ class Tree:
                 names.append(name)
                 if todo and not stat.S_ISDIR(mode):
                     raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), here)
-            return os.dup(fds[-1]), "/" + "/".join(names)
+            resolved = "/" + "/".join(names)
+            inside = any(f"{resolved}/".startswith(f"{target}/") for target, _ in self.mounts)
+            return os.dup(fds[-1]), resolved, inside
         finally:
             for fd in fds:
                 os.close(fd)
 
     def _step(self, directory: int, name: str, here: str, make_directory: bool | None) -> int:
         """Opens one component; makes it when it is missing and ``make_directory`` says of which type."""
-        for bind in self.binds:
-            if bind.target == here:
-                return os.open(bind.source, os.O_PATH | os.O_CLOEXEC)
+        for target, mounted in reversed(self.mounts):
+            if target == here:
+                return os.dup(mounted)
         try:
             return os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
         except FileNotFoundError:
             if make_directory is None:
                 raise
-        parent = here.rpartition("/")[0] or "/"
-        if not self._is_writable(parent):
-            raise OSError(errno.EROFS, "it does not exist in a read-only mount", here)
-        if make_directory:
-            os.mkdir(name, 0o755, dir_fd=directory)
-        else:
-            flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-            os.close(os.open(name, flags, 0o644, dir_fd=directory))
+        try:
+            if make_directory:
+                os.mkdir(name, 0o755, dir_fd=directory)
+            else:
+                flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+                os.close(os.open(name, flags, 0o644, dir_fd=directory))
+        except OSError as error:
+            if error.errno == errno.EROFS:
+                error.strerror = "it does not exist in a read-only mount"
+            error.filename = here
+            raise
         return os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
-
-    def _is_writable(self, path: str) -> bool:
-        """Whether the innermost bind that ``path`` is in may be written to; the writable layer may."""
-        best = Bind("", "", True)
-        for bind in self.binds:
-            inside = path == bind.target or path.startswith(bind.target + "/")
-            if inside and len(bind.target) >= len(best.target):
-                best = bind
-        return best.writable
 
 
 def clear(directory: str) -> None:

@@ -54,6 +54,10 @@ MOUNT_ATTR_RDONLY = 1
 MOUNT_ATTR_NOSUID = 2
 MOUNT_ATTR_NODEV = 4
 MOUNT_ATTR_NOEXEC = 8
+MOUNT_ATTR_ATIME, MOUNT_ATTR_NOATIME, MOUNT_ATTR_STRICTATIME = 0x70, 0x10, 0x20
+MOUNT_ATTR_NODIRATIME = 0x80
+MOUNT_ATTR_IDMAP = 0x00100000
+MOUNT_ATTR_NOSYMFOLLOW = 0x00200000
 
 RESOLVE_NO_MAGICLINKS = 2
 RESOLVE_NO_SYMLINKS = 4
@@ -164,9 +168,14 @@ class _MountAttr(ctypes.Structure):
     _fields_ = [(name, ctypes.c_uint64) for name in ("attr_set", "attr_clr", "propagation", "userns_fd")]
 
 
-def mount_setattr(fd: int, attributes: int, *, recursive: bool = False, propagation: int = 0) -> None:
-    """Sets MOUNT_ATTR_* on a mount given by descriptor, with ``recursive`` on those below it (kernel 5.12)."""
-    wanted = _MountAttr(attributes, 0, propagation, 0)
+def mount_setattr(
+    fd: int, attributes: int, *, clear: int = 0, recursive: bool = False, propagation: int = 0, userns: int = 0
+) -> None:
+    """Sets and clears MOUNT_ATTR_* on a mount given by descriptor, with ``recursive`` on those below it (kernel 5.12).
+
+    ``userns``: the user namespace whose mapping MOUNT_ATTR_IDMAP applies.
+    """
+    wanted = _MountAttr(attributes, clear, propagation, userns)
     flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
     _syscall(_SYS_MOUNT_SETATTR, fd, b"", flags, ctypes.byref(wanted), ctypes.sizeof(wanted))
 

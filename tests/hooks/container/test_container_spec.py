@@ -431,8 +431,8 @@ def test_an_image_that_is_not_there_is_said(tmp_path: Path) -> None:
 @pytest.mark.root
 def test_what_the_runtime_says_is_in_the_failure(tmp_path: Path) -> None:
     case = Case(tmp_path)
-    with pytest.raises(Failure, match=r"crun create: .*No such device") as failure:
-        case.up("id", facts={"mounts": [{"containerPath": "/x", "type": "not-a-type", "hostPath": "none"}]})
+    with pytest.raises(Failure, match=r"crun create: .*/dev/null: Is a directory") as failure:
+        case.up("id", facts={"deviceNodes": [{"path": "/dev/null/below", "hostPath": "/dev/null"}]})
     assert failure.value.code == STEP_FAILED
     case.down({})
     assert case.left() == []

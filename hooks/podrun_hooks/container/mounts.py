@@ -1,0 +1,274 @@
+"""The mounts over the container's root: podrun makes each of them itself, at a target that it has resolved once.
+
+A path that an image, another container or a user can change is never walked twice. Each mount is made detached, its
+target is resolved to a descriptor, and the two meet in the runtime's private mount namespace (move_mount(2)) before the
+runtime runs: to the runtime they are part of the root. It mounts only what lies in its own fresh /dev, /proc and /sys,
+and what is to get mounts from the host later on (crun 1.8.1 makes all that is below the root private).
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from podrun.errors import WRONG_FILE, Failure
+from podrun.hook import Facts
+from podrun.record import NamedTuple
+from podrun_hooks.container import rootfs
+from podrun_hooks.support import syscalls
+from podrun_hooks.support.rooted_tree import Elsewhere, Tree, plain
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from podrun_hooks.container.paths import Place
+
+#: What the runtimes make in /dev themselves; a mount in its place would be taken for it.
+_OF_THE_RUNTIME = frozenset([
+    "null", "zero", "full", "random", "urandom", "tty", "console", "ptmx", "pts", "fd", "stdin", "stdout", "stderr",
+    "core",
+])  # fmt: skip
+#: What may be mounted over in /sys: file systems that have their place there, and devices that people hand in.
+_IN_SYS = (
+    "/sys/fs/cgroup", "/sys/fs/bpf", "/sys/fs/fuse", "/sys/fs/pstore", "/sys/kernel/config", "/sys/kernel/debug",
+    "/sys/kernel/tracing", "/sys/kernel/security", "/sys/class", "/sys/devices", "/sys/bus",
+)  # fmt: skip
+#: The files of /proc that lxcfs replaces; the same list is in runc (checkProcMount() in libcontainer).
+_IN_PROC = (
+    "/proc/cpuinfo", "/proc/diskstats", "/proc/meminfo", "/proc/stat", "/proc/swaps", "/proc/uptime", "/proc/loadavg",
+    "/proc/slabinfo",
+)  # fmt: skip
+#: A link may lead to it: many images have /run/shm -> /dev/shm.
+_BEHIND_LINKS = ("/dev/shm",)
+#: File systems that show the namespaces of whoever mounts them: the runtime does, and only where they belong.
+_OF_NAMESPACES = {"mqueue": "/dev/mqueue", "cgroup": "/sys/fs/cgroup", "cgroup2": "/sys/fs/cgroup"}
+_NOWHERE = ("proc", "sysfs", "devpts", "devtmpfs", "securityfs", "selinuxfs", "debugfs", "tracefs")
+
+# <linux/mount.h>: the attributes of mount_setattr(2) that are words of mount(8), to set and to clear.
+_SET = {
+    "ro": syscalls.MOUNT_ATTR_RDONLY,
+    "rro": syscalls.MOUNT_ATTR_RDONLY,
+    "nosuid": syscalls.MOUNT_ATTR_NOSUID,
+    "nodev": syscalls.MOUNT_ATTR_NODEV,
+    "noexec": syscalls.MOUNT_ATTR_NOEXEC,
+    "noatime": syscalls.MOUNT_ATTR_NOATIME,
+    "strictatime": syscalls.MOUNT_ATTR_STRICTATIME,
+    "nodiratime": syscalls.MOUNT_ATTR_NODIRATIME,
+    "nosymfollow": syscalls.MOUNT_ATTR_NOSYMFOLLOW,
+}
+_CLEAR = {
+    "suid": syscalls.MOUNT_ATTR_NOSUID,
+    "dev": syscalls.MOUNT_ATTR_NODEV,
+    "exec": syscalls.MOUNT_ATTR_NOEXEC,
+    "diratime": syscalls.MOUNT_ATTR_NODIRATIME,
+    "symfollow": syscalls.MOUNT_ATTR_NOSYMFOLLOW,
+}
+_PROPAGATION = {
+    "private": syscalls.MS_PRIVATE,
+    "slave": syscalls.MS_SLAVE,
+    "shared": syscalls.MS_SHARED,
+    # An unbindable mount would not get into the runtime's copy of the root; inside, private comes to the same.
+    "unbindable": syscalls.MS_PRIVATE,
+}
+_WORDS = {
+    *_SET, *_CLEAR, *_PROPAGATION, *(f"r{word}" for word in _PROPAGATION), "bind", "rbind", "rw", "rrw", "atime",
+    "relatime", "rnosuid", "rnodev", "rnoexec", "defaults",
+}  # fmt: skip
+
+
+class Mount(NamedTuple):
+    """One mount: what, where, and by whom."""
+
+    #: A descriptor of the detached mount.
+    tree: int
+    #: A descriptor of the directory or file that it goes over; -1: the runtime mounts it, out of the stage.
+    target: int
+    directory: bool
+
+
+class Mounts:
+    """The mounts of one container until they are attached; ``oci`` are those that are left to the runtime."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self.all: list[Mount] = []
+        self.oci: list[Facts] = []
+        #: Where there is a mount of the pod's.
+        self.taken: set[str] = set()
+        #: Descriptors that are to stay open until the runtime has mounted /proc, /sys and /dev.
+        self.kept: list[int] = []
+
+    def staged(self) -> list[tuple[str, Mount]]:
+        """The mounts that the runtime takes out of the stage, with their places in it."""
+        return [(f"{self.place.stage}/{number}", mount) for number, mount in enumerate(self.all) if mount.target < 0]
+
+    def attach(self, root: int) -> None:
+        """Attaches the root and all mounts. In a forked child with a private mount namespace."""
+        syscalls.move_mount(root, self.place.rootfs)
+        staged = self.staged()
+        if staged:
+            syscalls.mount("tmpfs", self.place.stage, "tmpfs", syscalls.MS_NOSUID | syscalls.MS_NODEV, "mode=0700")
+        for path, mount in staged:
+            if mount.directory:
+                os.mkdir(path, 0o700)
+            else:
+                os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+            syscalls.move_mount(mount.tree, path)
+        for mount in self.all:
+            if mount.target >= 0:
+                syscalls.move_mount(mount.tree, mount.target)
+
+    def close(self) -> None:
+        """Closes the descriptors; what is not attached is gone then."""
+        for fd in (*self.kept, *(fd for mount in self.all for fd in (mount.tree, mount.target))):
+            if fd >= 0:
+                os.close(fd)
+        self.all.clear()
+        self.kept.clear()
+
+
+def make(tree: Tree, wanted: Sequence[Facts], place: Place) -> Mounts:
+    """Makes the mounts ``wanted`` (CDI spelling), detached, and their targets in ``tree``.
+
+    Outer targets come first, as docker orders them: an inner one would be hidden else. The last of two mounts at one
+    target counts. Raises Failure: WRONG_FILE for a target that no mount may hide, CANNOT_CREATE, or STEP_FAILED for a
+    source that does not exist.
+    """
+    mounts = Mounts(place)
+    mounts.kept = rootfs.make_system_directories(tree)
+    latest = {plain(mount["containerPath"]): mount for mount in wanted}
+    try:
+        for target in sorted(latest, key=lambda path: path.count("/")):
+            _add(mounts, tree, target, latest[target])
+        if mounts.staged():
+            os.makedirs(place.stage, mode=0o700, exist_ok=True)
+    except BaseException:
+        mounts.close()
+        raise
+    return mounts
+
+
+def _add(mounts: Mounts, tree: Tree, target: str, mount: Facts) -> None:
+    kind = mount.get("type") or "bind"
+    source = mount.get("hostPath") or kind
+    options = list(mount.get("options") or ())
+    is_bind = kind in ("bind", "none") or "bind" in options or "rbind" in options
+    if not is_bind and (kind in _OF_NAMESPACES or kind in _NOWHERE):
+        if target != _OF_NAMESPACES.get(kind):
+            raise Failure(f"a {kind} cannot be mounted at {target}", code=WRONG_FILE)
+        mounts.oci.append({"destination": target, "type": kind, "source": source, "options": _restricted(options)})
+        mounts.taken.add(target)
+        return
+    if target == "/":
+        raise Failure("nothing can be mounted at /", code=WRONG_FILE)
+    if mount.get("fill"):
+        from podrun_hooks.storage import volumes
+
+        volumes.fill(source, tree, target)
+    made, directory = _bind(source, options) if is_bind else (_file_system(kind, source, options), True)
+    try:
+        propagation = {word.removeprefix("r") for word in options} & {"slave", "shared"}
+        fd = -1
+        try:
+            fd, destination, inside = tree.make(target, directory=directory)
+        except Elsewhere as elsewhere:
+            destination = plain(elsewhere.path)
+            _permit(target, destination, mounts.taken, directory=directory)
+        else:
+            tree.mounts.append((destination, made))
+            if propagation:
+                os.close(fd)
+                fd = -1
+                if inside:
+                    what = f"{target} is in another mount: what the host mounts later cannot be seen there"
+                    raise Failure(what, code=WRONG_FILE, hint="leave out slave and shared")
+        if fd < 0:
+            given = [word for word in options if word.removeprefix("r") in propagation] or ["rprivate"]
+            staged = f"{mounts.place.stage}/{len(mounts.all)}"
+            oci = {"destination": destination, "type": "bind", "source": staged, "options": ["rbind", *given]}
+            mounts.oci.append(oci)
+        mounts.taken.add(destination)
+        mounts.all.append(Mount(made, fd, directory))
+    except BaseException:
+        os.close(made)
+        raise
+
+
+def _permit(target: str, destination: str, taken: set[str], *, directory: bool) -> None:
+    """Raises Failure (WRONG_FILE) unless a mount may lie there, in the runtime's own /dev, /proc or /sys."""
+    if destination != target and destination not in _BEHIND_LINKS:
+        raise Failure(f"nothing can be mounted at {target}: it leads to {destination}", code=WRONG_FILE)
+    parts = destination.split("/")[1:]
+    if parts[0] == "dev":
+        allowed = len(parts) > 1 and parts[1] not in _OF_THE_RUNTIME and ".." not in parts
+    elif parts[0] == "sys":
+        allowed = any(f"{destination}/".startswith(f"{top}/") for top in _IN_SYS) and ".." not in parts
+    else:
+        allowed = destination in _IN_PROC and not directory
+    if not allowed:
+        raise Failure(f"nothing can be mounted at {destination}", code=WRONG_FILE)
+    for outer in taken:
+        if destination.startswith(f"{outer}/"):
+            # The runtime would walk through what somebody else can change.
+            raise Failure(f"{destination} is in another mount, {outer}, that is in /{parts[0]}", code=WRONG_FILE)
+
+
+# --- detached mounts -----------------------------------------------------------------------------------------------
+
+
+def _bind(source: str, options: Sequence[str]) -> tuple[int, bool]:
+    """A detached copy of the mount at ``source``, restricted, and whether it is a directory."""
+    recursive = "bind" not in options or "rbind" in options
+    try:
+        tree = syscalls.open_tree(source, recursive=recursive)
+    except OSError as error:
+        raise Failure(f"{source}, which is to be mounted, cannot be used: {error.strerror}") from error
+    try:
+        directory = stat.S_ISDIR(os.fstat(tree).st_mode)
+        unknown = [word for word in options if word not in _WORDS and word.partition("=")[0] not in ("sync", "async")]
+        if unknown:
+            raise Failure(f"option {unknown[0]!r} is not one of a bind mount", code=WRONG_FILE)
+        kinds = [word.removeprefix("r") for word in options if word.removeprefix("r") in _PROPAGATION]
+        given, cleared = _attributes(_restricted(options))
+        syscalls.mount_setattr(
+            tree, given, clear=cleared, recursive=recursive, propagation=_PROPAGATION[kinds[-1] if kinds else "private"]
+        )
+    except BaseException:
+        os.close(tree)
+        raise
+    return tree, directory
+
+
+def _file_system(kind: str, source: str, options: Sequence[str]) -> int:
+    """A detached mount of a new file system: memory (tmpfs), or any that needs nothing but a name and options."""
+    given, _ = _attributes(_restricted(options))
+    settings: list[tuple[str, str | None]] = [("source", source)]
+    for word in options:
+        if word not in _WORDS:
+            key, equals, value = word.partition("=")
+            settings.append((key, value if equals else None))
+    if "ro" in options:
+        settings.append(("ro", None))
+    try:
+        return syscalls.fsmount(kind, settings, given)
+    except OSError as error:
+        raise Failure(f"a {kind} cannot be mounted: {error.strerror}", code=WRONG_FILE) from error
+
+
+def _restricted(options: Sequence[str]) -> list[str]:
+    """Adds nosuid and nodev unless asked otherwise."""
+    return [*options, *(f"no{word}" for word in ("suid", "dev") if word not in options)]
+
+
+def _attributes(options: Sequence[str]) -> tuple[int, int]:
+    """MOUNT_ATTR_* to set and to clear; below a bind all is as restricted as its top."""
+    given = cleared = 0
+    for word in options:
+        plain_word = word[1:] if word in ("rnosuid", "rnodev", "rnoexec") else word
+        given |= _SET.get(plain_word, 0)
+        cleared |= _CLEAR.get(plain_word, 0)
+    if given & syscalls.MOUNT_ATTR_ATIME:
+        # The access-time modes are one field of three bits, which is replaced as a whole (mount_setattr(2)).
+        cleared |= syscalls.MOUNT_ATTR_ATIME
+    return given, cleared & ~given | (cleared & syscalls.MOUNT_ATTR_ATIME)
