@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from podrun.hook import Facts, Step
     from podrun.hook_extras import Finding
+    from podrun_hooks.network.child import Child
+    from podrun_hooks.network.ledger import Ledger
     from podrun_hooks.network.namespace import Plug
 
 takes: Sequence[str] = ("netns", "addresses", "hostname")
@@ -65,30 +67,30 @@ def down(step: Step, own: Facts) -> None:
     from podrun_hooks.network import bridge, files, lease, names, namespace
 
     ledger = ledgers.read(ledgers.path_of(step))
-    ports_are_free = None
-    if ledger.all("publish"):
-        from podrun_hooks.network.publish import ports
-
-        step.status("withdrawing published ports")
-        ports_are_free = ports.begin_release(bridge.table(step.pod), ledger)
-    step.status("removing the network namespace")
+    places = [
+        (bridge.directory(step.pod.run, name), bridge.pools_of(step.pod.run, name)) for name in ledger.all("bridge")
+    ]
+    step.status("withdrawing what leads to the pod")
     if ledger.all("cni"):
         from podrun_hooks.network import cni
 
         cni.release(ledger)
     namespace.silence(ledger)
+    forgotten = _begin_withdrawing(step, ledger, [a for place in places for a in lease.held(*place, ledger)])
+    step.status("removing the network namespace")
     if ledger.all("plug") or ledger.all("inside"):
         from podrun_hooks.network import attach
 
         attach.remove(ledger)
         step.status("the interface is gone")
     namespace.unpin(step.pod.tag, ledger)
-    if ports_are_free:
-        ports_are_free.join()
+    if forgotten:
+        forgotten.join()
+    # Only now: nothing leads to the address, and connection tracking does not know it any more.
     step.status("giving the address back")
-    for name in ledger.all("bridge"):
-        names.remove(bridge.directory(step.pod.run, name), names.mark(step), int(ledger.last("name") or -1))
-        lease.release(bridge.directory(step.pod.run, name), ledger)
+    for directory, _ in places:
+        names.remove(directory, names.mark(step), int(ledger.last("name") or -1))
+        lease.release(directory, ledger)
     files.remove(step)
     try:
         os.unlink(ledger.path)
@@ -140,6 +142,20 @@ def collect(root: str, run: str, pods: Set[str], only_look: bool) -> list[str]:
     if not pods and not only_look:
         found += [f"bridge {name}" for name in inspect.remove_bridges(run)]
     return found
+
+
+def _begin_withdrawing(step: Step, ledger: Ledger, addresses: Sequence[str]) -> Child | None:
+    """Takes the ports back and has connection tracking forget the addresses; with ports in a child, to be joined."""
+    if ledger.all("publish"):
+        from podrun_hooks.network import bridge
+        from podrun_hooks.network.publish import ports
+
+        return ports.begin_release(bridge.table(step.pod), ledger, addresses)
+    if addresses:
+        from podrun_hooks.network import bridge, forget
+
+        forget.forget(bridge.table(step.pod), addresses)
+    return None
 
 
 def _refuse_second(mode: str, netns: str) -> None:
@@ -211,13 +227,13 @@ def take_place(step: Step, options: Options, fd: int) -> Plug:
     if wanted:
         lease.fixed(on.pool, wanted)
     step.status("leasing an address")
-    address = lease.claim(on.directory, pod.run, ledgers.path_of(step), fd, on.pool, pod.name, wanted)
+    address = lease.claim(on.directory, pod.run, ledgers.path_of(step), fd, on.pools, pod.name, wanted)
     n = on.pool.offset(address)
     address6 = ""
     if options.address6:
         address6 = lease.fixed6(on.pool, on.pool6, options.address6.partition("/")[0], n)
         if address6:
-            lease.claim(on.directory, pod.run, ledgers.path_of(step), fd, on.pool, pod.name, address6)
+            lease.claim(on.directory, pod.run, ledgers.path_of(step), fd, on.pools, pod.name, address6)
     return namespace.Plug(on, n, bool(options.publish), wish(options), address6)
 
 

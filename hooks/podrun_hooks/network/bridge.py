@@ -14,6 +14,7 @@ from podrun.record import NamedTuple
 from podrun_hooks.network import ledger
 from podrun_hooks.network.lease import Subnet, subnet
 from podrun_hooks.network.netlink import nfnetlink, rtnetlink
+from podrun_hooks.network.publish.ruleset import NEWEST_SET
 from podrun_hooks.support import syscalls
 
 TYPE_CHECKING = False
@@ -123,7 +124,7 @@ def ensure(
     if bridge:
         _refuse_another(bridge, wanted, wanted6)
         routed = bridge.routed if routed is None else routed
-        whole = bridge.ifindex and _index(name) == bridge.ifindex and has_table(bridge.table)
+        whole = bridge.ifindex and _index(name) == bridge.ifindex and has_rules(bridge.table)
         if whole and routed == bridge.routed and not anyway:
             return bridge
     return _made(run, table, name, wanted, wanted6, routed=bool(routed))
@@ -141,6 +142,15 @@ def read(run: str, name: str) -> Bridge | None:
         raise Failure(f"{where}/base is damaged", code=CANNOT_CREATE, hint="remove it") from None
     index_now = int(index) if boot == ledger.boot_id() else 0
     return Bridge(name, where, index_now, subnet(pool), subnet(pool6) if pool6 else None, rules, routed == "routed")
+
+
+def pools_of(run: str, name: str) -> list[Subnet]:
+    """The subnets of a bridge; none when nothing (legible) is known of it, which must not stop an undo."""
+    try:
+        bridge = read(run, name)
+    except Failure:
+        return []
+    return bridge.pools if bridge else []
 
 
 def known_in(run: str) -> list[Bridge]:
@@ -173,6 +183,11 @@ def _index(name: str) -> int:
 def has_table(name: str) -> bool:
     """True when podrun's table of that name is there; ``nft flush ruleset`` by others removes it."""
     return nfnetlink.has_table(nfnetlink.socket(), name)
+
+
+def has_rules(table: str) -> bool:
+    """True when the table is there, and is not an older podrun's."""
+    return nfnetlink.has_set(nfnetlink.socket(), table, NEWEST_SET)
 
 
 def _made(run: str, table: str, name: str, wanted: str, wanted6: str, *, routed: bool) -> Bridge:

@@ -112,11 +112,7 @@ def links(run: str) -> list[dict[str, Any]]:
 
 def collect(run: str, *, keep: bool = False) -> list[dict[str, str]]:
     """Removes what pods without a journal left behind; returns what it was: kind, name, pod. ``keep``: only looks."""
-    gone = [
-        {"kind": "lease", "name": address, "pod": pod}
-        for bridge in bridges.known_in(run)
-        for address, pod in lease.collect(bridge.directory, run, keep=keep)
-    ]
+    gone: list[dict[str, str]] = []
     for row in namespaces(run):
         if not row["alive"]:
             gone.append({"kind": "netns", "name": row["tag"], "pod": ""})
@@ -125,6 +121,9 @@ def collect(run: str, *, keep: bool = False) -> list[dict[str, str]]:
     gone += _collect_links(run, keep)
     for bridge in bridges.known_in(run):
         gone += [*_collect_ports(run, bridge, keep), *_collect_names(run, bridge, keep)]
+        # Last: nothing leads to an address or answers for it any more.
+        dead = lease.collect(bridge.directory, run, bridge.pools, keep=keep)
+        gone += [{"kind": "lease", "name": address, "pod": pod} for address, pod in dead]
     for ledger in ledgers.everywhere(run):
         if not ledgers.alive(run, ledger):
             gone.append({"kind": "ledger", "name": ledger.path, "pod": ledger.last("pod")})

@@ -16,7 +16,7 @@ from podrun_hooks.network import ledger as ledgers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from podrun_hooks.network.ledger import Ledger
 
@@ -71,17 +71,18 @@ def subnet(text: str) -> Subnet:
     return found
 
 
-def claim(directory: str, run: str, ledger: str, fd: int, pool: Subnet, seed: str, wanted: str = "") -> str:
-    """Leases an address of ``pool`` to the ledger at path ``ledger``, open for notes at ``fd``, and returns it.
+def claim(directory: str, run: str, ledger: str, fd: int, pools: Sequence[Subnet], seed: str, wanted: str = "") -> str:
+    """Leases an address of a bridge's first pool to the ledger at path ``ledger``, open for notes at ``fd``.
 
     The search starts where a hash of ``seed`` points: a pod gets the same address again as long as it is free, and
     finding one does not take longer the more are leased. Raises Failure (BUSY) when ``wanted`` is another pod's, or all
     are leased and none of them is dead.
     """
     leases = f"{directory}/leases"
+    pool = pools[0]
     if wanted:
         if not _link(ledger, fd, leases, wanted) and not (
-            collect(directory, run, wanted) and _link(ledger, fd, leases, wanted)
+            collect(directory, run, pools, wanted) and _link(ledger, fd, leases, wanted)
         ):
             holder = ledgers.read(f"{leases}/{wanted}").last("pod")
             raise Failure(f"address {wanted} is leased to pod {holder}", code=BUSY)
@@ -91,7 +92,7 @@ def claim(directory: str, run: str, ledger: str, fd: int, pool: Subnet, seed: st
             return pool.host(n)
     # Nearly full: what is free comes first, then what dead pods have.
     for attempt in range(2):
-        if attempt and not collect(directory, run):
+        if attempt and not collect(directory, run, pools):
             break
         taken = set(os.listdir(leases))
         for n in range(2, pool.size - 1):
@@ -125,7 +126,11 @@ def _link(ledger: str, fd: int, leases: str, address: str) -> bool:
 
 
 def release(directory: str, ledger: Ledger) -> None:
-    """Gives the addresses of a ledger back; those that it only tried for stay with their holder."""
+    """Gives the addresses of a ledger back; those that it only tried for stay with their holder.
+
+    Connection tracking has to have forgotten them (:func:`held`, conntrack.forget): their next holder would get the
+    clients of the one before.
+    """
     try:
         mine = os.stat(ledger.path).st_ino
     except FileNotFoundError:
@@ -140,11 +145,35 @@ def release(directory: str, ledger: Ledger) -> None:
             pass
 
 
-def collect(directory: str, run: str, only: str = "", *, keep: bool = False) -> list[tuple[str, str]]:
+def held(directory: str, pools: Sequence[Subnet], ledger: Ledger) -> list[str]:
+    """The addresses that the leases of a ledger mean, on a bridge with these pools: an IPv6 one goes with each IPv4."""
+    mine = [address for address in ledger.all("address") if _is_held(f"{directory}/leases/{address}", ledger)]
+    return [each for address in mine for each in _with_ipv6(pools, address)]
+
+
+def _is_held(lease: str, ledger: Ledger) -> bool:
+    try:
+        return os.path.samefile(lease, ledger.path)
+    except FileNotFoundError:
+        return False
+
+
+def _with_ipv6(pools: Sequence[Subnet], address: str) -> list[str]:
+    if ":" in address or not pools:
+        return [address]
+    n = pools[0].offset(address)
+    return [pool.host(n) for pool in pools]
+
+
+def collect(
+    directory: str, run: str, pools: Sequence[Subnet], only: str = "", *, keep: bool = False
+) -> list[tuple[str, str]]:
     """Removes the leases of dead pods, or ``only`` that one if it is dead; returns pairs of address and pod.
 
     With ``keep`` they are only looked for.
     """
+    from podrun_hooks.network.netlink import conntrack
+
     dead = []
     for address in [only] if only else _listed(f"{directory}/leases"):
         lease = f"{directory}/leases/{address}"
@@ -153,6 +182,7 @@ def collect(directory: str, run: str, only: str = "", *, keep: bool = False) -> 
             if not ledgers.alive(run, ledger):
                 dead.append((address, ledger.last("pod")))
                 if not keep and os.path.exists(lease):
+                    conntrack.forget(_with_ipv6(pools, address))
                     os.unlink(lease)
     return dead
 

@@ -30,7 +30,7 @@ class Pool:
         Path(step.pod.directory, "pod.journal").touch()
         fd = ledger.begin(step)
         try:
-            return lease.claim(self.directory, self.run, ledger.path_of(step), fd, self.subnet, pod, wanted)
+            return lease.claim(self.directory, self.run, ledger.path_of(step), fd, [self.subnet], pod, wanted)
         finally:
             os.close(fd)
 
@@ -95,9 +95,9 @@ def test_a_lease_of_an_earlier_boot_is_dead(small):
     small.claim("web")
     path = Path(ledger.path_of(small.step("web")))
     path.write_text(path.read_text().replace(ledger.boot_id(), "0" * 32))
-    assert [pod for _, pod in lease.collect(small.directory, small.run, keep=True)] == ["web"]
+    assert [pod for _, pod in lease.collect(small.directory, small.run, [small.subnet], keep=True)] == ["web"]
     assert len(small.leased()) == 1
-    lease.collect(small.directory, small.run)
+    lease.collect(small.directory, small.run, [small.subnet])
     assert small.leased() == set()
 
 

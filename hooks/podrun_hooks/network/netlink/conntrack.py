@@ -1,47 +1,159 @@
-"""What connection tracking remembers of published ports: found and deleted over ctnetlink.
+"""Connection tracking's entries, found and deleted over ctnetlink.
 
-Layouts are those of <linux/netfilter/nfnetlink_conntrack.h>.
+An entry outlives what it leads to: an established TCP connection's stays for five days. Whoever gives an address back
+deletes the entries whose answers come from it first, or an old client is served from the next pod that has it. Layouts
+are those of <linux/netfilter/nfnetlink_conntrack.h>.
 """
 
 from __future__ import annotations
 
+from errno import EINVAL, ENOENT, EOPNOTSUPP
 from struct import Struct
 
+from podrun.record import NamedTuple
 from podrun_hooks.network.netlink import nfnetlink
-from podrun_hooks.network.netlink.rtnetlink import NLM_F_ACK, NLM_F_DUMP, Message, attribute, attributes
+from podrun_hooks.network.netlink.rtnetlink import (
+    NLA_F_NESTED,
+    NLM_F_ACK,
+    NLM_F_DUMP,
+    Message,
+    attribute,
+    attributes,
+    nested,
+    packed,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Set
+    from collections.abc import Collection, Iterator
+
+TCP = 6
+#: TCP_CONNTRACK_SYN_SENT: nobody has answered yet.
+SYN_SENT = 1
 
 _SUBSYSTEM = 1  # NFNL_SUBSYS_CTNETLINK
 _GET, _DELETE = _SUBSYSTEM << 8 | 1, _SUBSYSTEM << 8 | 2
-_TUPLE_ORIG, _NESTED = 1, 0x8000
-_TUPLE_PROTO, _PROTO_NUM, _PROTO_DST_PORT = 2, 1, 3
-_ENOENT = 2
-_TCP = 6
+_TUPLE_ORIG, _TUPLE_REPLY, _PROTOINFO, _ID, _FILTER = 1, 2, 4, 12, 25
+_TUPLE_IP, _TUPLE_PROTO, _PROTO_NUM, _PROTO_DST_PORT = 1, 2, 1, 3
+_PROTOINFO_TCP, _TCP_STATE = 1, 1
+_FILTER_ORIG_FLAGS, _FILTER_REPLY_FLAGS, _FILTER_IP_SRC = 1, 2, 1
+_IPV4 = 2
+#: The attributes of source and destination in a tuple, by address family: AF_INET and AF_INET6.
+_IP = {2: (1, 2), 10: (3, 4)}
 _FAMILY = Struct("=BBH")  # address family, version, resource
+_FLAGS = Struct("=I")
 _PORT = Struct(">H")
 
 
-def forget(ports: Set[int]) -> None:
-    """Deletes the entries of everything but TCP whose first packet went to one of the ports.
+class Entry(NamedTuple):
+    """One tracked connection. Addresses are bytes, as the kernel has them."""
 
-    A UDP flow is tracked as long as it does not pause: published later, or to another pod, its port would go on to
-    mean what it meant at the first packet.
+    family: int
+    proto: int
+    #: Where its first packet went.
+    destination: bytes
+    port: int
+    #: Where its answers come from: the pod, when the destination was a published port.
+    answers_from: bytes
+    #: TCP's state in connection tracking's numbers, 0 for other protocols.
+    state: int
+    #: What the kernel finds it by.
+    key: bytes
+
+
+def forget(addresses: Collection[str]) -> None:
+    """Deletes every entry whose answers come from one of ``addresses`` (plain or CIDR), TCP's included.
+
+    0.2 ms for an IPv4 address, 10 ms for an IPv6 one whatever the table holds (of the usual 262,144 buckets).
     """
-    socket = nfnetlink.socket()
-    for family in (2, 10):
-        listing = Message("list tracked connections", _GET, NLM_F_ACK | NLM_F_DUMP, _FAMILY.pack(family, 0, 0))
-        for _, answer in socket.send(listing):
-            original = dict(attributes(answer[4:])).get(_TUPLE_ORIG, b"")
-            if _matches(original, ports):
-                body = _FAMILY.pack(family, 0, 0) + attribute(_TUPLE_ORIG | _NESTED, original)
-                gone = Message("forget a tracked connection", _DELETE, NLM_F_ACK, body, (_ENOENT,))
-                socket.send(gone)
+    for address in addresses:
+        family, raw = packed(address.partition("/")[0])
+        if family == _IPV4 and _forget_at_once(family, raw):
+            continue
+        for entry in _entries(family):
+            if entry.answers_from == raw:
+                _delete(entry)
 
 
-def _matches(original: bytes, ports: Set[int]) -> bool:
-    values = dict(attributes(dict(attributes(original)).get(_TUPLE_PROTO, b"")))
-    protocol, port = values.get(_PROTO_NUM, b""), values.get(_PROTO_DST_PORT, b"")
-    return protocol[:1] != bytes([_TCP]) and len(port) >= 2 and _PORT.unpack(port[:2])[0] in ports
+def _forget_at_once(family: int, address: bytes) -> bool:
+    """Has the kernel do it, without listing: False before Linux 6.8.
+
+    Not for IPv6: its comparison is inverted there, and all but that address' entries would go
+    (ctnetlink_filter_match_tuple() in net/netfilter/nf_conntrack_netlink.c).
+    """
+    flags = attribute(_FILTER_ORIG_FLAGS, _FLAGS.pack(0)) + attribute(_FILTER_REPLY_FLAGS, _FLAGS.pack(_FILTER_IP_SRC))
+    source = nested(_TUPLE_REPLY, nested(_TUPLE_IP, attribute(_IP[family][0], address)))
+    body = _FAMILY.pack(family, 0, 0) + source + nested(_FILTER, flags)
+    try:
+        nfnetlink.socket().send(Message("forget tracked connections", _DELETE, NLM_F_ACK, body, (ENOENT,)))
+    except OSError as error:
+        if error.errno not in (EINVAL, EOPNOTSUPP):
+            raise
+        return False
+    return True
+
+
+def forget_unanswered(addresses: Collection[str]) -> None:
+    """The same, but TCP's are spared from where the other side has answered.
+
+    For an address that goes on serving the connections it has, while new ones lead elsewhere.
+    """
+    for address in addresses:
+        family, raw = packed(address.partition("/")[0])
+        for entry in _entries(family):
+            if entry.answers_from == raw and (entry.proto != TCP or entry.state == SYN_SENT):
+                _delete(entry)
+
+
+def forget_destinations(places: Collection[tuple[int, str, int]]) -> None:
+    """Deletes the entries, but TCP's, whose first packet went to one of the places: protocol, address and port.
+
+    A UDP flow is tracked as long as it does not pause: a port that is published later would go on to mean what it meant
+    at the first packet.
+    """
+    wanted = {(proto, packed(address)[1], port) for proto, address, port in places if proto != TCP}
+    for family in {packed(address)[0] for _, address, _ in places}:
+        for entry in _entries(family):
+            if (entry.proto, entry.destination, entry.port) in wanted:
+                _delete(entry)
+
+
+def _entries(family: int) -> Iterator[Entry]:
+    """The entries of an address family."""
+    listing = Message("list tracked connections", _GET, NLM_F_ACK | NLM_F_DUMP, _FAMILY.pack(family, 0, 0))
+    try:
+        answers = nfnetlink.socket().send(listing)
+    except OSError as error:
+        if error.errno in (EINVAL, EOPNOTSUPP):  # a kernel without ctnetlink shows its connections to nobody
+            return
+        raise
+    for _, answer in answers:
+        yield _entry(family, answer[4:])
+
+
+def _entry(family: int, data: bytes) -> Entry:
+    values = dict(attributes(data))
+    original, reply = values.get(_TUPLE_ORIG, b""), values.get(_TUPLE_REPLY, b"")
+    source, destination = _IP[family]
+    proto = dict(attributes(dict(attributes(original)).get(_TUPLE_PROTO, b"")))
+    port = proto.get(_PROTO_DST_PORT, b"")
+    tcp = dict(attributes(dict(attributes(values.get(_PROTOINFO, b""))).get(_PROTOINFO_TCP, b"")))
+    return Entry(
+        family,
+        (proto.get(_PROTO_NUM) or b"\0")[0],
+        _address(original, destination),
+        _PORT.unpack(port[:2])[0] if len(port) >= 2 else 0,
+        _address(reply, source),
+        (tcp.get(_TCP_STATE) or b"\0")[0],
+        # With its id it is this very one, not a successor with the same ends.
+        attribute(_TUPLE_ORIG | NLA_F_NESTED, original) + attribute(_ID, values.get(_ID, b"")),
+    )
+
+
+def _address(tuple_: bytes, kind: int) -> bytes:
+    return dict(attributes(dict(attributes(tuple_)).get(_TUPLE_IP, b""))).get(kind, b"")
+
+
+def _delete(entry: Entry) -> None:
+    body = _FAMILY.pack(entry.family, 0, 0) + entry.key
+    nfnetlink.socket().send(Message("forget a tracked connection", _DELETE, NLM_F_ACK, body, (ENOENT,)))

@@ -1,7 +1,7 @@
 """nf_tables messages for the elements of a map: ask for one, add several, delete several; and is a table there.
 
 Adding a published port by ``nft`` costs 4 ms for starting it; as a message it is 0.1 ms. Layouts are those of
-<linux/netfilter/nfnetlink.h> and <linux/netfilter/nf_tables.h>; what a table looks like is table.py's business.
+<linux/netfilter/nfnetlink.h> and <linux/netfilter/nf_tables.h>; publish/ruleset.py knows what a table looks like.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ _ENOENT = 2
 _NFPROTO_UNSPEC, _NFPROTO_INET = 0, 1
 _SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
 _BATCH_BEGIN, _BATCH_END = 16, 17
-_GETTABLE, _NEWSETELEM, _GETSETELEM, _DELSETELEM = (_SUBSYSTEM << 8 | kind for kind in (1, 12, 13, 14))
+_GETTABLE, _GETSET, _NEWSETELEM, _GETSETELEM, _DELSETELEM = (_SUBSYSTEM << 8 | kind for kind in (1, 10, 12, 13, 14))
 _NFTA_TABLE_NAME = 1
+_SET_TABLE, _SET_NAME = 1, 2
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS, _LIST_ELEM = 1, 2, 3, 1
 _ELEM_KEY, _ELEM_DATA, _ELEM_USERDATA, _DATA_VALUE = 1, 2, 6, 1
 _UDATA_COMMENT = 0  # libnftnl's NFTNL_UDATA_SET_ELEM_COMMENT: what ``nft list`` shows as the element's comment
@@ -41,7 +42,10 @@ _RESOURCE = Struct(">H")
 
 
 class Element(NamedTuple):
-    """One element of a map: key and value as the kernel holds them, and the comment that names its owner."""
+    """One element of a map: key and value as the kernel holds them, and the comment that names its owner.
+
+    An element of a set has no value.
+    """
 
     map: str
     key: bytes
@@ -77,9 +81,22 @@ def concatenated(*fields: bytes) -> bytes:
 
 def has_table(socket: Socket, table: str) -> bool:
     """True when the inet table is there."""
-    body = _family(_NFPROTO_INET) + _text(_NFTA_TABLE_NAME, table)
+    return _is_there(socket, Message(f"look for table {table}", _GETTABLE, NLM_F_ACK, _named(_NFTA_TABLE_NAME, table)))
+
+
+def has_set(socket: Socket, table: str, name: str) -> bool:
+    """True when the table is there and has that set."""
+    body = _named(_SET_TABLE, table) + _text(_SET_NAME, name)
+    return _is_there(socket, Message(f"look for {name} of table {table}", _GETSET, NLM_F_ACK, body))
+
+
+def _named(kind: int, table: str) -> bytes:
+    return _family(_NFPROTO_INET) + _text(kind, table)
+
+
+def _is_there(socket: Socket, message: Message) -> bool:
     try:
-        return bool(socket.send(Message(f"look for table {table}", _GETTABLE, NLM_F_ACK, body)))
+        return bool(socket.send(message))
     except OSError as error:
         if error.errno == _ENOENT:
             return False
@@ -104,34 +121,33 @@ def find(socket: Socket, table: str, map_: str, key: bytes) -> Element | None:
 
 def add(socket: Socket, table: str, elements: Sequence[Element]) -> None:
     """Adds all elements or none. Raises FileExistsError when one of the keys is taken."""
-    _batch(
-        socket,
-        [
-            Message(
-                f"add to {element.map} of table {table}",
-                _NEWSETELEM,
-                NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL,
-                _list(table, element.map, [_spelled(element)]),
-            )
-            for element in elements
-        ],
-    )
+    _batch(socket, [_adding(table, element) for element in elements])
 
 
 def delete(socket: Socket, table: str, elements: Sequence[Element]) -> None:
     """Deletes all elements or none. Raises FileNotFoundError when one of them is not there."""
-    _batch(
-        socket,
-        [
-            Message(
-                f"delete from {element.map} of table {table}",
-                _DELSETELEM,
-                NLM_F_ACK,
-                _list(table, element.map, [nested(_LIST_ELEM, _value(_ELEM_KEY, element.key))]),
-            )
-            for element in elements
-        ],
-    )
+    _batch(socket, [_deleting(table, element) for element in elements])
+
+
+def replace(socket: Socket, table: str, old: Sequence[Element], new: Sequence[Element]) -> None:
+    """Deletes all of ``old`` and adds all of ``new``, or does nothing: no packet finds neither.
+
+    Raises FileNotFoundError when one of ``old`` is not there, FileExistsError when the key of one of ``new`` is taken
+    by an element that is not in ``old``.
+    """
+    _batch(socket, [*(_deleting(table, element) for element in old), *(_adding(table, element) for element in new)])
+
+
+def _adding(table: str, element: Element) -> Message:
+    doing = f"add to {element.map} of table {table}"
+    flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL
+    return Message(doing, _NEWSETELEM, flags, _list(table, element.map, [_spelled(element)]))
+
+
+def _deleting(table: str, element: Element) -> Message:
+    doing = f"delete from {element.map} of table {table}"
+    key = nested(_LIST_ELEM, _value(_ELEM_KEY, element.key))
+    return Message(doing, _DELSETELEM, NLM_F_ACK, _list(table, element.map, [key]))
 
 
 def _batch(socket: Socket, messages: Sequence[Message]) -> None:
@@ -161,7 +177,8 @@ def _list(table: str, map_: str, elements: Sequence[bytes]) -> bytes:
 def _spelled(element: Element) -> bytes:
     comment = element.comment.encode()[:127] + b"\0"
     userdata = attribute(_ELEM_USERDATA, bytes([_UDATA_COMMENT, len(comment)]) + comment)
-    return nested(_LIST_ELEM, _value(_ELEM_KEY, element.key), _value(_ELEM_DATA, element.value), userdata)
+    data = [_value(_ELEM_DATA, element.value)] if element.value else []
+    return nested(_LIST_ELEM, _value(_ELEM_KEY, element.key), *data, userdata)
 
 
 def _element(map_: str, key: bytes, values: dict[int, bytes]) -> Element:

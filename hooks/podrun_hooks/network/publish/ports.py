@@ -11,7 +11,7 @@ from podrun_hooks.network import ledger as ledgers
 from podrun_hooks.network.child import Child
 from podrun_hooks.network.netlink import nfnetlink
 from podrun_hooks.network.netlink.nfnetlink import Element
-from podrun_hooks.network.publish.spec import PROTOCOLS, element_of, key_of, lines, noted
+from podrun_hooks.network.publish.spec import PROTOCOLS, element_of, key_of, noted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,28 +47,35 @@ def take(pod: Pod, bridge: Bridge, wanted: Sequence[Publish], addresses: Sequenc
         for publish in wanted:
             _refuse_held(pod, bridge.table, publish)
         raise
-    _forget(wanted)
+    _forget_earlier(wanted)
 
 
-def _forget(wanted: Sequence[Publish]) -> None:
-    """Ends what connection tracking still knows of the ports: a UDP caller that never pauses would be kept out."""
-    datagrams = {publish.host for publish in wanted if publish.proto != "tcp"}
+def _forget_earlier(wanted: Sequence[Publish]) -> None:
+    """Ends flows that went to the ports before: a UDP caller that never pauses would be kept out."""
+    datagrams = [publish for publish in wanted if publish.proto != "tcp"]
     if datagrams:
         from podrun_hooks.network.netlink import conntrack
 
-        conntrack.forget(datagrams)
+        conntrack.forget_destinations(
+            {(PROTOCOLS[publish.proto], ip, publish.host) for publish in datagrams for ip in _meant(publish)}
+        )
 
 
-def begin_release(table: str, ledger: Ledger) -> Child | None:
-    """Starts to take the ports of a ledger back; those that another pod holds stay. None: there are none.
+def _meant(publish: Publish) -> list[str]:
+    return _of_the_host(6 if ":" in publish.ip else 4) if publish.everywhere else [publish.ip]
 
-    In a child, because closing the socket at once would wait, and make others wait (see nfnetlink.socket).
+
+def begin_release(table: str, ledger: Ledger, addresses: Sequence[str]) -> Child:
+    """Starts to take the ports of a ledger back, and to have connection tracking forget the pod's ``addresses``.
+
+    The ports that another pod holds stay. In a child, because closing the socket at once would wait, and make others
+    wait (see nfnetlink.socket).
     """
     elements = list(noted(ledger))
-    if not elements:
-        return None
 
     def delete() -> None:
+        from podrun_hooks.network import forget
+
         socket = nfnetlink.socket()
         for element in elements:
             if nfnetlink.find(socket, table, element.map, element.key) == element:
@@ -76,7 +83,7 @@ def begin_release(table: str, ledger: Ledger) -> Child | None:
                     nfnetlink.delete(socket, table, [element])
                 except FileNotFoundError:  # the child of a down that was killed got there first
                     pass
-        _forget([publish for publish, _, _ in lines(ledger)])
+        forget.forget(table, addresses)
 
     nfnetlink.close()
     return Child(delete, lingering=0.05)
@@ -111,7 +118,7 @@ def _rivals(publish: Publish) -> Iterator[Element]:
     for ip in {publish.ip, "::" if ":" in publish.ip else "0.0.0.0"}:
         yield Element(*key_of(publish._replace(ip=ip)), b"")
     if publish.everywhere:
-        for ip in _of_the_host(6 if ":" in publish.ip else 4):
+        for ip in _meant(publish):
             yield Element(*key_of(publish._replace(ip=ip)), b"")
 
 

@@ -16,7 +16,14 @@ if TYPE_CHECKING:
 # From elsewhere a pod is reached at its published ports only: the host forwards, so who is on a wire of it could route
 # the pods' subnet here, and call what is published on 127.0.0.1 or not at all. Unless the subnet is meant to be routed:
 # then its pods are called by their own addresses, and call others in their own name.
+# A port moves from one pod to another by one transaction, but before Linux 6.17 a look-up during it can find neither
+# element (b2f742c846ca): the maps are asked twice, and what a hold set has is dropped meanwhile, not refused: its
+# sender tries again.
+# A chain of type nat sees the first packet of a connection only. Which pods have been called over IPv6 is remembered:
+# deleting the connections of an address from connection tracking takes long there (conntrack.forget).
 # A pod that calls a published port sees answers from the wrong address unless its own is masqueraded as well.
+#: What an older podrun's table does not have: see bridge.ensure.
+NEWEST_SET = "holdany6"
 _RULES = """
 add table inet {table}
 add set inet {table} bridges {{ type ifname; }}
@@ -24,6 +31,11 @@ add set inet {table} subnets4 {{ type ipv4_addr; flags interval; }}
 add set inet {table} subnets6 {{ type ipv6_addr; flags interval; }}
 add set inet {table} routed4 {{ type ipv4_addr; flags interval; }}
 add set inet {table} routed6 {{ type ipv6_addr; flags interval; }}
+add set inet {table} called6 {{ type ipv6_addr; size 65535; flags dynamic; }}
+add set inet {table} hold4 {{ type ipv4_addr . inet_proto . inet_service; }}
+add set inet {table} hold6 {{ type ipv6_addr . inet_proto . inet_service; }}
+add set inet {table} holdany4 {{ type inet_proto . inet_service; }}
+add set inet {table} holdany6 {{ type inet_proto . inet_service; }}
 add map inet {table} host4 {{ type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; }}
 add map inet {table} host6 {{ type ipv6_addr . inet_proto . inet_service : ipv6_addr . inet_service; }}
 add map inet {table} any4 {{ type inet_proto . inet_service : ipv4_addr . inet_service; }}
@@ -54,8 +66,17 @@ add rule inet {table} published dnat ip to ip daddr . meta l4proto . th dport ma
 add rule inet {table} published dnat ip to meta l4proto . th dport map @any4
 add rule inet {table} published dnat ip6 to ip6 daddr . meta l4proto . th dport map @host6
 add rule inet {table} published dnat ip6 to meta l4proto . th dport map @any6
+add rule inet {table} published dnat ip to ip daddr . meta l4proto . th dport map @host4
+add rule inet {table} published dnat ip to meta l4proto . th dport map @any4
+add rule inet {table} published dnat ip6 to ip6 daddr . meta l4proto . th dport map @host6
+add rule inet {table} published dnat ip6 to meta l4proto . th dport map @any6
+add rule inet {table} published ip daddr . meta l4proto . th dport @hold4 drop
+add rule inet {table} published ip6 daddr . meta l4proto . th dport @hold6 drop
+add rule inet {table} published meta nfproto ipv4 meta l4proto . th dport @holdany4 drop
+add rule inet {table} published meta nfproto ipv6 meta l4proto . th dport @holdany6 drop
 add rule inet {table} prerouting jump published
 add rule inet {table} output jump published
+add rule inet {table} postrouting ip6 daddr @subnets6 add @called6 {{ ip6 daddr }}
 add rule inet {table} postrouting ip saddr 127.0.0.0/8 oifname @bridges masquerade
 add rule inet {table} postrouting ip saddr @subnets4 ip daddr @subnets4 ct status dnat masquerade
 add rule inet {table} postrouting ip6 saddr @subnets6 ip6 daddr @subnets6 ct status dnat masquerade

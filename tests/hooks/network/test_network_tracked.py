@@ -1,0 +1,123 @@
+"""What connection tracking still knows of a pod that has gone, and what it must not lose of those that stay."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+from pyroute2 import NFCTSocket
+
+from podrun_hooks.network.netlink import conntrack, nfnetlink
+from podrun_hooks.network.netlink.nfnetlink import Element
+from podrun_hooks.network.publish import spec
+from support.network_case import Place, plain
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def talk() -> Iterator[list[socket.socket]]:
+    """Sockets that stay open until the test ends."""
+    found: list[socket.socket] = []
+    yield found
+    for each in found:
+        each.close()
+
+
+def _answering(address: str) -> int:
+    """How many entries have answers from an address: pyroute2 reads the table, podrun's own reader is under test."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    word = "CTA_IP_V6_SRC" if ":" in address else "CTA_IP_V4_SRC"
+    with NFCTSocket(nfgen_family=family) as reader:
+        replies = [entry.get_attr("CTA_TUPLE_REPLY").get_attr("CTA_TUPLE_IP") for entry in reader.dump()]
+    return sum(reply.get_attr(word) == address for reply in replies)
+
+
+def _connected(talk: list[socket.socket], address: str, port: int, kind: int = socket.SOCK_STREAM) -> socket.socket:
+    client = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, kind)
+    talk.append(client)
+    client.settimeout(3)
+    client.connect((address, port))
+    client.send(b"?")
+    assert client.recv(100)
+    return client
+
+
+@pytest.mark.parametrize("published", [True, False], ids=["published", "called by its address"])
+def test_an_address_is_given_back_with_no_connection_left_that_leads_to_it(place: Place, talk, published) -> None:
+    ports = ["127.0.0.1:5310:80", "127.0.0.1:5310:80/udp", "0.0.0.0:5311:80"] if published else []
+    web = place.up("web", publish=ports)
+    addresses = [plain(web), plain(web, 6)]
+    place.serve(web["netns"], 80, "web", host="::")
+    place.serve(web["netns"], 80, "web", proto="udp")
+    for address in addresses:
+        _connected(talk, address, 80)
+    if published:
+        _connected(talk, "127.0.0.1", 5310)
+        _connected(talk, "127.0.0.1", 5311)
+        _connected(talk, "127.0.0.1", 5310, socket.SOCK_DGRAM)
+    assert [_answering(address) for address in addresses] == [4 if published else 1, 1]
+    place.down("web")
+    assert [_answering(address) for address in addresses] == [0, 0]
+
+
+def test_a_pod_that_goes_cuts_no_other_pods_flow_on_the_same_port(place: Place, talk) -> None:
+    web = place.up("web", publish=["127.0.0.2:5312:53/udp", "127.0.0.2:5312:80"])
+    other = place.up("other", publish=["127.0.0.3:5312:53/udp", "127.0.0.3:5312:80"])
+    for pod in (web, other):
+        place.serve(pod["netns"], 53, "word", proto="udp")
+        place.serve(pod["netns"], 80, "word")
+    _connected(talk, "127.0.0.3", 5312)
+    flow = _connected(talk, "127.0.0.3", 5312, socket.SOCK_DGRAM)
+    before = _answering(plain(other))
+    _connected(talk, "127.0.0.2", 5312, socket.SOCK_DGRAM)
+    place.down("web")
+    assert _answering(plain(other)) == before == 2
+    flow.send(b"?")
+    assert flow.recv(100).startswith(b"word")
+    # Nor does one that comes.
+    place.up("third", publish=["127.0.0.4:5312:53/udp"])
+    assert _answering(plain(other)) == before
+
+
+def test_kernels_that_cannot_filter_get_every_entry_looked_at(place: Place, talk, monkeypatch) -> None:
+    monkeypatch.setattr(conntrack, "_FILTER", 99)  # an attribute that this kernel knows as little as an old one that
+    web, other = place.up("web"), place.up("other")
+    for pod in (web, other):
+        place.serve(pod["netns"], 80, "web")
+        _connected(talk, plain(pod), 80)
+    place.down("web")
+    assert (_answering(plain(web)), _answering(plain(other))) == (0, 1)
+
+
+def test_a_connection_that_was_answered_stays_when_only_the_unanswered_are_forgotten(place: Place, talk) -> None:
+    web = place.up("web", publish=["127.0.0.1:5313:80", "127.0.0.1:5314:81/udp"])
+    place.serve(web["netns"], 80, "web")
+    place.serve(web["netns"], 81, "web", proto="udp")
+    _connected(talk, "127.0.0.1", 5313)
+    _connected(talk, "127.0.0.1", 5314, socket.SOCK_DGRAM)
+    conntrack.forget_unanswered([plain(web)])
+    with NFCTSocket(nfgen_family=socket.AF_INET) as reader:
+        left = [entry for entry in reader.dump() if _source(entry) == plain(web)]
+    assert [
+        entry.get_attr("CTA_TUPLE_ORIG").get_attr("CTA_TUPLE_PROTO").get_attr("CTA_PROTO_NUM") for entry in left
+    ] == [6]
+
+
+def _source(entry) -> str:
+    return str(entry.get_attr("CTA_TUPLE_REPLY").get_attr("CTA_TUPLE_IP").get_attr("CTA_IP_V4_SRC"))
+
+
+def test_elements_are_replaced_all_or_none(place: Place) -> None:
+    web = place.up("web", publish=["127.0.0.1:5315:80"])
+    table, own = place.table(), nfnetlink.socket()
+    before = spec.element_of(spec.parse("127.0.0.1:5315:80"), plain(web), place.started["web"].pod.tag)
+    after = before._replace(value=spec.element_of(spec.parse("127.0.0.1:5315:81"), plain(web), "").value)
+    assert nfnetlink.find(own, table, before.map, before.key) == before
+    with pytest.raises(FileNotFoundError):
+        nfnetlink.replace(own, table, [before, Element("any4", after.key[:8], b"")], [after])
+    assert nfnetlink.find(own, table, before.map, before.key) == before
+    nfnetlink.replace(own, table, [before], [after])
+    assert nfnetlink.find(own, table, before.map, before.key) == after
+    nfnetlink.replace(own, table, [after], [before])
