@@ -13,7 +13,7 @@ from podrun.errors import WRONG_FILE, Failure
 from podrun.hook import Problem
 from podrun.options import ABSOLUTE, TEXT, Kind, Wrong, checked, choice, list_of, option, read, record
 from podrun.record import NamedTuple
-from podrun_hooks.support import ownership
+from podrun_hooks.support import trusted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -154,9 +154,7 @@ def _of_files(options: Options) -> list[Facts]:
 
 def _of_step(options: Options) -> list[Facts]:
     """Those that the step itself names."""
-    for entry in options.hooks:
-        _believe(entry)
-    return [hook for entry in options.hooks for hook in _facts(entry)]
+    return [hook for entry in options.hooks for hook in _facts(_believed(entry))]
 
 
 def _files(directories: Sequence[str]) -> list[str]:
@@ -173,12 +171,9 @@ def _files(directories: Sequence[str]) -> list[str]:
 
 def _of_file(path: str) -> list[Facts]:
     try:
-        if os.geteuid() == 0:
-            ownership.refuse_writable(path)
-        with open(path, encoding="utf-8") as file:
-            told = jsontext.loads(file.read())
+        told = jsontext.loads(trusted.text(path, DIRECTORIES[-1]))
         entry, when = _current(told) if isinstance(told, dict) and "version" in told else _first(told)
-        _believe(entry)
+        entry = _believed(entry)
     except FileNotFoundError:
         raise Failure(f"{path} leads nowhere", code=WRONG_FILE) from None
     except (Wrong, ValueError, RecursionError) as error:
@@ -242,14 +237,18 @@ def _condition(name: str, value: Any) -> Any:
     return value
 
 
-def _believe(entry: Entry) -> None:
-    """Raises Failure for an executable of the host that is not there, or that others than root can change."""
+def _believed(entry: Entry) -> Entry:
+    """The entry with the path that root may run: without links, and changed by nobody else. Raises Failure."""
     if set(entry.stages) == {"startContainer"}:
-        return  # it is looked up in the container
-    if not os.path.isfile(entry.path) or not os.access(entry.path, os.X_OK):
+        return entry  # it is looked up in the container
+    try:
+        path = trusted.place(entry.path, "/usr/libexec/oci/hooks.d")
+    except FileNotFoundError:
+        path = ""
+    if not os.path.isfile(path) or not os.access(path, os.X_OK):
         raise Failure(f"there is no executable {entry.path}", code=WRONG_FILE)
-    if os.geteuid() == 0:
-        ownership.refuse_writable(entry.path)
+    # One program may have several names, and ask which of them it was called by.
+    return entry._replace(path=path, args=entry.args or ([entry.path] if path != entry.path else None))
 
 
 def _facts(entry: Entry) -> list[Facts]:

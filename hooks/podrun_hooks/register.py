@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 import time
 
 from podrun import jsontext
-from podrun.errors import NOT_ALLOWED, WRONG_FILE
+from podrun.errors import WRONG_FILE, Failure
 from podrun.options import DURATION, PORT, TEXT, Wrong, checked, choice, option, table_of
 from podrun.record import NamedTuple
 from podrun.unit_needs import Span, UnitNeeds
+from podrun_hooks.support import trusted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -98,17 +98,11 @@ def check(step: Step) -> list[Problem]:
         return [
             Problem(f"there is no registry at {options.registry}", WRONG_FILE, "create the directory", key="registry")
         ]
-    if options.registry and os.geteuid() == 0 and _others_write(options.registry):
-        what = f"others than root can write to the registry {options.registry}"
-        hint = f"chown root {options.registry}; chmod go-w {options.registry}"
-        return [Problem(what, NOT_ALLOWED, hint, key="registry")]
+    try:
+        _directory(step)
+    except Failure as failure:
+        return [Problem(failure.what, failure.code, failure.hint, key="registry")]
     return []
-
-
-def _others_write(directory: str) -> bool:
-    """They could have a record, which everybody believes, be any other one, and root write through a link of theirs."""
-    found = os.stat(directory)
-    return bool(found.st_uid or found.st_mode & stat.S_IWOTH or (found.st_mode & stat.S_IWGRP and found.st_gid))
 
 
 def explain(step: Step) -> list[str]:
@@ -118,8 +112,18 @@ def explain(step: Step) -> list[str]:
 
 
 def _directory(step: Step) -> str:
+    """The directory of a service. Raises Failure for a registry that others than root could change.
+
+    They could have a record, which everybody believes, be any other one, and root write through a link of theirs.
+    """
     options: Options = step.options
-    return f"{options.registry or step.pod.run + '/registry'}/{options.service}"
+    registry = f"{step.pod.run}/registry"
+    if options.registry:
+        try:
+            registry = trusted.place(options.registry, "/var/lib/podrun", strict=False)
+        except FileNotFoundError:
+            registry = options.registry  # nothing is made there: check says so
+    return f"{registry}/{options.service}"
 
 
 def _identity(step: Step) -> str:

@@ -121,8 +121,8 @@ def _command(*parameters: click.Parameter) -> Callable[[Callable[..., int | None
     def declare(function: Callable[..., int | None]) -> click.Command:
         @click.pass_context
         def callback(ctx: click.Context, /, **given: Any) -> None:
-            host = host_of({**ctx.obj, **given})
-            ctx.exit(guarded(lambda: function(host, **given), {**ctx.obj, **given}))
+            whole = {**ctx.obj, **given}
+            ctx.exit(guarded(lambda: function(host_of(whole), **given), whole))
 
         name = function.__name__.strip("_")
         # What follows the first word of exec is the payload's, options included.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-from podrun import messages
-from podrun.errors import INTERNAL, WRONG_FILE, Failure, Interrupted, of_oserror
+from podrun import messages, ownership
+from podrun.errors import INTERNAL, NOT_ALLOWED, WRONG_FILE, Failure, Interrupted, of_oserror
 from podrun.host import ROOT, RUN, Host
 from podrun.messages import quiet, tell
 
@@ -46,7 +46,7 @@ def guarded(work: Callable[[], int | None], given: dict[str, Any]) -> int:
 
 
 def host_of(given: dict[str, Any]) -> Host:
-    """The machine, with the directories that the command line or the environment names."""
+    """The machine, with the directories that the command line or the environment names. Raises Failure."""
 
     def report(line: str) -> None:
         tell(f"podrun: {subject(given)}{line}")
@@ -56,7 +56,14 @@ def host_of(given: dict[str, Any]) -> Host:
 
     root = given.get("root") or os.environ.get("PODRUN_ROOT") or ROOT
     run = given.get("run") or os.environ.get("PODRUN_RUN") or RUN
-    return Host(os.path.abspath(root), os.path.abspath(run), os.environ, report, watch if given.get("debug") else quiet)
+    root, run = os.path.abspath(root), os.path.abspath(run)
+    for path in (root, run):
+        try:
+            if path not in (ROOT, RUN):
+                ownership.check(path)  # journals and layers in it are believed
+        except ownership.Untrusted as error:
+            raise Failure(error.about(path), code=NOT_ALLOWED, hint=error.hint(os.path.dirname(ROOT))) from None
+    return Host(root, run, os.environ, report, watch if given.get("debug") else quiet)
 
 
 def name_of(word: str, host: Host) -> str:

@@ -6,13 +6,14 @@ import errno
 import os
 import stat
 
+from podrun import ownership
 from podrun.errors import WRONG_FILE, Failure
 from podrun.options import Wrong
 from podrun.record import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Mapping
     from typing import Any
 
     from podrun.hook import Where
@@ -106,13 +107,14 @@ def _missing(word: str, path: str, etc: str, named: bool) -> Failure:
     return wrong("", f"there is no pod {word!r}: {shown(path)} does not exist", hint)
 
 
-def _read(path: str, owners: Collection[int] | None) -> tuple[Source, int]:
+def _read(path: str, owners: frozenset[int] | None) -> tuple[Source, int]:
     """A file's text and its owner. Raises FileNotFoundError, and Failure for anything else."""
     try:
-        # O_NONBLOCK: opening a FIFO would wait for its writer.
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        fd = ownership.opened(path, owners=owners)
     except FileNotFoundError:
         raise
+    except ownership.Untrusted as error:
+        raise _unbelieved(path, error) from None
     except (OSError, ValueError) as error:
         # ENXIO is what open(2) says of a socket.
         odd = isinstance(error, OSError) and error.errno == errno.ENXIO
@@ -122,7 +124,6 @@ def _read(path: str, owners: Collection[int] | None) -> tuple[Source, int]:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise wrong(shown(path), "it is a directory" if stat.S_ISDIR(status.st_mode) else "it is not a plain file")
-        _believe(path, status, owners)
         data = b""
         while len(data) <= LIMIT >= status.st_size and (piece := os.read(fd, 65536)):
             data += piece
@@ -135,29 +136,25 @@ def _read(path: str, owners: Collection[int] | None) -> tuple[Source, int]:
     return Source(path, _text(path, data)), status.st_uid
 
 
-def _believe(path: str, status: os.stat_result, owners: Collection[int] | None) -> None:
-    """Refuses, for root, what others can write, or what belongs to nobody of ``owners``."""
-    if os.geteuid():
-        return
-    # The mode of a link means nothing (symlink(7)); its owner chose where it leads.
-    is_link = stat.S_ISLNK(status.st_mode)
-    if not is_link and (status.st_mode & stat.S_IWOTH or (status.st_mode & stat.S_IWGRP and status.st_gid)):
-        what = f"others can write it (mode {stat.S_IMODE(status.st_mode):04o}), and podrun runs as root"
-        raise wrong(shown(path), what, f"chmod go-w {shown(path)}")
-    if owners is not None and status.st_uid not in owners:
-        raise wrong(shown(path), f"it belongs to uid {status.st_uid}", f"chown root {shown(path)}")
+def _unbelieved(path: str, error: ownership.Untrusted) -> Failure:
+    """The Failure for a file that root does not believe."""
+    return wrong("", f"{error.about(path)}, and podrun runs as root", error.hint("/etc/podrun"))
 
 
-def _drop_ins(directory: str, owners: Collection[int]) -> list[Source]:
+def _drop_ins(directory: str, owners: frozenset[int]) -> list[Source]:
     """The drop-ins of one directory. It, too, must be beyond the reach of others: they could add a file to it."""
     try:
-        names = sorted(name for name in os.listdir(directory) if name.endswith(".toml") and name[0] != ".")
-        _believe(directory, os.lstat(directory), owners)
-        _believe(directory, os.stat(directory), owners)
+        fd = ownership.opened(directory, os.O_RDONLY | os.O_DIRECTORY, owners=owners)
     except FileNotFoundError:
         return []
+    except ownership.Untrusted as error:
+        raise _unbelieved(directory, error) from None
     except OSError as error:
         raise wrong(shown(directory), error.strerror or str(error)) from None
+    try:
+        names = sorted(name for name in os.listdir(fd) if name.endswith(".toml") and name[0] != ".")
+    finally:
+        os.close(fd)
     try:
         return [_read(f"{directory}/{name}", owners)[0] for name in names]
     except FileNotFoundError as error:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 
+from podrun import ownership
 from podrun.engine import hook_loader
 from podrun.errors import NOT_ALLOWED, UNAVAILABLE, WRONG_FILE, Failure
 from podrun.hook_extras import HasUnitNeeds, offers
@@ -16,6 +17,8 @@ from podrun.unit_needs import at, counts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from podrun.host import Host
     from podrun.podfile.loader import StepText
 
@@ -96,22 +99,34 @@ def install_generator() -> str:
 
     It imports nothing of podrun: podrun's path and the hooks that leave a process running are written into it.
     """
-    text = _read(unit.__file__)
     resident = sorted(unit.RESIDENT | {name for name in hook_loader.names() if _is_resident(name)})
+    os.makedirs(os.path.dirname(GENERATOR), exist_ok=True)
+    with open(f"{GENERATOR}.new", "w", encoding="utf-8") as file:
+        file.write(generator(program(), resident))
+    os.chmod(f"{GENERATOR}.new", 0o755)
+    os.rename(f"{GENERATOR}.new", GENERATOR)
+    return GENERATOR
+
+
+def generator(podrun: str, resident: Sequence[str], etc: str = unit.ETC) -> str:
+    """The text of a generator that is a program of its own: units.py with what it needs of podrun in it."""
+    text = _read(unit.__file__)
     filled_in = {
-        f'PODRUN = "{unit.PODRUN}"': f"PODRUN = {program()!r}",
-        'RESIDENT = frozenset({"container", "ambassador"})': f"RESIDENT = frozenset({resident!r})",
+        f'PODRUN = "{unit.PODRUN}"': f"PODRUN = {podrun!r}",
+        'RESIDENT = frozenset({"container", "ambassador"})': f"RESIDENT = frozenset({list(resident)!r})",
+        f'ETC = "{unit.ETC}"': f"ETC = {etc!r}",
+        "from podrun import ownership\n": _module("ownership", _read(ownership.__file__)),
     }
     for line, wanted in filled_in.items():
         if line not in text:
             raise Failure(f"{unit.__file__} is not as it was installed", code=UNAVAILABLE)
         text = text.replace(line, wanted, 1)
-    os.makedirs(os.path.dirname(GENERATOR), exist_ok=True)
-    with open(f"{GENERATOR}.new", "w", encoding="utf-8") as file:
-        file.write(text)
-    os.chmod(f"{GENERATOR}.new", 0o755)
-    os.rename(f"{GENERATOR}.new", GENERATOR)
-    return GENERATOR
+    return text
+
+
+def _module(name: str, text: str) -> str:
+    """Python that makes a module of its text, in place of its import."""
+    return f"import types\n\n{name} = types.ModuleType({name!r})\nexec(r'''{text}''', vars({name}))\n"
 
 
 def _is_resident(hook: str) -> bool:

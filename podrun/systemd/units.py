@@ -1,8 +1,9 @@
 #!/usr/bin/python3 -IS
 """systemd units of a pod file; the same file is the generator that makes them of /etc/podrun/*.toml.
 
-As a generator (systemd.generator(7)) it runs early at boot and alone: it imports the standard library only and nothing
-of podrun, and whatever is wrong with a pod file it leaves to the unit, which fails with ``podrun up``'s own words.
+As a generator (systemd.generator(7)) it runs early at boot and alone: it imports the standard library only, and of
+podrun one file that needs no more and is copied into it (install.generator). Whatever is wrong with a pod file it
+leaves to the unit, which fails with ``podrun up``'s own words.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import glob
 import os
 import re
 import signal
-import stat
 import sys
 import tomllib
 from typing import Any, NamedTuple, TypeAlias
+
+from podrun import ownership
 
 #: The absolute path that ExecStart= carries. 'podrun unit --install-generator' fills it in.
 PODRUN = "/usr/local/bin/podrun"
@@ -134,13 +136,11 @@ def read(path: str, resident: frozenset[str] = RESIDENT, *, strictly: bool = Tru
 
 
 def _toml(path: str, strictly: bool) -> dict[str, Any]:
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode) or status.st_size > 1 << 20:
-            raise Wrong("not a plain file of at most 1 MiB")
-        if strictly and (status.st_uid or status.st_mode & stat.S_IWOTH or (status.st_mode & 0o020 and status.st_gid)):
-            raise Wrong("others than root can write it")
-        return tomllib.loads(file.read().decode())
+    try:
+        content = ownership.read(path, owners=frozenset({0}) if strictly else None)
+    except ownership.Untrusted as error:
+        raise Wrong(str(error)) from None
+    return tomllib.loads(content.decode())
 
 
 def _files(directory: str) -> list[str]:

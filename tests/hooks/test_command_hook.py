@@ -93,7 +93,7 @@ def test_one_that_hangs_is_killed_with_its_children(home, script):
 
 @pytest.mark.parametrize("mode", [0o775, 0o757])
 def test_a_file_that_others_can_change_is_not_run(home, script, mode):
-    with pytest.raises(Failure, match="can be changed by others than root") as refused:
+    with pytest.raises(Failure, match="can be changed by") as refused:
         hook.up(step_of(script("true", mode), home), {})
     assert refused.value.code == NOT_ALLOWED
 
@@ -103,7 +103,7 @@ def test_a_directory_above_that_others_can_change_is_refused_also_behind_a_symli
     (tmp_path / "hook").chmod(0o755)
     link = home / "link"
     link.symlink_to(tmp_path / "hook")
-    with pytest.raises(Failure, match="can be changed by others than root"):
+    with pytest.raises(Failure, match="can be changed by"):
         hook.up(step_of(link, home), {})
 
 

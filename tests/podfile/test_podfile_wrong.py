@@ -362,9 +362,9 @@ def test_root_refuses_a_file_that_others_can_write(tmp_path, mode, group, fine):
     if fine:
         assert loader.load(str(path), environ={}, load_hook=load_hook).name == "web"
     else:
-        assert refused(path) == (
-            f"{path}: others can write it (mode {mode:04o}), and podrun runs as root; chmod go-w {path}"
-        )
+        who = "everybody" if mode & 0o002 else f"group {group}"
+        what = f"{path}: can be changed by {who} (mode {mode:04o}), and podrun runs as root"
+        assert refused(path) == f"{what}; chmod go-w {path}"
 
 
 @as_root
@@ -373,7 +373,7 @@ def test_a_unit_reads_only_files_that_belong_to_root(tmp_path):
     path = write(tmp_path, CHAIN)
     os.chown(path, 1000, 0)
     assert loader.load(str(path), environ={}, load_hook=load_hook).name == "web"
-    assert refused(path, in_unit=True) == f"{path}: it belongs to uid 1000; chown root {path}"
+    assert refused(path, in_unit=True) == f"{path}: belongs to uid 1000, and podrun runs as root; chown root {path}"
 
 
 @as_root

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from podrun.options import DURATION
+from podrun.systemd import install
 from podrun.systemd import units as unit
 from support.launcher import HERE
 
@@ -27,11 +28,14 @@ def settings(text: str, key: str) -> list[str]:
     return [line.partition("=")[2] for line in text.splitlines() if line.startswith(f"{key}=")]
 
 
-def test_the_module_needs_the_standard_library_alone():
-    tree = ast.parse((HERE.parent / "podrun/systemd/units.py").read_text())
+@pytest.mark.parametrize("file", ["systemd/units.py", "ownership.py"])
+def test_the_generator_needs_the_standard_library_and_one_file_that_is_written_into_it(file):
+    tree = ast.parse((HERE.parent / "podrun" / file).read_text())
     names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert {name.partition(".")[0] for name in names} <= {*sys.stdlib_module_names}
+    assert {name.partition(".")[0] for name in names} - {*sys.stdlib_module_names} == (
+        {"podrun"} if file == "systemd/units.py" else set()
+    )
 
 
 def test_it_runs_as_a_generator_without_site_packages(tmp_path):
@@ -40,10 +44,7 @@ def test_it_runs_as_a_generator_without_site_packages(tmp_path):
     out.mkdir()
     (etc / "web.toml").write_text(CONTAINER)
     (etc / "bad.toml").write_text("chain = [")
-    program = (
-        (HERE.parent / "podrun/systemd/units.py").read_text().replace('ETC = "/etc/podrun"', f"ETC = {str(etc)!r}")
-    )
-    (tmp_path / "generator").write_text(program)
+    (tmp_path / "generator").write_text(install.generator("/opt/podrun", ["container"], str(etc)))
     (etc / "web.toml").chmod(0o644)
     done = subprocess.run([sys.executable, "-IS", tmp_path / "generator", out], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -9,7 +9,7 @@ from podrun import jsontext
 from podrun.errors import OF_A_STEP, STEP_FAILED, WRONG_FILE, Failure
 from podrun.hook import VERSION, Problem
 from podrun_hooks.executable import process
-from podrun_hooks.support import ownership
+from podrun_hooks.support import trusted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -219,8 +219,8 @@ def _path_of(step: Step) -> str:
         raise Failure(f"there is no executable {step.hook} in {where}", code=WRONG_FILE)
     if not path.startswith("/"):
         raise Failure(f"exec: wants an absolute path, not {path!r}", code=WRONG_FILE)
-    real = os.path.realpath(path)
     try:
+        real = trusted.place(path, DIRECTORIES[0])
         found = os.stat(real)
     except FileNotFoundError:
         raise Failure(f"there is no {path}", code=WRONG_FILE) from None
@@ -228,6 +228,4 @@ def _path_of(step: Step) -> str:
         raise Failure(f"{path} is not a file", code=WRONG_FILE)
     if not os.access(real, os.X_OK):
         raise Failure(f"{path} is not an executable file", code=WRONG_FILE, hint=f"chmod +x {path}")
-    if os.geteuid() == 0:
-        ownership.refuse_writable(real)
     return real

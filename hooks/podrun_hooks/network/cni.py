@@ -14,7 +14,7 @@ from podrun_hooks.network import attach
 from podrun_hooks.network import ledger as ledgers
 from podrun_hooks.network.child import Child
 from podrun_hooks.network.publish import spec
-from podrun_hooks.support import subprocesses, syscalls
+from podrun_hooks.support import subprocesses, syscalls, trusted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,10 +51,11 @@ def configuration(name: str) -> dict[str, Any]:
         if not file.endswith((".conflist", ".conf", ".json")):
             continue
         try:
-            with open(f"{CONFIGURATION}/{file}", encoding="utf-8") as text:
-                found = json.load(text)
+            found = json.loads(trusted.text(f"{CONFIGURATION}/{file}", CONFIGURATION))
             found = found if "plugins" in found else {**_only(found, "name", "cniVersion"), "plugins": [found]}
             types = [plugin["type"] for plugin in found["plugins"]]
+        except FileNotFoundError:
+            continue  # a link that leads nowhere, or gone since
         except (ValueError, KeyError, TypeError) as error:
             raise Failure(f"{CONFIGURATION}/{file} is no CNI configuration: {error}", code=WRONG_FILE) from None
         known.append(str(found.get("name")))
@@ -246,7 +247,10 @@ def _call(verb: str, plugin: Mapping[str, Any], state: Mapping[str, Any], result
 def _plugin(type_: str) -> str:
     if "/" in type_ or type_.startswith("."):
         raise Failure(f"{type_!r} is not the name of a CNI plugin", code=WRONG_FILE)
-    return subprocesses.find(type_, "containernetworking-plugins", ":".join(PLUGINS))
+    found = subprocesses.find(type_, "containernetworking-plugins", ":".join(PLUGINS))
+    # Nobody but root can lead it elsewhere. It is run by this name: one program may be several plugins.
+    trusted.place(found, PLUGINS[0], strict=False)
+    return found
 
 
 def _free_name(netns: int) -> str:

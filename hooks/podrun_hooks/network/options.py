@@ -7,6 +7,7 @@ import os
 from podrun.errors import WRONG_FILE, Failure
 from podrun.options import BOOLEAN, INTEGER, TEXT, Wrong, checked, list_of, option, table_of, unknown
 from podrun.record import NamedTuple
+from podrun_hooks.support import trusted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -243,11 +244,10 @@ def networks() -> dict[str, Network]:
     from podrun.options import read
 
     try:
-        with open(NETWORKS, "rb") as file:
-            whole: dict[str, Any] = tomllib.load(file)
+        whole: dict[str, Any] = tomllib.loads(trusted.text(NETWORKS, "/etc/podrun"))
     except FileNotFoundError:
         return {}
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise Failure(f"{NETWORKS}: {error}", code=WRONG_FILE) from None
     found = {}
     for key, tables in whole.items():

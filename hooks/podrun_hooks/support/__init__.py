@@ -1,1 +1,1 @@
-"""What several hooks need: system calls, processes, paths and ownership."""
+"""What several hooks need: system calls, processes and paths."""

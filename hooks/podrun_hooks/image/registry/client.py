@@ -26,6 +26,7 @@ from podrun_hooks.image.registry.http import (
     Response,
     basic,
 )
+from podrun_hooks.support import trusted
 
 ACCEPT = ", ".join((OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST))
 #: A download that brings less than SLOWEST bytes in SILENCE seconds has stalled.
@@ -100,7 +101,7 @@ class Client:
         context.set_alpn_protocols(["http/1.1"])
         if own and self.endpoint.ca:
             try:
-                context.load_verify_locations(self.endpoint.ca)
+                context.load_verify_locations(trusted.place(self.endpoint.ca, "/etc/podrun", strict=False))
             except OSError as error:
                 reason = error.strerror or "no certificate in it"
                 raise Failure(f"{self.endpoint.ca} (ca of {self.host}): {reason}", code=WRONG_FILE) from None

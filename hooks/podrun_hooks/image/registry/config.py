@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 
-from podrun.errors import NOT_ALLOWED, WRONG_FILE, Failure, of_oserror
+from podrun.errors import WRONG_FILE, Failure
 from podrun.options import ABSOLUTE, BOOLEAN, TEXT, Wrong, checked, list_of, option, read, record, table_of
 from podrun.record import NamedTuple
 from podrun_hooks.image import reference
 from podrun_hooks.image.reference import Reference
+from podrun_hooks.support import trusted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -81,23 +82,16 @@ def load(environ: Mapping[str, str] = os.environ) -> dict[str, Registry]:
     """
     path = environ.get(VARIABLE) or PATH
     try:
-        with open(path, encoding="utf-8") as file:
-            if os.geteuid() == 0 and os.fstat(file.fileno()).st_mode & 0o002:
-                raise Failure(f"{path} can be written by everybody", code=NOT_ALLOWED, hint=f"chmod o-w {path}")
-            text = file.read()
+        text = trusted.text(path, "/etc/podrun")
     except FileNotFoundError:
         if not environ.get(VARIABLE):
             return {}
         raise Failure(f"{path} ({VARIABLE}) is not there", code=WRONG_FILE) from None
-    except OSError as error:
-        raise of_oserror(error) from None
-    except UnicodeDecodeError as error:
-        raise Failure(f"{path}: {error}", code=WRONG_FILE) from None
     import tomllib
 
     try:
         found: _File = read(_File, tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise Failure(f"{path}: {error}", code=WRONG_FILE) from None
     except Wrong as wrong:
         raise Failure(f"{path}: {'.'.join(map(str, wrong.where))}: {wrong.what}", code=WRONG_FILE) from None

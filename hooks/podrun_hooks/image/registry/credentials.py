@@ -9,10 +9,12 @@ from __future__ import annotations
 import base64
 import json
 import os
+import shutil
 import warnings
 from typing import Any, NamedTuple
 
 from podrun.errors import NOT_ALLOWED, UNAVAILABLE, WRONG_FILE, Failure, of_oserror
+from podrun_hooks.support import trusted
 
 #: Under which docker keeps the credentials of docker.io.
 _DOCKER_HUB = "https://index.docker.io/v1/"
@@ -45,7 +47,7 @@ def known(registry: str) -> Credentials:
     path = file()
     if not os.path.exists(path):
         return Credentials()
-    _config(path)
+    _helper(_config(path), registry)
     from docker import auth, errors
 
     _keep_docker_quiet()
@@ -112,7 +114,18 @@ def _host(key: str) -> str:
 
 
 def _helper(config: dict[str, Any], registry: str) -> str:
-    return str((config.get("credHelpers") or {}).get(_key(registry)) or config.get("credsStore") or "")
+    """The name of the helper for a registry; "" when the file itself has the credentials.
+
+    Raises Failure: a helper is a program that root runs.
+    """
+    helpers = config.get("credHelpers")
+    name = (helpers.get(_key(registry)) if isinstance(helpers, dict) else None) or config.get("credsStore") or ""
+    if not isinstance(name, str) or "/" in name:
+        raise Failure(f"{file()}: {name!r} cannot be the name of a helper", code=WRONG_FILE)
+    program = shutil.which(f"docker-credential-{name}") if name else None
+    if program:
+        trusted.place(program, "/usr/local/bin", strict=False)
+    return name
 
 
 def _store(helper: str) -> Any:
@@ -144,14 +157,11 @@ def _keep_docker_quiet() -> None:
 
 def _config(path: str) -> dict[str, Any]:
     try:
-        with open(path, encoding="utf-8") as opened:
-            config = json.load(opened)
+        config = json.loads(trusted.text(path, "/root/.docker, or where DOCKER_CONFIG says"))
     except FileNotFoundError:
         return {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Failure(f"{path} is not JSON: {error}", code=WRONG_FILE) from None
-    except OSError as error:
-        raise of_oserror(error) from None
     if not isinstance(config, dict) or not isinstance(config.get("auths", {}), dict):
         raise Failure(f"{path} is not docker's configuration", code=WRONG_FILE)
     return config
@@ -162,6 +172,7 @@ def _write(path: str, config: dict[str, Any]) -> None:
     path = os.path.realpath(path)
     try:
         os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+        trusted.place(os.path.dirname(path), "/root/.docker", strict=False)
         new = f"{path}.{os.getpid()}"
         fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         with open(fd, "w", encoding="utf-8") as opened:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import os
 
 from podrun import jsontext
-from podrun.errors import MALFORMED, UNAVAILABLE, WRONG_FILE, Failure, of_oserror
+from podrun.errors import MALFORMED, UNAVAILABLE, WRONG_FILE, Failure
 from podrun.options import ABSOLUTE, TEXT, option
 from podrun.record import NamedTuple
 from podrun_hooks.image import reference
+from podrun_hooks.support import trusted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def demands(verify: Verify | None, named: Reference) -> list[Demand]:
         raise Failure("verify: neither cosign_key nor policy is given", code=WRONG_FILE)
     if verify.cosign_key:
         key = verify.cosign_key
-        content = b"" if "://" in key else _content(key)
+        content = b"" if "://" in key else content_of(key)
         found.append(Demand(COSIGN, key, _fingerprint(named, key.encode(), content)))
     for required in _requirements(verify.policy, named) if verify.policy else ():
         kind = required.get("type") if isinstance(required, dict) else None
@@ -69,7 +70,7 @@ def demands(verify: Verify | None, named: Reference) -> list[Demand]:
             raise Failure(f"{named.text}: {verify.policy} rejects it", code=MALFORMED)
         if kind != SIGNED_BY:
             raise Failure(f"{verify.policy}: nothing here can verify {kind!r}", code=UNAVAILABLE)
-        content = b"\n".join(map(_content, key_files(required, verify.policy)))
+        content = b"\n".join(map(content_of, key_files(required, verify.policy)))
         found.append(Demand(SIGNED_BY, required, _fingerprint(named, jsontext.dumps(required).encode(), content)))
     if found and named.kind != reference.REGISTRY:
         raise Failure(f"{named.text}: only images of registries have signatures", code=UNAVAILABLE)
@@ -88,7 +89,7 @@ def key_files(required: Any, policy: str) -> list[str]:
 def _requirements(policy: str, named: Reference) -> list[Any]:
     """The requirements of the most specific scope that the image is in."""
     try:
-        value = jsontext.loads(_content(policy).decode())
+        value = jsontext.loads(content_of(policy).decode())
         transports = value.get("transports") or {}
         scopes = transports.get("docker" if named.kind == reference.REGISTRY else named.kind) or {}
         found = next((scopes[scope] for scope in _scopes(named) if scope in scopes), None) or value["default"]
@@ -112,17 +113,12 @@ def _scopes(named: Reference) -> list[str]:
     return [*found, *("*." + ".".join(labels[count:]) for count in range(1, len(labels))), ""]
 
 
-def _content(path: str) -> bytes:
+def content_of(path: str) -> bytes:
+    """A policy, or a key that one names. Raises Failure for what others than root could change."""
     try:
-        with open(path, "rb") as file:
-            content = file.read(_LARGEST + 1)
+        return trusted.content(path, "/etc/podrun", _LARGEST)
     except FileNotFoundError:
         raise Failure(f"verify: {path} is not there", code=WRONG_FILE) from None
-    except OSError as error:
-        raise of_oserror(error, "verify") from None
-    if len(content) > _LARGEST:
-        raise Failure(f"verify: {path} is larger than {_LARGEST} bytes", code=WRONG_FILE)
-    return content
 
 
 def _fingerprint(named: Reference, *parts: bytes) -> str:

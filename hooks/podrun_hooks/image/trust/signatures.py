@@ -21,7 +21,8 @@ from podrun_hooks.image.registry import config
 from podrun_hooks.image.registry.client import Client
 from podrun_hooks.image.registry.credentials import anonymous
 from podrun_hooks.image.registry.http import Broken
-from podrun_hooks.image.trust.requirements import COSIGN, Demand, key_files
+from podrun_hooks.image.trust.requirements import COSIGN, Demand, content_of, key_files
+from podrun_hooks.support import trusted
 
 #: Signatures of one image that are looked at, and bytes of one.
 _MOST, _LARGEST = 32, 1 << 20
@@ -51,7 +52,7 @@ def _cosign(key: str, named: Reference, digests: list[str]) -> None:
     said = ""
     for digest in digests:
         image = f"{named.registry}/{named.repository}@{digest}"
-        argv = [_command("cosign"), "verify", "--key", key, image]
+        argv = [_command("cosign"), "verify", "--key", _key(key), image]
         try:
             done = subprocess.run(argv, check=False, capture_output=True, text=True, timeout=_TIMEOUT)
         except subprocess.TimeoutExpired:
@@ -60,6 +61,11 @@ def _cosign(key: str, named: Reference, digests: list[str]) -> None:
             return
         said = next(iter(reversed(done.stderr.strip().splitlines())), f"status {done.returncode}")[:300]
     raise Failure(f"{named.text}: cosign does not verify it: {said}", code=MALFORMED)
+
+
+def _key(key: str) -> str:
+    """The key as cosign takes it; a file's path without links, which nobody but root can lead elsewhere."""
+    return key if "://" in key else trusted.place(key, "/etc/podrun", strict=False)
 
 
 # --- simple signing
@@ -86,8 +92,7 @@ def _keyring(required: dict[str, Any], scratch: str) -> str:
     """A file of all keys of a requirement, in OpenPGP's binary form."""
     contents = []
     for path in key_files(required, "policy"):
-        with open(path, "rb") as file:
-            contents.append(file.read())
+        contents.append(content_of(path))
     try:
         if "keyData" in required:
             contents.append(base64.b64decode(required["keyData"], validate=True))
