@@ -55,7 +55,10 @@ def place() -> Iterator[object]:
         found.close()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not os.environ.get("PODRUN_PROVE"):
+        config.hook.pytest_deselected(items=[item for item in items if "prove" in item.keywords])
+        items[:] = [item for item in items if "prove" not in item.keywords]
     if os.geteuid() != 0:
         for item in items:
             if "root" in item.keywords:
