@@ -52,11 +52,12 @@ def resolve(text: str, tree: Tree, *, of_image: bool) -> User:
     entry = next(_entries(tree, "/etc/passwd", word, 7), None)
     if entry is None and not word.isdigit():
         raise Failure(f"user {word!r} is not in the image's /etc/passwd", code=code)
-    uid = int(word) if entry is None else _number(entry[2], code)
+    # Whatever an entry found by its number says, that number is who it is.
+    uid = int(word) if word.isdigit() or entry is None else _number(entry[2], code)
     gid = 0 if entry is None else _number(entry[3], code)
     home = (entry[5] if entry else "") or "/"
     if group:
-        found = next(_entries(tree, "/etc/group", group, 4), None)
+        found = None if group.isdigit() else next(_entries(tree, "/etc/group", group, 4), None)
         if found is None and not group.isdigit():
             raise Failure(f"group {group!r} is not in the image's /etc/group", code=code)
         return User(uid, int(group) if found is None else _number(found[2], code), (), home)
@@ -72,8 +73,13 @@ def _number(text: str, code: int) -> int:
 
 
 def _entries(tree: Tree, file: str, word: str, fields: int) -> Iterator[list[str]]:
-    """The rows whose name or number is ``word``; as in getent(1), the first that fits counts."""
-    return (row for row in _rows(tree, file, fields) if row[0] == word or (word.isdigit() and row[2] == word))
+    """The rows whose name, or whose number, ``word`` is; as in getent(1), the first that fits counts.
+
+    A number is no name: a row called "1000" is not user 1000, whatever number it has.
+    """
+    field = 2 if word.isdigit() else 0
+    wanted = word.lstrip("0") or "0" if field else word
+    return (row for row in _rows(tree, file, fields) if (row[field].lstrip("0") or "0" if field else row[0]) == wanted)
 
 
 def _rows(tree: Tree, file: str, fields: int) -> Iterator[list[str]]:

@@ -166,6 +166,36 @@ def test_the_user_is_looked_up_in_the_image(tmp_path: Path, runtime: str, user: 
         assert groups == expected_groups
 
 
+NUMBERS_AS_NAMES = "1000:x:0:0::/root:/bin/sh\n0:x:7:7::/:\nweb:x:1000:1000::/srv/web:/bin/sh\n007:x:0:0::/:\n"
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("user", "expected"),
+    [
+        ("1000", "1000 1000 1000 50"), ("1000:1000", "1000 1000 1000"), ("0", "0 0 0 50"), ("01000", "1000 1000 1000 50"),
+        ("7", "7 7 7"), ("5000:50", "5000 50 50"), ("web:33", "1000 33 33"), ("web", "1000 1000 1000 50"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("way", ["pod file", "image", "exec"])
+def test_a_number_is_a_number_whatever_name_looks_like_it(tmp_path: Path, user: str, expected: str, way: str) -> None:
+    case = Case(tmp_path)
+    (case.layer / "etc/passwd").write_text(NUMBERS_AS_NAMES)
+    (case.layer / "etc/group").write_text("1000:x:0:\n50:x:0:\n33:x:0:\nlog:x:50:web,1000\n")
+    script = "id -u; id -g; id -G"
+    if way == "image":
+        case.config = {"User": user}
+    if way == "exec":
+        case.up("sleep", "60")
+        try:
+            found = case.exec("sh", "-c", script, user=user)
+        finally:
+            case.down()
+    else:
+        found = case.run("sh", "-c", script, **({"user": user} if way == "pod file" else {}))
+    assert found.split() == expected.split()
+
+
 @pytest.mark.root
 @pytest.mark.parametrize(
     ("in_image", "text", "code"),
