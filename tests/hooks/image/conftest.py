@@ -40,7 +40,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     argv = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=test"]
     argv += [
         "-addext",
-        "subjectAltName=IP:127.0.0.1,DNS:registry.example",
+        "subjectAltName=IP:127.0.0.1,IP:fd00::5,DNS:registry.example",
         "-keyout",
         f"{place}/key",
         "-out",

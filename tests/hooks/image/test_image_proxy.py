@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -26,8 +27,12 @@ WHO = base64.b64encode(b"me:secret").decode()
 class Proxy:
     """Takes every CONNECT of who knows the password to one port of this machine, whatever host it names."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, certificate: str = "") -> None:
         self.port = port
+        #: Of a proxy that itself speaks TLS.
+        self.context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH) if certificate else None
+        if self.context:
+            self.context.load_cert_chain(certificate)
         self.asked: list[str] = []
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.host = f"127.0.0.1:{self.listener.getsockname()[1]}"
@@ -39,6 +44,11 @@ class Proxy:
                 threading.Thread(target=self.tunnel, args=(connection,), daemon=True).start()
 
     def tunnel(self, connection: socket.socket) -> None:
+        if self.context:
+            try:
+                connection = self.context.wrap_socket(connection, server_side=True)
+            except OSError:  # the client does not trust us
+                return
         head = b""
         while b"\r\n\r\n" not in head:
             head += connection.recv(4096)
@@ -68,8 +78,8 @@ def _copy(source: socket.socket, target: socket.socket) -> None:
 
 
 @contextmanager
-def proxied(port: int) -> Iterator[Proxy]:
-    proxy = Proxy(port)
+def proxied(port: int, certificate: str = "") -> Iterator[Proxy]:
+    proxy = Proxy(port, certificate)
     threading.Thread(target=proxy.serve, daemon=True).start()
     try:
         yield proxy
@@ -93,6 +103,31 @@ def test_an_image_comes_through_a_proxy_over_tls(
             assert {asked.rpartition(" ")[0] for asked in proxy.asked} == {f"CONNECT {host}"}
             # The proxy's password is the proxy's.
             assert not [headers for _, _, headers in server.seen if "Proxy-Authorization" in headers]
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize("name", ["registry.example", "[fd00::5]"])
+def test_a_proxy_may_itself_speak_tls_and_a_registry_be_an_ipv6_address(
+    tmp_path: Path, registered: Path, certificate: str, monkeypatch: pytest.MonkeyPatch, scheme: str, name: str
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", certificate)
+    with faulty(IMAGE, certificate=certificate) as server:
+        port = int(server.host.rpartition(":")[2])
+        with proxied(port, certificate if scheme == "https" else "") as proxy:
+            monkeypatch.setenv("https_proxy", f"{scheme}://me:secret@{proxy.host}")
+            assert commands.pull(str(tmp_path / "root"), f"{name}:{port}/team/web").digest == IMAGE.digest
+            assert {asked.rpartition(" ")[0] for asked in proxy.asked} == {f"CONNECT {name}:{port}"}
+
+
+def test_a_proxy_whose_certificate_nobody_vouches_for_is_told(
+    tmp_path: Path, registered: Path, certificate: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with proxied(1, certificate) as proxy:
+        monkeypatch.setenv("https_proxy", f"https://me:secret@{proxy.host}")
+        with pytest.raises(Failure, match="certificate") as caught:
+            commands.pull(str(tmp_path / "root"), "registry.example/team/web")
+    assert caught.value.code == UNAVAILABLE
+    assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("who", "ca"), [("me:wrong@", True), ("me:secret@", False)])

@@ -10,6 +10,7 @@ import http.client
 import io
 import os
 import select
+import socket
 import ssl
 import time
 from collections.abc import Callable, Mapping
@@ -129,18 +130,46 @@ class Connections:
         proxy = urlsplit(way.proxy)
         host, port = proxy.hostname or "", proxy.port or (443 if proxy.scheme == "https" else 80)
         if way.scheme == "https":
-            if proxy.scheme == "https":
-                raise NotRetryable(f"a proxy that itself speaks TLS ({host}) is not supported")
-            if ":" in way.host:
-                # Which of http.client's versions brackets it in a CONNECT is a story of its own.
-                raise NotRetryable(f"an IPv6 address ({way.host}) behind a proxy is not supported: give it a name")
-            tunnel = http.client.HTTPSConnection(host, port, timeout=CONNECT, context=self._tls(way.netloc))
-            # Python before 3.12 sends no Host of its own.
-            tunnel.set_tunnel(way.host, way.port, {"Host": f"{way.host}:{way.port}", **_proxy_credentials(proxy)})
-            return tunnel
+            outer = self._tls(proxy.netloc) if proxy.scheme == "https" else None
+            return _Tunnel(host, port, way, _proxy_credentials(proxy), self._tls(way.netloc), outer)
         if proxy.scheme == "https":
             return http.client.HTTPSConnection(host, port, timeout=CONNECT, context=self._tls(proxy.netloc))
         return http.client.HTTPConnection(host, port, timeout=CONNECT)
+
+
+class _Tunnel(http.client.HTTPConnection):
+    """TLS to an origin through a proxy's CONNECT; ``outer`` is the context for a proxy that itself speaks TLS."""
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        way: _Way,
+        credentials: Mapping[str, str],
+        inner: ssl.SSLContext,
+        outer: ssl.SSLContext | None,
+    ) -> None:
+        super().__init__(host, port, timeout=CONNECT)
+        self._origin = way.host
+        self._inner = inner
+        self._outer = outer
+        # Brackets as in a URL (RFC 9110, 9.3.6). Python before 3.12 neither adds them nor sends a Host of its own.
+        name = f"[{way.host}]" if ":" in way.host else way.host
+        self.set_tunnel(name, way.port, {"Host": f"{name}:{way.port}", **credentials})
+
+    def connect(self) -> None:
+        self.sock = socket.create_connection((self.host, self.port), self.timeout)
+        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self._outer:
+            self.sock = self._outer.wrap_socket(self.sock, server_hostname=self.host)
+        self._tunnel()  # type: ignore[attr-defined]  # as HTTPSConnection.connect() calls it
+        if self._outer:
+            # A TLS socket cannot be wrapped again (ssl.SSLContext.wrap_socket); urllib3 does it over buffers.
+            from urllib3.util.ssltransport import SSLTransport
+
+            self.sock = SSLTransport(self.sock, self._inner, server_hostname=self._origin)
+        else:
+            self.sock = self._inner.wrap_socket(self.sock, server_hostname=self._origin)
 
 
 class _Waiting(io.RawIOBase):
