@@ -4,6 +4,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 
@@ -36,20 +37,27 @@ except (ImportError, AttributeError, TypeError):  # another Python, or a later C
     _scan = None
 
 
-def loads(text: str) -> Any:
-    """The value of a JSON text. Raises ValueError for what is not JSON."""
+def loads(text: str, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+    """The value of a JSON text; ``pairs`` makes the value of an object. Raises ValueError for what is not JSON."""
     if _scan is None:
         import json
 
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=pairs)
     text = text.strip(" \t\r\n")
+    scan = _scan if pairs is None else _scanner(pairs)
     try:
-        value, end = _scan(text, 0)
+        value, end = scan(text, 0)
     except StopIteration:
         raise ValueError("not JSON") from None
     if end != len(text):
         raise ValueError(f"not JSON: something follows at character {end}")
     return value
+
+
+def _scanner(pairs: Callable[[list[tuple[str, Any]]], Any]) -> Any:
+    context = _Context()
+    context.object_pairs_hook = pairs  # type: ignore[assignment]
+    return _json.make_scanner(context)  # type: ignore[arg-type]
 
 
 def dumps(value: Any) -> str:

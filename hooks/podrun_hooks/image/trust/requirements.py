@@ -12,6 +12,7 @@ from podrun.errors import MALFORMED, UNAVAILABLE, WRONG_FILE, Failure
 from podrun.options import ABSOLUTE, TEXT, option
 from podrun.record import NamedTuple
 from podrun_hooks.image import reference
+from podrun_hooks.image.trust import policy as policies
 from podrun_hooks.support import trusted
 
 TYPE_CHECKING = False
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
     from podrun_hooks.image.reference import Reference
 
 COSIGN = "cosign"
-SIGNED_BY = "signedBy"
+SIGNED_BY = policies.SIGNED_BY
+
+#: The machine's policy, which holds for every image that does not name another one; where there is none, none holds.
+GLOBAL = "/etc/containers/policy.json"
 
 _LARGEST = 1 << 20
 
@@ -54,50 +58,43 @@ def demands(verify: Verify | None, named: Reference) -> list[Demand]:
     WRONG_FILE for a policy that cannot be read.
     """
     found: list[Demand] = []
-    if verify is None:
-        return found
-    if not verify.cosign_key and not verify.policy:
+    if verify and not verify.cosign_key and not verify.policy:
         raise Failure("verify: neither cosign_key nor policy is given", code=WRONG_FILE)
-    if verify.cosign_key:
+    policy = (verify.policy if verify else "") or _global(named)
+    if verify and verify.cosign_key:
         key = verify.cosign_key
         content = b"" if "://" in key else content_of(key)
         found.append(Demand(COSIGN, key, _fingerprint(named, key.encode(), content)))
-    for required in _requirements(verify.policy, named) if verify.policy else ():
-        kind = required.get("type") if isinstance(required, dict) else None
+    for required in _requirements(policy, named) if policy else ():
+        kind = required["type"]
         if kind == "insecureAcceptAnything":
             continue
         if kind == "reject":
-            raise Failure(f"{named.text}: {verify.policy} rejects it", code=MALFORMED)
+            raise Failure(f"{named.text}: {policy} rejects it", code=MALFORMED)
         if kind != SIGNED_BY:
-            raise Failure(f"{verify.policy}: nothing here can verify {kind!r}", code=UNAVAILABLE)
-        content = b"\n".join(map(content_of, key_files(required, verify.policy)))
+            raise Failure(f"{policy}: nothing here can verify {kind!r}", code=UNAVAILABLE)
+        content = b"\n".join(map(content_of, key_files(required)))
         found.append(Demand(SIGNED_BY, required, _fingerprint(named, jsontext.dumps(required).encode(), content)))
     if found and named.kind != reference.REGISTRY:
         raise Failure(f"{named.text}: only images of registries have signatures", code=UNAVAILABLE)
     return found
 
 
-def key_files(required: Any, policy: str) -> list[str]:
+def key_files(required: Any) -> list[str]:
     """The key files of a signedBy requirement; it may have its keys in itself instead."""
-    paths = [required["keyPath"]] if "keyPath" in required else required.get("keyPaths", [])
-    fine = isinstance(paths, list) and all(isinstance(path, str) and path.startswith("/") for path in paths)
-    if required.get("keyType") != "GPGKeys" or not fine or bool(paths) == ("keyData" in required):
-        raise Failure(f"{policy}: signedBy wants keyType GPGKeys and a keyPath, keyPaths or keyData", code=WRONG_FILE)
-    return list(paths)
+    return [required["keyPath"]] if "keyPath" in required else list(required.get("keyPaths", []))
+
+
+def _global(named: Reference) -> str:
+    """The policy of the machine, where there is one; the machine itself and its directories are no images to it."""
+    local = named.kind in (reference.HOST, reference.DIR)
+    return GLOBAL if not local and os.path.lexists(GLOBAL) else ""
 
 
 def _requirements(policy: str, named: Reference) -> list[Any]:
     """The requirements of the most specific scope that the image is in."""
-    try:
-        value = jsontext.loads(content_of(policy).decode())
-        transports = value.get("transports") or {}
-        scopes = transports.get("docker" if named.kind == reference.REGISTRY else named.kind) or {}
-        found = next((scopes[scope] for scope in _scopes(named) if scope in scopes), None) or value["default"]
-    except (ValueError, KeyError, AttributeError, TypeError):
-        raise Failure(f"{policy} is not a containers-policy.json(5)", code=WRONG_FILE) from None
-    if not isinstance(found, list) or not found:
-        raise Failure(f"{policy}: a scope without requirements", code=WRONG_FILE)
-    return found
+    transport = "docker" if named.kind == reference.REGISTRY else named.kind
+    return policies.read(content_of(policy), policy).requirements(transport, _scopes(named))
 
 
 def _scopes(named: Reference) -> list[str]:

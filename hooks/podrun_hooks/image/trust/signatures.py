@@ -91,7 +91,7 @@ def _signed_by(required: dict[str, Any], named: Reference, digests: list[str]) -
 def _keyring(required: dict[str, Any], scratch: str) -> str:
     """A file of all keys of a requirement, in OpenPGP's binary form."""
     contents = []
-    for path in key_files(required, "policy"):
+    for path in key_files(required):
         contents.append(content_of(path))
     try:
         if "keyData" in required:
