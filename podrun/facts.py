@@ -50,6 +50,7 @@ VOCABULARY: dict[str, tuple[type, Any, tuple[str, ...]]] = {
     "hostname": (str, None, ()),
     "images": (dict, None, ()),
     "process": (dict, None, ("pid", "start")),
+    "published": (list, {"ip": str, "host": int, "port": int, "proto": str}, ("host", "port")),
 }
 
 

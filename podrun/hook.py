@@ -39,7 +39,7 @@ from podrun.record import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any, Protocol
 else:
 
@@ -112,6 +112,8 @@ class Pod(NamedTuple):
     unit: str = ""
     #: True for ``podrun check`` and ``plan``: a check may take its time and use the network.
     thorough: bool = False
+    #: The services that steps of the chain register: whom a wait for one of them would wait for.
+    services: Sequence[str] = ()
 
     @property
     def directory(self) -> str:
@@ -186,8 +188,9 @@ class Hook(Protocol):
     takes: Sequence[str] | None
     #: Facts this hook may return.
     gives: Sequence[str]
-    #: True when a step of it leaves a process running; its facts then hold "process": {"pid", "start"}.
-    resident: bool
+    #: True when a step of it leaves a process running; its facts then hold "process": {"pid", "start"}. A table of
+    #: options: when a step says just that, {"via": "haproxy"}.
+    resident: bool | Mapping[str, Any]
     #: The name of a step that has none in the pod file; "" means the hook's own name.
     default_name: str
 
@@ -196,3 +199,10 @@ class Hook(Protocol):
     def down(self, step: Step, own: Facts) -> None: ...
 
     def check(self, step: Step) -> Sequence[Problem]: ...
+
+
+def is_resident(hook: Hook, options: Mapping[str, Any]) -> bool:
+    """Whether a step with these options, as the pod file spells them, leaves a process running."""
+    if isinstance(hook.resident, bool):
+        return hook.resident
+    return all(options.get(key) == value for key, value in hook.resident.items())

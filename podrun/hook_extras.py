@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence, Set
     from typing import Any, NoReturn, Protocol, TypeVar
 
-    from podrun.hook import Facts, Step
+    from podrun.hook import Facts, Problem, Step
     from podrun.unit_needs import UnitNeeds
 
     P = TypeVar("P")
@@ -92,6 +92,20 @@ class KeepsLocalData(Protocol):
 
     def local_data(self, options: Mapping[str, Any]) -> Sequence[str]:
         """What a step with this table (as written) keeps on this machine only, in words for people."""
+
+
+class Registers(Protocol):
+    """``podrun up``: a wait for one of these services would wait for the pod."""
+
+    def services_of(self, options: Mapping[str, Any]) -> Sequence[str]:
+        """The services that a step with this table (as written) registers."""
+
+
+class ChecksChain(Protocol):
+    """What a step cannot say of itself alone, at ``check`` and before ``up``."""
+
+    def check_in_chain(self, step: Step, before: Sequence[Step]) -> Sequence[Problem]:
+        """The problems of a step after those ``before`` it. Changes nothing."""
 
 
 class HasUnitNeeds(Protocol):

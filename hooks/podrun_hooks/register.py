@@ -1,196 +1,283 @@
-"""Registration: a service's record in the registry, from ready to drained. The file registry needs no server."""
+"""Registration: a service's record in a registry, from the pod's start to its drain.
+
+The step says what it wants in a file (registry/wishes.py), then does it. With the file registry that is all; one that
+has a server is spoken to once, and the follower keeps what was written, or writes it later.
+"""
 
 from __future__ import annotations
 
-import errno
 import os
 import time
 
-from podrun import jsontext
-from podrun.errors import WRONG_FILE, Failure
-from podrun.options import DURATION, PORT, TEXT, Wrong, checked, choice, option, table_of
+from podrun.errors import NOT_ALLOWED, UNAVAILABLE, WRONG_FILE, Failure
+from podrun.hook import BOOLEAN, DURATION, PORT, TEXT, Wrong, checked, choice, option, table_of
 from podrun.record import NamedTuple
 from podrun.unit_needs import Span, UnitNeeds
-from podrun_hooks.support import trusted
+from podrun_hooks.registry import advertise, file, wishes
+from podrun_hooks.registry import source as sources
+from podrun_hooks.registry.record import Record, service_name
+from podrun_hooks.registry.source import REGISTRY, Source
+from podrun_hooks.registry.wishes import Registration
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
     from podrun.hook import Facts, Problem, Step
 
-takes: Sequence[str] = ("addresses", "netns", "ready", "process")
-gives: Sequence[str] = ("record",)
+takes: Sequence[str] = ("addresses", "netns", "published", "ready", "process")
+gives: Sequence[str] = ("record", "registration")
 resident = False
 default_name = ""
 unit_needs = UnitNeeds(stop=(Span(("drain",), 0.0),))
 
-_NAME = "abcdefghijklmnopqrstuvwxyz0123456789-."
+#: Seconds that a step gives a registry with a server, all calls together.
+PATIENCE = 2.0
 
 
-def _service(text: str) -> str:
-    if not text or text.strip(_NAME) or text[0] in "-." or len(text) > 63:
-        raise Wrong(f"expected a service name of [a-z0-9.-], not {text!r}")
+def _ttl(value: float) -> float:
+    if not 2 <= value <= 86400:
+        raise Wrong("expected a time from 2s to a day")
+    return value
+
+
+def _check(text: str) -> str:
+    if text not in ("", "tcp") and not (text.startswith("http:/") and text.isprintable() and " " not in text):
+        raise Wrong(f"expected 'tcp' or 'http:/path', not {text!r}")
     return text
 
 
-def _registry(text: str) -> str:
-    kind, colon, where = text.partition(":")
-    if kind != "file" or not colon:
-        raise Wrong(f"expected file: or file:/directory, not {text!r}")
-    if where and (not where.startswith("/") or ".." in where.split("/")):
-        raise Wrong(f"expected an absolute path after file:, not {where!r}")
-    return where
-
-
-SERVICE = checked(TEXT, _service)
+def _meta(table: dict[str, str]) -> dict[str, str]:
+    for key, value in table.items():
+        if not key.replace("-", "a").replace("_", "a").isalnum() or not key.isascii() or len(key) > 64:
+            raise Wrong(f"{key!r}: expected letters, digits, - and _", (key,))
+        if len(value) > 512 or not value.isprintable():
+            raise Wrong(f"{key}: expected a line of at most 512 characters", (key,))
+    return table
 
 
 class Options(NamedTuple):
     """A service's record."""
 
-    service: str = option(SERVICE, "the name that others look the service up by")
-    port: int = option(PORT, "the port it listens on")
+    service: str = option(checked(TEXT, service_name), "the name that others look the service up by")
+    port: int = option(PORT, "the port that the pod listens on")
     proto: str = option(choice("tcp", "udp", "sctp"), "its transport", "tcp")
-    registry: str = option(checked(TEXT, _registry), "where to register: file:, or file:/directory of a registry", "")
-    address: str = option(TEXT, "the address to give out instead of the pod's own", "")
+    registry: Source = option(REGISTRY, "where to register; default: that of podrun.toml, else file:", Source())
+    ttl: float = option(
+        checked(DURATION, _ttl), "with a server: how long the record outlives a host that is not heard of", 15.0
+    )
+    advertise: str = option(
+        checked(TEXT, advertise.wanted),
+        "the address to give out: published, pod, or one; default: published, with file: the pod's where none is",
+        "",
+    )
+    singleton: bool = option(
+        BOOLEAN, "there is one of it on all hosts: a successor's record takes the place of the one before", False
+    )
+    when_away: str = option(
+        choice("defer", "fail"), "when the registry does not answer: start, and register later; or fail", "defer"
+    )
     drain: float = option(DURATION, "on stop: how long to wait after deregistering, before the container ends", 0.0)
-    meta: dict[str, str] = option(table_of(TEXT), "anything else that readers of the record should know", {})
+    check: str = option(checked(TEXT, _check), "Consul: what its agent tries as well, tcp or http:/path", "")
+    meta: dict[str, str] = option(
+        checked(table_of(TEXT), _meta), "what readers should know; weight (1 to 100) is its share of connections", {}
+    )
 
 
 def up(step: Step, facts: Facts) -> Facts:
-    """Writes the record: ready when a container before this step is."""
-    path = _path(step)
-    _write(path, _record(step, facts))
-    return {"record": path}
+    """Writes the record: ready when a container before this step is, else the container says so later."""
+    source = sources.resolved(step.options.registry, step.pod.run)
+    record = _record(step, facts, source)
+    wish = Registration(step.pod.name, step.name, source, step.options.ttl, record)
+    wishes.write(step.pod.run, wish)
+    if source.has_server:
+        _announce(step, wish)
+        where = f"{source.url}{record.key}"
+    else:
+        publish(step.pod.run, source, record)
+        where = file.path_of(source.directory, record.service, record.id)
+    return {"record": where, "registration": {"source": sources.to_json(source), "id": record.id}}
 
 
 def down(step: Step, own: Facts) -> None:
     """Removes the record and lets clients drain; nothing to drain when it is gone already.
 
-    Only a record of this invocation is removed: a successor's has the same name.
+    Only a record of this invocation is removed: a successor's may have the same name. A registry with a server is asked
+    once, for 2 s at most: what it does not hear of ends with the lease.
     """
-    path = _path(step)
-    mine = _read(path)
-    _remove_unfinished(path)
-    successors = mine is not None and mine.get("gen") != step.pod.invocation
-    try:
-        if mine is not None and not successors:
-            os.unlink(path)
-        os.rmdir(os.path.dirname(path))
-    except FileNotFoundError:
+    run = step.pod.run
+    wish = wishes.read(run, step.pod.name, step.name)
+    if isinstance(wish, Registration) and wish.record.gen != step.pod.invocation:
+        wish = None  # a successor's
+    else:
+        # First of all, so that the follower does not write the record again.
+        wishes.remove(run, step.pod.name, step.name)
+    if isinstance(wish, Registration):
+        source, identity = wish.source, wish.record.id
+    elif own.get("registration"):
+        source, identity = sources.from_json(own["registration"]["source"]), own["registration"]["id"]
+    else:
         return
-    except OSError as error:
-        if error.errno != errno.ENOTEMPTY:
-            raise
-    if mine is not None and not successors and own and step.options.drain:
+    if withdraw(step, source, identity) and own and step.options.drain:
         step.status(f"draining {step.options.service} for {step.options.drain:g} s")
         time.sleep(step.options.drain)
 
 
 def check(step: Step) -> list[Problem]:
-    """A registry that is given by its path has to exist."""
+    """A registry that is there, and is root's."""
+    from podrun.hook import Problem
+
+    problems = sources.problems(step.options.registry, step.pod.run)
+    if problems or not step.options.check:
+        return problems
+    if sources.resolved(step.options.registry, step.pod.run).kind != "consul":
+        problems.append(Problem("check is what a Consul agent does", WRONG_FILE, key="check"))
+    return problems
+
+
+def check_in_chain(step: Step, before: Sequence[Step]) -> list[Problem]:
+    """What is registered where other hosts read has to be published, or to be said to be reachable as it is."""
     from podrun.hook import Problem
 
     options: Options = step.options
-    if options.registry and not os.path.isdir(options.registry):
-        return [
-            Problem(f"there is no registry at {options.registry}", WRONG_FILE, "create the directory", key="registry")
-        ]
     try:
-        _directory(step)
-    except Failure as failure:
-        return [Problem(failure.what, failure.code, failure.hint, key="registry")]
-    return []
+        source = sources.resolved(options.registry, step.pod.run)
+    except Failure:
+        return []
+    networks = [other.options for other in before if other.hook == "network"]
+    modes = {one.mode.partition(":")[0] for one in networks}
+    if not source.has_server or options.advertise not in ("", "published") or "host" in modes or not networks:
+        return []
+    published = [port for one in networks for port in one.publish]
+    for port in published:
+        if not port.ip.startswith("127.") and port.port <= options.port < port.port + port.length:
+            return []
+    what = f"port {options.port} is published on no address that another host could call"
+    hint = f"publish = ['0.0.0.0:{options.port}:{options.port}'] in the network step, or advertise = 'pod'"
+    return [Problem(what, WRONG_FILE, hint, key="port")]
+
+
+def services_of(options: Mapping[str, Any]) -> list[str]:
+    """The service that a step registers: whom others may be waiting for."""
+    return [str(options["service"])] if "service" in options else []
 
 
 def explain(step: Step) -> list[str]:
     """The record as a shell would write it."""
-    record = jsontext.dumps({**_record(step, {}), "addr": "ADDRESS", "ready": True})
-    return [f"mkdir -p {_directory(step)}", f"echo '{record}' >{_path(step)}   # by rename(2)"]
-
-
-def _directory(step: Step) -> str:
-    """The directory of a service. Raises Failure for a registry that others than root could change.
-
-    They could have a record, which everybody believes, be any other one, and root write through a link of theirs.
-    """
     options: Options = step.options
-    registry = f"{step.pod.run}/registry"
-    if options.registry:
-        try:
-            registry = trusted.place(options.registry, "/var/lib/podrun", strict=False)
-        except FileNotFoundError:
-            registry = options.registry  # nothing is made there: check says so
-    return f"{registry}/{options.service}"
+    source = sources.resolved(options.registry, step.pod.run)
+    record = _record_at(step, "192.0.2.1", options.port, ready=True)
+    text = record.text.replace("192.0.2.1", "ADDRESS")
+    if source.kind == "etcd":
+        ends = ",".join(f"{host}:{port}" for host, port in source.endpoints)
+        lease = f"LEASE=$(etcdctl --endpoints={ends} lease grant {options.ttl:g} | cut -d' ' -f2)"
+        return [lease, f"etcdctl --endpoints={ends} put --lease=$LEASE {record.key} '{text}'"]
+    if source.kind == "consul":
+        return [f"consul services register -name={options.service} -address=ADDRESS -port={options.port}"]
+    path = file.path_of(source.directory, options.service, record.id)
+    return [f"mkdir -p {os.path.dirname(path)}", f"echo '{text}' >{path}   # by rename(2)"]
 
 
-def _identity(step: Step) -> str:
-    return f"{step.pod.name}.{step.name}@{os.uname().nodename}"
+# --- what is done to a registry ------------------------------------------------------------------------------------
 
 
-def _path(step: Step) -> str:
-    return f"{_directory(step)}/{_identity(step)}.json"
+def publish(run: str, source: Source, record: Record) -> None:
+    """Writes a record into a file registry, and leads this host's ambassadors to it."""
+    with wishes.Locked(run, source.directory):
+        file.put(source.directory, record)
+        _lead(run, source, record.service)
 
 
-def _record(step: Step, facts: Facts) -> dict[str, Any]:
+def withdraw(step: Step, source: Source, identity: str) -> bool:
+    """Takes a record of this invocation out of its registry; True when it was there."""
     options: Options = step.options
-    addresses = facts.get("addresses") or []
-    with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as file:
-        boot_id = file.read().strip()
-    return {
-        "v": 1,
-        "id": _identity(step),
-        "service": options.service,
-        "host": os.uname().nodename,
-        "addr": options.address or (addresses[0].partition("/")[0] if addresses else "127.0.0.1"),
-        "port": options.port,
-        "proto": options.proto,
-        "ready": bool(facts.get("ready")),
-        "gen": step.pod.invocation,
-        "boot_id": boot_id,
-        "unit": step.pod.name,
-        "meta": options.meta,
-    }
+    gen = step.pod.invocation
+    if not source.has_server:
+        if not os.path.isdir(source.directory):
+            return False
+        with wishes.Locked(step.pod.run, source.directory):
+            removed = file.delete(source.directory, options.service, identity, gen)
+            _lead(step.pod.run, source, options.service)
+        return removed
+    from podrun_hooks.registry import connect
+    from podrun_hooks.registry.http import Away, Refused
 
-
-def _read(path: str) -> dict[str, Any] | None:
+    step.status(f"deregistering {options.service}")
+    client = connect(source)
+    client.limit(PATIENCE)
     try:
-        with open(path, encoding="utf-8") as file:
-            found = jsontext.loads(file.read())
-    except FileNotFoundError:
-        return None
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
+        return client.withdraw(options.service, identity, gen, seconds=PATIENCE)
+    except (Away, Refused) as error:
+        step.status(f"deregistering {options.service} is left to the lease, {options.ttl:g} s: {error}")
+        return False
+    finally:
+        client.close()
 
 
-def _write(path: str, record: dict[str, Any]) -> None:
-    """Readers see the whole record or none (rename(2)); anybody may read it: it holds no secret."""
-    unfinished = _unfinished(path)
-    for attempt in range(8):
-        os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+def _lead(run: str, source: Source, service: str) -> None:
+    """The record is written: whoever cannot be led to it is no reason to fail."""
+    if wishes.ambassadors(run, source, service):
+        from podrun_hooks.ambassador import reach
+
         try:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-            with open(os.open(unfinished, flags, 0o644), "w", encoding="utf-8") as file:
-                file.write(jsontext.dumps(record) + "\n")
-        except FileNotFoundError:
-            # The service's last other record went, and its directory with it.
-            if attempt == 7:
-                raise
-            continue
-        os.rename(unfinished, path)
-        return
+            reach.refresh(run, source, service)
+        except Failure as failure:
+            os.write(2, f"podrun: {service}: {failure}\n".encode(errors="replace"))
 
 
-def _unfinished(path: str) -> str:
-    directory, _, name = path.rpartition("/")
-    return f"{directory}/.{name}"
+def _announce(step: Step, wish: Registration) -> None:
+    """Writes the record into a registry with a server, or leaves it to the follower. Raises Failure."""
+    from podrun_hooks.follow import begin
+    from podrun_hooks.registry import connect
+    from podrun_hooks.registry.http import Away, Refused
 
-
-def _remove_unfinished(path: str) -> None:
+    options: Options = step.options
+    begin.ensure(step)
+    step.status(f"registering {options.service}")
+    client = connect(wish.source)
+    client.limit(PATIENCE)
     try:
-        os.unlink(_unfinished(path))
-    except FileNotFoundError:
-        pass
+        client.announce(wish.record, wish.ttl, wishes.Leases(step.pod.run), seconds=PATIENCE)
+    except Refused as error:
+        raise Failure(f"{wish.source.url}: {error}", code=NOT_ALLOWED, key="registry") from None
+    except Away as error:
+        if options.when_away == "fail":
+            hint = "when_away = 'defer' would start the pod and register later"
+            raise Failure(f"the registry is away: {error}", code=UNAVAILABLE, hint=hint, key="registry") from None
+        wishes.write(step.pod.run, wish._replace(deferred=True))
+        step.status(f"the registry is away, {options.service} is registered later: {error}")
+    finally:
+        client.close()
+
+
+# --- the record ----------------------------------------------------------------------------------------------------
+
+
+def _record(step: Step, facts: Facts, source: Source) -> Record:
+    options: Options = step.options
+    addr, port = advertise.place(options.advertise, options.port, options.proto, facts, source)
+    return _record_at(step, addr, port, ready=bool(facts.get("ready")))
+
+
+def _record_at(step: Step, addr: str, port: int, *, ready: bool) -> Record:
+    options: Options = step.options
+    host = os.uname().nodename
+    # A singleton's record is the same wherever it runs: with the host in it two would stand after a failover.
+    name = f"{step.pod.name}.{step.name}"
+    with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as text:
+        boot_id = text.read().strip()
+    meta = {**options.meta, "check": options.check} if options.check else options.meta
+    return Record(
+        id=name if options.singleton else f"{name}@{host}",
+        service=options.service,
+        host=host,
+        addr=addr,
+        port=port,
+        proto=options.proto,
+        ready=ready,
+        gen=step.pod.invocation,
+        boot_id=boot_id,
+        unit=step.pod.name,
+        meta=meta,
+    )

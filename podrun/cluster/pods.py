@@ -13,6 +13,7 @@ from podrun.options import DURATION, Wrong
 from podrun.podfile import files as podfiles
 from podrun.podfile import loader
 from podrun.systemd import units
+from podrun.systemd.install import residents
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -57,7 +58,7 @@ class Pod(NamedTuple):
 def read(word: str) -> Pod:
     """The pod of a pod file, or of a pod's name in /etc/podrun. Raises Failure for a wrong pod file."""
     text = loader.load(word, environ=None, load_hook=hook_loader.load)
-    resident = frozenset(step.hook for step in text.steps if getattr(hook_loader.load(step.hook), "resident", False))
+    resident = residents({step.hook for step in text.steps})
     try:
         unit = units.read(text.file, resident, strictly=False)
         made = units.units(unit, units.Command())

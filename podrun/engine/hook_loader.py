@@ -26,7 +26,9 @@ FIRST_PARTY = {
     "storage": "podrun_hooks.storage",
     "network": "podrun_hooks.network",
     "container": "podrun_hooks.container",
+    "ambassador": "podrun_hooks.ambassador",
     "register": "podrun_hooks.register",
+    "wait-for": "podrun_hooks.wait_for",
     "oci-hooks": "podrun_hooks.oci_hooks",
 }
 #: What runs an executable as a hook.

@@ -163,7 +163,8 @@ def _whole_lines(text: str) -> Iterator[dict[str, Any]]:
 
 def _header(line: Mapping[str, Any]) -> Header:
     told = line["pod"]
-    pod = Pod(**{key: told[key] for key in Pod._fields if key in told})
+    values = {key: told[key] for key in Pod._fields if key in told}
+    pod = Pod(**{**values, "services": tuple(values.get("services", ()))})
     return Header(
         pod, line["segment"], line["order"], line["file"], line["boot_id"], line["pid"], line["start"], line["v"]
     )

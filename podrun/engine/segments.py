@@ -5,7 +5,8 @@ from __future__ import annotations
 from podrun.engine.journal import POD_SEGMENT
 from podrun.engine.world import Callbacks
 from podrun.errors import Failure
-from podrun.hook import Pod, Problem, Step
+from podrun.hook import Pod, Problem, Step, is_resident
+from podrun.hook_extras import ChecksChain, Registers, offers
 from podrun.messages import quiet
 from podrun.options import Wrong, read
 
@@ -23,7 +24,7 @@ def segments(steps: Sequence[StepText], load: Callable[[str], Hook]) -> Iterator
     name = POD_SEGMENT
     members: list[StepText] = []
     for step in steps:
-        if load(step.hook).resident:
+        if is_resident(load(step.hook), step.options):
             if members:
                 yield name, members
             name, members = step.name, []
@@ -49,9 +50,23 @@ def resolve(
 def problems(pod: Pod, steps: Sequence[StepText], world: Callbacks) -> list[tuple[StepText, Problem]]:
     """What the hooks' checks found, with the step; nothing is changed by asking."""
     found = []
+    before: list[Step] = []
     for text in steps:
         hook = world.load(text.hook)
-        found += [(text, problem) for problem in hook.check(resolve(pod, hook, text._asdict()))]
+        step = resolve(pod, hook, text._asdict())
+        found += [(text, problem) for problem in hook.check(step)]
+        if checking := offers(hook, ChecksChain):
+            found += [(text, problem) for problem in checking.check_in_chain(step, before)]
+        before.append(step)
+    return found
+
+
+def services(steps: Sequence[StepText], load: Callable[[str], Hook]) -> list[str]:
+    """The services that a chain registers, as its hooks say."""
+    found: list[str] = []
+    for text in steps:
+        if registering := offers(load(text.hook), Registers):
+            found += registering.services_of(text.options)
     return found
 
 

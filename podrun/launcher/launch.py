@@ -8,10 +8,10 @@ from podrun.engine import chain, hook_loader
 from podrun.engine import journal as journals
 from podrun.engine import state as states
 from podrun.engine.locks import Lock
-from podrun.engine.segments import label_of, problems, segments
+from podrun.engine.segments import label_of, problems, segments, services
 from podrun.engine.world import Callbacks
 from podrun.errors import BUSY, WRONG_FILE, Failure, Interrupted
-from podrun.hook import Pod
+from podrun.hook import Pod, is_resident
 from podrun.host import Host, tag
 from podrun.launcher import foreground
 from podrun.launcher.foreground import Resident
@@ -44,7 +44,7 @@ def up(
     Raises Failure: BUSY when the pod is up or another podrun works on it, else what the failing step says.
     """
     steps = _steps(text, segment)
-    residents_wanted = sum(hook_loader.load(step.hook).resident for step in steps)
+    residents_wanted = sum(is_resident(hook_loader.load(step.hook), step.options) for step in steps)
     taking_over = notify.takes_over(host.environ)
     handing_off = taking_over and residents_wanted == 1 and text.type != "job"
     staying = bool(residents_wanted) and not handing_off and not detach
@@ -61,6 +61,7 @@ def up(
         console=terminal.path if terminal else "",
         cgroup=cgroup,
         unit=notify.own_unit() if taking_over else "",
+        services=services(text.steps, hook_loader.load),
     )
     foreground.interruptible()
     lock = _patient_lock(pod.name, host) if segment else Lock(host.run, pod.name, wait=False)

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 class Known(NamedTuple):
     """What a hook declares of itself."""
 
-    #: Its steps leave a process running.
-    resident: bool = False
+    #: Its steps leave a process running; a table: those with just these options.
+    resident: bool | Mapping[str, str] = False
     default_name: str = ""
     needs: UnitNeeds = UnitNeeds()
 
@@ -41,7 +41,8 @@ HOOKS: Mapping[str, Known] = {
         ),
     ),
     # A proxy that stands for a service elsewhere.
-    "ambassador": Known(resident=True),
+    "ambassador": Known(resident={"via": "haproxy"}, needs=UnitNeeds(stop=(Span(("drain",), 0.0),))),
     "register": Known(needs=UnitNeeds(stop=(Span(("drain",), 0.0),))),
+    "wait-for": Known(),
     "oci-hooks": Known(),
 }

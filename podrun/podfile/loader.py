@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 
 from podrun.errors import WRONG_FILE, Failure
+from podrun.hook import is_resident
 from podrun.options import Wrong, read, unknown
 from podrun.podfile import cache as parsed
 from podrun.podfile import files as source
@@ -349,10 +350,11 @@ def _steps(chain: Sequence[_Table], load_hook: LoadHook, known: bool) -> tuple[S
         _told(table, _check_name, table.key, taken)
         taken.add(table.key)
     hooks = [_hook(table, load_hook) for table in chain]
-    later = [table.values["name"] for table, hook in zip(chain, hooks, strict=True) if hook.resident]
+    pairs = list(zip(chain, hooks, strict=True))
+    later = [table.values["name"] for table, hook in pairs if is_resident(hook, table.values)]
     steps: list[StepText] = []
-    for table, hook in zip(chain, hooks, strict=True):
-        if hook.resident:
+    for table, hook in pairs:
+        if is_resident(hook, table.values):
             later = later[1:]
         steps.append(_told(table, _step, table.values, hook, later, known))
     for index, table in enumerate(chain):
@@ -391,7 +393,7 @@ def _step(values: dict[str, Any], hook: Hook, later: Sequence[str], known: bool)
                 raise Wrong(unknown(key, [*declared, *COMMON]), (key,))
         if known or "${" not in repr(options):
             read(hook.Options, options)
-    if hook.resident:
+    if is_resident(hook, values):
         _check_resident(common, later)
     for index, name in enumerate(common["for"]):
         if not later:

@@ -17,7 +17,8 @@ from podrun.unit_needs import at, counts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping
+    from typing import Any
 
     from podrun.host import Host
     from podrun.podfile.loader import StepText
@@ -43,7 +44,7 @@ def units(word: str, host: Host) -> dict[str, str]:
     # A template is checked as one of its instances.
     checked = f"{path.removesuffix('.toml')}i.toml" if stem.endswith("@") else path
     text = loader.load(checked, environ=None, load_hook=hook_loader.load)
-    resident = frozenset(step.hook for step in text.steps if hook_loader.load(step.hook).resident)
+    resident = residents({step.hook for step in text.steps})
     asked = text.sections.get("service", {}).get("WatchdogSec")
     if asked and not any(_answers_the_watchdog(step) for step in text.steps):
         host.report(
@@ -99,7 +100,7 @@ def install_generator() -> str:
 
     It imports nothing of podrun: podrun's path and the hooks that leave a process running are written into it.
     """
-    resident = sorted(unit.RESIDENT | {name for name in hook_loader.names() if _is_resident(name)})
+    resident = {**unit.RESIDENT, **residents(hook_loader.names())}
     os.makedirs(os.path.dirname(GENERATOR), exist_ok=True)
     with open(f"{GENERATOR}.new", "w", encoding="utf-8") as file:
         file.write(generator(program(), resident))
@@ -108,12 +109,12 @@ def install_generator() -> str:
     return GENERATOR
 
 
-def generator(podrun: str, resident: Sequence[str], etc: str = unit.ETC) -> str:
+def generator(podrun: str, resident: Mapping[str, Mapping[str, Any]], etc: str = unit.ETC) -> str:
     """The text of a generator that is a program of its own: units.py with what it needs of podrun in it."""
     text = _read(unit.__file__)
     filled_in = {
         f'PODRUN = "{unit.PODRUN}"': f"PODRUN = {podrun!r}",
-        'RESIDENT = frozenset({"container", "ambassador"})': f"RESIDENT = frozenset({list(resident)!r})",
+        '{"container": {}, "ambassador": {"via": "haproxy"}}': repr(dict(resident)),
         f'ETC = "{unit.ETC}"': f"ETC = {etc!r}",
         "from podrun import ownership\n": _module("ownership", _read(ownership.__file__)),
     }
@@ -129,11 +130,17 @@ def _module(name: str, text: str) -> str:
     return f"import types\n\n{name} = types.ModuleType({name!r})\nexec(r'''{text}''', vars({name}))\n"
 
 
-def _is_resident(hook: str) -> bool:
-    try:
-        return hook_loader.load(hook).resident
-    except Failure:
-        return False  # a package that cannot be imported is no reason to go without the others
+def residents(hooks: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Those of the hooks that leave a process running, with the options that their steps have then."""
+    found = {}
+    for name in sorted(hooks):
+        try:
+            resident = getattr(hook_loader.load(name), "resident", False)
+        except Failure:
+            continue  # a package that cannot be imported is no reason to go without the others
+        if resident:
+            found[name] = resident if isinstance(resident, dict) else {}
+    return found
 
 
 def program() -> str:

@@ -14,6 +14,7 @@ import re
 import signal
 import sys
 import tomllib
+from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 from podrun import ownership
@@ -24,8 +25,9 @@ ETC = "/etc/podrun"
 #: Where ``podrun unit --install`` puts units, and where others of the same name would be hidden by a generated one.
 INSTALLED = "/etc/systemd/system"
 VENDORS = ("/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system")
-#: Hooks whose steps leave a process running. 'podrun unit --install-generator' adds those of installed packages.
-RESIDENT = frozenset({"container", "ambassador"})
+#: Hooks whose steps leave a process running, with the options that they have then. 'podrun unit --install-generator'
+#: adds those of installed packages.
+RESIDENT: dict[str, dict[str, Any]] = {"container": {}, "ambassador": {"via": "haproxy"}}
 
 # What the launcher needs, and what docker leaves to a container: the runtime can pass on no more than podrun has.
 _LAUNCHER = "SYS_ADMIN NET_ADMIN SYS_PTRACE SETUID SETGID SETPCAP DAC_OVERRIDE MKNOD KILL CHOWN FOWNER".split()
@@ -104,7 +106,7 @@ class Command(NamedTuple):
 # --- reading a pod file ---------------------------------------------------------------------------------------------
 
 
-def read(path: str, resident: frozenset[str] = RESIDENT, *, strictly: bool = True) -> Pod:
+def read(path: str, resident: Mapping[str, Mapping[str, Any]] = RESIDENT, *, strictly: bool = True) -> Pod:
     """The pod of the file at ``path`` with the drop-ins beside it.
 
     ``strictly``: what others than root can write is refused, because what it says is done as root. Raises Wrong, or
@@ -182,17 +184,22 @@ def _name(step: dict[str, Any]) -> Any:
     return step.get("name") or ("main" if step.get("hook") == "container" else step.get("hook"))
 
 
-def cut(chain: list[dict[str, Any]], resident: frozenset[str] = RESIDENT) -> list[Segment]:
+def cut(chain: list[dict[str, Any]], resident: Mapping[str, Mapping[str, Any]] = RESIDENT) -> list[Segment]:
     """Cuts a chain at its resident steps; the first segment is the pod's. Raises Wrong for a name no unit can have."""
     found = [Segment("", [])]
     for step in chain:
-        if step.get("hook") in resident:
+        if _is_resident(step, resident):
             name = _name(step)
             if type(name) is not str or not re.fullmatch("[a-z0-9_.-]+", name):
                 raise Wrong(f"{name!r} cannot be the name of a step")
             found.append(Segment(name, []))
         found[-1].steps.append(step)
     return found
+
+
+def _is_resident(step: dict[str, Any], resident: Mapping[str, Mapping[str, Any]]) -> bool:
+    wanted = resident.get(step["hook"]) if type(step.get("hook")) is str else None
+    return wanted is not None and all(step.get(key) == value for key, value in wanted.items())
 
 
 # --- units ----------------------------------------------------------------------------------------------------------

@@ -1,13 +1,22 @@
 """The file registry: one record a file, whole or absent, and only its own invocation removes it."""
 
 import json
+import os
+import socket
+import subprocess
 import time
 
 import pytest
 
+from podrun.errors import NOT_ALLOWED, UNAVAILABLE, WRONG_FILE, Failure
 from podrun.hook import Pod, Step
 from podrun.options import Wrong, read
-from podrun_hooks import register
+from podrun_hooks import network, register
+from podrun_hooks.follow import begin
+from podrun_hooks.registry import connect
+from podrun_hooks.registry import source as sources
+from podrun_hooks.registry.http import Away
+from support import registry_servers
 
 
 def step_of(directory, invocation="1", **options):
@@ -68,3 +77,148 @@ def test_wrong_options_are_refused(tmp_path, options):
 def test_a_registry_that_is_not_there_is_a_problem(tmp_path):
     assert register.check(step_of(tmp_path, registry=f"file:{tmp_path}/none"))
     assert not register.check(step_of(tmp_path, registry=f"file:{tmp_path}"))
+
+
+# --- what is given out ---------------------------------------------------------------------------------------------
+
+PUBLISHED = {"ip": "0.0.0.0", "host": 8080, "port": 80, "proto": "tcp"}
+OWN = {"addresses": ["10.88.0.7/16"], "netns": "/run/netns/x"}
+
+
+@pytest.fixture
+def host(tmp_path, monkeypatch):
+    """This host's address, as podrun.toml says it."""
+    (tmp_path / "podrun.toml").write_text('[defaults]\nadvertise = "192.0.2.77"\n')
+    monkeypatch.setenv("PODRUN_DEFAULTS", str(tmp_path / "podrun.toml"))
+
+
+@pytest.mark.parametrize(
+    ("options", "facts", "place"),
+    [
+        ({}, OWN, ("10.88.0.7", 80)),
+        ({}, {**OWN, "published": [PUBLISHED]}, ("192.0.2.77", 8080)),
+        ({}, {**OWN, "published": [{**PUBLISHED, "ip": "192.0.2.5"}]}, ("192.0.2.5", 8080)),
+        ({}, {**OWN, "published": [{**PUBLISHED, "ip": "127.0.0.1"}]}, ("10.88.0.7", 80)),
+        ({}, {**OWN, "published": [{**PUBLISHED, "port": 81}]}, ("10.88.0.7", 80)),
+        ({}, {**OWN, "published": [{**PUBLISHED, "proto": "udp"}]}, ("10.88.0.7", 80)),
+        ({"advertise": "pod"}, {**OWN, "published": [PUBLISHED]}, ("10.88.0.7", 80)),
+        ({"advertise": "192.0.2.9"}, {**OWN, "published": [PUBLISHED]}, ("192.0.2.9", 8080)),
+        ({"advertise": "192.0.2.9"}, OWN, ("192.0.2.9", 80)),
+        ({}, {"netns": "host", "addresses": []}, ("192.0.2.77", 80)),
+        ({"advertise": "published"}, OWN, None),
+        ({"advertise": "pod"}, {"netns": "host", "addresses": []}, None),
+        ({"registry": "etcd://127.0.0.1:1"}, OWN, None),
+    ],
+)
+def test_the_address_that_is_given_out_is_one_that_others_can_call(tmp_path, host, options, facts, place):
+    if place is None:
+        with pytest.raises(Failure) as caught:
+            register.up(step_of(tmp_path, **options), facts)
+        assert (caught.value.code, caught.value.key) == (WRONG_FILE, "advertise")
+        return
+    record = json.loads(open(register.up(step_of(tmp_path, **options), facts)["record"]).read())
+    assert (record["addr"], record["port"]) == place
+
+
+@pytest.mark.parametrize(
+    ("mode", "publish", "fine"),
+    [("bridge", [], False), ("bridge", ["0.0.0.0:8080:80"], True), ("bridge", ["8080:80"], False), ("host", [], True)],
+)
+def test_check_refuses_what_no_other_host_could_call(tmp_path, mode, publish, fine):
+    step = step_of(tmp_path, registry="etcd://127.0.0.1:1")
+    before = [Step(step.pod, "network", "network", read(network.Options, {"mode": mode, "publish": publish}))]
+    problems = register.check_in_chain(step, before)
+    assert [problem.key for problem in problems] == ([] if fine else ["port"])
+    assert register.check_in_chain(step_of(tmp_path), before) == []
+
+
+def test_a_singletons_record_is_the_same_wherever_it_runs(tmp_path):
+    facts = register.up(step_of(tmp_path, singleton=True), {})
+    assert facts["record"].endswith("/web/web.register.json")
+
+
+# --- registries with a server --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """No follower is started."""
+    monkeypatch.setattr(begin, "ensure", lambda step: None)
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("way", ["dead", "hanging"])
+def test_a_registry_that_is_away_delays_a_start_and_a_stop_by_two_seconds_at_most(tmp_path, alone, way):
+    listener = socket.create_server(("127.0.0.1", 0), backlog=16)
+    url = f"etcd://127.0.0.1:{listener.getsockname()[1]},127.0.0.2:{listener.getsockname()[1]}"
+    if way == "dead":
+        listener.close()
+    words: list[str] = []
+    step = step_of(tmp_path, registry=url, advertise="192.0.2.1")._replace(notify=words.append)
+    for act in (lambda: register.up(step, {}), lambda: register.down(step, {})):
+        began = time.monotonic()
+        act()
+        assert time.monotonic() - began < 2.5
+        listener.close() if way == "dead" else None
+    assert "is registered later" in "".join(words)
+    assert "is left to the lease" in "".join(words)
+    refusing = step_of(tmp_path, registry=url, advertise="192.0.2.1", when_away="fail")
+    with pytest.raises(Failure, match="the registry is away") as caught:
+        register.up(refusing, {})
+    assert caught.value.code == UNAVAILABLE
+    listener.close()
+
+
+@pytest.mark.server
+def test_a_record_in_a_registry_with_a_server_goes_with_the_step(tmp_path, alone, server):
+    step = step_of(tmp_path, registry=server.url, advertise="192.0.2.1", service="goes")
+    facts = register.up(step, {"ready": True})
+    client = connect(step.options.registry)
+    # Consul's agent finds out first that the host is alive, too.
+    until(lambda: [one.ready for one in client.records("goes", seconds=2)] == [True])
+    register.down(step, facts)
+    until(lambda: client.records("goes", seconds=2) == [])
+    register.down(step, {})
+
+
+def until(condition, seconds=5.0):
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return found
+
+
+@pytest.mark.server
+def test_users_and_tls_with_files(tmp_path, alone):
+    run = subprocess.run
+    pem = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    files = ["-keyout", "key", "-out", "cert", "-days", "2", "-subj", "/O=t", "-addext", "subjectAltName=IP:127.0.0.1"]
+    run([*pem, *files], cwd=tmp_path, check=True, capture_output=True)
+    cert, key = str(tmp_path / "cert"), str(tmp_path / "key")
+    server = registry_servers.etcd("--cert-file", cert, "--key-file", key, scheme="https", ca=cert)
+    try:
+        ctl = ["etcdctl", f"--endpoints={server.url.replace('etcds', 'https')}", f"--cacert={cert}"]
+        environ = {**os.environ, "ETCDCTL_API": "3"}
+        for words in (
+            "user add root:secret", "user grant-role root root", "role add pods",
+            "role grant-permission pods --prefix=true readwrite /podrun/", "user add pods:word", "user grant-role pods pods",
+            "auth enable",
+        ):  # fmt: skip
+            run([*ctl, *words.split()], env=environ, check=True, capture_output=True)
+        (tmp_path / "word").write_text("word\n")
+        (tmp_path / "wrong").write_text("wrong\n")
+        table = {"url": server.url, "ca": cert, "user": "pods", "password": str(tmp_path / "word")}
+        facts = register.up(step_of(tmp_path, registry=table, advertise="192.0.2.1"), {"ready": True})
+        client = connect(sources.parse(table))
+        assert [record.addr for record in client.records("web", seconds=2)] == ["192.0.2.1"]
+        assert facts["registration"]["source"]["password"] == str(tmp_path / "word")
+        wrong = {**table, "password": str(tmp_path / "wrong")}
+        with pytest.raises(Failure, match="etcd does not know user pods") as caught:
+            register.up(step_of(tmp_path, registry=wrong, advertise="192.0.2.1"), {})
+        assert caught.value.code == NOT_ALLOWED
+        stranger = {"url": server.url, "user": "pods", "password": str(tmp_path / "word")}
+        with pytest.raises(Away, match="TLS"):
+            connect(sources.parse(stranger)).records("web", seconds=2)
+    finally:
+        server.close()

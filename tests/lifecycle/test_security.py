@@ -308,7 +308,7 @@ def test_root_does_not_register_where_others_can_write(tmp_path, mode, uid, gid)
 def test_a_record_is_never_written_through_a_link(tmp_path):
     (tmp_path / "registry/web").mkdir(parents=True)
     step = registering(tmp_path, tmp_path / "registry")
-    path = Path(register._path(step))
+    path = Path(tmp_path / "registry/web" / f"web.register@{os.uname().nodename}.json")
     (path.parent / f".{path.name}").symlink_to(tmp_path / "victim")
     with pytest.raises(OSError, match="symbolic"):
         register.up(step, {})

@@ -44,7 +44,7 @@ def test_it_runs_as_a_generator_without_site_packages(tmp_path):
     out.mkdir()
     (etc / "web.toml").write_text(CONTAINER)
     (etc / "bad.toml").write_text("chain = [")
-    (tmp_path / "generator").write_text(install.generator("/opt/podrun", ["container"], str(etc)))
+    (tmp_path / "generator").write_text(install.generator("/opt/podrun", {"container": {}}, str(etc)))
     (etc / "web.toml").chmod(0o644)
     done = subprocess.run([sys.executable, "-IS", tmp_path / "generator", out], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from podrun_hooks.network.namespace import Plug
 
 takes: Sequence[str] = ("netns", "addresses", "hostname")
-gives: Sequence[str] = ("netns", "addresses", "hostname", "mounts")
+gives: Sequence[str] = ("netns", "addresses", "hostname", "mounts", "published")
 resident = False
 default_name = ""
 
@@ -39,6 +39,18 @@ _FOR_MODES = (
 
 def up(step: Step, facts: Facts) -> Facts:
     """Makes the pod's namespace and everything in it, about 4 ms; in one that is there already, an interface."""
+    made = _up(step, facts)
+    if step.options.publish:
+        from podrun_hooks.network.publish import spec
+
+        made["published"] = [
+            {"ip": one.ip, "host": one.host, "port": one.port, "proto": one.proto}
+            for one in spec.each(step.options.publish)
+        ]
+    return made
+
+
+def _up(step: Step, facts: Facts) -> Facts:
     if os.path.exists(ledgers.path_of(step)):
         down(step, {})
     mode = step.options.mode.partition(":")[0]

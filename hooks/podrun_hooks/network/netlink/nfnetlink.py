@@ -1,4 +1,4 @@
-"""nf_tables messages for the elements of a map: ask for one, add several, delete several; and is a table there.
+"""nf_tables messages for the elements of maps and sets: ask for one or all, add and delete; and is a table there.
 
 Adding a published port by ``nft`` costs 4 ms for starting it; as a message it is 0.1 ms. Layouts are those of
 <linux/netfilter/nfnetlink.h> and <linux/netfilter/nf_tables.h>; publish/ruleset.py knows what a table looks like.
@@ -13,6 +13,7 @@ from podrun.record import NamedTuple
 from podrun_hooks.network.netlink.rtnetlink import (
     NLM_F_ACK,
     NLM_F_CREATE,
+    NLM_F_DUMP,
     NLM_F_EXCL,
     Message,
     Socket,
@@ -34,7 +35,7 @@ _GETTABLE, _GETSET, _NEWSETELEM, _GETSETELEM, _DELSETELEM = (_SUBSYSTEM << 8 | k
 _NFTA_TABLE_NAME = 1
 _SET_TABLE, _SET_NAME = 1, 2
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS, _LIST_ELEM = 1, 2, 3, 1
-_ELEM_KEY, _ELEM_DATA, _ELEM_USERDATA, _DATA_VALUE = 1, 2, 6, 1
+_ELEM_KEY, _ELEM_DATA, _ELEM_TIMEOUT, _ELEM_USERDATA, _DATA_VALUE = 1, 2, 4, 6, 1
 _UDATA_COMMENT = 0  # libnftnl's NFTNL_UDATA_SET_ELEM_COMMENT: what ``nft list`` shows as the element's comment
 
 _FAMILY = Struct("=BB")
@@ -51,6 +52,8 @@ class Element(NamedTuple):
     key: bytes
     value: bytes
     comment: str = ""
+    #: Milliseconds after which the kernel deletes it; 0: never.
+    timeout: int = 0
 
 
 _kept: list[tuple[int, Socket]] = []
@@ -119,6 +122,26 @@ def find(socket: Socket, table: str, map_: str, key: bytes) -> Element | None:
     return None
 
 
+def elements(socket: Socket, table: str, map_: str) -> list[Element]:
+    """All elements of a map or set; none when there is no such table."""
+    names = _text(_LIST_TABLE, table) + _text(_LIST_SET, map_)
+    try:
+        message = Message(f"list {map_}", _GETSETELEM, NLM_F_ACK | NLM_F_DUMP, _family(_NFPROTO_INET) + names)
+        answers = socket.send(message)
+    except OSError as error:
+        if error.errno == _ENOENT:
+            return []
+        raise
+    found = []
+    for _, answer in answers:
+        for kind, listed in attributes(answer[4:]):
+            for _, raw in attributes(listed) if kind == _LIST_ELEMENTS else ():
+                values = dict(attributes(raw))
+                key = dict(attributes(values.get(_ELEM_KEY, b""))).get(_DATA_VALUE, b"")
+                found.append(_element(map_, key, values))
+    return found
+
+
 def add(socket: Socket, table: str, elements: Sequence[Element]) -> None:
     """Adds all elements or none. Raises FileExistsError when one of the keys is taken."""
     _batch(socket, [_adding(table, element) for element in elements])
@@ -135,7 +158,12 @@ def replace(socket: Socket, table: str, old: Sequence[Element], new: Sequence[El
     Raises FileNotFoundError when one of ``old`` is not there, FileExistsError when the key of one of ``new`` is taken
     by an element that is not in ``old``.
     """
-    _batch(socket, [*(_deleting(table, element) for element in old), *(_adding(table, element) for element in new)])
+    messages = [*(_deleting(table, element) for element in old), *(_adding(table, element) for element in new)]
+    if not messages:
+        return
+    # One that is refused is answered in any case, and the answers to some hundred would not fit the socket's buffer.
+    last = messages[-1:]
+    _batch(socket, [*(message._replace(flags=message.flags & ~NLM_F_ACK) for message in messages[:-1]), *last])
 
 
 def _adding(table: str, element: Element) -> Message:
@@ -175,10 +203,15 @@ def _list(table: str, map_: str, elements: Sequence[bytes]) -> bytes:
 
 
 def _spelled(element: Element) -> bytes:
-    comment = element.comment.encode()[:127] + b"\0"
-    userdata = attribute(_ELEM_USERDATA, bytes([_UDATA_COMMENT, len(comment)]) + comment)
-    data = [_value(_ELEM_DATA, element.value)] if element.value else []
-    return nested(_LIST_ELEM, _value(_ELEM_KEY, element.key), *data, userdata)
+    parts = [_value(_ELEM_KEY, element.key)]
+    if element.value:
+        parts.append(_value(_ELEM_DATA, element.value))
+    if element.timeout:
+        parts.append(attribute(_ELEM_TIMEOUT, element.timeout.to_bytes(8, "big")))
+    if element.comment:
+        comment = element.comment.encode()[:127] + b"\0"
+        parts.append(attribute(_ELEM_USERDATA, bytes([_UDATA_COMMENT, len(comment)]) + comment))
+    return nested(_LIST_ELEM, *parts)
 
 
 def _element(map_: str, key: bytes, values: dict[int, bytes]) -> Element:

@@ -1,0 +1,110 @@
+"""A pod's connections to a backend that it is not led to any more: which are forgotten, and which are ended.
+
+Layouts are those of <linux/netfilter/nfnetlink_conntrack.h>, <linux/inet_diag.h> and <linux/sock_diag.h>. The functions
+act in the network namespace that the process is in.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+
+from podrun.record import NamedTuple
+from podrun_hooks.network.netlink.rtnetlink import NLM_F_ACK, NLM_F_DUMP, Message, Socket, attribute, attributes
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
+    from podrun_hooks.ambassador.maps import Lost
+
+_GET, _DELETE = 1 << 8 | 1, 1 << 8 | 2  # NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_*
+_ORIGINAL, _REPLY, _PROTOINFO, _NESTED = 1, 2, 4, 0x8000
+_IP, _PROTO = 1, 2
+_SRC, _DST, _NUMBER, _SRC_PORT, _DST_PORT = 1, 2, 1, 2, 3
+_TCP_INFO, _TCP_STATE, _SYN_SENT, _TCP = 1, 1, 1, 6
+_FAMILY = Struct("=BBH")
+_INET, _ENOENT = 2, 2
+_NETLINK_SOCK_DIAG, _SOCK_DESTROY = 4, 21
+_REQUEST = Struct("=BBBxI")  # family, protocol, extensions, states
+_NO_COOKIE = b"\xff" * 8
+
+
+class Flow(NamedTuple):
+    """One entry of connection tracking: the pod's side of it, where it really leads, and its tuple as it was listed."""
+
+    proto: int
+    source: bytes
+    source_port: bytes
+    address: bytes
+    port: bytes
+    backend: bytes
+    backend_port: bytes
+    #: True for a TCP connection that no answer has come for.
+    unanswered: bool
+    original: bytes
+
+
+def flows(socket: Socket) -> Iterator[Flow]:
+    """The IPv4 flows of the namespace, by a netfilter socket."""
+    listing = Message("list tracked connections", _GET, NLM_F_ACK | NLM_F_DUMP, _FAMILY.pack(_INET, 0, 0))
+    for _, answer in socket.send(listing):
+        parts = dict(attributes(answer[4:]))
+        there, back = _tuple(parts.get(_ORIGINAL, b"")), _tuple(parts.get(_REPLY, b""))
+        if there and back:
+            info = dict(attributes(dict(attributes(parts.get(_PROTOINFO, b""))).get(_TCP_INFO, b"")))
+            unanswered = info.get(_TCP_STATE, b"\0")[:1] == bytes([_SYN_SENT])
+            proto, src, sport, dst, dport = there
+            yield Flow(proto, src, sport, dst, dport, back[1], back[2], unanswered, parts[_ORIGINAL])
+
+
+def _tuple(raw: bytes) -> tuple[int, bytes, bytes, bytes, bytes] | None:
+    parts = dict(attributes(raw))
+    ip, proto = dict(attributes(parts.get(_IP, b""))), dict(attributes(parts.get(_PROTO, b"")))
+    if not (_SRC in ip and _DST in ip and _NUMBER in proto and _SRC_PORT in proto and _DST_PORT in proto):
+        return None
+    return proto[_NUMBER][0], ip[_SRC], proto[_SRC_PORT], ip[_DST], proto[_DST_PORT]
+
+
+def forget(socket: Socket, lost: Collection[Lost]) -> None:
+    """Forgets what would go on to a lost backend for no reason: connections it never answered, and datagrams.
+
+    Established connections stay: a backend that leaves in good order answers them to their end. A datagram's flow has
+    no end as long as it does not pause, and would stick.
+    """
+    for flow in _to(socket, lost):
+        if flow.proto != _TCP or flow.unanswered:
+            _delete(socket, flow)
+
+
+def reset(socket: Socket, lost: Collection[Lost]) -> int:
+    """Ends every connection to a backend whose host has vanished; returns how many there were.
+
+    The pod's own sockets are destroyed first (10 ms); without an entry alone they would be reset at their next
+    retransmission, seconds later.
+    """
+    found = list(_to(socket, lost))
+    with Socket(_NETLINK_SOCK_DIAG) as diag:
+        for flow in found:
+            if flow.proto == _TCP:
+                body = _REQUEST.pack(_INET, _TCP, 0, 0xFFFFFFFF) + flow.source_port + flow.port
+                body += flow.source + bytes(12) + flow.address + bytes(12) + bytes(4) + _NO_COOKIE
+                try:
+                    diag.send(Message("end a connection", _SOCK_DESTROY, NLM_F_ACK, body, (_ENOENT,)))
+                except OSError:
+                    pass  # a kernel without CONFIG_INET_DIAG_DESTROY: the entry's end does it later
+            _delete(socket, flow)
+    return len(found)
+
+
+def _to(socket: Socket, lost: Collection[Lost]) -> list[Flow]:
+    known = {tuple(one) for one in lost}
+    return [
+        flow
+        for flow in flows(socket)
+        if (flow.proto, flow.address, flow.port, flow.backend, flow.backend_port) in known
+    ]
+
+
+def _delete(socket: Socket, flow: Flow) -> None:
+    body = _FAMILY.pack(_INET, 0, 0) + attribute(_ORIGINAL | _NESTED, flow.original)
+    socket.send(Message("forget a tracked connection", _DELETE, NLM_F_ACK, body, (_ENOENT,)))

@@ -1,0 +1,122 @@
+"""Seeing to it that somebody follows: a unit where systemd runs, else a child of podrun's, or a process that stays."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+
+from podrun_hooks.registry import wishes
+from podrun_hooks.support import syscalls
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from podrun.hook import Step
+
+RUN = "/run/podrun"
+#: What ``[defaults]``, tests and people without systemd say: "no".
+_VARIABLE = "PODRUN_SYSTEMD"
+
+
+def ensure(step: Step) -> None:
+    """Starts the follower of the step's run directory where none is that stays.
+
+    In the foreground podrun does it itself: a child that waits until nobody else does, and ends with podrun.
+    """
+    run = step.pod.run
+    kind = running(run)
+    if kind in ("unit", "sidekick"):
+        return
+    booted = os.path.isdir("/run/systemd/system") and os.environ.get(_VARIABLE) != "no" and not os.geteuid()
+    if booted and _unit(run):
+        return
+    if step.pod.attached:
+        _start(run, "foreground")
+        return
+    pid = _start(run, "sidekick")
+    line = (
+        f"podrun: {step.pod.name}: {step.label}: process {pid} stays and keeps the record: systemd does not run here\n"
+    )
+    os.write(2, line.encode())
+
+
+def running(run: str) -> str:
+    """What kind of follower is at work: "unit", "sidekick", "foreground", or "" when none is."""
+    try:
+        fd = os.open(lock_of(run), os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return ""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return os.pread(fd, 32, 0).decode().strip() or "foreground"
+    finally:
+        os.close(fd)
+    return ""
+
+
+def lock_of(run: str) -> str:
+    """Whoever follows holds it; its content is the kind."""
+    return f"{wishes.directory(run)}/.follower"
+
+
+def unit_of(run: str) -> str:
+    """The unit's name; other run directories have units of their own."""
+    if run == RUN:
+        return "podrun-follow.service"
+    from _blake2 import blake2s
+
+    return f"podrun-follow-{blake2s(run.encode(), digest_size=2).hexdigest()}.service"
+
+
+def command(run: str, kind: str) -> list[str]:
+    """The follower's command line: an interpreter without site, to which everything it imports is given."""
+    places = [path for path in sys.path if os.path.isdir(f"{path}/podrun_hooks") or os.path.isdir(f"{path}/podrun")]
+    code = f"import sys; sys.path[:0] = {places!r}; from podrun_hooks.follow.process import main; main(sys.argv[1:])"
+    return [sys.executable, "-IS", "-c", code, run, kind]
+
+
+def _unit(run: str) -> bool:
+    """Has systemd start the unit, as the installed one or as a transient one; False when it does not."""
+    name = unit_of(run)
+    if os.path.exists(f"/etc/systemd/system/{name}") or os.path.exists(f"/run/systemd/generator/{name}"):
+        argv = ["/bin/systemctl", "start", "--no-block", name]
+    else:
+        settings = ["Type=notify", "Restart=always", "RestartSec=100ms", "WatchdogSec=30s", "OOMScoreAdjust=-500"]
+        settings += ["CapabilityBoundingSet=CAP_NET_ADMIN CAP_SYS_ADMIN CAP_DAC_OVERRIDE"]
+        argv = ["/usr/bin/systemd-run", "--quiet", "--no-block", "--collect", f"--unit={name}"]
+        argv += ["--description=podrun: records and services of this host", *(f"--property={one}" for one in settings)]
+        argv += ["--", *command(run, "unit")]
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        actions = [(os.POSIX_SPAWN_DUP2, null, fd) for fd in (0, 1, 2)]
+        pid = os.posix_spawn(argv[0], argv, {"PATH": "/usr/bin:/bin"}, file_actions=actions)
+    except OSError:
+        return False
+    finally:
+        os.close(null)
+    # Another pod may have been quicker: then the unit is there, which is all that is wanted.
+    return os.waitpid(pid, 0)[1] == 0 or running(run) == "unit" or os.path.exists(f"/run/systemd/transient/{name}")
+
+
+def _start(run: str, kind: str) -> int:
+    """Starts the follower as a process; returns its pid. A child in the foreground ends with podrun."""
+    os.makedirs(wishes.directory(run), mode=0o700, exist_ok=True)
+    parent = os.getpid()
+    argv = command(run, kind)
+    child = syscalls.fork()
+    if child:
+        return child
+    try:
+        if kind == "foreground":
+            syscalls.die_with_parent(parent, 15)
+        # Ctrl-C in the terminal is for podrun, which ends in its own time.
+        os.setsid()
+        syscalls.heed_signals()
+        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        for fd in (0, 1) if kind == "foreground" else (0, 1, 2):
+            os.dup2(null, fd)
+        syscalls.close_on_exec_from(3)
+        os.execve(argv[0], argv, {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"})
+    finally:
+        os._exit(125)

@@ -1,0 +1,319 @@
+"""The follower's one loop: renews leases, writes what was deferred, polls registries, leads pods to what has changed.
+
+Outside the data path: when it dies nothing moves and nothing breaks, and it has to be back within the TTL. Between two
+polls it holds no descriptor of a pod's namespace, which would keep that alive.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import select
+import sys
+import time
+
+from podrun.errors import Failure
+from podrun_hooks.ambassador import reach
+from podrun_hooks.follow import begin
+from podrun_hooks.registry import connect, wishes
+from podrun_hooks.registry.http import Away, Refused
+from podrun_hooks.registry.wishes import Ambassador, Registration
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal as _signal
+    import socket as _socket
+    from collections.abc import Sequence
+
+    from podrun_hooks.ambassador.maps import Lost
+    from podrun_hooks.registry.record import Record
+    from podrun_hooks.registry.source import Source
+    from podrun_hooks.registry.wishes import Leases
+else:
+    import _signal
+    import _socket
+
+#: Seconds from one poll to the next: half of it is how long a move takes to be seen.
+POLL = 0.2
+#: Seconds that one call may take, and the longest pause after one that failed.
+_CALL, _PAUSE = 1.5, 5.0
+#: A lease is renewed so often in its life, and what stands under it is compared every so many times.
+_RENEWALS, _REPAIR_EVERY = 3, 4
+#: Seconds without a wish after which a follower that is no unit ends.
+_LINGER = 2.0
+#: How often, how long and how far apart a lost backend is called before its host counts as vanished.
+_CALLS, _PATIENCE, _APART = 2, 1.0, 0.5
+
+
+class Followed:
+    """One registry, and what of it the pods of this host want."""
+
+    def __init__(self, source: Source, run: str) -> None:
+        self.source = source
+        self.client = connect(source)
+        self.leases: Leases = wishes.Leases(run)
+        self.run = run
+        self.registrations: list[Registration] = []
+        self.ambassadors: list[Ambassador] = []
+        #: What is known of the services that are followed.
+        self.records: dict[str, list[Record]] = {}
+        #: The ambassadors that have been led to it.
+        self.led: set[tuple[object, ...]] = set()
+        #: Records as they have been written, by key.
+        self.written: dict[str, Record] = {}
+        self.next_poll = 0.0
+        self.next_keep: dict[float, float] = {}
+        self.kept = 0
+        self.trouble = ""
+        self.pause = 0.0
+
+    def wants(self, registrations: list[Registration], ambassadors: list[Ambassador]) -> None:
+        """Takes what the wishes say now."""
+        self.registrations, self.ambassadors = registrations, ambassadors
+        self.led &= {_identity(wish) for wish in ambassadors}
+        keys = {wish.record.key for wish in registrations}
+        self.written = {key: record for key, record in self.written.items() if key in keys}
+        if any(self.written.get(wish.record.key) != wish.record for wish in registrations):
+            self.next_keep = {}
+        if len(self.led) != len(ambassadors):
+            self.next_poll = 0.0
+
+    def due(self) -> float:
+        """When it wants to act next, on the monotonic clock."""
+        ttls = {wish.ttl for wish in self.registrations}
+        return min([self.next_poll, *(self.next_keep.get(ttl, 0.0) for ttl in ttls)])
+
+    def act(self, now: float) -> list[tuple[Ambassador, Lost]]:
+        """Does what is due; returns the backends that pods were led to before. What fails is told once."""
+        lost: list[tuple[Ambassador, Lost]] = []
+        try:
+            for ttl in {wish.ttl for wish in self.registrations}:
+                if now >= self.next_keep.get(ttl, 0.0):
+                    self._keep(ttl)
+                    self.next_keep[ttl] = now + ttl / _RENEWALS
+            if now >= self.next_poll:
+                lost = self._poll()
+                self.next_poll = now + POLL if self.ambassadors else now + _PAUSE
+        except (Away, Refused) as error:
+            self.pause = min(max(POLL, self.pause * 2), _PAUSE)
+            self.next_poll = time.monotonic() + self.pause
+            self.next_keep = {wish.ttl: self.next_poll for wish in self.registrations}
+            if not self.trouble:
+                say(f"{self.source.url}: {error}; records end with their leases, nothing else changes")
+            self.trouble = str(error)
+            return lost
+        if self.trouble:
+            say(f"{self.source.url}: it answers again")
+        self.trouble, self.pause = "", 0.0
+        return lost
+
+    def _keep(self, ttl: float) -> None:
+        mine = [wish for wish in self.registrations if wish.ttl == ttl]
+        self.kept += 1
+        repair = self.kept % _REPAIR_EVERY == 1 or bool(self.trouble)
+        records = {wish.record.key: wish.record for wish in mine}
+        for line in self.client.keep(ttl, records, self.leases, seconds=_CALL, repair=repair):
+            say(f"{self.source.url}: {line}")
+        for wish in mine:
+            if self.written.get(wish.record.key) == wish.record:
+                continue
+            done = self.client.announce(wish.record, ttl, self.leases, seconds=_CALL, only_new=not wish.deferred)
+            self.written[wish.record.key] = wish.record
+            current = wishes.read(self.run, wish.pod, wish.step)
+            if not isinstance(current, Registration) or current.record.gen != wish.record.gen:
+                # The pod has gone meanwhile, and did not find the record that was written just now.
+                self.client.withdraw(wish.record.service, wish.record.id, wish.record.gen, seconds=_CALL)
+            elif wish.deferred and done:
+                wishes.write(self.run, current._replace(deferred=False))
+                say(f"{self.source.url}: registered {wish.record.key}, which was deferred")
+
+    def _poll(self) -> list[tuple[Ambassador, Lost]]:
+        services = {wish.service for wish in self.ambassadors}
+        if not services:
+            return []
+        changed = self.client.poll(services, seconds=_CALL)
+        self.records = {service: found for service, found in self.records.items() if service in services}
+        self.records.update(changed)
+        wanted = [
+            wish
+            for wish in self.ambassadors
+            if wish.service in self.records and (wish.service in changed or _identity(wish) not in self.led)
+        ]
+        lost = reach.lead(self.run, [(wish, self.records[wish.service]) for wish in wanted], say)
+        self.led |= {_identity(wish) for wish in wanted}
+        return lost
+
+
+def _identity(wish: Ambassador) -> tuple[object, ...]:
+    return (wish.pod, wish.step, wish.inode, wish.place, wish.service, wish.port)
+
+
+# --- backends whose host has vanished ------------------------------------------------------------------------------
+
+
+class Suspect:
+    """A backend that a pod was led to before: it is called, and silence means that its host has vanished."""
+
+    def __init__(self, wish: Ambassador, lost: Lost) -> None:
+        self.wish, self.lost = wish, lost
+        self.silences = 0
+        self.next_call = 0.0
+        self.until = 0.0
+        self.socket: _socket.socket | None = None
+
+    def act(self, now: float) -> str:
+        """What has become of it: "answers", "vanished", or "" while that is not known."""
+        if self.socket is None:
+            if now < self.next_call:
+                return ""
+            self.socket = _socket.socket(
+                _socket.AF_INET, _socket.SOCK_STREAM | _socket.SOCK_NONBLOCK | _socket.SOCK_CLOEXEC
+            )
+            port = int.from_bytes(self.lost.backend_port, "big")
+            code = self.socket.connect_ex((_socket.inet_ntop(_socket.AF_INET, self.lost.backend), port))
+            self.until = now + _PATIENCE
+            return self._told(code, now) if code != errno.EINPROGRESS else ""
+        poll = select.poll()
+        poll.register(self.socket.fileno(), select.POLLOUT)
+        if poll.poll(0):
+            return self._told(self.socket.getsockopt(_socket.SOL_SOCKET, _socket.SO_ERROR), now)
+        return self._told(errno.ETIMEDOUT, now) if now >= self.until else ""
+
+    def _told(self, code: int, now: float) -> str:
+        self.close()
+        if code in (0, errno.ECONNREFUSED, errno.ECONNRESET):
+            return "answers"
+        self.silences += 1
+        self.next_call = now + _APART
+        return "vanished" if self.silences >= _CALLS else ""
+
+    def close(self) -> None:
+        """Closes its socket."""
+        if self.socket is not None:
+            self.socket.close()
+            self.socket = None
+
+
+# --- the process ---------------------------------------------------------------------------------------------------
+
+
+class Follower:
+    """All registries of one run directory."""
+
+    def __init__(self, run: str) -> None:
+        self.run = run
+        self.followed: dict[Source, Followed] = {}
+        self.suspects: list[Suspect] = []
+        self._stamp = -1
+        self._read = 0.0
+
+    def look(self, now: float) -> bool:
+        """Reads the wishes when they have changed; True while there are any that need a follower."""
+        stamp = wishes.stamp(self.run)
+        # What has been written within the same tick of the clock as the last look has the same time.
+        if stamp == self._stamp and now - self._read < 1.0:
+            return bool(self.followed)
+        self._stamp, self._read = stamp, now
+        found = [wish for wish in wishes.everything(self.run) if wish.source.has_server]
+        sources = {wish.source for wish in found}
+        for gone in set(self.followed) - sources:
+            self.followed.pop(gone).client.close()
+        for source in sources:
+            if source not in self.followed:
+                self.followed[source] = Followed(source, self.run)
+            mine = [wish for wish in found if wish.source == source]
+            self.followed[source].wants(
+                [wish for wish in mine if isinstance(wish, Registration)],
+                [wish for wish in mine if isinstance(wish, Ambassador)],
+            )
+        return bool(found)
+
+    def act(self, now: float) -> None:
+        """Does what is due."""
+        for followed in self.followed.values():
+            if now >= followed.due():
+                self.suspects += [Suspect(wish, lost) for wish, lost in followed.act(now) if lost.proto == 6]
+        self._ask(now)
+
+    def _ask(self, now: float) -> None:
+        verdicts = [(suspect, suspect.act(now)) for suspect in self.suspects]
+        vanished = [(suspect.wish, suspect.lost) for suspect, verdict in verdicts if verdict == "vanished"]
+        if vanished:
+            ended = reach.end(vanished)
+            if ended:
+                say(f"{vanished[0][0].service}: ended {ended} connections to a host that has vanished")
+        self.suspects = [suspect for suspect, verdict in verdicts if not verdict]
+
+    def pause(self, now: float) -> float:
+        """Seconds until something is due; the wishes are looked at so often at least."""
+        soonest = min([followed.due() for followed in self.followed.values()], default=now + POLL)
+        return 0.05 if self.suspects else max(0.0, min(soonest - now, POLL))
+
+
+def main(words: Sequence[str]) -> None:
+    """Follows until it is told to end, or nobody needs it any more: RUN KIND (unit, sidekick, foreground)."""
+    run, kind = words
+    ending: list[int] = []
+    for number in (_signal.SIGTERM, _signal.SIGINT):
+        _signal.signal(number, lambda number, _: ending.append(number))
+    os.makedirs(wishes.directory(run), mode=0o700, exist_ok=True)
+    lock = os.open(begin.lock_of(run), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    notify("READY=1")
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            notify("STATUS=another one follows\nWATCHDOG=1")
+            time.sleep(0.5)
+            if ending or (kind == "foreground" and os.getppid() == 1):
+                return
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"{kind}\n".encode(), 0)
+    follower = Follower(run)
+    needed = time.monotonic()
+    told = 0.0
+    while not ending:
+        now = time.monotonic()
+        if follower.look(now):
+            needed = now
+        elif kind != "unit" and now - needed > _LINGER:
+            return
+        try:
+            follower.act(now)
+        except (Failure, OSError) as error:
+            # A full disk, a descriptor too few: nothing that ends the follower, whose next round may do better.
+            say(f"{error}")
+            time.sleep(1.0)
+        if now - told > 5.0:
+            notify("WATCHDOG=1")
+            told = now
+        time.sleep(follower.pause(time.monotonic()) if follower.followed else POLL * 2)
+
+
+def say(line: str) -> None:
+    """A line for the journal."""
+    plain = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in line)
+    try:
+        os.write(2, f"podrun: follow: {plain}\n".encode(errors="replace"))
+    except OSError:
+        pass
+
+
+def notify(assignments: str) -> None:
+    """sd_notify(3)."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC)
+    try:
+        sock.sendto(assignments.encode(), "\0" + address[1:] if address.startswith("@") else address)
+    except OSError:
+        pass
+    finally:
+        sock.close()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,333 @@
+"""etcd v3 through its JSON gateway (``/v3/...``): records under one lease a host, and a poll that costs one small read.
+
+What the gateway does to the gRPC messages: 64-bit integers are strings, fields that are zero are left out, keys and
+values are base64. A keep-alive of a dead lease is answered with 200, without a TTL.
+"""
+
+from __future__ import annotations
+
+import time
+from binascii import Error as NotBase64
+from binascii import a2b_base64, b2a_base64
+
+from podrun import jsontext
+from podrun.hook import Wrong
+from podrun_hooks.registry.http import Away, Client, Refused, password
+from podrun_hooks.registry.record import MOST, PREFIX, Record, parse
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+    from typing import Any
+
+    from podrun_hooks.registry.http import Answer
+    from podrun_hooks.registry.source import Source
+    from podrun_hooks.registry.wishes import Leases
+
+WAITING = "/podrun/v1/wait/"
+#: Never written: reading it tells the cluster's revision, and that there is a leader, for the smallest answer there is.
+_NOWHERE = "/podrun/v1/none"
+_NO_LEASE = "requested lease not found"
+
+
+class Etcd:
+    """One cluster, spoken to by one user. Methods raise Away or Refused; ``seconds`` bounds each of them."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self._http = Client(source)
+        self._token = ""
+        #: The cluster's revision at the last poll, and what was known of the services then.
+        self._revision = 0
+        self._known: dict[str, dict[str, Record | None]] = {}
+
+    def close(self) -> None:
+        """Closes the connection."""
+        self._http.close()
+
+    def limit(self, seconds: float) -> None:
+        """From now on all calls together may take so long."""
+        self._http.until = time.monotonic() + seconds
+
+    # --- records -----------------------------------------------------------------------------------------------
+
+    def announce(self, record: Record, ttl: float, leases: Leases, *, seconds: float, only_new: bool = False) -> bool:
+        """Writes a record under the host's lease of so many seconds. False: ``only_new``, and somebody else has it."""
+        lease = leases.of(self.source, ttl)
+        for _ in range(2):
+            if not lease:
+                lease = self._grant(ttl, seconds)
+                leases.keep(self.source, ttl, lease)
+            try:
+                return self._put(record.key, record.text, lease, seconds, record.gen if only_new else None)
+            except _LeaseGone:
+                lease = ""
+        raise Away("the lease was gone as soon as it was granted")
+
+    def withdraw(self, service: str, identity: str, gen: str, *, seconds: float) -> bool:
+        """Deletes a record, only that of this invocation; True when it was there.
+
+        A transaction on the revision that was read: a successor that overwrites it in between stays.
+        """
+        key = f"{PREFIX}{service}/{identity}"
+        found = self._call("kv/range", {"key": _b64(key)}, seconds).get("kvs", [])
+        if not found or _gen_of(found[0]) != gen:
+            return False
+        compare = {"key": _b64(key), "target": "MOD", "result": "EQUAL", "modRevision": found[0]["mod_revision"]}
+        done = self._call(
+            "kv/txn", {"compare": [compare], "success": [{"requestDeleteRange": {"key": _b64(key)}}]}, seconds
+        )
+        return bool(done.get("succeeded"))
+
+    def records(self, service: str, *, seconds: float, wrong: list[str] | None = None) -> list[Record]:
+        """The records of a service, by id; into ``wrong`` goes what is no record, and why."""
+        answer = self._call("kv/range", _range(f"{PREFIX}{service}/"), seconds)
+        return sorted(_present(_read(answer, service, wrong)), key=lambda record: record.id)
+
+    def services(self, *, seconds: float) -> list[str]:
+        """The services that have a record."""
+        answer = self._call("kv/range", {**_range(PREFIX), "keys_only": True, "limit": "100000"}, seconds)
+        keys = [_plain(kv.get("key", "")).removeprefix(PREFIX) for kv in answer.get("kvs", [])]
+        return sorted({key.partition("/")[0] for key in keys})
+
+    def remove(self, service: str, identity: str, *, seconds: float) -> bool:
+        """Deletes a record, whosever it is; True when it was there."""
+        answer = self._call("kv/deleterange", {"key": _b64(f"{PREFIX}{service}/{identity}")}, seconds)
+        return bool(answer.get("deleted", "0") != "0")
+
+    # --- waiting -----------------------------------------------------------------------------------------------
+
+    def wait_begins(self, identity: str, text: str, ttl: float, leases: Leases, *, seconds: float) -> None:
+        """Notes what somebody waits for, or that it goes on: a note that is not repeated ends with its lease."""
+        lease = leases.of(self.source, ttl)
+        if lease and not self._renewed(lease, seconds):
+            lease = ""
+        for _ in range(2):
+            if not lease:
+                lease = self._grant(ttl, seconds)
+                leases.keep(self.source, ttl, lease)
+            try:
+                self._put(WAITING + identity, text, lease, seconds, None)
+                return
+            except _LeaseGone:
+                lease = ""
+
+    def wait_ends(self, identity: str, *, seconds: float) -> None:
+        """Takes the note back."""
+        self._call("kv/deleterange", {"key": _b64(WAITING + identity)}, seconds)
+
+    def waiting(self, *, seconds: float) -> list[str]:
+        """Everybody's notes."""
+        found = self._call("kv/range", _range(WAITING), seconds).get("kvs", [])
+        return [_plain(kv.get("value", "")) for kv in found]
+
+    # --- following ---------------------------------------------------------------------------------------------
+
+    def poll(self, services: Collection[str], *, seconds: float) -> dict[str, list[Record]]:
+        """The records of those services that have changed since the last poll; all of one that is new here."""
+        revision = _revision(self._call("kv/range", {"key": _b64(_NOWHERE), "count_only": True}, seconds))
+        new = [service for service in services if service not in self._known]
+        if revision == self._revision and not new:
+            return {}
+        self._known = {service: records for service, records in self._known.items() if service in services}
+        if revision < self._revision:
+            # Another cluster, or one that was restored from a backup.
+            self._known = {}
+        wanted = sorted(services)
+        since = [str(self._revision + 1) if service in self._known else "0" for service in wanted]
+        # etcd takes 128 operations in a transaction (--max-txn-ops).
+        changed: dict[str, list[Record]] = {}
+        lowest = 0
+        for at in range(0, len(wanted), 100):
+            part = list(zip(wanted, since, strict=True))[at : at + 100]
+            answer = self._call("kv/txn", {"success": [_new_in(service, after) for service, after in part]}, seconds)
+            told = [one.get("response_range", {}) for one in answer.get("responses", [])]
+            if len(told) != len(part):
+                raise Away("a transaction's answer has not as many parts as its question")
+            lowest = min(lowest or _revision(answer), _revision(answer))
+            for (service, _), found in zip(part, told, strict=True):
+                if self._take(service, found, seconds):
+                    changed[service] = sorted(_present(self._known[service]), key=lambda record: record.id)
+        self._revision = lowest or revision
+        return changed
+
+    def _take(self, service: str, found: Mapping[str, Any], seconds: float) -> bool:
+        """Adds what is new of a service; True when anything is. A count that does not fit means that some are gone."""
+        first = service not in self._known
+        before = self._known.get(service, {})
+        after = {**before, **_read(found, service, None)}
+        if int(found.get("count", "0")) != len(after):
+            after = _read(self._call("kv/range", _range(f"{PREFIX}{service}/"), seconds), service, None)
+        self._known[service] = after
+        return first or after != before
+
+    def keep(
+        self, ttl: float, wanted: Mapping[str, Record], leases: Leases, *, seconds: float, repair: bool
+    ) -> list[str]:
+        """Renews the host's lease; with ``repair`` what is missing under it is written and what is too much deleted.
+
+        Returns what was done beside renewing, for the log.
+        """
+        lease = leases.of(self.source, ttl)
+        alive = bool(lease) and self._renewed(lease, seconds)
+        if not alive:
+            lease = self._grant(ttl, seconds)
+            leases.keep(self.source, ttl, lease)
+        elif not repair:
+            return []
+        answer = self._call("lease/timetolive", {"ID": lease, "keys": True}, seconds) if alive else {}
+        held = {_plain(key) for key in answer.get("keys", [])}
+        done = [] if alive else ["granted a new lease"]
+        for key, record in wanted.items():
+            if key not in held and self._put(key, record.text, lease, seconds, record.gen):
+                done.append(f"registered {key}")
+        for key in sorted(held - set(wanted)):
+            if key.startswith(PREFIX):
+                self._call("kv/deleterange", {"key": _b64(key)}, seconds)
+                done.append(f"removed {key}, which no pod of this host has")
+        return done
+
+    # --- messages ----------------------------------------------------------------------------------------------
+
+    def _grant(self, ttl: float, seconds: float) -> str:
+        return str(self._call("lease/grant", {"TTL": str(max(2, round(ttl)))}, seconds).get("ID", ""))
+
+    def _renewed(self, lease: str, seconds: float) -> bool:
+        """Renews a lease; False for one that has ended, which is answered as well, with nothing in it."""
+        answer = self._call("lease/keepalive", {"ID": lease}, seconds)
+        return int(_result(answer).get("TTL", "0")) > 0
+
+    def _put(self, key: str, text: str, lease: str, seconds: float, only_for: str | None) -> bool:
+        """Writes a key; with ``only_for`` only where there is none yet or one of that invocation."""
+        put = {"key": _b64(key), "value": _b64(text), "lease": lease}
+        if only_for is None:
+            self._call("kv/put", put, seconds)
+            return True
+        absent = {"key": _b64(key), "target": "VERSION", "result": "EQUAL", "version": "0"}
+        body = {
+            "compare": [absent],
+            "success": [{"requestPut": put}],
+            "failure": [{"requestRange": {"key": _b64(key)}}],
+        }
+        answer = self._call("kv/txn", body, seconds)
+        if answer.get("succeeded"):
+            return True
+        there = answer.get("responses", [{}])[0].get("response_range", {}).get("kvs", [])
+        if not there or _gen_of(there[0]) != only_for:
+            return False
+        same = {"key": _b64(key), "target": "MOD", "result": "EQUAL", "modRevision": there[0]["mod_revision"]}
+        answer = self._call("kv/txn", {"compare": [same], "success": [{"requestPut": put}]}, seconds)
+        return bool(answer.get("succeeded"))
+
+    def _call(self, path: str, body: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+        for attempt in range(2):
+            if self.source.user and not self._token:
+                self._authenticate(seconds)
+            headers = {"Authorization": self._token} if self._token else {}
+            answer = self._http.call(
+                "POST", f"/v3/{path}", jsontext.dumps(body).encode(), seconds=seconds, headers=headers, trouble=_trouble
+            )
+            if answer.status == 200:
+                table = answer.json()
+                if not isinstance(table, dict):
+                    raise Away("the answer is not a JSON object")
+                return table
+            words = _error(answer)
+            if _NO_LEASE in words:
+                raise _LeaseGone(words)
+            if "auth token" in words and self.source.user and not attempt:
+                self._token = ""  # it has a life of its own (--auth-token-ttl), shorter than ours
+                continue
+            if "space exceeded" in words:
+                raise Away(words)  # until somebody has compacted it and taken the alarm back
+            raise Refused(f"etcd: {words}")
+        raise Refused("etcd takes no token that it has given out itself")
+
+    def _authenticate(self, seconds: float) -> None:
+        body = jsontext.dumps({"name": self.source.user, "password": password(self.source)}).encode()
+        answer = self._http.call("POST", "/v3/auth/authenticate", body, seconds=seconds, trouble=_trouble)
+        if answer.status != 200:
+            raise Refused(f"etcd does not know user {self.source.user}: {_error(answer)}")
+        self._token = str(answer.json().get("token", ""))
+
+
+class _LeaseGone(Away):
+    pass
+
+
+def _trouble(answer: Answer) -> str:
+    """What another member may do better: this one has no leader, or does not find its way to it."""
+    if answer.status < 500:
+        return ""
+    return _error(answer)
+
+
+def _error(answer: Answer) -> str:
+    try:
+        table = answer.json()
+    except Away:
+        return f"status {answer.status}"
+    words = table.get("message") or table.get("error") if isinstance(table, dict) else None
+    return str(words)[:200] if words else f"status {answer.status}"
+
+
+def _result(table: Mapping[str, Any]) -> dict[str, Any]:
+    """A stream's answer is wrapped once more."""
+    found = table.get("result", {})
+    return found if isinstance(found, dict) else {}
+
+
+def _b64(text: str) -> str:
+    return b2a_base64(text.encode(), newline=False).decode()
+
+
+def _plain(text: str) -> str:
+    try:
+        return a2b_base64(text).decode()
+    except (NotBase64, ValueError):
+        raise Away("the answer holds what is not base64 of UTF-8") from None
+
+
+def _range(prefix: str) -> dict[str, Any]:
+    """All keys that begin so: up to the prefix with its last byte one higher."""
+    end = prefix[:-1] + chr(ord(prefix[-1]) + 1)
+    return {"key": _b64(prefix), "range_end": _b64(end), "limit": str(MOST)}
+
+
+def _new_in(service: str, since: str) -> dict[str, Any]:
+    return {"requestRange": {**_range(f"{PREFIX}{service}/"), "min_mod_revision": since}}
+
+
+def _revision(answer: Mapping[str, Any]) -> int:
+    try:
+        return int(answer["header"]["revision"])
+    except (KeyError, TypeError, ValueError):
+        raise Away("the answer has no revision: is this etcd?") from None
+
+
+def _read(answer: Mapping[str, Any], service: str, wrong: list[str] | None) -> dict[str, Record | None]:
+    """Keys and records of an answer; None for what is no record of this service."""
+    found: dict[str, Record | None] = {}
+    for kv in answer.get("kvs", []):
+        key = _plain(kv.get("key", ""))
+        found[key] = None
+        try:
+            record = parse(a2b_base64(kv.get("value", "")))
+            if record.key != key or record.service != service:
+                raise Wrong(f"it says that it is {record.id} of {record.service}")
+            found[key] = record
+        except (Wrong, NotBase64, ValueError) as error:
+            if wrong is not None:
+                wrong.append(f"{key}: {error}")
+    return found
+
+
+def _present(records: Mapping[str, Record | None]) -> list[Record]:
+    return [record for record in records.values() if record is not None]
+
+
+def _gen_of(kv: Mapping[str, Any]) -> str:
+    try:
+        return parse(a2b_base64(kv.get("value", ""))).gen
+    except (Wrong, NotBase64, ValueError):
+        return ""

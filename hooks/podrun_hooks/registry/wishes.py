@@ -1,0 +1,216 @@
+"""What the pods of this host want of registries: a file for each registration and each ambassador, 0600.
+
+``<run>/follow/<pod>.<step>.json``. A step writes its wish before it does anything and removes it first of all; the
+follower does what the wishes say, so that nothing is lost when it, or a registry, was away.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+
+from podrun import jsontext
+from podrun.record import NamedTuple
+from podrun_hooks.registry import source as sources
+from podrun_hooks.registry.record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from podrun_hooks.registry.source import Source
+
+_SUFFIX = ".json"
+
+
+class Registration(NamedTuple):
+    """A record to be kept."""
+
+    pod: str
+    step: str
+    source: Source
+    ttl: float
+    record: Record
+    #: The registry was away when the step wanted to write the record: it may take the place of another one's.
+    deferred: bool = False
+
+
+class Ambassador(NamedTuple):
+    """A service to be followed for a pod."""
+
+    pod: str
+    step: str
+    source: Source
+    service: str
+    #: "nft" or "haproxy".
+    via: str
+    #: The path of the pod's network namespace, and which one it is; "host" and 0 for the host's.
+    netns: str
+    inode: int
+    #: The nftables table in there, or the path of HAProxy's socket.
+    place: str
+    proto: str
+    #: Where the pod finds the service.
+    address: str
+    port: int
+    hold: float
+    balance: str
+    #: The pod's own addresses: no record leads to them.
+    own: list[str]
+    #: The host's nftables table with the published ports of podrun's pods.
+    published: str
+
+
+def directory(run: str) -> str:
+    """Where the wishes are."""
+    return f"{run}/follow"
+
+
+def path_of(run: str, pod: str, step: str) -> str:
+    """The file of a step's wish."""
+    return f"{directory(run)}/{pod}.{step}{_SUFFIX}"
+
+
+def write(run: str, wish: Registration | Ambassador) -> None:
+    """Writes a wish in the place of an earlier one of the step."""
+    os.makedirs(directory(run), mode=0o700, exist_ok=True)
+    path = path_of(run, wish.pod, wish.step)
+    kind = "record" if isinstance(wish, Registration) else "ambassador"
+    table: dict[str, Any] = {"v": 1, "kind": kind, **wish._asdict(), "source": sources.to_json(wish.source)}
+    if isinstance(wish, Registration):
+        table["record"] = wish.record._asdict()
+    unfinished = f"{directory(run)}/.{os.path.basename(path)}"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    with open(os.open(unfinished, flags, 0o600), "w", encoding="utf-8") as file:
+        file.write(jsontext.dumps(table))
+    os.rename(unfinished, path)
+
+
+def remove(run: str, pod: str, step: str) -> None:
+    """Removes a step's wish; nothing when it is gone."""
+    path = path_of(run, pod, step)
+    for one in (path, f"{directory(run)}/.{os.path.basename(path)}"):
+        try:
+            os.unlink(one)
+        except FileNotFoundError:
+            pass
+
+
+def read(run: str, pod: str, step: str) -> Registration | Ambassador | None:
+    """A step's wish, or None."""
+    try:
+        with open(path_of(run, pod, step), encoding="utf-8") as file:
+            table = jsontext.loads(file.read())
+    except (FileNotFoundError, ValueError):
+        return None
+    kind = table.pop("kind")
+    del table["v"]
+    table["source"] = sources.from_json(table["source"])
+    if kind == "record":
+        return Registration(**{**table, "record": Record(**table["record"])})
+    return Ambassador(**table)
+
+
+def everything(run: str) -> list[Registration | Ambassador]:
+    """All wishes of a run directory."""
+    try:
+        names = sorted(os.listdir(directory(run)))
+    except FileNotFoundError:
+        return []
+    found = []
+    for name in names:
+        if name.endswith(_SUFFIX) and not name.startswith("."):
+            # A pod's name has no dot, a step's may.
+            pod, _, step = name.removesuffix(_SUFFIX).partition(".")
+            wish = read(run, pod, step)
+            if wish:
+                found.append(wish)
+    return found
+
+
+def of_pod(run: str, pod: str) -> list[Registration | Ambassador]:
+    """The wishes of one pod."""
+    return [wish for wish in everything(run) if wish.pod == pod]
+
+
+def ambassadors(run: str, source: Source, service: str) -> list[Ambassador]:
+    """The ambassadors of this host for a service of a registry."""
+    return [
+        wish
+        for wish in everything(run)
+        if isinstance(wish, Ambassador) and wish.service == service and wish.source == source
+    ]
+
+
+def stamp(run: str) -> int:
+    """Changes when a wish comes or goes; 0 without any."""
+    try:
+        return os.stat(directory(run)).st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
+class Leases:
+    """The host's leases, one for each registry, user and TTL: files beside the wishes, so that steps use them too."""
+
+    def __init__(self, run: str) -> None:
+        self._directory = directory(run)
+
+    def of(self, source: Source, ttl: float) -> str:
+        """The lease's id, "" for none."""
+        try:
+            with open(self._path(source, ttl), encoding="utf-8") as file:
+                return file.read().strip()
+        except FileNotFoundError:
+            return ""
+
+    def keep(self, source: Source, ttl: float, lease: str) -> None:
+        """Writes down a lease that has been granted."""
+        os.makedirs(self._directory, mode=0o700, exist_ok=True)
+        path = self._path(source, ttl)
+        # Two steps may be granted one at the same time: the later one counts, and the follower moves the records there.
+        unfinished = f"{self._directory}/.{os.urandom(8).hex()}"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        with open(os.open(unfinished, flags, 0o600), "w", encoding="utf-8") as file:
+            file.write(lease)
+        os.rename(unfinished, path)
+
+    def _path(self, source: Source, ttl: float) -> str:
+        return f"{self._directory}/{source.identity}-{ttl:g}.lease"
+
+
+class Locked:
+    """``with Locked(run, directory):`` no other step writes into this file registry; makes it when it is not there.
+
+    The lock is not in the registry, which everybody may read: flock(2) is for everybody who can open a file.
+    """
+
+    def __init__(self, run: str, registry: str) -> None:
+        self.run = run
+        self.registry = registry
+
+    def __enter__(self) -> None:
+        from _blake2 import blake2s
+
+        os.makedirs(self.registry, mode=0o755, exist_ok=True)
+        name = blake2s(self.registry.encode(), digest_size=8).hexdigest()
+        self.fd = _locked(self.run, name)
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.fd)
+
+
+def held(run: str) -> int:
+    """A descriptor that locks the wishes of ambassadors: who chooses an address for a pod, or counts on none."""
+    return _locked(run, "addresses")
+
+
+def _locked(run: str, name: str) -> int:
+    os.makedirs(directory(run), mode=0o700, exist_ok=True)
+    fd = os.open(f"{directory(run)}/.{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd

@@ -1,0 +1,362 @@
+"""The ambassador as a map: where a pod's calls go when services come, go and move, with nothing but real packets."""
+
+from __future__ import annotations
+
+import collections
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from podrun.errors import Failure
+from podrun_hooks import ambassador, register
+from podrun_hooks.ambassador import targets
+from podrun_hooks.ambassador.targets import Target
+from podrun_hooks.registry import file, wishes
+from podrun_hooks.registry.record import Record
+from support.ambassador_case import Services
+from support.network_case import inside
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def services() -> Iterator[Services]:
+    found = Services()
+    try:
+        yield found
+    finally:
+        found.close()
+
+
+def test_a_pod_is_led_to_a_service_that_was_there_before(services):
+    services.backend("db1")
+    assert services.call("app", services.client("app"))[0] == "db1"
+
+
+def test_a_call_without_a_backend_waits_until_there_is_one(services):
+    address = services.client("app")
+    calling = services.calling("app", address)
+    time.sleep(0.5)
+    services.backend("db1")
+    said, seconds = services.answer(calling)
+    assert said == "db1"
+    assert 0.5 < seconds < 3.5
+
+
+def test_after_the_hold_a_call_is_refused_at_once(services):
+    address = services.client("app", hold="700ms")
+    said, seconds = services.call("app", address, seconds=8)
+    assert said == "ConnectionRefusedError"
+    assert 0.7 < seconds < 2.5
+    said, seconds = services.call("app", address, seconds=8)
+    assert (said, seconds < 0.3) == ("ConnectionRefusedError", True)
+
+
+def test_the_hold_runs_from_the_loss_of_the_last_backend(services):
+    address = services.client("app", hold="600ms")
+    services.backend("db1")
+    time.sleep(0.8)
+    assert services.call("app", address)[0] == "db1"
+    services.undo("db1", "register")
+    assert "expires" in services.nft("app", "list", "set", "inet", services.started["app"].pod.tag, "held")
+    time.sleep(0.8)
+    assert services.call("app", address)[0] == "ConnectionRefusedError"
+    services.do(register, "db1", "register", {"ready": True}, service="db", port=5432)
+    assert services.call("app", address)[0] == "db1"
+
+
+def test_several_backends_share_by_weight_and_a_source_may_stay_with_one(services):
+    services.backend("db1", meta={"weight": "1"})
+    services.backend("db2", meta={"weight": "3"})
+    address = services.client("app")
+    code = """
+import socket, sys
+for _ in range(400):
+    client = socket.create_connection((sys.argv[1], 5432), timeout=5)
+    print(client.recv(100).decode().partition(" ")[0])
+    client.close()
+"""
+    argv = [*inside(services.facts["app"]["netns"]), sys.executable, "-c", code, address]
+    seen = collections.Counter(subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split())
+    assert seen.keys() == {"db1", "db2"}
+    assert 240 < seen["db2"] < 350
+    # A single port again: the map with the slots is empty, the one without leads.
+    services.undo("db1", "register")
+    table = services.started["app"].pod.tag
+    assert "elements" not in services.nft("app", "list", "map", "inet", table, "many")
+    assert services.call("app", address)[0] == "db2"
+    services.do(register, "db1", "register", {"ready": True}, service="db", port=5432)
+    fixed = services.client("app", step="fixed", balance="source")
+    assert len({services.call("app", fixed)[0] for _ in range(6)}) == 1
+
+
+def test_a_connection_stays_with_its_backend_when_the_service_moves(services):
+    services.backend("db1")
+    address = services.client("app")
+    keeping = """
+import socket, sys
+server = socket.create_server(("0.0.0.0", 7000))
+connection, _ = server.accept()
+while data := connection.recv(100):
+    connection.sendall(data)
+"""
+    server = subprocess.Popen([*inside(services.facts["db1"]["netns"]), sys.executable, "-c", keeping])
+    services.do(register, "db1", "echo", {"ready": True}, service="echo", port=7000)
+    echo = services.client("app", service="echo", port=7000, step="echo")
+    client = """
+import socket, sys, time
+for _ in range(100):
+    try:
+        connection = socket.create_connection((sys.argv[1], 7000), timeout=5)
+        break
+    except ConnectionRefusedError:
+        time.sleep(0.05)
+print("connected", flush=True)
+for line in sys.stdin:
+    connection.sendall(line.encode())
+    print(connection.recv(100).decode(), end="", flush=True)
+"""
+    argv = [*inside(services.facts["app"]["netns"]), sys.executable, "-uc", client, echo]
+    talking = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+    assert talking.stdin
+    assert talking.stdout
+    try:
+        assert talking.stdout.readline() == "connected\n"
+        for word in ("one\n", "two\n"):
+            talking.stdin.write(word)
+            assert talking.stdout.readline() == word
+        services.backend("db2")
+        services.undo("db1", "echo")
+        services.undo("db1", "register")
+        talking.stdin.write("three\n")
+        assert talking.stdout.readline() == "three\n"
+        assert services.call("app", address)[0] == "db2"
+    finally:
+        for process in (talking, server):
+            process.kill()
+            process.wait()
+
+
+def test_a_backend_that_refuses_is_tried_again_until_the_service_has_moved(services):
+    services.backend("db1")
+    address = services.client("app")
+    services.silence()
+    calling = services.calling("app", address)
+    time.sleep(0.3)
+    services.backend("db2")
+    services.undo("db1", "register")
+    said, seconds = services.answer(calling)
+    assert (said, seconds < 3.5) == ("db2", True)
+    assert not any("SYN_SENT" in line for line in services.conntrack("app"))
+
+
+def test_only_a_known_backend_is_spared_a_refusal(services):
+    other = services.pod("other")["addresses"][0].partition("/")[0]
+    services.client("app")
+    said, seconds = services.call("app", other, 9)
+    assert (said, seconds < 0.5) == ("ConnectionRefusedError", True)
+
+
+def test_datagrams_follow_the_service_although_they_never_pause(services):
+    services.backend("db1", 5353, proto="udp", service="dns")
+    address = services.client("app", service="dns", port=5353, proto="udp")
+    code = """
+import socket, sys, time
+client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+client.settimeout(0.1)
+client.connect((sys.argv[1], 5353))
+end = time.monotonic() + 30
+while time.monotonic() < end:
+    try:
+        client.send(b"?")
+        print(client.recv(100).decode().partition(" ")[0], flush=True)
+    except OSError:
+        pass
+    time.sleep(0.01)
+"""
+    argv = [*inside(services.facts["app"]["netns"]), sys.executable, "-c", code, address]
+    talking = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+    assert talking.stdout
+    try:
+        assert talking.stdout.readline() == "db1\n"
+        services.backend("db2", 5353, proto="udp", service="dns")
+        services.undo("db1", "register")
+        lines = iter(talking.stdout.readline, "")
+        assert next(n for n, line in enumerate(lines) if line == "db2\n") < 200
+    finally:
+        talking.kill()
+        talking.wait()
+
+
+def test_nothing_for_the_address_leaves_the_pod_untranslated(services):
+    address = services.client("app", hold="0s")
+    said, seconds = services.call("app", address, 81)
+    assert (said, seconds < 0.5) == ("ConnectionRefusedError", True)
+
+
+def test_a_pod_without_a_default_route_is_led_too(services):
+    services.pod("app", mode="none")
+    with pytest.raises(Failure, match="connected to nothing"):
+        services.client("app")
+    services.pod("lonely")
+    subprocess.run([*inside(services.facts["lonely"]["netns"]), "ip", "route", "del", "default"], check=True)
+    services.backend("db1")
+    assert services.call("lonely", services.client("lonely"))[0] == "db1"
+
+
+def test_an_address_of_the_pods_loopback_leads_out_as_well(services):
+    services.backend("db1")
+    assert services.client("app", address="127.0.0.1") == "127.0.0.1"
+    assert services.call("app", "127.0.0.1")[0] == "db1"
+    # What else listens there is not in the way of it, nor the other way round.
+    services.serve(services.facts["app"]["netns"], 81, "own", host="127.0.0.1")
+    assert services.call("app", "127.0.0.1", 81)[0] == "own"
+
+
+def test_each_service_of_a_pod_has_an_address_of_its_own_and_goes_alone(services):
+    services.backend("db1")
+    services.backend("cache1", 6379, service="cache")
+    db, cache = services.client("app"), services.client("app", service="cache", port=6379, step="cache")
+    assert db != cache
+    assert services.call("app", cache, 6379)[0] == "cache1"
+    services.undo("app", "cache")
+    assert services.call("app", db)[0] == "db1"
+    table = services.started["app"].pod.tag
+    services.undo("app", "ambassador")
+    assert table not in services.nft("app", "list", "tables")
+    with pytest.raises(Failure, match=r"198.18.0.9:5432 is the address of db in this pod already"):
+        for step in ("a", "b"):
+            services.client("app", step=step, address="198.18.0.9")
+
+
+def test_what_the_containers_are_told(services):
+    services.backend("db1")
+    services.pod("app")
+    facts = services.do(ambassador, "app", "ambassador", service="db", port=5432)
+    env = dict(pair.split("=", 1) for pair in facts["env"])
+    assert (env["DB_HOST"], env["DB_PORT"]) == ("198.18.0.1", "5432")
+    assert env["DB_PORT_5432_TCP"] == "tcp://198.18.0.1:5432"
+    assert (env["DB_PORT_5432_TCP_ADDR"], env["DB_PORT_5432_TCP_PORT"]) == ("198.18.0.1", "5432")
+    hosts = Path(facts["mounts"][0]["hostPath"])
+    assert hosts.read_text().endswith("198.18.0.1\tdb\n")
+    assert f"{services.facts['app']['addresses'][0].partition('/')[0]}\tapp" in hosts.read_text()
+    assert [one["port"] for one in facts["backends"]["db"]] == [5432]
+    services.undo("app", "ambassador")
+    assert not hosts.exists()
+
+
+@pytest.mark.parametrize(
+    ("addr", "port", "why"),
+    [
+        ("127.0.0.1", 22, "loopback"),
+        ("169.254.169.254", 80, "link-local"),
+        ("224.0.0.1", 80, "multicast"),
+        ("255.255.255.255", 80, "reserved"),
+        ("2001:db8::1", 80, "an IPv6 address"),
+        ("own", 80, "the pod itself"),
+        ("198.18.0.1", 5432, "the ambassador itself"),
+        ("gateway", 22, "a port of this host that is no pod's"),
+    ],
+)
+def test_a_record_that_leads_astray_leads_nobody(services, capfd, addr, port, why):
+    own = services.pod("app")["addresses"][0].partition("/")[0]
+    addr = {"own": own, "gateway": own.rpartition(".")[0] + ".1"}.get(addr, addr)
+    if why.startswith("a port"):
+        argv = [*inside(services.facts["app"]["netns"]), "ip", "-j", "route", "show", "default"]
+        addr = json.loads(subprocess.run(argv, capture_output=True, check=True).stdout)[0]["gateway"]
+    file.put(f"{services.run}/registry", Record("evil", "db", "h", addr, port, ready=True))
+    services.client("app", hold="0s")
+    assert f"leads to {addr}:{port}: {why}" in capfd.readouterr().err
+    assert "elements" not in services.nft("app", "list", "map", "inet", services.started["app"].pod.tag, "one")
+
+
+def test_a_port_that_podrun_publishes_on_this_host_is_a_backend(services):
+    facts = services.pod("db1", publish=["0.0.0.0:15432:5432"])
+    services.serve(facts["netns"], 5432, "db1")
+    given = services.do(register, "db1", "register", {"ready": True}, service="db", port=5432)
+    record = json.loads(Path(given["record"]).read_text())
+    assert record["port"] == 15432
+    assert record["addr"] not in ("0.0.0.0", "127.0.0.1")
+    assert services.call("app", services.client("app"))[0] == "db1"
+
+
+def test_a_pod_that_went_away_uncleanly_keeps_nobody_from_following(services):
+    services.client("gone")
+    address = services.client("app")
+    subprocess.run(["ip", "netns", "del", services.facts["gone"]["netns"].rpartition("/")[2]], check=True)
+    services.backend("db1")
+    assert services.call("app", address)[0] == "db1"
+
+
+def test_a_start_that_was_killed_leaves_what_down_and_the_next_start_clear_away(services):
+    services.backend("db1")
+    services.client("app")
+    hook, step, _ = services.steps[-1]
+    # As after kill -9: the step's facts are lost, and it may be undone twice.
+    hook.down(step, {})
+    hook.down(step, {})
+    assert wishes.read(services.run, "app", "ambassador") is None
+    assert services.nft("app", "list", "tables") == ""
+    assert services.call("app", services.client("app"))[0] == "db1"
+
+
+def test_thirty_steps_at_once_lose_no_update(services):
+    address = services.client("app")
+    names = [f"db{n}" for n in range(6)]
+    for name in names:
+        services.pod(name)
+        services.serve(services.facts[name]["netns"], 5432, name)
+
+    def come_and_go(name: str) -> None:
+        for n in range(5):
+            step = f"r{n}"
+            services.do(register, name, step, {"ready": True}, service="db", port=5432)
+            services.undo(name, step)
+
+    children = []
+    for name in names:
+        child = os.fork()
+        if not child:
+            try:
+                come_and_go(name)
+            finally:
+                os._exit(0)
+        children.append(child)
+    for child in children:
+        os.waitpid(child, 0)
+    services.do(register, "db3", "last", {"ready": True}, service="db", port=5432)
+    assert services.call("app", address)[0] == "db3"
+    table = services.started["app"].pod.tag
+    assert "elements" not in services.nft("app", "list", "map", "inet", table, "many")
+
+
+@pytest.mark.parametrize(
+    ("weights", "shares"),
+    [
+        ([1], [64]),
+        ([1, 1], [32, 32]),
+        ([1, 3], [16, 48]),
+        ([1, 100], [1, 63]),
+        ([1, 1, 1], [21, 21, 22]),
+        ([100] + [1] * 62, [1] * 62 + [2]),
+        ([1] * 100, [1] * 64),
+    ],
+)
+def test_slots_are_divided_by_weight_and_everybody_gets_one(weights, shares):
+    places = [Target(f"10.0.{n // 250}.{n % 250 + 1}", 80, weight) for n, weight in enumerate(weights)]
+    seen = collections.Counter(targets.slots(places, 64, [None] * 64))
+    assert sorted(seen.values()) == sorted(shares)
+
+
+def test_a_slot_stays_with_whom_it_was_when_others_come_and_go():
+    two = [Target("10.0.0.1", 80), Target("10.0.0.2", 80)]
+    before = targets.slots(two, 64, [None] * 64)
+    after = targets.slots([*two, Target("10.0.0.3", 80)], 64, list(before))
+    assert sum(a == b for a, b in zip(before, after, strict=True)) >= 42
+    assert targets.slots(two, 64, list(before)) == before
