@@ -26,7 +26,9 @@ def become(step: Step, process: Process, argv: Sequence[str], **wanted: Any) -> 
     """Replaces this process by the runtime's ``exec`` of ``argv``; ``wanted`` as for :func:`process_of`."""
     place = places.of(step)
     chosen = _runtime(step, place)
-    fd = _file(process_of(place, process, argv, **wanted))
+    oci = process_of(place, process, argv, **wanted)
+    _find_command(process, oci)
+    fd = _file(oci)
     command = runtime.exec_command(chosen, place, f"/proc/self/fd/{fd}")
 
     def turn() -> None:
@@ -84,6 +86,7 @@ def process_of(
     if user:
         found = _user(process, user)
         wanted["user"] = {"uid": found.uid, "gid": found.gid, "additionalGids": [found.gid, *found.groups]}
+        wanted["capabilities"] = spec.process_capabilities(found, wanted["capabilities"]["bounding"])
         variables["HOME"] = found.home
     if workdir:
         _refuse_runtimes_directory(process, workdir)
@@ -98,6 +101,17 @@ def _user(process: Process, user: str) -> users.User:
     try:
         # A link of the payload's to a file of /proc, some of which block who reads them, leads nowhere.
         return users.resolve(user, Tree(root), of_image=False)
+    finally:
+        os.close(root)
+
+
+def _find_command(process: Process, oci: Mapping[str, Any]) -> None:
+    """Raises Failure (NOT_FOUND, CANNOT_EXECUTE) for what the runtime would answer with a 1 or a 255."""
+    user, variables = oci["user"], dict(pair.partition("=")[::2] for pair in oci["env"])
+    who = users.User(user["uid"], user["gid"], user["additionalGids"])
+    root = _root(process)
+    try:
+        spec.find_command(Tree(root), oci["args"], variables, oci["cwd"], who, oci["capabilities"]["bounding"])
     finally:
         os.close(root)
 

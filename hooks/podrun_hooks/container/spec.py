@@ -102,10 +102,23 @@ def environment(image: Mapping[str, Any], options: Any, facts: Facts, hostname: 
     return variables
 
 
-def find_command(tree: Tree, argv: Sequence[str], variables: Mapping[str, str], workdir: str, user: User) -> None:
-    """Looks the command up as execvp(3) would, because both runtimes answer a missing one with a plain 1.
+def process_capabilities(user: User, names: Sequence[str]) -> dict[str, Sequence[str]]:
+    """OCI's capability sets: ``names`` (with CAP_) bound what there is; effective are they for root alone.
 
-    Raises Failure: NOT_FOUND, or CANNOT_EXECUTE for what is there but is no executable file.
+    For others the permitted set stays until execve(2), which empties it: it is what a program with file capabilities
+    may still gain under no_new_privs (cap_bprm_creds_from_file() in the kernel's security/commoncap.c). The effective
+    set would count when the kernel asks whether the user may execute the program at all.
+    """
+    return {"bounding": names, "effective": names if user.uid == 0 else [], "permitted": names}
+
+
+def find_command(
+    tree: Tree, argv: Sequence[str], variables: Mapping[str, str], workdir: str, user: User, names: Sequence[str]
+) -> None:
+    """Looks the command up as execvp(3) of ``user`` would, because both runtimes answer a missing one with a plain 1.
+
+    ``names``: root's capabilities, with CAP_. Raises Failure: NOT_FOUND, or CANNOT_EXECUTE for what is there but is no
+    executable file, or not for this user.
     """
     name = argv[0]
     if "/" in name:
@@ -113,9 +126,14 @@ def find_command(tree: Tree, argv: Sequence[str], variables: Mapping[str, str], 
     else:
         candidates = [f"{directory or workdir}/{name}" for directory in variables["PATH"].split(":")]
     refused = ""
+    override = user.uid == 0 and "CAP_DAC_OVERRIDE" in names
+
+    def may_search(directory: os.stat_result) -> bool:
+        return override or _may_execute(directory, user) or (user.uid == 0 and "CAP_DAC_READ_SEARCH" in names)
+
     for candidate in candidates:
         try:
-            fd, _ = tree.find(candidate)
+            fd, _ = tree.find(candidate, may_search)
         except Elsewhere as elsewhere:
             if plain(elsewhere.path).startswith("/proc"):
                 # /proc/self/exe is the runtime itself (CVE-2019-5736).
@@ -124,16 +142,47 @@ def find_command(tree: Tree, argv: Sequence[str], variables: Mapping[str, str], 
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
                 raise  # it may well be there
+            if error.errno == errno.EACCES:
+                refused = refused or f"{candidate} is out of reach for user {user.uid}"
             continue
-        mode = os.fstat(fd).st_mode
-        os.close(fd)
-        if stat.S_ISREG(mode) and mode & 0o111:
+        try:
+            why = _not_executable(fd, user, override=override)
+        finally:
+            os.close(fd)
+        if not why:
             return
-        refused = refused or f"{candidate} {'is not executable' if stat.S_ISREG(mode) else 'is not a file'}"
+        refused = refused or f"{candidate} {why}"
     if refused:
         raise Failure(refused, code=CANNOT_EXECUTE)
     hint = "" if "/" in name else f"PATH is {variables['PATH']!r}"
     raise Failure(f"{name!r} is not in the image", code=NOT_FOUND, hint=hint)
+
+
+def _not_executable(fd: int, user: User, *, override: bool) -> str:
+    """Why ``user`` cannot execute the file; "": nothing speaks against it."""
+    about = os.fstat(fd)
+    if not stat.S_ISREG(about.st_mode):
+        return "is not a file"
+    if not about.st_mode & 0o111:
+        return "is not executable"
+    if os.fstatvfs(fd).f_flag & os.ST_NOEXEC:
+        return "is in a mount that is noexec"
+    if override or _may_execute(about, user):
+        return ""
+    try:
+        os.getxattr(f"/proc/self/fd/{fd}", "system.posix_acl_access")
+    except OSError:
+        return f"is not executable for user {user.uid}"
+    return ""  # an access control list says more than the mode: the kernel decides
+
+
+def _may_execute(about: os.stat_result, user: User) -> bool:
+    """The mode's answer, for a file or for looking something up in a directory."""
+    if about.st_uid == user.uid:
+        return bool(about.st_mode & 0o100)
+    if about.st_gid == user.gid or about.st_gid in user.groups:
+        return bool(about.st_mode & 0o010)
+    return bool(about.st_mode & 0o001)
 
 
 def refuse_bytes(words: Sequence[str]) -> None:
@@ -188,6 +237,7 @@ def build(
     netns = facts.get("netns", "")
     hostname = options.hostname or facts.get("hostname") or (os.uname().nodename if netns == "host" else _host(step))
     user = users.resolve(options.user or config.get("User") or "", tree, of_image=not options.user)
+    more_groups = facts.get("additionalGids", ())
     argv = arguments(config, options)
     variables = environment(config, options, facts, hostname, user.home)
     if step.pod.console:
@@ -199,8 +249,8 @@ def build(
     refuse_bytes([*argv, *variables.values()])
     workdir = plain(options.workdir or config.get("WorkingDir") or "/")
     _make_workdir(tree, workdir)
-    find_command(tree, argv, variables, workdir, user)
     names = [f"CAP_{name}" for name in sorted(capabilities(options, isolation))]
+    find_command(tree, argv, variables, workdir, user._replace(groups=[*user.groups, *more_groups]), names)
     annotations = {**facts.get("annotations", {}), **options.labels, **options.annotations}
     return {
         "ociVersion": "1.0.2",
@@ -212,12 +262,12 @@ def build(
                 "uid": user.uid,
                 "gid": user.gid,
                 # The primary group is among them: dropping it would gain what "others" may do (CVE-2022-36109).
-                "additionalGids": [*dict.fromkeys([user.gid, *user.groups, *facts.get("additionalGids", ())])],
+                "additionalGids": [*dict.fromkeys([user.gid, *user.groups, *more_groups])],
             },
             "args": [INIT, "--", *argv] if options.init else argv,
             "env": [*(f"{name}={value}" for name, value in variables.items()), *listen],
             "cwd": workdir,
-            "capabilities": {"bounding": names, "effective": names, "permitted": names},
+            "capabilities": process_capabilities(user, names),
             "noNewPrivileges": True,
         },
         "mounts": [*_system_mounts(isolation, placed.taken), *placed.oci],

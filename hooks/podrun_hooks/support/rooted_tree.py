@@ -10,7 +10,7 @@ from podrun.errors import CANNOT_CREATE, Failure
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 #: Symbolic links that a path may lead through, as many as the kernel allows (path_resolution(7)).
 _LINKS = 40
@@ -41,12 +41,13 @@ class Tree:
         self.mounts: list[tuple[str, int]] = []
         self.made_by_runtime = list(made_by_runtime)
 
-    def find(self, path: str) -> tuple[int, str]:
+    def find(self, path: str, may_search: Callable[[os.stat_result], bool] | None = None) -> tuple[int, str]:
         """An O_PATH descriptor and the resolved path of what ``path`` leads to; links are followed.
 
-        Raises OSError (ENOENT, ENOTDIR, ELOOP) as open(2) would, and Elsewhere.
+        ``may_search`` says of each directory on the way whether whoever asks may look something up in it. Raises
+        OSError (ENOENT, ENOTDIR, ELOOP, EACCES) as open(2) would, and Elsewhere.
         """
-        fd, resolved, _ = self._walk(path, None)
+        fd, resolved, _ = self._walk(path, None, may_search)
         return fd, resolved
 
     def make(self, path: str, *, directory: bool) -> tuple[int, str, bool]:
@@ -86,7 +87,12 @@ class Tree:
         finally:
             os.close(fd)
 
-    def _walk(self, path: str, make_directory: bool | None) -> tuple[int, str, bool]:
+    def _walk(
+        self,
+        path: str,
+        make_directory: bool | None,
+        may_search: Callable[[os.stat_result], bool] | None = None,
+    ) -> tuple[int, str, bool]:
         """Resolves ``path``; with ``make_directory`` not None what is missing is made, the last part of that type."""
         todo = [part for part in reversed(path.split("/")) if part not in ("", ".")]
         names: list[str] = []
@@ -103,6 +109,8 @@ class Tree:
                 here = "/" + "/".join([*names, name])
                 if here in self.made_by_runtime:
                     raise Elsewhere("/".join([here, *reversed(todo)]))
+                if may_search and not may_search(os.fstat(fds[-1])):
+                    raise OSError(errno.EACCES, os.strerror(errno.EACCES), here)
                 inner = None if make_directory is None else True
                 fd = self._step(fds[-1], name, here, inner if todo else make_directory)
                 mode = os.fstat(fd).st_mode

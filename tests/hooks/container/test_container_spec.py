@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import subprocess
 from pathlib import Path
@@ -323,9 +324,124 @@ def test_capabilities_are_dockers_or_fewer(tmp_path: Path, given: dict[str, Any]
     assert found["NoNewPrivs"] == "1"
 
 
+# What a program with file capabilities gains is bounded by what was permitted before (no_new_privs).
 @pytest.mark.root
-def test_a_user_who_is_not_root_has_no_capabilities(tmp_path: Path) -> None:
-    assert "CapEff:\t0000000000000000" in Case(tmp_path).run("cat", "/proc/self/status", user="web")
+@pytest.mark.parametrize("runtime", ["crun", "runc"])
+@pytest.mark.parametrize("way", ["up", "exec"])
+@pytest.mark.parametrize(
+    ("user", "program", "expected"),
+    [
+        ("1000", "/bin/busybox", "0000000000000000"),
+        ("0", "/bin/busybox", "all"),
+        ("1000", "/bound/busybox", "0000000000000400"),
+        ("1000", "/over/busybox", "none"),
+    ],
+)
+def test_a_user_who_is_not_root_has_the_programs_capabilities_alone(
+    tmp_path: Path, runtime: str, way: str, user: str, program: str, expected: str
+) -> None:
+    case = Case(tmp_path)
+    # NET_BIND_SERVICE is one of the container's own; SYS_ADMIN is not, and the kernel runs nothing that claims it.
+    for name, capability in (("bound", "cap_net_bind_service"), ("over", "cap_sys_admin")):
+        (case.layer / name).mkdir()
+        shutil.copy(case.layer / "bin/busybox", case.layer / name)
+        subprocess.run(["setcap", f"{capability}+ep", case.layer / name / "busybox"], check=True)
+    command = [program, "grep", "Cap", "/proc/self/status"]
+    try:
+        if way == "up":
+            found = case.run(*command, user=user, runtime=runtime)
+        else:
+            case.up("sleep", "60", runtime=runtime)
+            ended = container.exec_and_wait(case.step(), case.own, command, user=user)
+            found = ended.output
+    except Failure:
+        found = ""
+    finally:
+        case.down({})
+    sets = dict(line.split(":\t") for line in found.splitlines() if ":\t" in line)
+    if expected == "none":
+        assert not int(sets.get("CapEff", "0"), 16)
+    else:
+        wanted = sets["CapBnd"] if expected == "all" else expected
+        assert (sets["CapEff"], sets["CapPrm"]) == (wanted, wanted)
+        assert sets["CapInh"] == sets["CapAmb"] == "0000000000000000"
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("mode", "owner", "user", "may"),
+    [
+        (0o700, (0, 0), "1000", False),
+        (0o700, (0, 0), "0", True),
+        (0o710, (0, 33), "web", True),  # web is in the group www
+        (0o710, (0, 33), "web:web", False),
+        (0o701, (1000, 0), "1000", True),
+        (0o601, (1000, 0), "1000", False),  # the owner's bits count, not the others'
+        (0o706, (0, 1000), "1000", False),
+        (0o755, (0, 0), "1000", True),
+    ],
+)
+@pytest.mark.parametrize("where", ["file", "directory"])
+def test_who_may_not_execute_the_command_is_told_126_before_the_start(
+    tmp_path: Path, mode: int, owner: tuple[int, int], user: str, may: bool, where: str
+) -> None:
+    case = Case(tmp_path)
+    (case.layer / "opt").mkdir()
+    shutil.copy(case.layer / "bin/busybox", case.layer / "opt/echo")
+    (case.layer / "opt/echo").chmod(0o755)
+    changed = case.layer / ("opt/echo" if where == "file" else "opt")
+    changed.chmod(mode)
+    os.chown(changed, *owner)
+    if may:
+        assert case.run("/opt/echo", "ran", user=user) == "ran\n"
+        return
+    for command, env in (("/opt/echo", {}), ("echo", {"PATH": "/opt"})):
+        with pytest.raises(Failure, match=r"executable|out of reach") as failure:
+            case.up(command, user=user, env=env)
+        assert failure.value.code == CANNOT_EXECUTE
+        case.down({})
+    assert case.left() == []
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("command", "code"), [("nothing", NOT_FOUND), ("/etc", CANNOT_EXECUTE), ("/only", CANNOT_EXECUTE)]
+)
+def test_an_exec_that_cannot_be_has_the_status_of_a_start_that_cannot_be(
+    podrun: Any, tmp_path: Path, command: str, code: int
+) -> None:
+    case = Case(tmp_path)
+    (case.layer / "only").write_bytes((case.layer / "bin/busybox").read_bytes())
+    (case.layer / "only").chmod(0o700)
+    image = f'{{ hook = "image", ref = "dir:{case.layer}" }}'
+    container_step = '{ hook = "container", command = ["sleep", "60"], stop_timeout = "0s" }'
+    podrun("up", "-d", podrun.file("web", f"chain = [ {image}, {container_step} ]"), check=True)
+    done = podrun("exec", "-u", "1000", "web", command)
+    assert done.returncode == code, done.stderr
+
+
+@pytest.mark.root
+def test_a_command_out_of_reach_gives_way_to_one_further_on_in_path(tmp_path: Path) -> None:
+    case = Case(tmp_path)
+    (case.layer / "opt").mkdir(mode=0o700)
+    (case.layer / "opt/echo").write_text("")
+    assert case.run("echo", "ran", user="1000", env={"PATH": "/opt:/bin"}) == "ran\n"
+
+
+@pytest.mark.root
+def test_a_command_in_a_mount_that_is_noexec_is_126_and_root_without_capabilities_is_anybody(tmp_path: Path) -> None:
+    case = Case(tmp_path)
+    (tmp_path / "tools").mkdir()
+    shutil.copy(case.layer / "bin/busybox", tmp_path / "tools/echo")
+    os.chown(tmp_path / "tools/echo", 1000, 1000)
+    (tmp_path / "tools/echo").chmod(0o700)
+    volumes = [f"{tmp_path}/tools:/tools"]
+    for given in ({"volumes": [f"{volumes[0]}:noexec"]}, {"volumes": volumes, "cap_drop": ["ALL"]}):
+        with pytest.raises(Failure, match=r"noexec|for user 0") as failure:
+            case.up("/tools/echo", **given)
+        assert failure.value.code == CANNOT_EXECUTE
+        case.down({})
+    assert case.run("/tools/echo", "ran", volumes=volumes) == "ran\n"
 
 
 @pytest.mark.root
