@@ -10,6 +10,7 @@ import time
 from podrun import jsontext
 from podrun.engine.deadline import late, limit
 from podrun.errors import Failure, of_oserror
+from podrun.facts import accepted
 from podrun.record import NamedTuple
 
 TYPE_CHECKING = False
@@ -124,7 +125,7 @@ def begin(
             os._exit(1)
         try:
             with limit(step.timeout):
-                told: dict[str, object] = {"facts": hook.up(step, facts) or {}}
+                told: dict[str, object] = {"facts": accepted(hook.up(step, facts))}
         except Failure as error:
             told = {"failure": [error.what, error.code, error.hint, error.key]}
         except OSError as error:

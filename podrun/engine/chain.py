@@ -15,7 +15,7 @@ from podrun.engine.processes import alive, boot_id, exit_status, start_time
 from podrun.engine.segments import label_of, resolve, segments
 from podrun.engine.world import Callbacks
 from podrun.errors import BUSY, OF_A_STEP, STEP_FAILED, Failure, Interrupted, of_oserror
-from podrun.facts import merged
+from podrun.facts import accepted, merged, unknown_facts
 from podrun.hook import Facts, Pod
 from podrun.messages import quiet
 from podrun.options import without_secrets
@@ -154,7 +154,7 @@ class _Run:
         began = time.monotonic()
         try:
             with limit(step.timeout):
-                facts = hook.up(step, self.facts(text.name)) or {}
+                facts = accepted(hook.up(step, self.facts(text.name)))
         except Exception as error:
             self._skip_or_raise(n, text, journal, error)
             return
@@ -207,6 +207,8 @@ class _Run:
 
     def _keep(self, n: int, text: StepText, journal: Writer, facts: Facts, began: float) -> None:
         label = label_of(text._asdict())
+        for key, meant in unknown_facts(facts):
+            self.world.report(f"{label}: warning: fact {key!r} means nothing to podrun; did you mean {meant!r}?")
         journal.up(n, facts, (time.monotonic() - began) * 1000)
         self.given[n] = (text.for_, facts)
         if "process" in facts:

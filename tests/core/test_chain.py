@@ -12,16 +12,13 @@ from podrun.engine import state as states
 from podrun.errors import CANNOT_CREATE, NOT_FOUND, STEP_FAILED, Failure, Interrupted
 from podrun.facts import merged
 from podrun.options import Wrong
-from support.fakes import Hooks, pod_in, step
+from support.fakes import Hooks, step
+from support.fakes import chain_up as up
 
 
 @pytest.fixture
 def hooks():
     return Hooks()
-
-
-def up(hooks, directory, *steps):
-    return chain.up(pod_in(directory), "/etc/web.toml", steps, hooks.world())
 
 
 def down(hooks, directory, **more):
@@ -112,26 +109,26 @@ def test_a_failed_undoing_is_told_with_the_failure_that_led_to_it(hooks, tmp_pat
 
 
 def test_a_background_step_is_joined_before_the_step_that_takes_its_facts(hooks, tmp_path):
-    hooks.add("slow", {"image": 1}, during=lambda *_: time.sleep(0.2))
+    hooks.add("slow", {"image": "app"}, during=lambda *_: time.sleep(0.2))
     seen = []
     hooks.add("quick", during=lambda _, facts: seen.append(dict(facts)))
     hooks.add("needs", takes=("image",), during=lambda _, facts: seen.append(dict(facts)))
     up(hooks, tmp_path, step("slow", background=True), step("quick"), step("needs"))
-    assert seen == [{}, {"image": 1}]
+    assert seen == [{}, {"image": "app"}]
     assert [label for event, label in hooks.events if event == "up"] == ["quick", "slow", "needs"]
     assert down(hooks, tmp_path) == ["needs", "quick", "slow"], "the journal keeps the order of intent"
 
 
 def test_a_hook_that_declares_nothing_joins_everything(hooks, tmp_path):
-    hooks.add("slow", {"image": 1}, during=lambda *_: time.sleep(0.1))
+    hooks.add("slow", {"image": "app"}, during=lambda *_: time.sleep(0.1))
     seen = []
     hooks.add("any", takes=None, during=lambda _, facts: seen.append(dict(facts)))
     up(hooks, tmp_path, step("slow", background=True), step("any"))
-    assert seen == [{"image": 1}]
+    assert seen == [{"image": "app"}]
 
 
 def test_a_background_step_that_fails_undoes_the_chain_with_its_own_words(hooks, tmp_path):
-    hooks.add("slow", {"image": 1}, fails=Failure("no such image", code=NOT_FOUND, hint="spelled right?"))
+    hooks.add("slow", {"image": "app"}, fails=Failure("no such image", code=NOT_FOUND, hint="spelled right?"))
     hooks.add("a")
     with pytest.raises(Failure, match="slow: no such image; spelled right\\?; undone: a, slow") as failed:
         up(hooks, tmp_path, step("slow", background=True), step("a"))
@@ -139,7 +136,7 @@ def test_a_background_step_that_fails_undoes_the_chain_with_its_own_words(hooks,
 
 
 def test_a_failure_elsewhere_ends_what_runs_in_the_background(hooks, tmp_path):
-    hooks.add("slow", {"image": 1}, during=lambda *_: time.sleep(60))
+    hooks.add("slow", {"image": "app"}, during=lambda *_: time.sleep(60))
     hooks.add("a", fails=Failure("broken"))
     began = time.monotonic()
     with pytest.raises(Failure, match="a: broken"):
@@ -149,7 +146,7 @@ def test_a_failure_elsewhere_ends_what_runs_in_the_background(hooks, tmp_path):
 
 
 def test_a_background_step_has_no_more_time_than_its_timeout(hooks, tmp_path):
-    hooks.add("slow", {"image": 1}, during=lambda *_: time.sleep(60))
+    hooks.add("slow", {"image": "app"}, during=lambda *_: time.sleep(60))
     hooks.add("a")
     with pytest.raises(Failure, match=r"slow: no end after 0.1 s; 'timeout' of the step .*; undone: a, slow"):
         up(hooks, tmp_path, step("slow", background=True, timeout=0.1), step("a"))
@@ -158,7 +155,9 @@ def test_a_background_step_has_no_more_time_than_its_timeout(hooks, tmp_path):
 def test_a_background_step_that_is_deaf_is_killed_soon_after_its_time(hooks, tmp_path, monkeypatch):
     monkeypatch.setattr(background, "_GRACE", 0.2)
     deaf = {signal.SIGALRM, signal.SIGTERM}
-    hooks.add("slow", {"image": 1}, during=lambda *_: (signal.pthread_sigmask(signal.SIG_BLOCK, deaf), time.sleep(60)))
+    hooks.add(
+        "slow", {"image": "app"}, during=lambda *_: (signal.pthread_sigmask(signal.SIG_BLOCK, deaf), time.sleep(60))
+    )
     with pytest.raises(Failure, match=r"slow: no end after 0.1 s"):
         up(hooks, tmp_path, step("slow", background=True, timeout=0.1))
     with pytest.raises(ChildProcessError):
@@ -167,17 +166,17 @@ def test_a_background_step_that_is_deaf_is_killed_soon_after_its_time(hooks, tmp
 
 def test_a_background_step_may_be_over_long_before_anybody_asks(hooks, tmp_path, monkeypatch):
     monkeypatch.setattr(background, "_GRACE", 0.0)
-    hooks.add("slow", {"image": 1})
+    hooks.add("slow", {"image": "app"})
     hooks.add("a", during=lambda *_: time.sleep(0.3))
-    assert up(hooks, tmp_path, step("slow", background=True, timeout=0.1), step("a")) == {"image": 1}
+    assert up(hooks, tmp_path, step("slow", background=True, timeout=0.1), step("a")) == {"image": "app"}
 
 
 def test_facts_for_some_containers_reach_only_those(hooks, tmp_path):
-    hooks.add("storage", {"mounts": ["/data"]})
+    hooks.add("storage", {"addresses": ["10.0.0.2/16"]})
     seen = {}
-    hooks.add("container", takes=None, during=lambda step, facts: seen.update({step.name: facts.get("mounts")}))
+    hooks.add("container", takes=None, during=lambda step, facts: seen.update({step.name: facts.get("addresses")}))
     up(hooks, tmp_path, step("storage", for_=("db",)), step("container", "app"), step("container", "db"))
-    assert seen == {"app": None, "db": ["/data"]}
+    assert seen == {"app": None, "db": ["10.0.0.2/16"]}
 
 
 def test_lists_of_facts_grow_tables_merge_and_the_later_value_wins():

@@ -234,11 +234,19 @@ def test_a_hook_said_wrongly_is_refused(entry):
 
 
 @pytest.mark.parametrize(
-    "hook", [{"hookName": "precreate", "path": "/bin/true"}, {"hookName": "prestart"}, {"path": "/bin/true"}]
+    ("hook", "code", "message"),
+    [
+        (
+            {"hookName": "precreate", "path": "/bin/true"},
+            78,
+            "container main: an OCI hook has a path and one of prestart, createRuntime",
+        ),
+        ({"hookName": "prestart"}, 76, "gives: fact hooks lacks path"),
+        ({"path": "/bin/true"}, 76, "gives: fact hooks lacks hookName"),
+    ],
 )
-def test_a_fact_that_the_runtime_would_leave_out_is_refused(podrun, home, hook):
+def test_a_fact_that_the_runtime_would_leave_out_is_refused(podrun, home, hook, code, message):
     (home / "gives").write_text(f"#!/bin/sh\n[ $PODRUN_VERB != up ] || echo '{json.dumps({'hooks': [hook]})}'\n")
     (home / "gives").chmod(0o755)
     done = podrun("up", pod(podrun, f'{{ hook = "exec:{home}/gives" }},'))
-    assert done.returncode == 78
-    assert "container main: an OCI hook has a path and one of prestart, createRuntime" in done.stderr
+    assert (done.returncode, message in done.stderr) == (code, True), done.stderr

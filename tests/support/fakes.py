@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+from podrun.engine import chain
 from podrun.engine.world import Callbacks
 from podrun.errors import Failure
 from podrun.hook import Pod
@@ -71,3 +72,7 @@ def step(hook: str, name: str = "", **more: Any) -> StepText:
 
 def pod_in(directory: Any, name: str = "web") -> Pod:
     return Pod(name, f"{directory}/root", f"{directory}/run", tag=f"podrun-{name}", invocation="1")
+
+
+def chain_up(hooks: Hooks, directory: Any, *steps: StepText) -> Any:
+    return chain.up(pod_in(directory), "/etc/web.toml", steps, hooks.world())
