@@ -18,7 +18,7 @@ from podrun_hooks.image.sources import host
 from podrun_hooks.image.store import layout, leftovers, publish
 from podrun_hooks.image.store.index import list_in_index, listed_digests
 from podrun_hooks.image.store.locks import locked
-from podrun_hooks.image.store.scratch import reclaim, remove, work
+from podrun_hooks.image.store.scratch import names_in, reclaim, remove, work
 from podrun_hooks.image.store.stack import attribute_layer_name, visible
 from podrun_hooks.image.store.unclaimed import forget_marks
 from podrun_hooks.image.trust.requirements import Verify, demands, proved
@@ -357,6 +357,9 @@ def _garbage(root: str, scratch: str, busy: AbstractSet[str]) -> int:
     for name in os.listdir(f"{base}/verified"):
         if not os.path.exists(f"{base}/blobs/sha256/{name.partition('-')[0]}"):
             os.unlink(f"{base}/verified/{name}")
+    for name in names_in(f"{base}/pairs"):
+        if name.partition("-")[0] not in blobs:
+            os.unlink(f"{base}/pairs/{name}")
     now = host.ready(root)
     layers |= {os.path.basename(path) for path in (now.layers if now else [])}
     for name in os.listdir(f"{base}/layers"):

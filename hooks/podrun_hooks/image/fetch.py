@@ -76,7 +76,10 @@ class _Layer(NamedTuple):
         return publish.Written(self.scratch, self.blob.digest, self.diff_id)
 
     def stored(self) -> bool:
-        blob = os.path.exists(layout.blob(self.root, self.blob.digest))
+        """Whether the store has the blob and its layer, and knows that the one is the other."""
+        digest = self.blob.digest
+        known = digest == self.diff_id or os.path.exists(publish.pair(self.root, digest, self.diff_id))
+        blob = known and not self.source.claimed and os.path.exists(layout.blob(self.root, digest))
         return blob and publish.about_layer(self.root, self.diff_id) is not None
 
 
@@ -291,8 +294,9 @@ def _bring(layer: _Layer, moving: Callable[[bytes], None]) -> Any:
     path = layout.blob(layer.root, layer.blob.digest)
     os.mkdir(layer.scratch, 0o700)
     try:
-        if not os.path.exists(path):
-            return _take(layer, verified(layer.source.open(layer.blob), layer.blob, layer.what), moving, keep=True)
+        known = os.path.exists(path)
+        if not known or layer.source.claimed:
+            return _take(layer, verified(layer.source.open(layer.blob), layer.blob, layer.what), moving, keep=not known)
         with open(path, "rb") as kept:
             return _take(layer, verified(chunks_of(kept), layer.blob, layer.what), moving, keep=False)
     except BaseException:
@@ -305,8 +309,7 @@ def _take(layer: _Layer, chunks: Iterator[bytes], moving: Callable[[bytes], None
     with open(layer.written.blob if keep else os.devnull, "wb") as blob:
         watched = seen(chunks, moving, blob.write)
         if publish.about_layer(layer.root, layer.diff_id):
-            for _ in watched:
-                pass
+            _compare(layer, watched)
             return None
         about = _unpack(layer, watched, layer.written.unpacked)._asdict()
         about["size_on_disk"] = about.pop("size")
@@ -338,6 +341,24 @@ def _unpack(layer: _Layer, chunks: Iterator[bytes], target: str) -> Summary:
             raise Failure(what, code=failure.code, hint=failure.hint) from None
     for _ in chunks:
         pass
-    if f"sha256:{digest.hexdigest()}" != layer.diff_id:
-        raise malformed(f"{layer.what}: its diffID is {digest.hexdigest()}, the configuration says {layer.diff_id[7:]}")
+    _check_diff_id(layer, digest.hexdigest())
     return summary
+
+
+def _compare(layer: _Layer, chunks: Iterator[bytes]) -> None:
+    """Reads a blob whose layer is in the store: that it is this one only its content says."""
+    if layer.blob.digest == layer.diff_id:
+        for _ in chunks:
+            pass
+        return  # verified already
+    digest = hashlib.sha256()
+    for _ in seen(decompressed(chunks, layer.what), digest.update):
+        pass
+    for _ in chunks:
+        pass
+    _check_diff_id(layer, digest.hexdigest())
+
+
+def _check_diff_id(layer: _Layer, found: str) -> None:
+    if f"sha256:{found}" != layer.diff_id:
+        raise malformed(f"{layer.what}: its diffID is {found}, the configuration says {layer.diff_id[7:]}")

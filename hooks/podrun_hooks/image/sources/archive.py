@@ -84,7 +84,7 @@ def of_docker_archive(file: IO[bytes], what: str, tag: str) -> Source:
     def open_blob(wanted: Descriptor) -> Iterator[bytes]:
         return archive.chunks(members[wanted.digest])
 
-    return Source(what, content, OCI_MANIFEST, digest_of(content), open_blob, file.close)
+    return Source(what, content, OCI_MANIFEST, digest_of(content), open_blob, file.close, claimed=True)
 
 
 def _images(content: bytes, what: str) -> list[dict[str, Any]]:

@@ -26,6 +26,8 @@ class Source(NamedTuple):
     close: Callable[[], None] = lambda: None
     #: Closes connections, which a process and its forked children must not share; ``open`` makes new ones.
     disconnect: Callable[[], None] = lambda: None
+    #: The digests of layers are what the image says of itself: nothing is known of a blob before it has been read.
+    claimed: bool = False
 
 
 def image_manifest(source: Source, wanted: Platform) -> tuple[bytes, Descriptor]:

@@ -21,7 +21,7 @@ from podrun_hooks.image.store.scratch import remove, unless_gone, work
 from podrun_hooks.image.store.unclaimed import _blob_mark, _mark, layer_mark
 from podrun_hooks.support import syscalls
 
-_DIRECTORIES = ("blobs", "blobs/sha256", "layers", "refs", "verified", "unclaimed", "tmp", "locks")
+_DIRECTORIES = ("blobs", "blobs/sha256", "layers", "pairs", "refs", "verified", "unclaimed", "tmp", "locks")
 _LAYOUT = '{"imageLayoutVersion":"1.0.0"}'
 
 
@@ -156,6 +156,8 @@ def publish_written(
                 if not os.path.isdir(path):
                     raise
                 unless_gone(os.unlink, f"{layout.base(root)}/unclaimed/{layer_mark(layer.name)}")
+        if layer.digest:
+            os.close(os.open(pair(root, layer.digest, layer.name), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
     # One after the other: a journal that has written the first has written the second.
     if of_layers or blobs:
         _sync_directory(f"{layout.base(root)}/blobs/sha256")
@@ -165,7 +167,12 @@ def publish_written(
         remove(layer.scratch)
 
 
-# --- layers of pulls that failed
+# --- what is known of layers
+
+
+def pair(root: str, digest: str, diff_id: str) -> str:
+    """The file that says that a blob has been read, and is the layer of this diffID: a manifest may claim anything."""
+    return f"{layout.base(root)}/pairs/{digest.removeprefix('sha256:')}-{diff_id.removeprefix('sha256:')}"
 
 
 def about_layer(root: str, name: str) -> dict[str, Any] | None:
