@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from podrun import messages, ownership
-from podrun.errors import INTERNAL, NOT_ALLOWED, WRONG_FILE, Failure, Interrupted, of_oserror
+from podrun.errors import INTERNAL, NOT_ALLOWED, UNAVAILABLE, WRONG_FILE, Failure, Interrupted, of_oserror
 from podrun.host import ROOT, RUN, Host
 from podrun.messages import quiet, tell
 
@@ -38,11 +38,20 @@ def guarded(work: Callable[[], int | None], given: dict[str, Any]) -> int:
         return 0
     except OSError as error:
         return messages.report(of_oserror(error), subject(given), given["debug"])
+    except ModuleNotFoundError as error:
+        return messages.report(_lacking(error), subject(given), given["debug"])
     except Exception as error:
         if given["debug"]:
             raise
         tell(f"podrun: internal error: {type(error).__name__}: {error}; --debug shows where")
         return INTERNAL
+
+
+def _lacking(error: ModuleNotFoundError) -> Failure:
+    """A module that podrun needs for some commands only, and that this Python has not."""
+    name = str(error.name).partition(".")[0]
+    hint = f"install it: apt install python3-{name}, or pip install {name}"
+    return Failure(f"this command needs the Python module {name}", code=UNAVAILABLE, hint=hint)
 
 
 def host_of(given: dict[str, Any]) -> Host:

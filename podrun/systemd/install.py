@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 
-from podrun import ownership
+from podrun import PROGRAM, ownership
 from podrun.engine import hook_loader
 from podrun.errors import NOT_ALLOWED, UNAVAILABLE, WRONG_FILE, Failure
 from podrun.hook_extras import HasUnitNeeds, offers
@@ -145,7 +145,7 @@ def residents(hooks: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 def program() -> str:
     """The absolute path of podrun's command, for ExecStart=. Raises Failure when there is none."""
-    own = sys.argv[0] if os.path.basename(sys.argv[0]) == "podrun" else shutil.which("podrun")
+    own = PROGRAM or (sys.argv[0] if os.path.basename(sys.argv[0]) == "podrun" else shutil.which("podrun"))
     if not own or not os.path.isfile(own):
         raise Failure("podrun is not installed as a command", code=UNAVAILABLE, hint="a unit needs an absolute path")
     return os.path.abspath(own)
