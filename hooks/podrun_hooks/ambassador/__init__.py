@@ -284,7 +284,7 @@ def _enter(netns: str, work: Any, inode: int = 0) -> None:
 
 def _prepare(wish: Ambassador) -> None:
     """Makes the table, and a route to the address where none is: what has no route is refused before it is sent."""
-    from podrun_hooks.ambassador import maps, ruleset
+    from podrun_hooks.ambassador import maps, ruleset, syn_timer
     from podrun_hooks.network import namespace
     from podrun_hooks.network.netlink import nfnetlink
 
@@ -292,16 +292,13 @@ def _prepare(wish: Ambassador) -> None:
     if not nfnetlink.has_table(socket, wish.place):
         ruleset.lay(wish.place)
     maps.begin(socket, wish)
-    # The first retransmissions at an even pace: with the timer of 50 ms half a second of them (Linux 6.5).
-    namespace.set_sysctls([("net/ipv4/tcp_syn_linear_timeouts", "10")] if _has_linear() else [])
+    if os.path.exists("/proc/sys/net/ipv4/tcp_syn_linear_timeouts"):
+        # The first retransmissions at an even pace: with the timer of 50 ms a second of them (Linux 6.5).
+        namespace.set_sysctls([("net/ipv4/tcp_syn_linear_timeouts", str(syn_timer.LINEAR))])
     if wish.address.startswith("127."):
         namespace.set_sysctls([("net/ipv4/conf/all/route_localnet", "1")])
     else:
         _route(wish.address)
-
-
-def _has_linear() -> bool:
-    return os.path.exists("/proc/sys/net/ipv4/tcp_syn_linear_timeouts")
 
 
 def _route(address: str) -> None:

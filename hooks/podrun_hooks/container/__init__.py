@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from podrun_hooks.container.paths import Place
 
 takes = None
-gives = ("process", "id", "runtime", "log", "ready", "prober")
+gives = ("process", "id", "runtime", "log", "ready", "prober", "registration")
 resident = True
 default_name = "main"
 unit_needs = UnitNeeds(
@@ -51,7 +51,8 @@ def up(step: Step, facts: Facts) -> Facts:
     place = places.of(step)
     image = _image(step, facts)
     runtime = runtimes.choose(options.runtime)
-    isolation = runtimes.isolation(step, place, runtime)
+    timers = facts.get("syn_timer", {})
+    isolation = runtimes.isolation(step, place, runtime, timers=bool(timers))
     listening, listen = _listening()
     watchdog = _watchdog(step)
     step.status(f"assembling the root of {step.name}")
@@ -93,6 +94,8 @@ def up(step: Step, facts: Facts) -> Facts:
     step.announce(pid)
     if not isolation.devices_ruled:
         runtimes.forbid_devices(pid)
+    if timers and (why := runtimes.shorten_timers(step, place, isolation, pid, timers)):
+        step.status(f"connections to ambassadors are tried again after a second, as usual: {why}")
     runtimes.start(runtime, place, config, own_cgroup=own_cgroup)
     if started is None:
         raise Failure("the container ended before it was started", code=STEP_FAILED)
@@ -100,6 +103,7 @@ def up(step: Step, facts: Facts) -> Facts:
     if options.ready:
         step.status(f"waiting until {step.name} is ready")
         _await_ready(step, facts, place, started, output.log, sock)
+    _report(step, facts, ready=True)
     return {
         **_watched(step, facts, started, output.log),
         "process": {"pid": started.pid, "start": started.start},
@@ -107,12 +111,14 @@ def up(step: Step, facts: Facts) -> Facts:
         "runtime": runtime.name,
         "log": output.log,
         "ready": True,
+        **({"registration": facts["registration"]} if facts.get("registration") else {}),
     }
 
 
 def down(step: Step, own: Facts) -> None:
     """Stops the payload and removes everything that ``up`` made or was about to make."""
     place = places.of(step)
+    _report(step, own, ready=False)
     if step.options.live:
         from podrun_hooks.container.probes import live
 
@@ -335,6 +341,14 @@ def _await_ready(step: Step, facts: Facts, place: Place, process: Process, log: 
 
     netns = facts.get("netns") or f"/proc/{process.pid}/ns/net"
     ready.wait(step.options.ready, process, netns, facts.get("addresses", ()), command, tail)
+
+
+def _report(step: Step, facts: Facts, *, ready: bool) -> None:
+    """Tells the records of the steps before this one whether the container is ready; those after it look for it."""
+    if facts.get("registration"):
+        from podrun_hooks.registry import readiness
+
+        readiness.report(step.pod.run, step.pod.name, ready=ready)
 
 
 # --- parts of down -------------------------------------------------------------------------------------------------

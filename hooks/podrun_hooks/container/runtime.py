@@ -50,11 +50,11 @@ def choose(wanted: str) -> Runtime:
     raise Failure("there is no OCI runtime", code=UNAVAILABLE, hint="apt install crun")
 
 
-def isolation(step: Step, place: Place, runtime: Runtime) -> Isolation:
+def isolation(step: Step, place: Place, runtime: Runtime, *, timers: bool = False) -> Isolation:
     """Which cgroup the container gets and who enforces device rules there.
 
-    A container has a cgroup of its own where systemd delegated one, or for limits; runc cannot do without.
-    Raises Failure for a unit of cgroup v2 that delegates none.
+    A container has a cgroup of its own where systemd delegated one, for limits, or for ``timers`` (an ambassador's);
+    runc cannot do without. Raises Failure for a unit of cgroup v2 that delegates none.
     """
     options = step.options
     unified = os.path.exists(f"{_CGROUPS}/cgroup.controllers")
@@ -68,6 +68,8 @@ def isolation(step: Step, place: Place, runtime: Runtime) -> Isolation:
             what = f"{'runc' if runtime.name == 'runc' else 'a limit'} needs a cgroup that systemd delegates"
             hint = f"Delegate=cpu memory pids io in the [Service] section of {step.pod.unit}"
             raise Failure(what, code=WRONG_FILE, hint=hint)
+        return Isolation(place.cgroup, able, able, unified)
+    if timers and unified and not step.pod.unit:
         return Isolation(place.cgroup, able, able, unified)
     return Isolation("", False, False, unified)
 
@@ -170,6 +172,29 @@ def confirm_directory(pid: int) -> None:
         raise Failure(
             "the working directory is outside of the container", code=CANNOT_EXECUTE, hint="who put it there?"
         )
+
+
+def shorten_timers(step: Step, place: Place, isolation: Isolation, pid: int, timers: Mapping[str, Any]) -> str:
+    """Has the connections of a created container to its ambassadors try again soon; "", or why that cannot be.
+
+    The program belongs to a cgroup (v2): in podrun's own it would be for whoever called podrun, too.
+    """
+    from podrun_hooks.ambassador import syn_timer
+
+    if isolation.unified:
+        if not isolation.cgroup:
+            return "the container has no cgroup of its own: its unit delegates none"
+        return syn_timer.attach(f"{_CGROUPS}{isolation.cgroup}", timers)
+    if step.pod.unit:
+        return "with cgroup v1 a unit's processes share one cgroup of v2"
+    own = f"{_HYBRID}{place.cgroup}"
+    try:
+        os.makedirs(own, exist_ok=True)
+        with open(f"{own}/cgroup.procs", "w", encoding="utf-8") as file:
+            file.write(str(pid))
+    except OSError as error:
+        return f"{own}: {error.strerror}"
+    return syn_timer.attach(own, timers)
 
 
 def remain_in_unit(pid: int) -> None:

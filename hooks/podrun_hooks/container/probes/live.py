@@ -13,6 +13,7 @@ from podrun.errors import STEP_FAILED, WRONG_FILE, Failure
 from podrun_hooks.container import paths as places
 from podrun_hooks.container import processes, runtime
 from podrun_hooks.container.probes import prober
+from podrun_hooks.registry import wishes
 from podrun_hooks.support import syscalls
 
 TYPE_CHECKING = False
@@ -46,7 +47,9 @@ def begin(step: Step, facts: Facts, process: Process, log: Facts) -> Process:
     life = processes.opened(process)
     if life is None:
         raise Failure("the payload ended before it was watched", code=STEP_FAILED)
-    kept = [life]
+    # Whoever is told that the probe fails, or succeeds again, is in the host's namespace.
+    host = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    kept = [life, host]
     ours, program = os.pipe2(os.O_CLOEXEC)
     try:
         systemd = _connected(os.environ) if watchdog(os.environ) else -1
@@ -62,7 +65,8 @@ def begin(step: Step, facts: Facts, process: Process, log: Facts) -> Process:
         netns = "" if wanted.exec else facts.get("netns") or f"/proc/{process.pid}/ns/net"
         label = f"{step.pod.name}: {step.label}"
         numbers = [life, systemd, wanted.interval, wanted.timeout, wanted.retries]
-        argv = [sys.executable, "-IS", _programs()[0], places.of(step).mark, label, *map(str, numbers), *words]
+        report = prober.SEPARATOR.join([wishes.directory(step.pod.run), f"{step.pod.name}.", str(host), *_report(step)])
+        argv = [sys.executable, "-IS", _programs()[0], places.of(step).mark, label, *map(str, numbers), report, *words]
         child = syscalls.fork()
         if not child:
             try:
@@ -82,6 +86,12 @@ def begin(step: Step, facts: Facts, process: Process, log: Facts) -> Process:
             if fd >= 0:
                 os.close(fd)
     return processes.Process(child, processes.start_of(child))
+
+
+def _report(step: Step) -> list[str]:
+    from podrun_hooks.registry import readiness
+
+    return readiness.command(step.pod.run, step.pod.name)
 
 
 def _connecting(wanted: Any, addresses: Sequence[str]) -> list[str]:

@@ -24,6 +24,10 @@ else:
     import posix
 
 
+#: Between the words of REPORT: in no path and no name.
+SEPARATOR = "\x1f"
+
+
 class Over(Exception):
     """The process whose life the probe is about has ended."""
 
@@ -141,12 +145,13 @@ def _children(pid: int) -> list[int]:
 
 
 def main(words: Sequence[str]) -> None:
-    """Probes until the container ends: MARK LABEL LIFE SYSTEMD INTERVAL TIMEOUT RETRIES KIND WORD...
+    """Probes until the container ends: MARK LABEL LIFE SYSTEMD INTERVAL TIMEOUT RETRIES REPORT KIND WORD...
 
     MARK: who it is for, by which ``down`` finds it. LIFE: a pidfd of the container's init. SYSTEMD: a descriptor
-    connected to systemd's socket, or -1. The WORDs are the command line of ``exec``, or port, path and hosts.
+    connected to systemd's socket, or -1. REPORT: see report(). The WORDs are the command line of ``exec``, or port,
+    path and hosts.
     """
-    _, label, life_text, systemd_text, interval_text, timeout_text, retries_text, kind, *rest = words
+    _, label, life_text, systemd_text, interval_text, timeout_text, retries_text, reporting, kind, *rest = words
     life, systemd = int(life_text), int(systemd_text)
     interval, timeout, retries = float(interval_text), float(timeout_text), int(retries_text)
     failures = 0
@@ -162,10 +167,13 @@ def main(words: Sequence[str]) -> None:
         if not wrong:
             if failures:
                 _tell(f"{label}: the live probe succeeds again")
+                report(reporting, "1")
             failures = 0
         else:
             failures += 1
             _tell(f"{label}: the live probe failed, {failures} of {retries}: {wrong}")
+            if failures == 1:
+                report(reporting, "0")
         if failures < retries:
             _send(systemd, "WATCHDOG=1")
         elif systemd >= 0:
@@ -174,6 +182,22 @@ def main(words: Sequence[str]) -> None:
         else:
             _tell(f"{label}: killed, because it failed the live probe {retries} times in a row")
             _kill(life)
+
+
+def report(words: str, ready: str) -> None:
+    """Has the pod's records say whether it is ready, when it has any: DIRECTORY PREFIX NAMESPACE COMMAND...
+
+    The COMMAND gets ``ready`` and NAMESPACE as its last words. It is waited for: the next one is not to overtake it.
+    """
+    directory, prefix, namespace, *argv = words.split(SEPARATOR)
+    try:
+        if not any(name.startswith(prefix) for name in posix.listdir(directory)):
+            return
+        posix.set_inheritable(int(namespace), True)
+        child = posix.posix_spawn(argv[0], [*argv, ready, namespace], posix.environ)
+        posix.waitpid(child, 0)
+    except OSError:
+        pass
 
 
 def _anywhere(words: Sequence[str], seconds: float, life: int) -> str:
