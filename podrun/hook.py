@@ -148,6 +148,8 @@ class Step(NamedTuple):
     #: Takes the pid of the process that a resident step has created but not started yet. The journal has it before
     #: the call returns, and systemd where podrun hands the process over.
     announce: Callable[[int], None] = _nobody_listens
+    #: A line for people, with the pod and the step in front: on standard error, in a unit in its journal.
+    report: Callable[[str], None] = _nobody_listens
 
     @property
     def label(self) -> str:

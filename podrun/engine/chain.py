@@ -99,7 +99,7 @@ def _undo(journal: Journal, header: Header, world: Callbacks, undone: list[str],
             world.watch("stopping", label)
             try:
                 hook = world.load(entry.step["hook"])
-                step = resolve(header.pod, hook, entry.step, _notifier(world, label, quiet))
+                step = resolve(header.pod, hook, entry.step, _notifier(world, label, quiet), report=world.report)
                 with limit(step.timeout):
                     # Pids, addresses and mounts of an earlier boot mean something else today.
                     hook.down(step, {} if stale else entry.facts)
@@ -145,7 +145,7 @@ class _Run:
         self.world.notify(f"STATUS={n + 1}/{self.total} {label}")
         self.world.watch("starting", label)
         announce = self._announcer(n, label, journal)
-        step = resolve(self.pod, hook, record, _notifier(self.world, label, announce), announce)
+        step = resolve(self.pod, hook, record, _notifier(self.world, label, announce), announce, self.world.report)
         if text.background:
             from podrun.engine.background import begin
 

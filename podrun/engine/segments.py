@@ -34,7 +34,12 @@ def segments(steps: Sequence[StepText], load: Callable[[str], Hook]) -> Iterator
 
 
 def resolve(
-    pod: Pod, hook: Hook, record: Any, notify: Callable[[str], None] = quiet, announce: Callable[[int], None] = quiet
+    pod: Pod,
+    hook: Hook,
+    record: Any,
+    notify: Callable[[str], None] = quiet,
+    announce: Callable[[int], None] = quiet,
+    report: Callable[[str], None] = quiet,
 ) -> Step:
     """The Step of a journal's record of it (or of a pod file's). Raises Failure for options that are not the hook's."""
     declared = hook.Options
@@ -42,9 +47,13 @@ def resolve(
         options = record["options"] if declared is None else read(declared, record["options"])
     except Wrong as wrong:
         raise Failure(wrong.what, hint="was it started by another version of the hook?") from None
-    timeout = record.get("timeout")
-    timeout = float("inf") if timeout is None else timeout
-    return Step(pod, record["hook"], record["name"], options, notify, timeout, announce)
+    timeout = float("inf") if record.get("timeout") is None else record["timeout"]
+    label = label_of(record)
+
+    def reported(line: str) -> None:
+        report(f"{label}: {line}")
+
+    return Step(pod, record["hook"], record["name"], options, notify, timeout, announce, reported)
 
 
 def problems(pod: Pod, steps: Sequence[StepText], world: Callbacks) -> list[tuple[StepText, Problem]]:

@@ -24,6 +24,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 SIGHUP, SIGINT, SIGQUIT, SIGTERM = _signal.SIGHUP, _signal.SIGINT, _signal.SIGQUIT, _signal.SIGTERM
 #: Signals that ask for the end of the pod.
 ENDING = (SIGINT, SIGTERM)
+NAMES: dict[int, str] = {SIGINT: "SIGINT", SIGTERM: "SIGTERM", SIGHUP: "SIGHUP"}
 #: Signals that are the payload's own business.
 PASSED_ON = (SIGHUP, SIGQUIT, _signal.SIGUSR1, _signal.SIGUSR2, _signal.SIGCONT)
 
@@ -100,20 +101,23 @@ def wait(residents: Sequence[Resident]) -> tuple[int, bool]:
 def await_end(resident: Resident, seconds: float) -> int | None:
     """Waits for one resident, a child of podrun, to end; its exit code, or None when it has not after ``seconds``.
 
+    Who asks a second time (Ctrl-C) does not want to wait: then it is None at once.
     Other children are reaped meanwhile: a container's init cannot end before the orphans of its namespace have been.
     """
     import select
 
     deadline = time.monotonic() + seconds
+    again: list[int] = []
     try:
         fd = os.pidfd_open(resident.pid)
     except ProcessLookupError:
         return 0
+    before = {number: _signal.signal(number, lambda number, _frame: again.append(number)) for number in ENDING}
     try:
         poll = select.poll()
         poll.register(fd, select.POLLIN)
         while not poll.poll(max(0, min(deadline - time.monotonic(), 0.05) * 1000)):
-            if time.monotonic() > deadline:
+            if again or time.monotonic() > deadline:
                 return None
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -123,6 +127,8 @@ def await_end(resident: Resident, seconds: float) -> int | None:
                 return exit_code(status)
     finally:
         os.close(fd)
+        for number, handler in before.items():
+            _signal.signal(number, handler)
     return reap(resident)
 
 

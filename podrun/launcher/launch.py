@@ -8,7 +8,7 @@ from podrun.engine import chain, hook_loader
 from podrun.engine import journal as journals
 from podrun.engine import state as states
 from podrun.engine.locks import Lock
-from podrun.engine.segments import label_of, problems, segments, services
+from podrun.engine.segments import label_of, problems, resolve, segments, services
 from podrun.engine.world import Callbacks
 from podrun.errors import BUSY, WRONG_FILE, Failure, Interrupted
 from podrun.hook import Pod, is_resident
@@ -237,12 +237,22 @@ def _stop(pod: Pod, host: Host, waiting: Sequence[Resident], signal: int) -> int
     for prober in residents(pod.run, pod.name, "prober"):
         # A payload that is ending may well stop answering first.
         foreground.send(prober, SIGKILL)
+    patience = _patience(pod, last)
     foreground.send(last, signal)
-    status = foreground.await_end(last, pod.stop_timeout)
+    status = foreground.await_end(last, patience)
     if status is None:
-        down(pod.name, host, invocation=pod.invocation)
-        status = foreground.reap(last)
-    return status
+        host.report(f"{last.label}: it did not end within {patience:g} s of {foreground.NAMES[signal]}: killed")
+        foreground.send(last, SIGKILL)
+        status = foreground.await_end(last, 10.0)
+    return foreground.reap(last) if status is None else status
+
+
+def _patience(pod: Pod, resident: Resident) -> float:
+    """Seconds from the stop signal to SIGKILL: the step's own, else the pod's."""
+    entries = [entry for entry in states.entries(journals.journals(pod.run, pod.name)) if entry.n == resident.n]
+    own = [resolve(pod, hook_loader.load(entry.step["hook"]), entry.step).options for entry in entries]
+    wanted = getattr(own[0], "stop_timeout", None) if own else None
+    return pod.stop_timeout if wanted is None else float(wanted)
 
 
 def _patient_lock(name: str, host: Host) -> Lock:

@@ -13,13 +13,13 @@ from podrun.host import tag
 from podrun.options import read
 from podrun_hooks import container
 from podrun_hooks.container import paths as places
-from podrun_hooks.container import processes, runtime
+from podrun_hooks.container import processes, runtime, streams
 
 BUSYBOX = "/bin/busybox"
 APPLETS = [
     "sh", "true", "false", "sleep", "cat", "echo", "env", "id", "ls", "mount", "umount", "mkdir", "mknod", "dd",
     "httpd", "nc", "kill", "head", "hostname", "pwd", "stat", "test", "touch", "ps", "wget", "chroot", "unshare",
-    "setarch", "ln", "rm", "grep", "sync", "readlink", "ip", "date",
+    "setarch", "ln", "rm", "grep", "sync", "readlink", "ip", "date", "tee", "tr", "seq",
 ]  # fmt: skip
 
 
@@ -68,7 +68,14 @@ class Case:
 
     def step(self, **options: Any) -> Step:
         self.options = options or self.options
-        return Step(self.pod, "container", self.name, read(container.Options, self.options), self.said.append)
+        return Step(
+            self.pod,
+            "container",
+            self.name,
+            read(container.Options, self.options),
+            self.said.append,
+            report=self.said.append,
+        )
 
     def facts(self, **more: Any) -> dict[str, Any]:
         image = {"ref": "dir:", "digest": "", "layers": self.layers, "config": self.config, "mounts": self.image_mounts}
@@ -94,6 +101,7 @@ class Case:
             if pidfd is not None:
                 assert processes.ended(pidfd, seconds), f"{command} has not ended"
                 os.close(pidfd)
+            streams.finish(self.own)
             return self.log()
         finally:
             self.down()

@@ -26,9 +26,10 @@ if TYPE_CHECKING:
 
     from podrun.hook import Step
     from podrun_hooks.container.paths import Place
+    from podrun_hooks.container.streams import Streams
 
 takes = None
-gives = ("process", "id", "runtime", "log", "ready", "prober", "registration")
+gives = ("process", "id", "runtime", "log", "copiers", "feeders", "ready", "prober", "registration")
 resident = True
 default_name = "main"
 unit_needs = UnitNeeds(
@@ -67,7 +68,8 @@ def up(step: Step, facts: Facts) -> Facts:
         config["annotations"].setdefault(_STOP_SIGNAL, str(spec.stop_signal(image.get("config") or {}, options)))
         filter.apply(config, options.seccomp, step.pod.root, spec.capabilities(options, isolation), runtime.name)
         _write(place.config, jsontext.dumps(config))
-        output = streams.open_streams(step, place, tree)
+        held = sock.fileno() if sock is not None and options.ready.notify != "direct" else -1
+        output = streams.open_streams(step, place, tree, image, config, held)
         step.status(f"creating {step.name}")
         try:
             own_cgroup = bool(isolation.cgroup)
@@ -102,14 +104,14 @@ def up(step: Step, facts: Facts) -> Facts:
     step.status(f"started {step.name}")
     if options.ready:
         step.status(f"waiting until {step.name} is ready")
-        _await_ready(step, facts, place, started, output.log, sock)
+        _await_ready(step, facts, place, started, output, sock)
     _report(step, facts, ready=True)
     return {
         **_watched(step, facts, started, output.log),
         "process": {"pid": started.pid, "start": started.start},
         "id": place.id,
         "runtime": runtime.name,
-        "log": output.log,
+        **output.facts(),
         "ready": True,
         **({"registration": facts["registration"]} if facts.get("registration") else {}),
     }
@@ -128,7 +130,8 @@ def down(step: Step, own: Facts) -> None:
         # A container that was created but never started has no payload to ask: its init waits at exec.fifo.
         signal = SIGKILL if os.path.exists(f"{place.state}/exec.fifo") else _stop_signal(step, place)
         timeout = step.pod.stop_timeout if step.options.stop_timeout is None else step.options.stop_timeout
-        processes.stop(found, signal, timeout, step.status)
+        if told := processes.stop(found, signal, timeout, step.status):
+            step.report(told)
     step.status(f"removing {step.name}")
     # PID 1 of a namespace takes every process of it along. Who it was is only in doubt when up was killed.
     held = processes.kill_all(lambda: [] if own.get("process") else processes.with_mount(place.mark))
@@ -137,6 +140,8 @@ def down(step: Step, own: Facts) -> None:
         raise Failure(
             f"process {held[0].pid} of the container does not end", code=BUSY, hint="is it stuck in the kernel?"
         )
+    if told := streams.finish(own):
+        step.report(told)
     words = ""
     if os.path.isdir(place.state):
         runtime = runtimes.of_state(place, step.options.runtime)
@@ -320,17 +325,19 @@ def _write(path: str, text: str) -> None:
         os.close(fd)
 
 
-def _await_ready(step: Step, facts: Facts, place: Place, process: Process, log: Facts, sock: Any) -> None:
+def _await_ready(step: Step, facts: Facts, place: Place, process: Process, output: Streams, sock: Any) -> None:
     from podrun_hooks.container.probes import ready
 
     def tail() -> str:
-        return streams.last_words(log)
+        return streams.last_words(output)
 
     if sock is not None:
         ready.wait_for_notification(step.options.ready, process, sock, step.notify, tail)
         if os.path.lexists(place.direct):
             # From here on it is systemd that hears the payload.
             os.rename(place.direct, f"{place.notify}/socket")
+        else:
+            ready.deafen(sock)
         return
 
     def command(argv: Sequence[str]) -> tuple[int, str]:

@@ -112,23 +112,59 @@ def _reap_orphans() -> None:
             continue
 
 
-def stop(process: Process, signal: int, timeout: float, status: Callable[[str], None]) -> None:
-    """Ends a container's PID 1: ``signal``, up to ``timeout`` seconds of patience, SIGKILL; returns when it is gone."""
+def stop(process: Process, signal: int, timeout: float, status: Callable[[str], None]) -> str:
+    """Ends a container's PID 1: ``signal``, up to ``timeout`` seconds of patience, SIGKILL; returns when it is gone.
+
+    Returns what a person has to be told: "" when it ended as it was asked to.
+    """
+    pidfd = opened(process)
+    if pidfd is None:
+        return ""
+    try:
+        if signal == SIGKILL:
+            _send(pidfd, SIGKILL)
+            ended(pidfd, float("inf"))
+            return ""
+        deadline = time.monotonic() + timeout
+        # One that ignores the signal may all the same be finishing something: it has its time, as in a plain unit.
+        heeds = _handles(process, signal, pidfd, min(1.0, timeout))
+        status(f"stopping: {name_of(signal)} sent to process {process.pid}")
+        _send(pidfd, signal)
+        if ended(pidfd, max(0.0, deadline - time.monotonic())):
+            return ""
+        _send(pidfd, SIGKILL)
+        ended(pidfd, float("inf"))
+        return told_of_kill(signal, timeout, heeds=heeds)
+    finally:
+        os.close(pidfd)
+
+
+def told_of_kill(signal: int, timeout: float, *, heeds: bool) -> str:
+    """What is said of a payload that had to be killed."""
+    what = f"it did not end within {timeout:g} s of {name_of(signal)}: killed"
+    # The kernel drops a signal that PID 1 of a namespace has no handler for (pid_namespaces(7)).
+    return what if heeds else f"{what}; as process 1 it has no handler for it: init = true passes the signal on"
+
+
+def heeds(process: Process, signal: int) -> bool:
+    """Whether a signal reaches the payload now: it has a handler for it, or waits for it."""
+    return bool(_caught_or_blocked(process.pid) >> (signal - 1) & 1)
+
+
+def name_of(signal: int) -> str:
+    """ "SIGTERM" for 15; "signal 40" for what has no name of its own."""
+    names = {number: name for name, number in vars(_signal).items() if name.startswith("SIG") and name[3] != "_"}
+    return names.get(signal, f"signal {signal}")
+
+
+def end(process: Process) -> None:
+    """Kills a process and waits until it is gone."""
     pidfd = opened(process)
     if pidfd is None:
         return
     try:
-        if signal != SIGKILL:
-            if _handles(process, signal, pidfd):
-                status(f"stopping: signal {signal} sent to process {process.pid}")
-                _send(pidfd, signal)
-                if ended(pidfd, timeout):
-                    return
-                status(f"process {process.pid} has not ended after {timeout:g} s: killing it")
-            elif not ended(pidfd, 0):
-                status(f"the payload handles no signal {signal}: killing it; init = true would pass the signal on")
         _send(pidfd, SIGKILL)
-        ended(pidfd, float("inf"))
+        ended(pidfd, 10.0)
     finally:
         os.close(pidfd)
 
@@ -140,18 +176,17 @@ def _send(pidfd: int, signal: int) -> None:
         pass
 
 
-def _handles(process: Process, signal: int, pidfd: int) -> bool:
+def _handles(process: Process, signal: int, pidfd: int, patience: float) -> bool:
     """Whether a signal will reach the payload. In its first second it is given time to install a handler.
 
     The kernel drops a signal that PID 1 of a namespace neither handles nor blocks (pid_namespaces(7)): one sent before
     the handler is there is lost, and stopping would take the whole timeout.
     """
     while True:
-        caught = _caught_or_blocked(process.pid)
-        if caught >> (signal - 1) & 1:
+        if heeds(process, signal):
             return True
         age = time.clock_gettime(time.CLOCK_BOOTTIME) - process.start / os.sysconf("SC_CLK_TCK")
-        if age > 1.0 or ended(pidfd, 0.01):
+        if age > patience or ended(pidfd, 0.01):
             return False
 
 

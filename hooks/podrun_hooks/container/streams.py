@@ -1,4 +1,10 @@
-"""The container's standard streams: podrun's own, a file, or a pipe with cat(1) behind it."""
+"""The container's standard streams: which are handed on as they are, and which are pipes with cat(1) behind them.
+
+A program may open its output anew by name: /dev/stderr, /proc/self/fd/2. Of a pipe that works; of a socket, which the
+journal's stream is, it does not (ENXIO), and of a regular file ``>`` empties it. A terminal or a file that was opened
+this way could also be read. So neither terminals nor regular files ever get into a container, and the journal's socket
+does only where nothing can be seen to open it by name.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +12,22 @@ import os
 import stat
 
 from podrun.record import NamedTuple
-from podrun_hooks.support.rooted_tree import Elsewhere
+from podrun_hooks.container import processes
+from podrun_hooks.container.processes import Process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
+
     from podrun.hook import Facts, Step
     from podrun_hooks.container.paths import Place
     from podrun_hooks.support.rooted_tree import Tree
 
 _CAT = "/bin/cat"
-#: Where links of images such as nginx's lead, and what they are called there.
-_OUTPUTS = ("/dev/stdout", "/dev/stderr", "/proc/self/fd/1", "/proc/self/fd/2")
+#: Seconds that a copier has for the last output of a payload that has ended: to a terminal, where a person may have
+#: stopped it (Ctrl-S), and elsewhere.
+_PATIENCE_OF_TERMINALS, _PATIENCE = 60.0, 10.0
 
 
 class Streams(NamedTuple):
@@ -26,90 +37,164 @@ class Streams(NamedTuple):
     own: list[int]
     #: The fact "log": {"file": path}, or {} when the output goes where podrun's goes.
     log: Facts
+    #: Copies the output, and ends with the last writer.
+    copiers: list[Process]
+    #: Copies podrun's input, and may never end by itself.
+    feeders: list[Process]
 
     def close(self) -> None:
         """Closes podrun's copies."""
         while self.own:
             os.close(self.own.pop())
 
+    def facts(self) -> Facts:
+        """The facts about them, for ``down``."""
+        return {
+            "log": self.log,
+            **({"copiers": [copier._asdict() for copier in self.copiers]} if self.copiers else {}),
+            **({"feeders": [feeder._asdict() for feeder in self.feeders]} if self.feeders else {}),
+        }
 
-def open_streams(step: Step, place: Place, tree: Tree) -> Streams:
-    """The streams that the option ``log`` and the pod's circumstances ask for. Raises OSError for a log file."""
-    options = step.options
-    own: list[int] = []
-    if options.interactive or step.pod.interactive:
-        stdin = 0
-    else:
-        stdin = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-        own.append(stdin)
-    file = options.log.removeprefix("file:") if options.log.startswith("file:") else ""
-    if not (file or step.pod.attached or options.log == "direct"):
+
+def open_streams(
+    step: Step, place: Place, tree: Tree, image: Facts, config: Mapping[str, Any], notify: int = -1
+) -> Streams:
+    """The streams that the option ``log`` and the pod's circumstances ask for. Raises OSError for a log file.
+
+    ``notify``: a socket that has to stay open as long as the payload runs, or -1; a copier holds it.
+    """
+    log = step.options.log
+    file = log.removeprefix("file:") if log.startswith("file:") else ""
+    if not (file or step.pod.attached or log == "direct"):
         file = place.log
+    streams = Streams((0, 1, 2), [], {"file": file} if file else {}, [], [])
+    stdin = _input(step, streams)
     if file:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-        own.append(os.open(file, flags, 0o600))
-        return Streams((stdin, own[-1], own[-1]), own, {"file": file})
-    if options.log == "pipe" or (options.log == "auto" and _is_socket(1) and _logs_by_link(tree)):
-        outputs = [_copied_to(1), _copied_to(2)]
-    elif options.log == "auto" and not (step.pod.unit or step.pod.console):
-        # Whoever has a terminal for output can open it for input, and read what is typed into the host's shell.
-        outputs = [_copied_to(fd) if os.isatty(fd) else fd for fd in (1, 2)]
+        streams.own.append(os.open(file, flags, 0o600))
+        targets = [streams.own[-1]] * 2
     else:
-        outputs = [1, 2]
-    own += [fd for fd in outputs if fd > 2]
-    return Streams((stdin, outputs[0], outputs[1]), own, {})
+        targets = [1, 2]
+    if step.pod.console or log == "direct":
+        return streams._replace(fds=(stdin, targets[0], targets[1]))
+    if log == "pipe" or notify >= 0:
+        piped = [True, True]
+    else:
+        piped = [_needs_pipe(fd, step, tree, image, config) for fd in targets]
+    writing: dict[tuple[int, int], int] = {}
+    outputs = []
+    for target, needed in zip(targets, piped, strict=True):
+        if needed:
+            # One pipe for one file: lines stay in the order in which they were written.
+            found = os.fstat(target)
+            key = (found.st_dev, found.st_ino)
+            if key not in writing:
+                writing[key] = _copied_to(target, streams, notify)
+            target = writing[key]
+        outputs.append(target)
+    return streams._replace(fds=(stdin, outputs[0], outputs[1]))
 
 
-def _copied_to(target: int) -> int:
+def _input(step: Step, streams: Streams) -> int:
+    if not (step.options.interactive or step.pod.interactive):
+        streams.own.append(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC))
+        return streams.own[-1]
+    if step.pod.console or not _can_be_opened_for_more(0):
+        return 0
+    reading, writing = os.pipe2(os.O_CLOEXEC)
+    # In podrun's process group: only that one may read from the terminal (SIGTTIN, termios(3)).
+    streams.feeders.append(_spawned(0, writing))
+    os.close(writing)
+    streams.own.append(reading)
+    return reading
+
+
+def _copied_to(target: int, streams: Streams, notify: int) -> int:
     """The writing end of a pipe that cat(1) copies to ``target``; cat ends when the last writer has closed it."""
     reading, writing = os.pipe2(os.O_CLOEXEC)
-    actions = [(os.POSIX_SPAWN_DUP2, reading, 0), (os.POSIX_SPAWN_DUP2, target, 1)]
     # A process group of its own: Ctrl-C in the terminal is for the payload, whose last words are still to be copied.
-    os.posix_spawn(_CAT, ["cat"], {}, file_actions=actions, setpgroup=0)
+    streams.copiers.append(_spawned(reading, target, notify, setpgroup=0))
     os.close(reading)
+    streams.own.append(writing)
     return writing
 
 
-def _is_socket(fd: int) -> bool:
+def _spawned(source: int, target: int, held: int = -1, **more: Any) -> Process:
+    actions: list[tuple[int, ...]] = [(os.POSIX_SPAWN_DUP2, source, 0), (os.POSIX_SPAWN_DUP2, target, 1)]
+    actions += [(os.POSIX_SPAWN_DUP2, held, 3)] if held >= 0 else []
+    pid = os.posix_spawn(_CAT, ["cat"], {}, file_actions=actions, **more)
+    return Process(pid, processes.start_of(pid))
+
+
+def _needs_pipe(fd: int, step: Step, tree: Tree, image: Facts, config: Mapping[str, Any]) -> bool:
+    if _can_be_opened_for_more(fd):
+        return True
     try:
-        return stat.S_ISSOCK(os.fstat(fd).st_mode)
+        socket = stat.S_ISSOCK(os.fstat(fd).st_mode)
+    except OSError:
+        return False
+    # In the foreground podrun stays anyway; as a unit nothing does, unless it has to.
+    return socket and (not step.pod.unit or _opens_by_name(image, config, tree))
+
+
+def _opens_by_name(image: Facts, config: Mapping[str, Any], tree: Tree) -> bool:
+    if image.get("stdio"):
+        return True
+    from podrun_hooks.container import stream_search
+
+    return stream_search.opens_by_name(image, config, tree)
+
+
+def _can_be_opened_for_more(fd: int) -> bool:
+    """Terminals and regular files: who has one for writing can read it too, or empty it, through /proc/self/fd."""
+    try:
+        return os.isatty(fd) or stat.S_ISREG(os.fstat(fd).st_mode)
     except OSError:
         return False
 
 
-def _logs_by_link(tree: Tree) -> bool:
-    """Whether the image logs to /dev/stdout by a link in /var/log, one directory down included.
+def finish(own: Facts) -> str:
+    """Waits until the output of a payload that has ended is copied to the last byte; returns what could not be."""
+    for feeder in _of(own, "feeders"):
+        processes.end(feeder)
+    stuck = ""
+    for copier in _of(own, "copiers"):
+        patience = _PATIENCE_OF_TERMINALS if _writes_to_terminal(copier) else _PATIENCE
+        pidfd = processes.opened(copier)
+        if pidfd is None:
+            continue
+        try:
+            if not processes.ended(pidfd, patience):
+                stuck = f"its last output could not be written for {patience:g} s"
+        finally:
+            os.close(pidfd)
+        processes.end(copier)
+    return stuck
 
-    open(2) of a socket is ENXIO, and under systemd standard output is the journal's socket: nginx would not start.
-    """
+
+def _of(own: Facts, kind: str) -> Sequence[Process]:
+    return [Process(told["pid"], told["start"]) for told in own.get(kind, ())]
+
+
+def _writes_to_terminal(copier: Process) -> bool:
     try:
-        top, _ = tree.find("/var/log")
-    except (OSError, Elsewhere):
+        target = os.readlink(f"/proc/{copier.pid}/fd/1")
+    except OSError:
         return False
-    waiting, deeper = [top], []
-    try:
-        for level in range(2):
-            for directory in waiting:
-                for name in os.listdir(f"/proc/self/fd/{directory}")[:256]:
-                    mode = os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode
-                    if stat.S_ISLNK(mode) and os.readlink(name, dir_fd=directory) in _OUTPUTS:
-                        return True
-                    if stat.S_ISDIR(mode) and not level:
-                        flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-                        deeper.append(os.open(name, flags, dir_fd=directory))
-            waiting = deeper
-    finally:
-        for fd in {top, *deeper}:
-            os.close(fd)
-    return False
+    return target.startswith(("/dev/pts/", "/dev/tty", "/dev/console"))
 
 
-def last_words(log: Facts, lines: int = 3) -> str:
+def last_words(streams: Streams, lines: int = 3) -> str:
     """The end of a log file, for messages; "" when the output went elsewhere."""
-    if "file" not in log:
+    if "file" not in streams.log:
         return ""
+    for copier in streams.copiers:
+        pidfd = processes.opened(copier)
+        if pidfd is not None:
+            processes.ended(pidfd, 0.2)
+            os.close(pidfd)
     try:
-        with open(log["file"], "rb") as file:
+        with open(streams.log["file"], "rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - 2000))
             text = file.read().decode(errors="replace")
     except OSError:

@@ -26,6 +26,7 @@ from podrun_hooks.image.layer.tar import (
     Entry,
     entries,
 )
+from podrun_hooks.support import stream_names
 
 MAX_ENTRIES = 4_000_000
 _BLOCK = 4096
@@ -38,8 +39,8 @@ _AUFS = b".wh..wh."
 #: xattrs by which overlayfs would believe a layer that it hides or redirects files (overlayfs.rst).
 _FORGED = (b"trusted.overlay.", b"user.overlay.")
 
-#: A container's own output; see Summary.stdio.
-_STDIO = frozenset((b"/dev/stdout", b"/dev/stderr", b"/proc/self/fd/1", b"/proc/self/fd/2"))
+#: One file that opens its output by name says it all; these are to show people where.
+_ENOUGH = 32
 
 _OF_THE_ARCHIVE = frozenset(
     (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EILSEQ, errno.EINVAL,
@@ -55,7 +56,8 @@ class Summary(NamedTuple):
     size: int
     #: Directories (relative, "/"-separated, os.fsdecode'd) that no entry describes: made because something is in them.
     implied: list[str]
-    #: Absolute paths of symlinks to the container's standard output or error.
+    #: Absolute paths of what opens the container's standard output or error by name: symlinks to it, small files that
+    #: name it (podrun_hooks.support.stream_names).
     stdio: list[str]
     #: The layer hides everything below it.
     opaque: bool
@@ -150,7 +152,7 @@ class _Tree:
                 raise malformed(f"{_shown(entry.name)}: a symlink to nothing")
             parent = self.free(parent, name, path)
             os.symlink(entry.link, name, dir_fd=parent)
-            if entry.link in _STDIO:
+            if entry.link in stream_names.NAMES:
                 self.stdio.add(b"/" + path)
             self.describe(entry, parent, name)
         elif kind == HARDLINK:
@@ -195,7 +197,9 @@ class _Tree:
         key = self.directories.reserve(parent, name)
         few = entry.size <= SMALL and entry.segments is None and not entry.xattrs
         if self.small and key and few and len(name) <= _NAME_MAX:
-            self.small.make(parent, key, reader.exactly(entry.size), early, uid, gid, late, entry.mtime)
+            content = reader.exactly(entry.size)
+            self.search(path, content)
+            self.small.make(parent, key, content, early, uid, gid, late, entry.mtime)
             self.bytes += entry.size + -entry.size % _BLOCK
             return
         try:
@@ -206,6 +210,11 @@ class _Tree:
         try:
             if entry.segments is None:
                 rest = size = entry.size
+                if rest <= stream_names.SMALL and stream_names.searched(path):
+                    content = reader.exactly(rest)
+                    self.search(path, content)
+                    write(fd, memoryview(content))
+                    rest = 0
                 while rest:
                     rest -= write(fd, reader.some(rest))
                 self.bytes += size + -size % _BLOCK
@@ -223,6 +232,11 @@ class _Tree:
             os.utime(fd, ns=(entry.mtime, entry.mtime))
         finally:
             os.close(fd)
+
+    def search(self, path: bytes, content: bytes) -> None:
+        """Notes a file that names the container's own output."""
+        if len(self.stdio) < _ENOUGH and stream_names.mentioned(content) and stream_names.searched(path):
+            self.stdio.add(b"/" + path)
 
     def make_directory(self, entry: Entry, parent: int, name: bytes, path: bytes) -> None:
         self.directories.note_heirs(entry)

@@ -38,7 +38,8 @@ class Image(NamedTuple):
     config: dict[str, Any]
     #: Mounts that belong to the image, as in the facts.
     mounts: list[dict[str, Any]] = []
-    #: Paths in the image that are symlinks to its standard output or error: "/var/log/nginx/access.log".
+    #: Paths in the image that open its standard output or error by name: symlinks to it ("/var/log/nginx/access.log"),
+    #: configurations and scripts that name it.
     stdio: list[str] = []
 
     def facts(self) -> dict[str, Any]:
