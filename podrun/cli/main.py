@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 import sys
 from collections.abc import Callable, Sequence
@@ -168,11 +169,16 @@ def _as_it_was_run(pod: Pod, host: Host) -> loader.PodText:
 
 
 @_command(
-    _format, _quiet, click.Option(["--filter", "filters"], multiple=True, metavar="KEY=VALUE", help="Only these.")
+    _format,
+    _quiet,
+    click.Option(["-a", "--all", "also_ended"], is_flag=True, help="Those too that have ended, with their status."),
+    click.Option(["--filter", "filters"], multiple=True, metavar="KEY=VALUE", help="Only these."),
 )
-def ps(host: Host, form: str, quiet: bool, filters: Sequence[str]) -> None:
-    """List the pods that are not absent."""
+def ps(host: Host, form: str, quiet: bool, also_ended: bool, filters: Sequence[str]) -> None:
+    """List the pods that are not absent; -a: and those that have ended in their units."""
     rows = views.rows(host.run)
+    if also_ended:
+        rows = [{**row, "status": None} for row in rows] + views.ended_rows(host.run)
     for condition in filters:
         key, equals, value = condition.partition("=")
         if not equals or key not in ("name", "state", "image", "unit", "file"):
@@ -189,9 +195,9 @@ def ps(host: Host, form: str, quiet: bool, filters: Sequence[str]) -> None:
 def inspect(host: Host, word: str) -> None:
     """Print everything that is known of a pod as JSON."""
     name = name_of(word, host)
-    whole = views.inspect(host.run, name)
+    whole = views.inspect(host.run, name) or views.ended(host.run, name)
     if whole is None:
-        raise Failure("there is no such pod", code=UNAVAILABLE, hint="'podrun ps' lists those that there are")
+        raise Failure("there is no such pod", code=UNAVAILABLE, hint="'podrun ps -a' lists those that there are")
     click.echo(json.dumps(whole, indent=2))
 
 
@@ -203,7 +209,8 @@ def logs(host: Host, word: str, container: str, follow: bool) -> None:
     name = name_of(word, host)
     found = views.resident(host.run, name, container)
     if found is None:
-        raise Failure("there is no such container", code=UNAVAILABLE, hint=f"see 'podrun inspect {name}'")
+        _logs_of_ended(host, name, container)
+        return
     process = found[1].facts.get("process") or found[1].process or {"pid": 0, "start": 0}
     path = found[1].facts.get("log", {}).get("file")
     header = found[0].header
@@ -223,6 +230,23 @@ def logs(host: Host, word: str, container: str, follow: bool) -> None:
             if not follow or not running:
                 return
             _pause(0.1)
+
+
+def _logs_of_ended(host: Host, name: str, container: str) -> None:
+    """What a container has written whose unit systemd has undone: the last thing that is known of it."""
+    for ending in reversed(exit_records.all_of(host.run, name)):
+        for ended in reversed(ending.containers):
+            if container in ("", ended["name"]):
+                if ended["log"]:
+                    with _plain(ended["log"]) as file:
+                        shutil.copyfileobj(file, sys.stdout.buffer)
+                    return
+                from podrun.systemd.journalctl import show as show_entries
+
+                show_entries(ending.unit, ending.invocation, 0, 0, follow=False)
+                return
+    hint = f"see 'podrun inspect {name}'" if journals.journals(host.run, name) else "'podrun ps -a' lists the pods"
+    raise Failure("there is no such container", code=UNAVAILABLE, hint=hint)
 
 
 @_command(
@@ -262,7 +286,7 @@ def wait(host: Host, word: str) -> int:
     waiting = launch.residents(host.run, name)
     if not waiting or found is None or found[0].header is None:
         if ending := exit_records.last(host.run, name):
-            return ending.status
+            return ending.status or 0
         raise Failure("it has no container to wait for", code=UNAVAILABLE)
     last, header = waiting[-1], found[0].header
     while alive(last.pid, last.start):
@@ -272,8 +296,10 @@ def wait(host: Host, word: str) -> int:
         for _ in range(200):
             for part in ("", found[0].segment):
                 ending = exit_records.read(host.run, name, part)
-                if ending and ending.invocation == header.pod.invocation:
-                    return ending.status
+                if ending and ending.invocation == header.pod.invocation and ending.status is not None:
+                    # Of several containers, with on_failure = "stop", the failure of another one ended this one.
+                    whole = exit_records.last(host.run, name)
+                    return (whole or ending).status or 0
             _pause(0.05)
     return foreground.reap(last)
 

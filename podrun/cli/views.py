@@ -10,6 +10,7 @@ from podrun.engine.segments import label_of, resolve, segments
 from podrun.facts import merged
 from podrun.hook_extras import Explains, offers
 from podrun.options import without_secrets
+from podrun.systemd import exit_records
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -64,6 +65,51 @@ def rows(run: str) -> list[dict[str, Any]]:
             }
         )
     return shown
+
+
+def ended(run: str, name: str) -> dict[str, Any] | None:
+    """What is known of a pod that has ended in its units, in the form of :func:`inspect`; None: nothing is."""
+    found = exit_records.all_of(run, name)
+    last = exit_records.last(run, name) or (found[-1] if found else None)
+    if last is None:
+        return None
+    containers = [(ending, told) for ending in found for told in ending.containers]
+    return {
+        "name": name,
+        "state": "ended",
+        "file": last.file or None,
+        "unit": last.unit or None,
+        "invocation": last.invocation,
+        "status": last.status,
+        "ended": last.at,
+        "netns": None,
+        "addresses": [],
+        "containers": [
+            {**told, "pid": None, "state": "ended", "ready": False, "status": ending.status, "ended": ending.at}
+            for ending, told in containers
+        ],
+        "steps": [],
+    }
+
+
+def ended_rows(run: str) -> list[dict[str, Any]]:
+    """A row of ``ps -a`` for each pod that has ended in its units, and is not there any more."""
+    there = set(journals.pods(run))
+    known = [whole for name in exit_records.names(run) if name not in there and (whole := ended(run, name))]
+    return [
+        {
+            "name": whole["name"],
+            "state": "ended",
+            "containers": len(whole["containers"]),
+            "pid": None,
+            "image": next((told["image"] for told in reversed(whole["containers"])), None),
+            "addresses": [],
+            "unit": whole["unit"],
+            "file": whole["file"],
+            "status": whole["status"],
+        }
+        for whole in known
+    ]
 
 
 def plan_up(text: PodText) -> list[dict[str, Any]]:

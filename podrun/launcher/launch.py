@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import time
 
 from podrun.engine import chain, hook_loader
 from podrun.engine import journal as journals
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from podrun.podfile.loader import PodText, StepText
 
 SIGKILL = 9
+#: Seconds: a payload that fails so soon may not have got as far as its work.
+_SOON = 10.0
 
 
 def up(
@@ -121,12 +125,38 @@ def down(name: str, host: Host, *, invocation: str = "", force: bool = False, se
                 host.report("it was ready, and systemd did not hear of it: its unit lacks NotifyAccess=all")
             if invocation:
                 # Before the journals are gone: whoever asks then is told of this end, not of an earlier one.
-                exit_records.note(host.run, name, segment, invocation, host.environ)
+                exit_records.note(host.run, name, segment, invocation, host.environ, own)
+                _explain_streams(own, host)
             chain.down(host.run, name, _world(host, lock), force=force, only=segment)
     except Interrupted as interrupted:
         interrupted.hint = f"'podrun down {name}' goes on from here"
         raise
     return 0
+
+
+def _explain_streams(found: Sequence[journals.Journal], host: Host) -> None:
+    """Says what to do where a payload may have failed because it could not open its output by name.
+
+    open(2) of a socket, which the journal's stream is, is ENXIO.
+    """
+    header = next((journal.header for journal in found if journal.header), None)
+    status = host.environ.get("EXIT_STATUS", "0")
+    if (
+        not header
+        or not header.pod.unit
+        or status == "0"
+        or any("copiers" in entry.facts for entry in states.entries(found))
+    ):
+        return
+    began = [entry.began for entry in states.entries(found) if "process" in entry.facts or entry.process]
+    if not began or time.monotonic() - began[-1] / 1000 > _SOON:
+        return
+    from podrun.systemd import journalctl
+
+    words = journalctl.tail(header.pod.unit, header.pod.invocation, 50)
+    if os.strerror(errno.ENXIO).encode() in words or b"ENXIO" in words:
+        what = "it could not open its standard output by name, because that is the journal's socket"
+        host.report(f'{what}; log = "pipe" in the container\'s step gives it a pipe')
 
 
 def _stop_units(name: str, host: Host, segment: str) -> None:

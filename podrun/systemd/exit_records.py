@@ -1,8 +1,9 @@
-"""How containers ended whose unit systemd has undone: ``<run>/ended/POD``, the answer of ``podrun wait`` afterwards."""
+"""How containers ended whose unit systemd has undone: ``<run>/ended/POD``, all that is known of them afterwards."""
 
 from __future__ import annotations
 
 import os
+import time
 
 from podrun import jsontext
 from podrun.record import NamedTuple
@@ -10,70 +11,132 @@ from podrun.record import NamedTuple
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from typing import Any
+
+    from podrun.engine.journal import Journal
 
 
 class Ending(NamedTuple):
-    """The end of one invocation of a unit's main process. ``status`` is as a shell shows it: 128+n for signal n."""
+    """The end of one invocation of a unit. ``status`` is as a shell shows it, 128+n for signal n; None: unknown yet."""
 
     invocation: str
-    status: int
+    status: int | None
+    unit: str = ""
+    file: str = ""
+    #: Seconds since 1970.
+    at: float = 0.0
+    #: "name", "image" (a reference, or None) and "log" (a file, or "": systemd's journal has it) of each.
+    containers: list[dict[str, Any]] = []
 
 
-def note(run: str, name: str, segment: str, invocation: str, environ: Mapping[str, str]) -> None:
-    """Keeps what systemd tells an ExecStopPost= of the main process' end (EXIT_CODE, EXIT_STATUS: systemd.exec(5))."""
-    told = environ.get("EXIT_STATUS", "")
-    if environ.get("INVOCATION_ID") != invocation or not told:
+def note(
+    run: str, name: str, segment: str, invocation: str, environ: Mapping[str, str], found: Sequence[Journal]
+) -> None:
+    """Keeps what the journals ``found`` tell of a unit's containers before they are gone, and how it ended.
+
+    systemd tells an ExecStopPost= of the main process' end (EXIT_STATUS: systemd.exec(5)); ExecStop= comes before.
+    """
+    if environ.get("INVOCATION_ID") != invocation:
         return
-    if told.isdigit():
-        status = int(told)
-    else:
-        import signal
-
-        status = 128 + getattr(signal, f"SIG{told}", 0)
+    before = read(run, name, segment)
+    if before is None or before.invocation != invocation:
+        before = Ending(invocation, None)
+    if header := next((journal.header for journal in found if journal.header), None):
+        before = before._replace(unit=header.pod.unit, file=header.file, containers=_containers(found))
+    status = _status(environ.get("EXIT_STATUS", ""))
+    ending = before._replace(status=before.status if status is None else status, at=time.time())
+    if not (header or status is not None):
+        return
     path = _path(run, name, segment)
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
     with open(f"{path}.new", "w", encoding="utf-8") as file:
-        file.write(jsontext.dumps([invocation, status]))
+        file.write(jsontext.dumps(ending._asdict()))
     os.rename(f"{path}.new", path)
+
+
+def _status(told: str) -> int | None:
+    if not told or told.isdigit():
+        return int(told) if told else None
+    import signal
+
+    return 128 + getattr(signal, f"SIG{told}", 0)
+
+
+def _containers(found: Sequence[Journal]) -> list[dict[str, Any]]:
+    containers = []
+    for journal in found:
+        for entry in journal.entries:
+            if entry.process or "process" in entry.facts:
+                log = entry.facts.get("log", {}).get("file", "")
+                containers.append({"name": entry.step["name"], "image": _image(found, entry.step), "log": log})
+    return containers
+
+
+def _image(found: Sequence[Journal], step: Mapping[str, Any]) -> str | None:
+    from podrun.facts import merged
+
+    given = merged([entry.facts for journal in found for entry in journal.entries])
+    image = given.get("images", {}).get(step["options"].get("image") or given.get("image"), {})
+    ref: str | None = image.get("ref")
+    return ref
 
 
 def read(run: str, name: str, segment: str = "") -> Ending | None:
     """The last ending that was noted of a pod, or of one of its segments."""
     try:
         with open(_path(run, name, segment), encoding="utf-8") as file:
-            return Ending(*jsontext.loads(file.read()))
-    except FileNotFoundError:
+            return Ending(**jsontext.loads(file.read()))
+    except (FileNotFoundError, TypeError):
         return None
 
 
 def drop(run: str, name: str, segment: str = "") -> None:
     """Forgets the last ending: what is asked for from now on is that of the start under way."""
-    try:
-        os.unlink(_path(run, name, segment))
-    except FileNotFoundError:
-        pass
+    for part in _segments(run, name) if segment in ("", "pod") else [segment]:
+        try:
+            os.unlink(_path(run, name, part))
+        except FileNotFoundError:
+            pass
+
+
+def all_of(run: str, name: str) -> list[Ending]:
+    """The endings of a pod, in the order in which its containers ended."""
+    found = [ending for part in _segments(run, name) if (ending := read(run, name, part))]
+    return sorted(found, key=lambda ending: ending.at)
 
 
 def last(run: str, name: str) -> Ending | None:
-    """The latest ending that was noted of a pod, whichever of its containers it was."""
-    try:
-        with os.scandir(f"{run}/ended") as entries:
-            found = [(entry.stat().st_mtime, entry.name) for entry in entries if entry.name.split(".")[0] == name]
-    except FileNotFoundError:
-        return None
-    return read(run, name, max(found)[1].partition(".")[2]) if found else None
+    """What a pod's end amounts to: its first failure if there was one, as in the foreground, else its last ending."""
+    known = [ending for ending in all_of(run, name) if ending.status is not None]
+    return next((ending for ending in known if ending.status), known[-1] if known else None)
+
+
+def names(run: str) -> list[str]:
+    """The pods of which an ending is known."""
+    return sorted({entry.split(".")[0] for entry in _entries(run)})
 
 
 def forget(run: str, pods: Sequence[str]) -> None:
     """Removes the endings of what is none of ``pods``, and what their units were started from (podrun.transient)."""
     for place in ("ended", "units"):
         try:
-            names = os.listdir(f"{run}/{place}")
+            found = os.listdir(f"{run}/{place}")
         except FileNotFoundError:
             continue
-        for name in names:
+        for name in found:
             if name.split(".")[0] not in pods:
                 os.unlink(f"{run}/{place}/{name}")
+
+
+def _entries(run: str) -> list[str]:
+    try:
+        return [name for name in os.listdir(f"{run}/ended") if not name.endswith(".new")]
+    except FileNotFoundError:
+        return []
+
+
+def _segments(run: str, name: str) -> list[str]:
+    return [entry.partition(".")[2] for entry in _entries(run) if entry.split(".")[0] == name]
 
 
 def _path(run: str, name: str, segment: str) -> str:

@@ -20,6 +20,7 @@ hook = "network"
 hook = "container"
 name = "app"
 command = ["sleep", "60"]
+stop_signal = "KILL"
 init = true
 [[chain]]
 hook = "register"
@@ -29,6 +30,7 @@ port = 80
 hook = "container"
 name = "side"
 command = ["sleep", "60"]
+stop_signal = "KILL"
 init = true
 """
 

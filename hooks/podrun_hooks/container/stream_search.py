@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 _MOST, _DEEPEST = 400, 4
 #: Where a directory that is an image ("dir:") has configurations and scripts.
 _PLACES = ("/etc", "/usr/local/bin", "/usr/local/etc", "/docker-entrypoint.d", "/app", "/opt", "/srv")
-#: What never holds the configuration of a service, and what the network step makes.
-_NOT = ("/proc", "/sys", "/dev")
 
 
 def opens_by_name(image: Facts, config: Mapping[str, Any], tree: Tree) -> bool:
@@ -34,7 +32,7 @@ def opens_by_name(image: Facts, config: Mapping[str, Any], tree: Tree) -> bool:
         return True
     if any(stream_names.mentioned(text) for text in _scripts(process, tree)):
         return True
-    if any(_mounted(mount) for mount in config["mounts"] if mount["type"] == "bind"):
+    if any(_mounted(destination, fd) for destination, fd in tree.mounts):
         return True
     if _logs_by_link(tree):
         return True
@@ -53,11 +51,11 @@ def _scripts(process: Mapping[str, Any], tree: Tree) -> Iterator[bytes]:
             yield tree.read(f"{process['cwd']}/{word}", stream_names.SMALL)
 
 
-def _mounted(mount: Mapping[str, Any]) -> bool:
-    """Whether a file or directory of the host that is mounted into the container names the streams."""
-    if mount["destination"].startswith(_NOT):
+def _mounted(destination: str, fd: int) -> bool:
+    """Whether the file or directory that is mounted there (``fd``: the detached mount) names the streams."""
+    if not stream_names.searched(os.fsencode(f"{destination[1:]}/")):
         return False
-    return any(map(stream_names.mentioned, _texts(mount["source"])))
+    return any(map(stream_names.mentioned, _texts(f"/proc/self/fd/{fd}")))
 
 
 def _found(tree: Tree, place: str) -> bool:

@@ -147,13 +147,15 @@ def test_configurations_and_scripts_of_an_image_are_searched(path: str, text: st
 
 
 def searched(case: Case, *args: str, env: tuple[str, ...] = (), mounts: tuple[Path, ...] = ()) -> bool:
-    root = os.open(case.layer, os.O_PATH)
+    fds = [os.open(path, os.O_PATH) for path in (case.layer, *mounts)]
     try:
+        tree = Tree(fds[0])
+        tree.mounts += [("/etc/x", fd) for fd in fds[1:]]
         process = {"args": list(args), "env": ["PATH=/bin", *env], "cwd": "/"}
-        binds = [{"type": "bind", "source": str(path), "destination": "/etc/x"} for path in mounts]
-        return stream_search.opens_by_name({"digest": "sha256:1"}, {"process": process, "mounts": binds}, Tree(root))
+        return stream_search.opens_by_name({"digest": "sha256:1"}, {"process": process}, tree)
     finally:
-        os.close(root)
+        for fd in fds:
+            os.close(fd)
 
 
 def test_commands_environment_scripts_and_mounts_are_searched_at_the_start(tmp_path: Path) -> None:
