@@ -120,7 +120,9 @@ def _copied_to(target: int, streams: Streams, notify: int) -> int:
 
 
 def _spawned(source: int, target: int, held: int = -1, **more: Any) -> Process:
-    actions: list[tuple[int, ...]] = [(os.POSIX_SPAWN_DUP2, source, 0), (os.POSIX_SPAWN_DUP2, target, 1)]
+    actions: list[tuple[Any, ...]] = [(os.POSIX_SPAWN_DUP2, source, 0), (os.POSIX_SPAWN_DUP2, target, 1)]
+    # Whoever reads podrun's own standard error, of a detached start too, waits for the last one that has it.
+    actions += [(os.POSIX_SPAWN_OPEN, 2, "/dev/null", os.O_WRONLY, 0)]
     actions += [(os.POSIX_SPAWN_DUP2, held, 3)] if held >= 0 else []
     pid = os.posix_spawn(_CAT, ["cat"], {}, file_actions=actions, **more)
     return Process(pid, processes.start_of(pid))
@@ -157,19 +159,27 @@ def finish(own: Facts) -> str:
     """Waits until the output of a payload that has ended is copied to the last byte; returns what could not be."""
     for feeder in _of(own, "feeders"):
         processes.end(feeder)
+        _reap(feeder)
     stuck = ""
     for copier in _of(own, "copiers"):
         patience = _PATIENCE_OF_TERMINALS if _writes_to_terminal(copier) else _PATIENCE
         pidfd = processes.opened(copier)
-        if pidfd is None:
-            continue
-        try:
-            if not processes.ended(pidfd, patience):
-                stuck = f"its last output could not be written for {patience:g} s"
-        finally:
-            os.close(pidfd)
-        processes.end(copier)
+        if pidfd is not None:
+            try:
+                if not processes.ended(pidfd, patience):
+                    stuck = f"its last output could not be written for {patience:g} s"
+            finally:
+                os.close(pidfd)
+            processes.end(copier)
+        _reap(copier)
     return stuck
+
+
+def _reap(process: Process) -> None:
+    try:
+        os.waitpid(process.pid, os.WNOHANG)
+    except ChildProcessError:
+        pass  # the launcher that began it was another one
 
 
 def _of(own: Facts, kind: str) -> Sequence[Process]:
