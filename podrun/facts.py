@@ -118,6 +118,9 @@ class KnownFacts(TypedDict, total=False):
     #: Of a resident step.
     process: Process
     prober: Process
+    #: What copies the payload's output, which ends after it, and podrun's input.
+    copiers: list[Process]
+    feeders: list[Process]
     ready: bool
     id: str
     runtime: str
