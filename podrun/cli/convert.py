@@ -41,7 +41,7 @@ def _finished(draft: Draft, output: str | None, force: bool, strict: bool) -> No
     from podrun.convert import settle, toml
 
     network = import_module(f"{hook_loader.FIRST_PARTY['network']}.options").Network
-    settle.settle(draft, _declared, tables.PodTable._field_defaults, network)
+    settle.settle(draft, _declared, tables.FileTable._field_defaults, tables.PodTable._field_defaults, network)
     texts = {pod.file: toml.pod_file(pod) for pod in draft.pods}
     _check(texts)
     networks = toml.networks_file(draft)

@@ -146,6 +146,24 @@ def identity(text: str) -> str:
     return lower if len(lower) <= 63 else shortened(lower, 63)
 
 
+def unit_name(text: str) -> str:
+    """The nearest name that a pod's file can have: of a template with "@", of its instance with that behind.
+
+    Raises Failure (WRONG_FILE) for an instance that is none: it is not podrun's to rename.
+    """
+    prefix, at, instance = text.partition("@")
+    if instance and (step_name(instance) != instance or len(instance) > 63):
+        raise Failure(
+            f"{text!r}: podrun knows no instance {instance!r}", code=WRONG_FILE, hint="a-z, 0-9, '_', '.' and '-'"
+        )
+    return f"{identity(prefix)}{at}{instance}"
+
+
+def unspecified(path: str) -> str:
+    """A path for a setting of systemd's, which reads specifiers in it."""
+    return path.replace("%", "%%")
+
+
 def step_name(text: str) -> str:
     """The nearest name that a step can have."""
     lower = "".join(c if c.isascii() and (c.isalnum() or c in "_.-") else "-" for c in text.lower()).lstrip("_.-")

@@ -19,7 +19,9 @@ def env(container: Container, value: str, origin: Origin) -> None:
     name, equals, rest = value.partition("=")
     if equals:
         container.step.put("env", name, rest, origin)
-    elif name:
+    elif not (name.isascii() and name.isidentifier()):
+        raise ValueError("expected KEY=VALUE, or the name of a variable")
+    else:
         # Docker hands on its own environment's value: podrun's, here.
         container.step.put("env", name, variable(name), origin)
         container.note(origin, f"{name} is taken from podrun's environment", "in a unit: set Environment= in [service]")

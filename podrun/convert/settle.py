@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from podrun.options import Option, Wrong, read
+from podrun.options import REQUIRED, Option, Wrong, read
 
 from .draft import OPEN, Draft, Origin, Pod, Step, is_open
 
@@ -20,10 +20,16 @@ if TYPE_CHECKING:
     Declared = Callable[[str], Mapping[str, Option]]
 
 
-def settle(draft: Draft, declared: Declared, of_pod: Mapping[str, Option], of_network: type[Any]) -> None:
+def settle(
+    draft: Draft,
+    declared: Declared,
+    of_file: Mapping[str, Option],
+    of_pod: Mapping[str, Option],
+    of_network: type[Any],
+) -> None:
     """Removes from the draft what this podrun would refuse, with a note each.
 
-    ``of_pod``: the keys of [pod]; ``of_network``: the declaration of [networks.NAME].
+    ``of_file``: the tables of a pod file; ``of_pod``: the keys of [pod]; ``of_network``: those of [networks.NAME].
     """
     for pod in draft.pods:
         _dependencies(pod, of_pod)
@@ -38,6 +44,9 @@ def settle(draft: Draft, declared: Declared, of_pod: Mapping[str, Option], of_ne
                     del step.values[key]
                 elif not _fits(pod, step, key, known[key]):
                     del step.values[key]
+        pod.steps = [step for step in pod.steps if _is_whole(pod, step, declared(step.hook))]
+        for section in list(pod.sections):
+            _settings(pod, section, of_file[section])
     for name, network in draft.networks.items():
         for key in list(network.values):
             try:
@@ -57,8 +66,9 @@ def _dependencies(pod: Pod, of_pod: Mapping[str, Option]) -> None:
 def _fits(pod: Pod, step: Step, key: str, option: Option) -> bool:
     """Whether a key may stay; items and inner keys that are wrong are removed from its value."""
     value = step.values[key]
-    if f"${OPEN}" in repr(value):
-        pod.note(step.origin(key, None, pod.origin), "a '$' before a variable cannot be written in a pod file")
+    unwritable = _unwritable(step, value)
+    if unwritable:
+        pod.note(step.origin(key, None, pod.origin), f"left out: {key}: {unwritable}")
         return False
     while True:
         # What waits for the start cannot be read yet.
@@ -87,6 +97,39 @@ def _fits(pod: Pod, step: Step, key: str, option: Option) -> bool:
                 return False
         else:
             return True
+
+
+def _unwritable(step: Step, value: Any) -> str:
+    """Why a pod file cannot say it at all."""
+    if f"${OPEN}" in repr(value):
+        return "a '$' before a variable cannot be written in a pod file"
+    if is_open(value) and step.hook == "[pod]":
+        return "a variable is not for [pod], which is read before the start"
+    if type(value) is int and not -(1 << 63) <= value < 1 << 63:
+        return f"{value} has more than 64 bits"
+    return ""
+
+
+def _is_whole(pod: Pod, step: Step, known: Mapping[str, Option]) -> bool:
+    """Whether a step still has what it cannot be without."""
+    missing = [key for key, option in known.items() if option.default is REQUIRED and key not in (*step.values, "hook")]
+    if missing:
+        origin = next(iter(step.origins.values()), pod.origin)
+        pod.note(origin, f"left out: a {step.hook} step without {' and '.join(missing)}")
+    return not missing
+
+
+def _settings(pod: Pod, section: str, option: Option) -> None:
+    """Removes settings that no unit can have."""
+    table = pod.sections[section]
+    for key in list(table):
+        try:
+            option.kind.parse({key: table[key]})
+        except Wrong as wrong:
+            pod.note(Origin(pod.origin.where, f"[{section.title()}] {key}"), f"left out: {wrong.what}")
+            del table[key]
+    if not table:
+        del pod.sections[section]
 
 
 def _name(step: Step) -> str:

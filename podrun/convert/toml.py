@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from podrun.messages import printable
+
 from .draft import CLOSE, INSTANCE, OPEN, Draft, Pod
 
 _WIDTH = 110
@@ -12,7 +14,7 @@ _WIDTH = 110
 def pod_file(pod: Pod, *, comments: bool = True) -> str:
     """The text of a pod file; its notes are comments at its top."""
     template = "@" in pod.name
-    lines = [f"# {line}" for note in pod.notes for line in str(note).splitlines()] if comments else []
+    lines = [f"# {printable(str(note))}" for note in pod.notes] if comments else []
     if lines:
         lines.append("")
     name = pod.name.partition("@")[0]

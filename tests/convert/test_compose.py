@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
+
+from podrun.convert.compose.service import _KEYS
 
 SHOP = """
 services:
@@ -318,3 +322,22 @@ def test_the_image_of_a_service_that_is_built_can_be_named(convert):
     done = convert.compose("services: {web: {build: .}}", "--image", "web=oci:/srv/web")
     assert done.step("shop-web", "image")["ref"] == "oci:/srv/web"
     assert convert.compose("services: {web: {build: .}}", "--image", "other=x").code == 78
+
+
+WRONG = [5, "x", True, [], [[]], [{}], {"a": {"b": 1}}, [None], [{"source": "s", "type": "bind"}]]
+
+
+def test_a_value_of_another_type_is_read_or_refused_and_never_a_fault_of_the_converter(convert):
+    """Whatever stands at a key of a service or of the project."""
+    tried = 0
+    for key in [*_KEYS, "depends_on", "networks", "network_mode", "build", "extends", "profiles"]:
+        for value in WRONG:
+            done = convert.compose(json.dumps({"services": {"web": {"image": "a", key: value}}}))
+            assert done.code in (0, 78), (key, value, done.told)
+            tried += 1
+    for key in ("services", "networks", "volumes", "secrets", "configs", "include", "name"):
+        for value in WRONG:
+            done = convert.compose(json.dumps({"services": {"web": {"image": "a"}}, key: value}))
+            assert done.code in (0, 78), (key, value, done.told)
+            tried += 1
+    assert tried > 500

@@ -69,6 +69,11 @@ def test_a_key_becomes_the_key_that_means_the_same(around, text, hook, found):
 
 
 NOTED = [
+    ("GlobalArgs=\x07", "\\x07"),
+    ("Environment=A.B", "variable"),
+    ("ReloadSignal=${X}", "[pod]"),
+    ("[Service]\nX-Own=1", "X-Own"),
+    ("[Service]\nExecStartPre=a\x07b", "control character"),
     ("GlobalArgs=--x", "podman's own"),
     ("UIDMap=0:1:2", "host's ids"),
     ("Mask=/x", "masks"),
@@ -175,6 +180,8 @@ def test_a_kube_unit_is_its_manifest_with_the_unit_s_network_and_ports(convert):
 
 REFUSED = [
     ("web.container", "[Container]\n", "neither Image nor Rootfs"),
+    ("web.container", "[Container]\nImage=a\nServiceName=web@../../etc/x\n", "no instance"),
+    ("web@Blue.container", "[Container]\nImage=a\n", "no instance"),
     ("web.container", "Image=a\n", "before the first section"),
     ("web.container", "[Container]\nImage\n", "web.container:2"),
     ("web.container", "[Container\n", "no section"),

@@ -18,6 +18,14 @@ def convert(asked: Asked, images: Mapping[str, str]) -> Draft:
 
     Raises Failure (WRONG_FILE) for what is no compose project.
     """
+    try:
+        return _convert(asked, images)
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
+        # Values of other types than compose has there, where no single key can be blamed.
+        raise Failure(f"the project cannot be read: {error}", code=WRONG_FILE) from None
+
+
+def _convert(asked: Asked, images: Mapping[str, str]) -> Draft:
     draft = Draft()
     read = project.read(asked, draft)
     services = _active(read, asked, draft)

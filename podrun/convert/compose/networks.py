@@ -27,7 +27,7 @@ class Network(NamedTuple):
 def of(service: Table) -> dict[str, Any]:
     """The networks of a service, by name: the one named default where it names none."""
     value = service.get("networks")
-    if isinstance(value, Table):
+    if isinstance(value, Table) and value:
         return {str(name): entry for name, entry in value.items()}
     return {str(name): None for name in value} if isinstance(value, list) and value else {"default": None}
 

@@ -128,8 +128,17 @@ def read(asked: Asked, draft: Draft) -> Project:
     name = (
         asked.project or asked.environ.get("COMPOSE_PROJECT_NAME") or whole.get("name") or os.path.basename(directory)
     )
+    name = _normalised(str(name))
     services, networks, volumes, configs, secrets = (_table(whole, key) for key in _SECTIONS)
-    return Project(str(name), directory, services, networks, volumes, configs, secrets, path)
+    return Project(name, directory, services, networks, volumes, configs, secrets, path)
+
+
+def _normalised(name: str) -> str:
+    """A project's name as compose makes it of a directory's. Raises Failure when nothing is left of it."""
+    plain = "".join(c for c in name.lower() if c.isascii() and (c.isalnum() or c in "_-")).lstrip("_-")
+    if not plain:
+        raise Failure(f"{name!r} cannot be a project's name", code=WRONG_FILE, hint="say --project-name NAME")
+    return plain
 
 
 def _default(directory: str) -> list[str]:

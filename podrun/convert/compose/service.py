@@ -10,7 +10,7 @@ from podrun.errors import WRONG_FILE, Failure
 
 from .. import handlers, inputs, options, spellings
 from ..container import Container
-from ..draft import Origin, Pod, Step, absolute, is_open
+from ..draft import Origin, Pod, Step, absolute, is_open, unspecified
 from ..yamltext import Table
 from . import deploy, mounts, networks
 from .project import Asked, Project, by_key
@@ -84,7 +84,7 @@ def convert(context: Context, pod: Pod, name: str, table: Table, origin: Origin,
 def _environment_of_unit(service: Service) -> None:
     path = service.context.project.dotenv
     if path:
-        service.pod.settings("service", "EnvironmentFile", [path])
+        service.pod.settings("service", "EnvironmentFile", [unspecified(path)])
 
 
 def _image(service: Service, origin: Origin) -> None:

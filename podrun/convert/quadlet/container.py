@@ -9,7 +9,7 @@ from podrun.errors import WRONG_FILE, Failure
 
 from .. import options
 from ..container import Container
-from ..draft import Origin, Pod, Step, identity
+from ..draft import Origin, Pod, Step, identity, unit_name
 from . import sections, unitfile
 from .objects import Units
 from .unitfile import Unit
@@ -58,11 +58,10 @@ def pod_of(unit: Unit, units: Units, environ: Mapping[str, str]) -> Pod:
 
 def _pod(unit: Unit, section: str) -> Pod:
     stem = unit.last(section, "ServiceName") or unit.stem
-    prefix, at, instance = stem.partition("@")
-    name = identity(prefix)
-    pod = Pod(f"{name}{at}{instance}", Origin(unit.name, ""))
-    if name != prefix:
-        pod.note(Origin(unit.name, ""), f"a pod cannot be called {prefix}: it is {name}", by_hand=False)
+    name = unit_name(stem)
+    pod = Pod(name, Origin(unit.name, ""))
+    if name != stem:
+        pod.note(Origin(unit.name, ""), f"a pod cannot be called {stem}: it is {name}", by_hand=False)
     return pod
 
 
