@@ -36,6 +36,7 @@ from podrun.options import (
     without_secrets,
 )
 from podrun.record import NamedTuple
+from podrun.unit_needs import is_resident
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ __all__ = [
     "Wrong",
     "checked",
     "choice",
+    "is_resident",
     "list_of",
     "merged",
     "option",
@@ -201,10 +203,3 @@ class Hook(Protocol):
     def down(self, step: Step, own: Facts) -> None: ...
 
     def check(self, step: Step) -> Sequence[Problem]: ...
-
-
-def is_resident(hook: Hook, options: Mapping[str, Any]) -> bool:
-    """Whether a step with these options, as the pod file spells them, leaves a process running."""
-    if isinstance(hook.resident, bool):
-        return hook.resident
-    return all(options.get(key) == value for key, value in hook.resident.items())

@@ -6,10 +6,15 @@ from podrun.record import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, TypeAlias
+    from collections.abc import Mapping
+    from typing import Any, Protocol, TypeAlias
 
     #: Keys from a step's table down to a value: ("ready", "timeout").
     Path: TypeAlias = tuple[str, ...]
+
+    class Resident(Protocol):  # noqa: D101
+        @property
+        def resident(self) -> bool | Mapping[str, Any]: ...
 
 
 class Span(NamedTuple):
@@ -35,8 +40,17 @@ class UnitNeeds(NamedTuple):
     answers: tuple[tuple[Path, Any], ...] = ()
     #: Lists of capabilities that the unit must not take away.
     capabilities: tuple[Path, ...] = ()
+    #: Options that are the payload's stop signal.
+    signals: tuple[Path, ...] = ()
     #: References of images that can be pulled before the pod starts.
     images: tuple[Path, ...] = ()
+
+
+def is_resident(hook: Resident, options: Mapping[str, Any]) -> bool:
+    """Whether a step with these options, as the pod file spells them, leaves a process running."""
+    if isinstance(hook.resident, bool):
+        return hook.resident
+    return all(options.get(key) == value for key, value in hook.resident.items())
 
 
 def at(table: Any, path: Path) -> Any:

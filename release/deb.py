@@ -23,7 +23,7 @@ import man
 from podrun import __version__
 from podrun.cli import completion
 from podrun.cli.main import podrun
-from podrun.systemd import install, units
+from podrun.systemd import generator
 
 CHECKOUT = Path(__file__).parents[1]
 DEBIAN = Path(__file__).parent / "debian"
@@ -98,9 +98,9 @@ def _command(tree: Path) -> None:
 
 
 def _for_systemd(tree: Path) -> None:
-    generator = tree / "usr/lib/systemd/system-generators/podrun-generator"
-    _write(generator, install.generator(f"/{COMMAND}", units.RESIDENT))
-    generator.chmod(0o755)
+    path = tree / "usr/lib/systemd/system-generators/podrun-generator"
+    _write(path, generator.text(f"/{COMMAND}"))
+    path.chmod(0o755)
     _write(tree / "usr/lib/tmpfiles.d/podrun.conf", (DEBIAN / "podrun.conf").read_text())
 
 

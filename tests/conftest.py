@@ -57,11 +57,11 @@ def place() -> Iterator[object]:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not os.environ.get("PODRUN_PROVE"):
-        config.hook.pytest_deselected(items=[item for item in items if "prove" in item.keywords])
-        items[:] = [item for item in items if "prove" not in item.keywords]
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("prove")])
+        items[:] = [item for item in items if not item.get_closest_marker("prove")]
     if os.geteuid() != 0:
         for item in items:
-            if "root" in item.keywords:
+            if item.get_closest_marker("root"):
                 item.add_marker(pytest.mark.skip(reason="needs root"))
 
 

@@ -15,6 +15,7 @@ from podrun.errors import CANNOT_CREATE, NOT_ALLOWED
 from podrun.hook_extras import Collects, Diagnoses, Finding
 from podrun.host import Host
 from podrun.launcher.commands import host_of
+from podrun.systemd import generator
 
 #: Less than this many bytes free in the store is worth a warning; with less than a sixteenth of it nothing starts.
 _ROOM = 1 << 30
@@ -28,6 +29,8 @@ def findings(host: Host) -> Iterator[Finding]:
         return
     yield _systemd()
     yield _cgroups()
+    if generator.is_stale():
+        yield Finding("warn", f"{generator.PATH} is not of this podrun", "podrun unit --install-generator")
     yield from _room(host)
     for _, diagnosing in hook_loader.offering(Diagnoses):
         yield from diagnosing.diagnose(host.root, host.run)

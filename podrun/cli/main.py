@@ -411,10 +411,11 @@ def stats(host: Host, form: str, words: Sequence[str]) -> None:
 )
 def unit(host: Host, word: str | None, install: bool, install_generator: bool) -> None:
     """Print the systemd units of a pod file."""
+    from podrun.systemd import generator
     from podrun.systemd import install as installing
 
     if install_generator:
-        click.echo(installing.install_generator())
+        click.echo(generator.install(installing.program()))
     if word is None:
         if not install_generator:
             raise Failure("which pod's units?", code=WRONG_FILE, hint="podrun unit FILE|NAME")

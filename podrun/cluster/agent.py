@@ -6,14 +6,15 @@ import os
 import subprocess
 
 from podrun.errors import UNAVAILABLE, Failure
-from podrun.systemd import install as units
+from podrun.systemd import generator
+from podrun.systemd.install import program
 
 #: Where Pacemaker looks for ocf:podrun:pod; a distribution's package puts the same file there.
 AGENT = "/usr/lib/ocf/resource.d/podrun/pod"
 SOURCE = os.path.join(os.path.dirname(__file__), "ocf-pod")
 ORDER = "/etc/systemd/system/pacemaker.service.d/podrun.conf"
 _GENERATORS = (
-    units.GENERATOR,
+    generator.PATH,
     "/usr/local/lib/systemd/system-generators/podrun-generator",
     "/usr/lib/systemd/system-generators/podrun-generator",
 )
@@ -30,7 +31,7 @@ def install() -> list[str]:
     with open(SOURCE, encoding="utf-8") as file:
         _write(AGENT, file.read(), 0o755)
     _write(ORDER, _ORDER, 0o644)
-    done = [AGENT, ORDER, units.install_generator()]
+    done = [AGENT, ORDER, generator.install(program())]
     subprocess.run(["systemctl", "daemon-reload"], check=False, timeout=60)
     return done
 

@@ -13,7 +13,7 @@ from podrun.options import DURATION, Wrong
 from podrun.podfile import files as podfiles
 from podrun.podfile import loader
 from podrun.systemd import units
-from podrun.systemd.install import residents
+from podrun.systemd.generator import declared
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -58,11 +58,11 @@ class Pod(NamedTuple):
 def read(word: str) -> Pod:
     """The pod of a pod file, or of a pod's name in /etc/podrun. Raises Failure for a wrong pod file."""
     text = loader.load(word, environ=None, load_hook=hook_loader.load)
-    resident = residents({step.hook for step in text.steps})
+    known = declared({step.hook for step in text.steps})
     try:
-        unit = units.read(text.file, resident, strictly=False)
+        unit = units.read(text.file, known, strictly=False)
         made = units.units(unit, units.Command())
-    except units.Wrong as error:
+    except Wrong as error:
         raise Failure(f"{text.file}: {error}", code=WRONG_FILE) from None
     return Pod(
         name=text.name,

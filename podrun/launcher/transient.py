@@ -14,8 +14,8 @@ from podrun.engine import state as states
 from podrun.errors import BUSY, CANNOT_CREATE, INTERNAL, UNAVAILABLE, Failure
 from podrun.host import tag
 from podrun.podfile.loader import PodText, StepText
-from podrun.systemd import notify
-from podrun.systemd import units as unit
+from podrun.systemd import notify, units
+from podrun.systemd.generator import declared
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def start(text: PodText, host: Host) -> int:
         _run(["systemctl", "reset-failed", name], quiet=True)
     path = f"{host.run}/units/{text.name}.json"
     _write(path, text)
-    podrun = unit.Command(_program(), ("--root", host.root, "--run", host.run))
+    podrun = units.Command(_program(), ("--root", host.root, "--run", host.run))
     properties = [f"--property={key}={value}" for key, value in _settings(pod, podrun)]
     argv = [
         "systemd-run",
@@ -88,19 +88,20 @@ def _write(path: str, text: PodText) -> None:
     os.rename(f"{path}.new", path)
 
 
-def _described(text: PodText) -> unit.Pod:
+def _described(text: PodText) -> units.Pod:
     """The pod as units see it. All of it is one unit: with several containers podrun stays and waits for them."""
     steps = [{"hook": step.hook, "name": step.name, **step.options} for step in text.steps]
-    segments = unit.cut(steps)
+    known = declared({step.hook for step in text.steps})
+    segments = units.cut(steps, known)
     name, at, instance = text.name.partition("@")
     sections = {key: text.sections.get(key, {}) for key in ("unit", "service", "install")}
     about = {"stop_timeout": text.stop_timeout, "reload": text.reload}
-    return unit.Pod(name, at + instance, text.file, about, segments, sections, [])
+    return units.Pod(name, at + instance, text.file, about, segments, sections, [], known=known)
 
 
-def _settings(pod: unit.Pod, podrun: unit.Command) -> Iterator[tuple[str, str]]:
+def _settings(pod: units.Pod, podrun: units.Command) -> Iterator[tuple[str, str]]:
     """The properties of the unit that ``podrun unit`` would write for the pod as one unit."""
-    for line in unit.single(pod, podrun).splitlines():
+    for line in units.single(pod, podrun).splitlines():
         key, equals, value = line.partition("=")
         if line.startswith("[Install]"):
             return

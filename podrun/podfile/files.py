@@ -66,20 +66,20 @@ def shown(path: str) -> str:
     return path if path.isprintable() else repr(path)
 
 
-def find(word: str, etc: str, *, in_unit: bool) -> Found:
+def find(word: str, etc: str, *, in_unit: bool, template: bool = False) -> Found:
     """Reads the pod file that ``word`` (a path, or a pod's name) leads to, and its drop-ins.
 
-    ``in_unit``: they must belong to root. Raises Failure (WRONG_FILE) for what is missing, not a plain file, bigger
-    than LIMIT, not UTF-8 or, as root, writable for others.
+    ``in_unit``: they must belong to root; ``template``: a template itself (web@.toml) may be meant. Raises Failure
+    (WRONG_FILE) for what is missing, not a plain file, bigger than LIMIT, not UTF-8 or, as root, writable for others.
     """
     named = "/" not in word and not word.endswith(".toml")
     path = f"{etc}/{word}.toml" if named else word
     directory, file = os.path.split(path)
     stem, extension = os.path.splitext(file)
     name, at, instance = stem.partition("@")
-    if at and not instance:
+    if at and not instance and not template:
         raise wrong(shown(path), f"a template needs an instance, as in {name}@blue")
-    candidates = [path, os.path.join(directory, f"{name}@{extension}")] if at else [path]
+    candidates = [path, os.path.join(directory, f"{name}@{extension}")] if instance else [path]
     root = frozenset({0})
     for candidate in candidates:
         try:

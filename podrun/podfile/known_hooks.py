@@ -38,6 +38,7 @@ HOOKS: Mapping[str, Known] = {
             watchdog=(Span(("live", "interval"), 10.0), Span(("live", "timeout"), 5.0)),
             answers=((("ready", "notify"), "direct"),),
             capabilities=(("cap_add",), ("capabilities", "add")),
+            signals=(("stop_signal",),),
         ),
     ),
     # A proxy that stands for a service elsewhere.

@@ -1,4 +1,4 @@
-"""``podrun unit``: shows and installs the units of a pod file, and installs the generator."""
+"""``podrun unit``: shows and installs the units of a pod file."""
 
 from __future__ import annotations
 
@@ -7,24 +7,20 @@ import shutil
 import subprocess
 import sys
 
-from podrun import PROGRAM, ownership
+from podrun import PROGRAM
 from podrun.engine import hook_loader
 from podrun.errors import NOT_ALLOWED, UNAVAILABLE, WRONG_FILE, Failure
 from podrun.hook_extras import HasUnitNeeds, offers
+from podrun.options import Wrong
 from podrun.podfile import loader
-from podrun.systemd import units as unit
+from podrun.systemd import units as unit_files
+from podrun.systemd.generator import declared
 from podrun.unit_needs import at, counts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-    from typing import Any
-
     from podrun.host import Host
     from podrun.podfile.loader import StepText
-
-#: Where an administrator's generators are (systemd.generator(7)); a package would use /usr/lib/systemd.
-GENERATOR = "/etc/systemd/system-generators/podrun-generator"
 
 #: Settings that give each command of a unit a mount namespace of its own: a network namespace that ExecStart= pins
 #: would be invisible to the host, to other units and to ExecStop=.
@@ -39,12 +35,11 @@ NAMESPACED = frozenset(
 
 def units(word: str, host: Host) -> dict[str, str]:
     """The units of a pod file or of a pod in /etc/podrun: names and texts. Raises Failure for a wrong pod file."""
-    path = word if "/" in word or word.endswith(".toml") else f"{unit.ETC}/{word}.toml"
+    path = word if "/" in word or word.endswith(".toml") else f"{unit_files.ETC}/{word}.toml"
     stem = os.path.basename(path).removesuffix(".toml")
     # A template is checked as one of its instances.
     checked = f"{path.removesuffix('.toml')}i.toml" if stem.endswith("@") else path
     text = loader.load(checked, environ=None, load_hook=hook_loader.load)
-    resident = residents({step.hook for step in text.steps})
     asked = text.sections.get("service", {}).get("WatchdogSec")
     if asked and not any(_answers_the_watchdog(step) for step in text.steps):
         host.report(
@@ -59,10 +54,15 @@ def units(word: str, host: Host) -> dict[str, str]:
     options: list[str] = []
     for name, value, usual in (("--root", host.root, "/var/lib/podrun"), ("--run", host.run, "/run/podrun")):
         options += [name, value] if value != usual else []
+    # The units of an instance are its template's, unless it has a file or drop-ins of its own.
+    own = stem.endswith("@") or os.path.exists(path) or os.path.exists(f"{path}.d")
+    source = path if own or "@" not in stem else f"{path.rpartition('@')[0]}@.toml"
+    known = declared({step.hook for step in text.steps})
     try:
-        source = path if os.path.exists(path) else f"{path.partition('@')[0]}@.toml"
-        return unit.units(unit.read(source, resident, strictly=False), unit.Command(program(), tuple(options)))
-    except unit.Wrong as error:
+        return unit_files.units(
+            unit_files.read(source, known, strictly=False), unit_files.Command(program(), tuple(options))
+        )
+    except Wrong as error:
         raise Failure(f"{path}: {error}", code=WRONG_FILE) from None
 
 
@@ -76,71 +76,23 @@ def _answers_the_watchdog(step: StepText) -> bool:
     )
 
 
-def install(made: dict[str, str]) -> list[str]:
+def install(texts: dict[str, str]) -> list[str]:
     """Writes the units, has systemd read them, and enables those with an [Install] section; returns what was done."""
     done = []
-    for name, text in made.items():
-        path = f"{unit.INSTALLED}/{name}"
+    for name, text in texts.items():
+        path = f"{unit_files.INSTALLED}/{name}"
         if os.path.exists(path) and "Made by podrun" not in _read(path):
             raise Failure(f"{path} exists and is not podrun's", code=NOT_ALLOWED, hint="give the pod another name")
         with open(f"{path}.new", "w", encoding="utf-8") as file:
             file.write(text)
         os.rename(f"{path}.new", path)
         done.append(path)
-    wanted = [name for name, text in made.items() if unit.links(name, text)]
+    wanted = [name for name, text in texts.items() if unit_files.links(name, text)]
     subprocess.run(["systemctl", "daemon-reload"], check=False)
     if wanted:
         subprocess.run(["systemctl", "enable", "--quiet", *wanted], check=False)
         done += [f"enabled {name}" for name in wanted]
     return done
-
-
-def install_generator() -> str:
-    """Puts the generator where systemd runs it at boot and at daemon-reload.
-
-    It imports nothing of podrun: podrun's path and the hooks that leave a process running are written into it.
-    """
-    resident = {**unit.RESIDENT, **residents(hook_loader.names())}
-    os.makedirs(os.path.dirname(GENERATOR), exist_ok=True)
-    with open(f"{GENERATOR}.new", "w", encoding="utf-8") as file:
-        file.write(generator(program(), resident))
-    os.chmod(f"{GENERATOR}.new", 0o755)
-    os.rename(f"{GENERATOR}.new", GENERATOR)
-    return GENERATOR
-
-
-def generator(podrun: str, resident: Mapping[str, Mapping[str, Any]], etc: str = unit.ETC) -> str:
-    """The text of a generator that is a program of its own: units.py with what it needs of podrun in it."""
-    text = _read(unit.__file__)
-    filled_in = {
-        f'PODRUN = "{unit.PODRUN}"': f"PODRUN = {podrun!r}",
-        '{"container": {}, "ambassador": {"via": "haproxy"}}': repr(dict(resident)),
-        f'ETC = "{unit.ETC}"': f"ETC = {etc!r}",
-        "from podrun import ownership\n": _module("ownership", _read(ownership.__file__)),
-    }
-    for line, wanted in filled_in.items():
-        if line not in text:
-            raise Failure(f"{unit.__file__} is not as it was installed", code=UNAVAILABLE)
-        text = text.replace(line, wanted, 1)
-    return text
-
-
-def _module(name: str, text: str) -> str:
-    """Python that makes a module of its text, in place of its import."""
-    return f"import types\n\n{name} = types.ModuleType({name!r})\nexec(r'''{text}''', vars({name}))\n"
-
-
-def residents(hooks: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Those of the hooks that leave a process running, with the options that their steps have then."""
-    found = {}
-    for name in sorted(hooks):
-        try:
-            resident = getattr(hook_loader.load(name), "resident", False)
-        except Failure:
-            continue  # a package that cannot be imported is no reason to go without the others
-        if resident:
-            found[name] = resident if isinstance(resident, dict) else {}
-    return found
 
 
 def program() -> str:

@@ -1,9 +1,8 @@
-#!/usr/bin/python3 -IS
-"""systemd units of a pod file; the same file is the generator that makes them of /etc/podrun/*.toml.
+"""systemd units of a pod file, and the generator that makes them of /etc/podrun/*.toml.
 
-As a generator (systemd.generator(7)) it runs early at boot and alone: it imports the standard library only, and of
-podrun one file that needs no more and is copied into it (install.generator). Whatever is wrong with a pod file it
-leaves to the unit, which fails with ``podrun up``'s own words.
+As a generator (systemd.generator(7)) it runs early at boot, where neither podrun nor its hooks can be imported: it is
+one file then, into which podrun.systemd.generator joins this module and the few that it imports. Whatever is wrong with
+a pod file is left to the unit, which fails with ``podrun up``'s own words.
 """
 
 from __future__ import annotations
@@ -13,38 +12,37 @@ import os
 import re
 import signal
 import sys
-import tomllib
-from collections.abc import Mapping
-from typing import Any, NamedTuple, TypeAlias
 
-from podrun import ownership
+from podrun.options import DURATION, Wrong
+from podrun.podfile import files
+from podrun.podfile.known_hooks import HOOKS, NOTHING, Known
+from podrun.podfile.model import assembled, pod_name
+from podrun.podfile.tables import STEP_NAME
+from podrun.record import NamedTuple
+from podrun.unit_needs import Span, UnitNeeds, at, counts, is_resident
 
-#: The absolute path that ExecStart= carries. 'podrun unit --install-generator' fills it in.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from typing import Any, TypeAlias
+
+    #: Settings of a section: keys and values.
+    Lines: TypeAlias = list[tuple[str, str]]
+
+#: The absolute path that ExecStart= carries. A generator of its own has another one.
 PODRUN = "/usr/local/bin/podrun"
 ETC = "/etc/podrun"
 #: Where ``podrun unit --install`` puts units, and where others of the same name would be hidden by a generated one.
 INSTALLED = "/etc/systemd/system"
 VENDORS = ("/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system")
-#: Hooks whose steps leave a process running, with the options that they have then. 'podrun unit --install-generator'
-#: adds those of installed packages.
-RESIDENT: dict[str, dict[str, Any]] = {"container": {}, "ambassador": {"via": "haproxy"}}
 
 # What the launcher needs, and what docker leaves to a container: the runtime can pass on no more than podrun has.
 _LAUNCHER = "SYS_ADMIN NET_ADMIN SYS_PTRACE SETUID SETGID SETPCAP DAC_OVERRIDE MKNOD KILL CHOWN FOWNER".split()
 _CONTAINER = "FSETID NET_BIND_SERVICE NET_RAW SYS_CHROOT AUDIT_WRITE SETFCAP".split()
 
-_SECTIONS = ("unit", "service", "install")
 _FD_NAME, _ONLINE = "FileDescriptorName", "network-online.target"
 #: [service] settings that a pod unit needs as well when the containers have units of their own.
 _SHARED = ("Environment", "EnvironmentFile", "PassEnvironment", "UnsetEnvironment", "Slice")
-
-
-#: Settings of a section: keys and values.
-Lines: TypeAlias = "list[tuple[str, str]]"
-
-
-class Wrong(Exception):
-    """What keeps a pod file from having its units."""
 
 
 class Segment(NamedTuple):
@@ -72,6 +70,9 @@ class Pod(NamedTuple):
     sockets: list[dict[str, Any]]
     #: Whether there is a [placement]: a cluster may start and stop the pod.
     placed: bool = False
+    #: The file that ``podrun up`` is given, where it is another one than ``file``: an instance of a template.
+    word: str = ""
+    known: Mapping[str, Known] = HOOKS
 
     def unit(self, segment: str = "", kind: str = "service") -> str:
         """The name of a unit of this pod: "web.service", "web.app@.service"."""
@@ -106,100 +107,43 @@ class Command(NamedTuple):
 # --- reading a pod file ---------------------------------------------------------------------------------------------
 
 
-def read(path: str, resident: Mapping[str, Mapping[str, Any]] = RESIDENT, *, strictly: bool = True) -> Pod:
-    """The pod of the file at ``path`` with the drop-ins beside it.
+def read(path: str, known: Mapping[str, Known] = HOOKS, *, strictly: bool = True) -> Pod:
+    """The pod of a file with its drop-ins. A template (web@.toml) may be meant, or an instance of one (web@blue.toml).
 
-    ``strictly``: what others than root can write is refused, because what it says is done as root. Raises Wrong, or
-    OSError.
+    ``known``: the hooks; ``strictly``: what others than root can write is refused, because what it says is done as
+    root. Raises Failure for a file that is wrong, and Wrong for what no unit can have.
     """
-    stem = os.path.basename(path).removesuffix(".toml")
-    tables = _toml(path, strictly)
-    chain = _array(tables.get("chain"), "chain")
-    about = _table(tables.get("pod"))
-    sections = {key: _table(tables.get(key)) for key in _SECTIONS}
-    sockets = _array(tables.get("socket"), "socket")
-    placed = "placement" in tables
-    for drop_in in _files(f"{path}.d"):
-        later = _toml(drop_in, strictly)
-        about.update(_table(later.get("pod")))
-        placed = placed or "placement" in later
-        for key in _SECTIONS:
-            sections[key].update(_table(later.get(key)))
-        for entry in _array(later.get("socket"), "socket"):
-            name = entry.get(_FD_NAME) if type(later["socket"]) is list else None
-            same = [before for before in sockets if name in (None, before.get(_FD_NAME))]
-            sockets.append(entry) if not same else same[0].update(entry)
-        _apply(chain, _array(later.get("chain"), "chain"))
-    name, at, instance = stem.partition("@")
-    name = about.get("name") or name
-    if type(name) is not str or not re.fullmatch("[a-z0-9][a-z0-9-]{0,62}", name):
-        raise Wrong(f"{name!r} cannot be a pod's name")
-    return Pod(name, at + instance, os.path.abspath(path), about, cut(chain, resident), sections, sockets, placed)
+    found = files.find(path, "", in_unit=strictly, template=True)
+    model = assembled(
+        [(text, files.tables(text)) for text in found.texts],
+        lambda step: known.get(step.values["hook"], NOTHING).default_name,
+        files.resolver(None, found.instance),
+        known=False,
+        strict=False,
+    )
+    _, at, instance = os.path.basename(path).removesuffix(".toml").partition("@")
+    return Pod(
+        pod_name(model, found.name),
+        at + instance,
+        os.path.abspath(found.texts[0].path),
+        model.own["pod"].values,
+        cut([step.values for step in model.chain], known),
+        {key: model.sections.get(key, {}) for key in ("unit", "service", "install")},
+        model.sockets,
+        "placement" in model.seen,
+        os.path.abspath(path),
+        known,
+    )
 
 
-def _toml(path: str, strictly: bool) -> dict[str, Any]:
-    try:
-        content = ownership.read(path, owners=frozenset({0}) if strictly else None)
-    except ownership.Untrusted as error:
-        raise Wrong(str(error)) from None
-    return tomllib.loads(content.decode())
-
-
-def _files(directory: str) -> list[str]:
-    """The pod files or drop-ins of a directory that there may be, in the order of their names."""
-    return sorted(glob.glob(f"{glob.escape(directory)}/*.toml"))
-
-
-def _table(value: Any) -> dict[str, Any]:
-    if value is None:
-        return {}
-    if type(value) is not dict:
-        raise Wrong(f"expected a table, not {value!r}")
-    return dict(value)
-
-
-def _array(value: Any, what: str) -> list[dict[str, Any]]:
-    if what == "socket" and type(value) is dict:
-        return [dict(value)]
-    if value is not None and type(value) is not list:
-        raise Wrong(f"{what}: expected an array of tables")
-    return [_table(step) for step in value or ()]
-
-
-def _apply(chain: list[dict[str, Any]], later: list[dict[str, Any]]) -> None:
-    """Puts a drop-in's steps into the chain as docs/reference/pod-file.md says."""
-    older = list(chain)
-    for entry in later:
-        same = [step for step in older if step.get("hook") == entry.get("hook")]
-        same = [step for step in same if entry.get("name") in (None, _name(step))]
-        before = entry.pop("before", None)
-        if same:
-            same[0].update(entry)
-        else:
-            at = next((n for n, step in enumerate(chain) if before and _name(step) == before), len(chain))
-            chain.insert(at, entry)
-
-
-def _name(step: dict[str, Any]) -> Any:
-    return step.get("name") or ("main" if step.get("hook") == "container" else step.get("hook"))
-
-
-def cut(chain: list[dict[str, Any]], resident: Mapping[str, Mapping[str, Any]] = RESIDENT) -> list[Segment]:
+def cut(chain: list[dict[str, Any]], known: Mapping[str, Known] = HOOKS) -> list[Segment]:
     """Cuts a chain at its resident steps; the first segment is the pod's. Raises Wrong for a name no unit can have."""
     found = [Segment("", [])]
     for step in chain:
-        if _is_resident(step, resident):
-            name = _name(step)
-            if type(name) is not str or not re.fullmatch("[a-z0-9_.-]+", name):
-                raise Wrong(f"{name!r} cannot be the name of a step")
-            found.append(Segment(name, []))
+        if is_resident(known.get(step["hook"], NOTHING), step):
+            found.append(Segment(STEP_NAME.parse(step["name"]), []))
         found[-1].steps.append(step)
     return found
-
-
-def _is_resident(step: dict[str, Any], resident: Mapping[str, Mapping[str, Any]]) -> bool:
-    wanted = resident.get(step["hook"]) if type(step.get("hook")) is str else None
-    return wanted is not None and all(step.get(key) == value for key, value in wanted.items())
 
 
 # --- units ----------------------------------------------------------------------------------------------------------
@@ -225,7 +169,11 @@ def units(pod: Pod, podrun: Command) -> dict[str, str]:
 
 def single(pod: Pod, podrun: Command, *, pulling: bool = False) -> str:
     """The text of the one unit that does the whole chain."""
-    service = [*_service(pod, podrun, "", pod.segments), *_watchdog(pod.segments[1:]), *_hardened(pod.segments)]
+    service = [
+        *_service(pod, podrun, "", pod.segments),
+        *_watchdog(pod, pod.segments[1:]),
+        *_hardened(pod, pod.segments),
+    ]
     if pod.about.get("type") == "job":
         not_its = ("Type", "TimeoutStartSec", "WatchdogSec", "WatchdogSignal")
         service = [("Type", "oneshot"), *(pair for pair in service if pair[0] not in not_its)]
@@ -244,7 +192,7 @@ def _oneshot(pod: Pod, podrun: Command, residents: list[Segment], pulling: bool)
         ("SyslogIdentifier", pod.name),
         *_commands(pod, podrun, "pod" if residents else ""),
         ("TimeoutStopSec", _seconds(_stop_time(pod, pod.segments[:1]))),
-        *_hardened(pod.segments[:1]),
+        *_hardened(pod, pod.segments[:1]),
     ]
     if residents:
         given = {key: value for key, value in given.items() if key in _SHARED}
@@ -257,7 +205,7 @@ def _resident(pod: Pod, podrun: Command, segment: Segment, earlier: list[Segment
     unit += [("After", after), *_before_cluster(pod)]
     if pod.about.get("on_failure") == "stop":
         unit.append(("OnFailure", pod.fellow("stop")))
-    service = [*_service(pod, podrun, segment.name, [segment]), *_watchdog([segment]), *_hardened([segment])]
+    service = [*_service(pod, podrun, segment.name, [segment]), *_watchdog(pod, [segment]), *_hardened(pod, [segment])]
     return _text(pod, unit, _with(service, pod.sections["service"]), {})
 
 
@@ -287,8 +235,7 @@ def _first(pod: Pod) -> str:
 
 def _pulling(pod: Pod, podrun: Command) -> dict[str, str]:
     """A unit that brings the images into the store: pulled at boot or by a timer, apart from the pod's own start."""
-    steps = [step for segment in pod.segments for step in segment.steps]
-    refs = [str(step.get("ref", "host:")) for step in steps if step.get("hook") == "image"]
+    refs = [str(at(step, path)) for step, needs in _steps(pod, pod.segments) for path in needs.images if at(step, path)]
     if not (refs := [ref for ref in refs if not ref.startswith(("host:", "dir:")) and "${" not in ref]):
         return {}
     unit = [("Description", f"{pod.title}: images"), ("Wants", _ONLINE), ("After", _ONLINE)]
@@ -312,8 +259,7 @@ def _before_cluster(pod: Pod) -> Lines:
 
 def _service(pod: Pod, podrun: Command, segment: str, segments: list[Segment]) -> Lines:
     """What a unit with a container has, whose init becomes its main process."""
-    steps = [step for part in segments for step in part.steps]
-    start = 60 + sum(_span(step["ready"].get("timeout"), 30.0) for step in steps if type(step.get("ready")) is dict)
+    start = 60 + sum(_seconds_of(pod, step, span) for step, needs in _steps(pod, segments) for span in needs.start)
     sockets = " ".join(pod.fellow(part, "socket") for part in _listeners(pod) if part and segment == _first(pod))
     return [
         ("Type", "notify"),
@@ -329,7 +275,7 @@ def _service(pod: Pod, podrun: Command, segment: str, segments: list[Segment]) -
         *_commands(pod, podrun, segment),
         *_reload(pod, podrun, segment, len(pod.segments) == 2 or bool(segment)),
         ("RestartPreventExitStatus", "78"),
-        ("SuccessExitStatus", _asked_to_end(steps)),
+        ("SuccessExitStatus", _asked_to_end(pod, segments)),
         ("TimeoutStartSec", _seconds(start)),
         ("TimeoutStopSec", _seconds(_stop_time(pod, segments))),
         # They come up before the service, and go to it all together.
@@ -337,12 +283,20 @@ def _service(pod: Pod, podrun: Command, segment: str, segments: list[Segment]) -
     ]
 
 
-def _asked_to_end(steps: list[dict[str, Any]]) -> str:
+def _steps(pod: Pod, segments: list[Segment]) -> Iterator[tuple[dict[str, Any], UnitNeeds]]:
+    """The steps, and what a unit has to know of each."""
+    for segment in segments:
+        for step in segment.steps:
+            yield step, pod.known.get(step["hook"], NOTHING).needs
+
+
+def _asked_to_end(pod: Pod, segments: list[Segment]) -> str:
     """Exit statuses of a payload that ended on the stop signal, as a shell or an init counts them: 128+n.
 
     SIGINT, SIGQUIT and SIGTERM are what images name; SIGKILL never is among them: what had to be killed has failed.
     """
-    words = {str(step.get("stop_signal", "")).upper().removeprefix("SIG") for step in steps}
+    asked_for = [at(step, path) for step, needs in _steps(pod, segments) for path in needs.signals]
+    words = {str(word or "").upper().removeprefix("SIG") for word in asked_for}
     asked = {n for n in _signals(words) if n != signal.SIGKILL} | {signal.SIGINT, signal.SIGQUIT, signal.SIGTERM}
     return " ".join(str(128 + n) for n in sorted(asked))
 
@@ -354,18 +308,21 @@ def _signals(words: set[str]) -> set[int]:
     return {number for number in numbers if 0 < number < 65}
 
 
-def _watchdog(segments: list[Segment]) -> Lines:
+def _watchdog(pod: Pod, segments: list[Segment]) -> Lines:
     """What has systemd act on the live probe of the one container, and notice when the probe itself is gone."""
-    probe = segments[0].steps[0].get("live") if len(segments) == 1 else None
-    if type(probe) is not dict:
+    if len(segments) != 1:
         return []
-    slowest = _span(probe.get("interval"), 10.0) + _span(probe.get("timeout"), 5.0)
+    step, needs = next(_steps(pod, segments))
+    if not any(counts(step, span) for span in needs.watchdog):
+        return []
+    slowest = sum(_seconds_of(pod, step, span) for span in needs.watchdog)
     # Process 1 of a namespace that has no handler for the default SIGABRT does not heed it (pid_namespaces(7)).
     return [("WatchdogSec", _seconds(2 * slowest)), ("WatchdogSignal", "SIGKILL")]
 
 
 def _commands(pod: Pod, podrun: Command, segment: str) -> Lines:
-    file = quoted(pod.file.removesuffix("@.toml"), "@%i.toml") if pod.at == "@" else quoted(pod.file)
+    word = pod.word or pod.file
+    file = quoted(word.removesuffix("@.toml"), "@%i.toml") if pod.at == "@" else quoted(word)
     part = ["--segment", segment] if segment else []
     # After a clean exit ExecStop= runs too, after a crash or a stop while activating ExecStopPost= alone does.
     down = podrun.line("down", "--invocation=${INVOCATION_ID}", *part, pod.name + pod.instance)
@@ -382,10 +339,10 @@ def _reload(pod: Pod, podrun: Command, segment: str, possible: bool) -> Lines:
     return [("ExecReload", podrun.line("exec", *words))]
 
 
-def _hardened(segments: list[Segment]) -> Lines:
+def _hardened(pod: Pod, segments: list[Segment]) -> Lines:
     """What a unit can do without, none of it with a mount namespace: the containers have their own."""
-    steps = [step for segment in segments for step in segment.steps]
-    added = {name for step in steps for name in _added(step)}
+    lists = [at(step, path) for step, needs in _steps(pod, segments) for path in needs.capabilities]
+    added = {str(word).upper().removeprefix("CAP_") for words in lists if type(words) is list for word in words}
     settings = [("DevicePolicy", "closed"), ("LockPersonality", "yes"), ("NoNewPrivileges", "yes")]
     settings += [("ProtectClock", "yes"), ("RestrictRealtime", "yes"), ("SystemCallArchitectures", "native")]
     if not added & {"ALL", "SYS_ADMIN", "SYS_BOOT", "SYS_MODULE", "SYS_RAWIO"}:
@@ -400,39 +357,25 @@ def _hardened(segments: list[Segment]) -> Lines:
     return [*settings, ("CapabilityBoundingSet", " ".join(f"CAP_{name}" for name in names))]
 
 
-def _added(step: dict[str, Any]) -> list[str]:
-    table = step.get("capabilities")
-    lists = [step.get("cap_add"), table.get("add") if type(table) is dict else None]
-    return [str(word).upper().removeprefix("CAP_") for words in lists if type(words) is list for word in words]
-
-
 def _stop_time(pod: Pod, segments: list[Segment]) -> float:
     """Seconds that an orderly stop may take: it bounds the whole of ExecStop=."""
+    return 15 + sum(_seconds_of(pod, step, span) for step, needs in _steps(pod, segments) for span in needs.stop)
+
+
+def _seconds_of(pod: Pod, step: dict[str, Any], span: Span) -> float:
+    """An option that is a time; 0 where the table that holds it is not there."""
+    if not counts(step, span):
+        return 0.0
     usual = _span(pod.about.get("stop_timeout"), 20.0)
-    drains = [_span(step.get("drain"), 0.0) for segment in segments for step in segment.steps]
-    return sum(drains + [_span(part.steps[0].get("stop_timeout"), usual) for part in segments if part.name]) + 15
-
-
-_UNITS = {
-    "us": 1e-6, "usec": 1e-6, "ms": 1e-3, "msec": 1e-3, "": 1, "s": 1, "sec": 1, "second": 1, "seconds": 1, "m": 60,
-    "min": 60, "minute": 60, "minutes": 60, "h": 3600, "hr": 3600, "hour": 3600, "hours": 3600, "d": 86400,
-    "day": 86400, "days": 86400, "w": 604800, "week": 604800, "weeks": 604800,
-}  # fmt: skip
+    return _span(at(step, span.path), usual if span.default is None else span.default)
 
 
 def _span(value: Any, default: float) -> float:
-    """Seconds of a systemd.time(7) span; what is no span (a variable, a mistake) counts as the default."""
-    if type(value) in (int, float):
-        return float(value)
-    text = value.strip() if type(value) is str else ""
-    if text == "infinity":
-        return float("inf")
-    part = re.compile("([0-9.]+) *([a-z]*) *")
+    """Seconds of a time span; what is none (a variable, a mistake) counts as the default."""
     try:
-        total = sum(float(number) * _UNITS[unit] for number, unit in part.findall(text))
-    except (KeyError, ValueError):
+        return DURATION.parse(value)
+    except Wrong:
         return default
-    return total if text and not part.sub("", text) else default
 
 
 def _seconds(seconds: float) -> str:
@@ -496,12 +439,15 @@ def links(name: str, text: str) -> list[str]:
 # --- the generator --------------------------------------------------------------------------------------------------
 
 
-def generate(directory: str) -> None:
-    """Writes the units of every pod file in ETC into ``directory``. No file hides another one."""
-    podrun = Command(PODRUN)
-    for path in _files(ETC):
+def generate(directory: str, podrun: Command, known: Mapping[str, Known], etc: str = ETC) -> None:
+    """Writes the units of every pod file in ``etc`` into ``directory``. No file hides another one."""
+    for path in [*_files(etc), *_instances(etc)]:
         try:
-            made = units(read(path), podrun)
+            pod = read(path, known)
+            if not os.path.exists(path):
+                # Its drop-ins change the instance; whether it starts at boot is for systemctl enable to say.
+                pod.sections["install"].clear()
+            made = units(pod, podrun)
         except Exception as error:
             _tell(f"{path}: {error}")
             made = broken(path, str(error), podrun)
@@ -510,6 +456,20 @@ def generate(directory: str) -> None:
                 _place(directory, unit, text)
             except OSError as error:
                 _tell(f"{path}: {unit}: {error}")
+
+
+def _files(directory: str) -> list[str]:
+    """The pod files of a directory, in the order of their names."""
+    return sorted(glob.glob(f"{glob.escape(directory)}/*.toml"))
+
+
+def _instances(directory: str) -> Iterator[str]:
+    """The instances of templates that have drop-ins of their own but no file: their units are not the template's."""
+    for beside in sorted(glob.glob(f"{glob.escape(directory)}/*@*.toml.d")):
+        path = beside.removesuffix(".d")
+        template, _, instance = path.partition("@")
+        if instance != ".toml" and not os.path.exists(path) and os.path.exists(f"{template}@.toml"):
+            yield path
 
 
 def _place(directory: str, unit: str, text: str) -> None:
@@ -532,7 +492,3 @@ def _tell(line: str) -> None:
             kmsg.write(f"<3>podrun-generator: {line}")
     except OSError:
         print(f"podrun-generator: {line}", file=sys.stderr)
-
-
-if __name__ == "__main__":
-    generate(sys.argv[1])

@@ -212,10 +212,7 @@ def _drop_in(path: Path, home: Path) -> None:
 
 def _generator(path: Path, home: Path) -> None:
     path.write_text("")
-    try:
-        units.read(str(path))
-    except units.Wrong as error:
-        raise Failure(str(error), code=NOT_ALLOWED) from None
+    units.read(str(path))
 
 
 def _networks(path: Path, home: Path) -> None:

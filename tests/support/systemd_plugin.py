@@ -22,8 +22,11 @@ _MARKERS = {"systemd": "nspawn", "qemu": "qemu", "hybrid": "hybrid"}
 
 
 def kind_of(item: pytest.Item) -> str:
-    """Where a test wants to run: "nspawn", "qemu", "hybrid" (qemu with cgroup v1), or "" for here."""
-    return next((kind for marker, kind in _MARKERS.items() if marker in item.keywords), "")
+    """Where a test wants to run: "nspawn", "qemu", "hybrid" (qemu with cgroup v1), or "" for here.
+
+    By its markers alone: among its keywords are the names of its folders.
+    """
+    return next((kind for marker, kind in _MARKERS.items() if item.get_closest_marker(marker)), "")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -89,7 +92,7 @@ _guests: dict[str, _Guest] = {}
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
     kind = kind_of(item)
     if REPORTS or not kind or item.get_closest_marker("skip"):
         return None
@@ -104,6 +107,8 @@ def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
     for report in reports:
         item.ihook.pytest_runtest_logreport(report=report)
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    # What the test before this one has left set up for it: the module, where that one ran here.
+    item.session._setupstate.teardown_exact(nextitem)
     return True
 
 

@@ -38,6 +38,7 @@ unit_needs = UnitNeeds(
     watchdog=(Span(("live", "interval"), 10.0), Span(("live", "timeout"), 5.0)),
     answers=((("ready", "notify"), "direct"),),
     capabilities=(("cap_add",), ("capabilities", "add")),
+    signals=(("stop_signal",),),
 )
 
 #: The launcher's cgroup, the pod segment, the pod's mounts: names that a container would collide with.
