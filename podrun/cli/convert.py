@@ -116,6 +116,7 @@ def _pairs(words: Sequence[str], option: str) -> dict[str, str]:
 @click.option("--env-file", "env_files", multiple=True, metavar="FILE", help="Instead of the project's .env.")
 @click.option("--image", "images", multiple=True, metavar="SERVICE=REF", help="The image of a service that is built.")
 @click.option("--allow-outside", "outside", is_flag=True, help="Let extends, include and env_file leave the project.")
+@click.option("--one-network", is_flag=True, help="One bridge for the project, where each pod knows all names.")
 @_output
 @_force
 @_strict
@@ -126,6 +127,7 @@ def compose(
     env_files: Sequence[str],
     images: Sequence[str],
     outside: bool,
+    one_network: bool,
     output: str | None,
     force: bool,
     strict: bool,
@@ -133,7 +135,7 @@ def compose(
     """Convert a compose project: one pod for each service; several FILEs are put on top of each other."""
     from podrun.convert import compose as front
 
-    asked = front.Asked(files, os.environ, project, profiles, env_files, outside)
+    asked = front.Asked(files, os.environ, project, profiles, env_files, outside, one_network)
     _finished(front.convert(asked, _pairs(images, "--image")), output, force, strict)
 
 

@@ -37,7 +37,8 @@ def convert(arguments: Sequence[str], environ: Mapping[str, str], *, name: str =
     at = 0
     while at < len(line) and (line[at] == "sudo" or _is_assignment(line[at])):
         at += 1
-    if os.path.basename(line[at] if at < len(line) else "") in _PROGRAMS:
+    program = os.path.basename(line[at] if at < len(line) else "")
+    if program in _PROGRAMS:
         at += 1
         if line[at : at + 1] == ["container"]:
             at += 1
@@ -47,6 +48,8 @@ def convert(arguments: Sequence[str], environ: Mapping[str, str], *, name: str =
     origin = Origin("", "command line")
     pod = Pod("", origin)
     container = Container(pod, directory=os.getcwd(), home=environ.get("HOME", ""))
+    # podrun's own ports are for this host alone unless they say otherwise.
+    container.everywhere = program != "podrun"
     called, at = _options(container, line, at, origin, strict=True)
     if at >= len(line):
         raise Failure("the command line names no image", code=WRONG_FILE)

@@ -31,6 +31,8 @@ class Container:
         self.volumes: dict[str, dict[str, Any]] = {}
         #: What the project calls its volumes.
         self.volume_names: dict[str, str] = {}
+        #: Whether a port without an address is open to all addresses, as docker has it.
+        self.everywhere = True
         #: The health check; see health().
         self.test: list[str] = []
         self.probe: dict[str, Any] = {}

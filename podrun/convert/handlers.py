@@ -34,7 +34,7 @@ def env_file(container: Container, value: str, origin: Origin) -> None:
 
 def publish(container: Container, value: str, origin: Origin) -> None:
     """--publish."""
-    for one in spellings.publish(value):
+    for one in spellings.publish(value, "0.0.0.0" if container.everywhere else "127.0.0.1"):
         container.network.append("publish", one, origin)
 
 

@@ -16,7 +16,7 @@ def size(text: Any) -> str:
     return word if is_open(word) else f"{head}{equals}{plain.replace(' ', '')}"
 
 
-def publish(text: str) -> list[str]:
+def publish(text: str, usual: str = "0.0.0.0") -> list[str]:
     """Docker's ports as a network step's ``publish``: docker's are open to all addresses unless one is named."""
     text = str(text).strip()
     rest, slash, protocol = text.partition("/")
@@ -28,7 +28,7 @@ def publish(text: str) -> list[str]:
     if address == "localhost":
         address = "127.0.0.1"
     # What the host's port is to be is left to docker when it is not there.
-    return [f"{address or '0.0.0.0'}:{outer}:{inner}{slash}{protocol.lower()}"]
+    return [f"{address or usual}:{outer}:{inner}{slash}{protocol.lower()}"]
 
 
 def _is_port(text: str) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tomllib
+
 import pytest
 
 from podrun.convert.options import OPTIONS
@@ -98,3 +100,23 @@ def test_every_option_of_podrun_run_is_known():
     own = {"save"}
     names = {name[2:] for flag in COMMANDS["run"].flags for name in flag.names if name.startswith("--")}
     assert names - own <= OPTIONS.keys()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["-p", "127.0.0.1:8080:80", "-e", "A=${B} c", "-v", "data:/d:ro", "-w", "/app", "-u", "1000"],
+        ["--network", "host", "--read-only", "--init", "-m", "64M", "--cap-add", "NET_ADMIN", "--cap-drop", "ALL"],
+        ["--hostname", "front", "--pull", "always", "--entrypoint", "/x", "--restart", "always"],
+    ],
+)
+def test_podrun_s_own_command_line_becomes_what_save_writes(convert, podrun, options):
+    saved = convert.directory / "saved.toml"
+    line = ["run", "--name", "web", *options]
+    assert podrun(*line[:1], "--save", str(saved), *line[1:], "registry.example/a", "x y").returncode == 0
+    own = tomllib.loads(saved.read_text())
+    done = convert("run", "podrun", *line, "registry.example/a", "x y")
+    for hook in ("image", "network", "container"):
+        step = {"mode": "bridge", **done.step("web", hook)} if hook == "network" else done.step("web", hook)
+        assert step == next(step for step in own["chain"] if step["hook"] == hook)
+    assert done.files["web.toml"].get("service") == own.get("service")

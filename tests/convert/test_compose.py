@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 
 import pytest
 
@@ -341,3 +343,27 @@ def test_a_value_of_another_type_is_read_or_refused_and_never_a_fault_of_the_con
             assert done.code in (0, 78), (key, value, done.told)
             tried += 1
     assert tried > 500
+
+
+def test_one_network_has_all_names_where_the_project_has_several(convert):
+    text = "services: {web: {image: a, networks: [x, y]}, db: {image: b, networks: [y]}}\nnetworks: {x: , y: }"
+    apart = convert.compose(text)
+    assert len([step for step in apart.files["shop-web.toml"]["chain"] if step["hook"] == "network"]) == 2
+    assert apart.notes("names", "--one-network")
+    together = convert.compose(text, "--one-network")
+    assert {together.step(f"shop-{name}", "network")["bridge"] for name in ("web", "db")} == {"shop"}
+    assert len([step for step in together.files["shop-web.toml"]["chain"] if step["hook"] == "network"]) == 1
+
+
+@pytest.mark.root
+def test_what_is_converted_passes_check_and_has_units(convert, shop, podrun):
+    output = convert.directory / "output-1"
+    podrun.environ["PATH"] = f"{os.path.dirname(sys.executable)}:{podrun.environ['PATH']}"
+    for name in shop.files:
+        # Root believes no directory that others can write to.
+        path = podrun.file(name.removesuffix(".toml"), (output / name).read_text())
+        done = podrun("unit", path)
+        assert done.returncode == 0, done.stderr
+        if name == "shop-web.toml":
+            assert "Requires=shop-db.service" in done.stdout.replace(" shop-migrate.service", "")
+            assert "WantedBy=multi-user.target" in done.stdout

@@ -34,6 +34,8 @@ def _convert(asked: Asked, images: Mapping[str, str]) -> Draft:
     unknown = [name for name in images if name not in services]
     if unknown:
         raise Failure(f"--image names no service of the project: {', '.join(unknown)}", code=WRONG_FILE)
+    if asked.one_network:
+        networks.join(services, draft)
     pods = {name: _pod_name(read, name, table) for name, table in services.items()}
     bridges = networks.declare(read, services, draft)
     context = service.Context(read, services, pods, bridges, networks.first(services), dict(images), asked)

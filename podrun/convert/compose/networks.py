@@ -32,6 +32,16 @@ def of(service: Table) -> dict[str, Any]:
     return {str(name): None for name in value} if isinstance(value, list) and value else {"default": None}
 
 
+def join(services: Table, draft: Draft) -> None:
+    """Puts all services on the project's default network."""
+    for name, table in services.items():
+        for network, entry in of(table).items():
+            for key in entry or ():
+                where = Origin(table.where("networks"), f"services.{name}.networks.{network}.{key}")
+                draft.note(where, "left out: all services are on one network")
+        table.pop("networks", None)
+
+
 def first(services: Table) -> dict[str, str]:
     """Which network of each service is its first: podrun takes the names of other pods from that one.
 

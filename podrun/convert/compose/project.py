@@ -39,6 +39,8 @@ class Asked(NamedTuple):
     env_files: Sequence[str] = ()
     #: Whether extends, include and env_file may lead out of the project's directory.
     outside: bool = False
+    #: Whether all services share one bridge, where each knows the names of all.
+    one_network: bool = False
 
 
 class Project(NamedTuple):

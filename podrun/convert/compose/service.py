@@ -176,7 +176,7 @@ def _networks(service: Service, origin: Origin) -> None:
         service.pod.note(
             origin,
             f"the pod knows the names of the pods on {first} only, not of those on {', '.join(order[1:])}",
-            "put what it calls by name on its first network, or name addresses in hosts",
+            "put what it calls by name on its first network, or say --one-network",
             by_hand=not needed or found != needed,
         )
 
