@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,10 @@ from podrun.podfile import loader, tables
 if TYPE_CHECKING:
     from podrun.convert.draft import Draft
     from podrun.options import Option
+
+
+#: Where podrun reads what networks are like, and the file's name.
+ETC, NETWORKS = "/etc/podrun", "networks.toml"
 
 
 @click.group(name="convert")
@@ -39,14 +44,19 @@ _strict = click.option("--strict", is_flag=True, help="Exit with 78 when somethi
 def _finished(draft: Draft, output: str | None, force: bool, strict: bool) -> None:
     """Prints or writes what a conversion made, once podrun's own reader has accepted it."""
     from podrun.convert import settle, toml
+    from podrun.convert.draft import Origin
 
     network = import_module(f"{hook_loader.FIRST_PARTY['network']}.options").Network
     settle.settle(draft, _declared, tables.FileTable._field_defaults, tables.PodTable._field_defaults, network)
     texts = {pod.file: toml.pod_file(pod) for pod in draft.pods}
     _check(texts)
     networks = toml.networks_file(draft)
+    if networks and (output is None or os.path.realpath(output) != ETC):
+        draft.note(Origin("", NETWORKS), f"podrun reads {ETC}/{NETWORKS} only", "add the tables there")
+    if networks and output is not None:
+        networks = _with_those_there(f"{output}/{NETWORKS}", networks, draft)
     if networks:
-        texts["networks.toml"] = networks
+        texts[NETWORKS] = networks
     notes = draft.all_notes()
     for note in notes:
         tell(f"podrun: {note}")
@@ -58,6 +68,32 @@ def _finished(draft: Draft, output: str | None, force: bool, strict: bool) -> No
         click.echo("\n".join(f"# --- {name} ---\n{text}" for name, text in texts.items()), nl=False)
     if strict and any(note.by_hand for note in notes):
         raise Failure("something is left to be done by hand", code=WRONG_FILE, hint="the lines above say what")
+
+
+def _with_those_there(path: str, networks: str, draft: Draft) -> str:
+    """The text of a networks.toml with the tables of networks that it has not; "" when there is nothing to add.
+
+    Raises Failure for a file that is none.
+    """
+    from podrun.convert import toml
+    from podrun.convert.draft import Draft, Origin
+
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read()
+        there = tomllib.loads(text).get("networks", {})
+    except FileNotFoundError:
+        return networks
+    except ValueError as error:
+        raise Failure(f"{path}: {error}", code=WRONG_FILE) from None
+    missing = Draft()
+    for name, step in draft.networks.items():
+        if name not in there:
+            missing.networks[name] = step
+        elif there[name] != step.values:
+            draft.note(Origin(path, f"networks.{name}"), f"is there already, and says otherwise: {step.values}")
+    more = toml.networks_file(missing)
+    return f"{text.rstrip()}\n\n{more}".lstrip() if more else ""
 
 
 def _declared(hook: str) -> Mapping[str, Option]:
@@ -84,7 +120,8 @@ def _check(texts: Mapping[str, str]) -> None:
 def _write(directory: str, texts: Mapping[str, str], force: bool) -> None:
     """Writes the files, none of them when one is there already."""
     paths = {f"{directory}/{name}": text for name, text in texts.items()}
-    there = [path for path in paths if os.path.lexists(path)]
+    # To networks.toml only tables are added.
+    there = [path for path in paths if os.path.lexists(path) and not path.endswith(f"/{NETWORKS}")]
     if there and not force:
         raise Failure(f"{', '.join(there)} is there already", code=WRONG_FILE, hint="--force replaces it")
     try:

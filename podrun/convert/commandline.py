@@ -62,7 +62,7 @@ def convert(arguments: Sequence[str], environ: Mapping[str, str], *, name: str =
     if called and not name and called != pod.name:
         pod.note(origin, f"a pod cannot be called {called}: it is {pod.name}", by_hand=False)
     steps = container.finish()
-    pod.steps = [steps[0], container.network, *container.networks, *steps[1:]]
+    pod.steps = [steps[0], *container.network_steps(), *steps[1:]]
     draft = Draft()
     draft.add(pod)
     return draft

@@ -145,6 +145,14 @@ class Container:
 
     # --- the whole ----------------------------------------------------------------------------------------------
 
+    def network_steps(self) -> list[Step]:
+        """Its networks; on each of them others know it by the same name."""
+        name = self.network.values.get("hostname")
+        for step in self.networks:
+            if name and "hostname" not in step.values:
+                step.set("hostname", name, self.network.origins["hostname"])
+        return [self.network, *self.networks]
+
     def finish(self) -> list[Step]:
         """The steps, in the order of the start; the network steps are the pod's and not among them."""
         self._finish_health()

@@ -367,3 +367,24 @@ def test_what_is_converted_passes_check_and_has_units(convert, shop, podrun):
         if name == "shop-web.toml":
             assert "Requires=shop-db.service" in done.stdout.replace(" shop-migrate.service", "")
             assert "WantedBy=multi-user.target" in done.stdout
+
+
+def test_networks_are_added_to_those_that_are_there_and_never_replaced(convert):
+    text = "services: {web: {image: a}}\nnetworks: {default: {ipam: {config: [{subnet: 10.9.0.0/24}]}}}"
+    path = convert.write("shop/compose.yaml", text)
+    there = convert.write("out/networks.toml", "# mine\n[networks.lan]\nmtu = 1400 # for the tunnel\n")
+    for _ in range(2):
+        done = convert("compose", path, "-o", f"{convert.directory}/out", "--force")
+        assert done.code == 0, done.told
+        assert open(there).read() == (
+            '# mine\n[networks.lan]\nmtu = 1400 # for the tunnel\n\n[networks.shop]\nsubnet = "10.9.0.0/24"\n'
+        )
+    assert done.notes("by hand", "/etc/podrun/networks.toml")
+    convert.write("out/networks.toml", "[networks.shop]\nmtu = 1400\n")
+    assert convert("compose", path, "-o", f"{convert.directory}/out", "--force").notes("says otherwise")
+
+
+def test_a_service_is_known_by_its_name_on_each_of_its_networks(convert):
+    done = convert.compose("services: {web: {image: a, networks: [x, y]}}\nnetworks: {x: , y: }")
+    names = [step["hostname"] for step in done.files["shop-web.toml"]["chain"] if step["hook"] == "network"]
+    assert names == ["web", "web"]

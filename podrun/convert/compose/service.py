@@ -76,9 +76,8 @@ def convert(context: Context, pod: Pod, name: str, table: Table, origin: Origin,
         pod.table["type"] = "job"
     if is_open([step.values for step in (container.step, container.network, container.image, *container.mounts)]):
         _environment_of_unit(service)
-    pod.steps = [container.network, *container.networks]
     first, *rest = container.finish()
-    pod.steps = [first, *pod.steps, *rest]
+    pod.steps = [first, *container.network_steps(), *rest]
 
 
 def _environment_of_unit(service: Service) -> None:

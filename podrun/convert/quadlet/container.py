@@ -20,7 +20,7 @@ def alone(unit: Unit, units: Units, environ: Mapping[str, str]) -> Pod:
     pod = _pod(unit, "Container")
     container = _container(pod, unit, units, environ, "")
     steps = container.finish()
-    pod.steps = [steps[0], container.network, *container.networks, *steps[1:]]
+    pod.steps = [steps[0], *container.network_steps(), *steps[1:]]
     sections.convert(unit, units, pod)
     return pod
 
@@ -34,7 +34,7 @@ def pod_of(unit: Unit, units: Units, environ: Mapping[str, str]) -> Pod:
     shared = Container(pod, directory=unit.directory)
     _keys(shared, unit, units, environ, "Pod", _POD)
     containers = [_container(pod, member, units, environ, member.stem) for member in members]
-    pod.steps = [shared.network, *shared.networks]
+    pod.steps = shared.network_steps()
     for container in containers:
         for other in container.networks:
             pod.note(Origin("", container.name), f"a network of its own: {other.values}", "name it in the .pod")
