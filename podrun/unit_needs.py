@@ -40,6 +40,12 @@ class UnitNeeds(NamedTuple):
     answers: tuple[tuple[Path, Any], ...] = ()
     #: Lists of capabilities that the unit must not take away.
     capabilities: tuple[Path, ...] = ()
+    #: Lists of devices (HOST[:CONTAINER][:rwm]) that the unit must let it open.
+    devices: tuple[Path, ...] = ()
+    #: Tables of limits of setrlimit(2), by their names in lower case.
+    limits: tuple[Path, ...] = ()
+    #: Options that are false when programs may gain privileges.
+    gains: tuple[Path, ...] = ()
     #: Options that are the payload's stop signal.
     signals: tuple[Path, ...] = ()
     #: References of images that can be pulled before the pod starts.

@@ -19,6 +19,7 @@ from podrun.podfile.known_hooks import HOOKS, NOTHING, Known
 from podrun.podfile.model import assembled, pod_name
 from podrun.podfile.tables import STEP_NAME
 from podrun.record import NamedTuple
+from podrun.systemd.hardening import hardened
 from podrun.unit_needs import Span, UnitNeeds, at, counts, is_resident
 
 TYPE_CHECKING = False
@@ -35,10 +36,6 @@ ETC = "/etc/podrun"
 #: Where ``podrun unit --install`` puts units, and where others of the same name would be hidden by a generated one.
 INSTALLED = "/etc/systemd/system"
 VENDORS = ("/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system")
-
-# What the launcher needs, and what docker leaves to a container: the runtime can pass on no more than podrun has.
-_LAUNCHER = "SYS_ADMIN NET_ADMIN SYS_PTRACE SETUID SETGID SETPCAP DAC_OVERRIDE MKNOD KILL CHOWN FOWNER".split()
-_CONTAINER = "FSETID NET_BIND_SERVICE NET_RAW SYS_CHROOT AUDIT_WRITE SETFCAP".split()
 
 _FD_NAME, _ONLINE = "FileDescriptorName", "network-online.target"
 #: [service] settings that a pod unit needs as well when the containers have units of their own.
@@ -172,7 +169,7 @@ def single(pod: Pod, podrun: Command, *, pulling: bool = False) -> str:
     service = [
         *_service(pod, podrun, "", pod.segments),
         *_watchdog(pod, pod.segments[1:]),
-        *_hardened(pod, pod.segments),
+        *hardened([*_steps(pod, pod.segments)]),
     ]
     if pod.about.get("type") == "job":
         not_its = ("Type", "TimeoutStartSec", "WatchdogSec", "WatchdogSignal")
@@ -192,7 +189,7 @@ def _oneshot(pod: Pod, podrun: Command, residents: list[Segment], pulling: bool)
         ("SyslogIdentifier", pod.name),
         *_commands(pod, podrun, "pod" if residents else ""),
         ("TimeoutStopSec", _seconds(_stop_time(pod, pod.segments[:1]))),
-        *_hardened(pod, pod.segments[:1]),
+        *hardened([*_steps(pod, pod.segments[:1])]),
     ]
     if residents:
         given = {key: value for key, value in given.items() if key in _SHARED}
@@ -205,7 +202,11 @@ def _resident(pod: Pod, podrun: Command, segment: Segment, earlier: list[Segment
     unit += [("After", after), *_before_cluster(pod)]
     if pod.about.get("on_failure") == "stop":
         unit.append(("OnFailure", pod.fellow("stop")))
-    service = [*_service(pod, podrun, segment.name, [segment]), *_watchdog(pod, [segment]), *_hardened(pod, [segment])]
+    service = [
+        *_service(pod, podrun, segment.name, [segment]),
+        *_watchdog(pod, [segment]),
+        *hardened([*_steps(pod, [segment])]),
+    ]
     return _text(pod, unit, _with(service, pod.sections["service"]), {})
 
 
@@ -337,24 +338,6 @@ def _reload(pod: Pod, podrun: Command, segment: str, possible: bool) -> Lines:
         return [("ExecReload", f"/bin/kill -s {quoted(wanted.removeprefix('SIG'))} $MAINPID")]
     words = [*(["-c", segment] if segment else []), pod.name + pod.instance, *(quoted(str(word)) for word in wanted)]
     return [("ExecReload", podrun.line("exec", *words))]
-
-
-def _hardened(pod: Pod, segments: list[Segment]) -> Lines:
-    """What a unit can do without, none of it with a mount namespace: the containers have their own."""
-    lists = [at(step, path) for step, needs in _steps(pod, segments) for path in needs.capabilities]
-    added = {str(word).upper().removeprefix("CAP_") for words in lists if type(words) is list for word in words}
-    settings = [("DevicePolicy", "closed"), ("LockPersonality", "yes"), ("NoNewPrivileges", "yes")]
-    settings += [("ProtectClock", "yes"), ("RestrictRealtime", "yes"), ("SystemCallArchitectures", "native")]
-    if not added & {"ALL", "SYS_ADMIN", "SYS_BOOT", "SYS_MODULE", "SYS_RAWIO"}:
-        # What the containers' own seccomp profile forbids as well.
-        settings += [
-            ("SystemCallFilter", "~@module @obsolete @raw-io @reboot @swap"),
-            ("SystemCallErrorNumber", "EPERM"),
-        ]
-    if "ALL" in added:
-        return settings
-    names = [*_LAUNCHER, *_CONTAINER, *sorted(added - {*_LAUNCHER, *_CONTAINER})]
-    return [*settings, ("CapabilityBoundingSet", " ".join(f"CAP_{name}" for name in names))]
 
 
 def _stop_time(pod: Pod, segments: list[Segment]) -> float:

@@ -10,8 +10,8 @@ from podrun.errors import BUSY, NOT_ALLOWED, STEP_FAILED, UNAVAILABLE, WRONG_FIL
 from podrun.hook import Facts, Problem
 from podrun.hook_extras import Finding
 from podrun.unit_needs import Span, UnitNeeds
+from podrun_hooks.container import limits, processes, rootfs, spec, streams
 from podrun_hooks.container import paths as places
-from podrun_hooks.container import processes, rootfs, spec, streams
 from podrun_hooks.container import runtime as runtimes
 from podrun_hooks.container.options import Options as Options
 from podrun_hooks.container.processes import SIGKILL, Process
@@ -38,6 +38,9 @@ unit_needs = UnitNeeds(
     watchdog=(Span(("live", "interval"), 10.0), Span(("live", "timeout"), 5.0)),
     answers=((("ready", "notify"), "direct"),),
     capabilities=(("cap_add",), ("capabilities", "add")),
+    devices=(("devices",),),
+    limits=(("ulimits",),),
+    gains=(("no_new_privileges",),),
     signals=(("stop_signal",),),
 )
 
@@ -173,12 +176,29 @@ def check(step: Step) -> list[Problem]:
     if step.options.live and step.options.ready and step.options.ready.notify == "direct":
         what = "live and notify = 'direct' would both answer the unit's watchdog, and hide each other's silence"
         problems.append(Problem(what, WRONG_FILE, "leave out one"))
+    problems += [Problem(what, WRONG_FILE, hint, key=key) for key, what, hint in limits.problems(step.options)]
+    problems += _missing_files(step.options)
     if step.options.volumes:
         from podrun_hooks.storage.docker_spelling import docker_source, missing
 
         sources = [docker_source(text) for text in step.options.volumes]
         problems += [found._replace(key="volumes") for source in sources for found in missing(source)]
     return problems
+
+
+def _missing_files(options: Any) -> Iterator[Problem]:
+    """What the host has to have for the container's options."""
+    for path in options.env_files:
+        if not os.path.isfile(path):
+            yield Problem(f"{path}: there is no such file", WRONG_FILE, key="env_files")
+    for text in options.devices:
+        if not os.path.exists(source := text.partition(":")[0]):
+            yield Problem(f"the host has no {source}", UNAVAILABLE, key="devices")
+    if options.tz:
+        try:
+            spec.zone_file(options.tz)
+        except Failure as failure:
+            yield Problem(failure.what, failure.code, failure.hint, key="tz")
 
 
 def local_data(options: dict[str, Any]) -> list[str]:

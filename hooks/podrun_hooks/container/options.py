@@ -19,6 +19,8 @@ from podrun.options import (
     table_of,
 )
 from podrun.record import NamedTuple
+from podrun_hooks.container import devices as device_nodes
+from podrun_hooks.container import limits
 from podrun_hooks.container.users import spelled
 
 TYPE_CHECKING = False
@@ -118,6 +120,18 @@ def _volume(text: str) -> str:
 def _tmpfs(text: str) -> str:
     if not text.startswith("/") or ".." in text.split("/"):
         raise Wrong(f"expected /target or /target:options, not {text!r}")
+    return text
+
+
+def _zone(text: str) -> str:
+    if text != "local" and (text.startswith("/") or ".." in text.split("/") or not text.isprintable()):
+        raise Wrong(f"expected a time zone such as 'Europe/Berlin', or 'local', not {text!r}")
+    return text
+
+
+def _unmasked(text: str) -> str:
+    if text != "ALL" and not text.startswith(("/proc/", "/sys/")):
+        raise Wrong(f"expected 'ALL' or a path in /proc or /sys, not {text!r}")
     return text
 
 
@@ -222,6 +236,27 @@ class Options(NamedTuple):
         Kind(_cpus, {"type": ["number", "string"]}), "limit of processor time, 1.5 is one and a half", 0.0
     )
     pids: int = option(Kind(_at_least_one, {"type": "integer", "minimum": 1}), "limit of processes and threads", 0)
+    memory_reservation: int = option(SIZE, "memory that the kernel takes from others first when it is short", 0)
+    memory_swap: int = option(limits.SWAP, "limit of memory and swap together; -1: as much swap as there is", 0)
+    cpu_shares: int = option(limits.SHARES, "weight against other containers; 1024 is the usual one", 0)
+    cpuset: str = option(limits.CPU_LIST, "the processors it may use, such as 0-2,4", "")
+    ulimits: dict[str, tuple[int, int]] = option(limits.ULIMITS, "limits by setrlimit(2): nofile = '1024:2048'", {})
+    oom_score_adj: int = option(limits.OOM_SCORE, "how soon the kernel kills it when memory is short", 0)
+    shm_size: int = option(SIZE, "size of /dev/shm", 64 << 20)
+    devices: list[str] = option(
+        list_of(checked(TEXT, device_nodes.spelled)), "devices in docker's spelling: /dev/x[:/dev/y][:rwm]", []
+    )
+    groups: list[str] = option(limits.GROUPS, "supplementary groups, numbers or names of the image", [])
+    ipc: str = option(choice("private", "host"), "whose System V IPC and shared memory it has", "private")
+    pid: str = option(choice("private", "host"), "whose processes it sees", "private")
+    tz: str = option(checked(TEXT, _zone), "time zone: Europe/Berlin, or local for the host's", "")
+    umask: str = option(limits.UMASK, "the umask it starts with, octal", "")
+    sysctls: dict[str, str] = option(limits.SYSCTLS, "sysctls of its own IPC namespace", {})
+    env_files: list[str] = option(list_of(ABSOLUTE), "files of variables in docker's form; env wins over them", [])
+    no_new_privileges: bool = option(BOOLEAN, "programs that are setuid or have file capabilities gain nothing", True)
+    unmask: list[str] = option(
+        list_of(checked(TEXT, _unmasked)), "masked and read-only paths of /proc and /sys to open; ALL: every one", []
+    )
     capabilities: Capabilities = option(record(Capabilities), "capabilities to add and to drop", NO_CAPABILITIES)
     cap_add: list[str] = option(CAPABILITY_LIST, "the same as capabilities.add", [])
     cap_drop: list[str] = option(CAPABILITY_LIST, "the same as capabilities.drop", [])

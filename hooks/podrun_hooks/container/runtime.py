@@ -8,6 +8,7 @@ import os
 from podrun import jsontext
 from podrun.errors import CANNOT_CREATE, CANNOT_EXECUTE, STEP_FAILED, UNAVAILABLE, WRONG_FILE, Failure
 from podrun.record import NamedTuple
+from podrun_hooks.container import limits
 from podrun_hooks.container.spec import PATH, Isolation
 from podrun_hooks.support import subprocesses, syscalls
 
@@ -53,8 +54,9 @@ def choose(wanted: str) -> Runtime:
 def isolation(step: Step, place: Place, runtime: Runtime, *, timers: bool = False) -> Isolation:
     """Which cgroup the container gets and who enforces device rules there.
 
-    A container has a cgroup of its own where systemd delegated one, for limits, or for ``timers`` (an ambassador's);
-    runc cannot do without. Raises Failure for a unit of cgroup v2 that delegates none.
+    A container has a cgroup of its own where systemd delegated one, for limits, for ``timers`` (an ambassador's), and
+    where it has the host's processes, among which nothing else tells which are its own; runc cannot do without.
+    Raises Failure for a unit of cgroup v2 that delegates none.
     """
     options = step.options
     unified = os.path.exists(f"{_CGROUPS}/cgroup.controllers")
@@ -62,7 +64,7 @@ def isolation(step: Step, place: Place, runtime: Runtime, *, timers: bool = Fals
     able = not unified or _has_capability(_CAP_SYS_RESOURCE)
     if step.pod.cgroup:
         return Isolation(place.cgroup, True, able, unified)
-    if options.memory or options.cpus or options.pids or runtime.name == "runc":
+    if limits.has_any(options) or options.pid == "host" or runtime.name == "runc":
         if step.pod.unit and unified:
             # Outside of the unit's cgroup neither systemd nor the journal would know whose the container is.
             what = f"{'runc' if runtime.name == 'runc' else 'a limit'} needs a cgroup that systemd delegates"

@@ -6,11 +6,11 @@ import errno
 import os
 import stat
 
-from podrun.errors import CANNOT_EXECUTE, NOT_FOUND, WRONG_FILE, Failure
+from podrun.errors import CANNOT_EXECUTE, NOT_FOUND, UNAVAILABLE, WRONG_FILE, Failure
 from podrun.hook import Facts
 from podrun.options import Wrong
 from podrun.record import NamedTuple
-from podrun_hooks.container import mounts, users
+from podrun_hooks.container import devices, limits, mounts, users
 from podrun_hooks.container.options import CAPABILITIES, signal_number
 from podrun_hooks.support.rooted_tree import Elsewhere, plain
 
@@ -30,6 +30,11 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 INIT = "/dev/init"
 #: The directory with the socket of ``ready = { notify = true }`` as the container sees it.
 NOTIFY = "/dev/podrun"
+
+#: Where a container looks for its time zone (tzset(3)).
+LOCALTIME = "/etc/localtime"
+_ZONES = "/usr/share/zoneinfo"
+_LARGEST_ENV_FILE = 1 << 20
 
 #: What docker leaves to root in a container.
 DEFAULT_CAPABILITIES = frozenset([
@@ -97,9 +102,50 @@ def environment(image: Mapping[str, Any], options: Any, facts: Facts, hostname: 
         name, equals, value = pair.partition("=")
         if equals:
             variables[name] = value
+    for path in options.env_files:
+        variables.update(env_file(path))
     variables.update(options.env)
+    if options.tz:
+        variables.setdefault("TZ", f":{LOCALTIME}")
     variables.setdefault("HOME", home)
     return variables
+
+
+def env_file(path: str, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The variables of a file in docker's form: KEY=VALUE a line, no quotes; KEY alone takes podrun's own.
+
+    Raises Failure (WRONG_FILE).
+    """
+    variables = {}
+    for number, line in enumerate(_small_file(path).splitlines(), 1):
+        line = line.lstrip()
+        name, equals, value = line.partition("=")
+        if not line or line.startswith("#"):
+            continue
+        if not name or " " in name or "\t" in name:
+            raise Failure(f"{path}:{number}: expected KEY=VALUE, not {line[:80]!r}", code=WRONG_FILE)
+        if equals:
+            variables[name] = value
+        elif name in environ:
+            variables[name] = environ[name]
+    return variables
+
+
+def _small_file(path: str) -> str:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(fd, "rb") as file:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise Failure(f"{path} is not a plain file", code=WRONG_FILE)
+            content = file.read(_LARGEST_ENV_FILE + 1)
+    except OSError as error:
+        raise Failure(f"{path}: {error.strerror}", code=WRONG_FILE) from None
+    if len(content) > _LARGEST_ENV_FILE:
+        raise Failure(f"{path} is larger than {_LARGEST_ENV_FILE} bytes", code=WRONG_FILE)
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise Failure(f"{path} is not UTF-8", code=WRONG_FILE) from None
 
 
 def process_capabilities(user: User, names: Sequence[str]) -> dict[str, Sequence[str]]:
@@ -214,7 +260,20 @@ def mounts_of(step: Step, facts: Facts, image: Facts, tree: Tree, place: Place) 
         wanted.append({"hostPath": find("catatonit", "catatonit"), "containerPath": INIT, "options": ["bind", "ro"]})
     if options.ready and options.ready.notify:
         wanted.append({"hostPath": place.notify, "containerPath": NOTIFY, "options": ["bind", "ro"]})
+    if options.tz:
+        wanted.append({"hostPath": zone_file(options.tz), "containerPath": LOCALTIME, "options": ["bind", "ro"]})
+    if options.ipc == "host":
+        # The host's POSIX shared memory and message queues belong to its IPC namespace (shm_overview(7)).
+        wanted.append({"hostPath": "/dev/shm", "containerPath": "/dev/shm", "options": ["bind"]})
     return mounts.make(tree, wanted, place)
+
+
+def zone_file(zone: str) -> str:
+    """The host's file of a time zone ("Europe/Berlin"), or of its own ("local"). Raises Failure (UNAVAILABLE)."""
+    path = LOCALTIME if zone == "local" else f"{_ZONES}/{zone}"
+    if not os.path.isfile(path):
+        raise Failure(f"tz: the host has no {path}", code=UNAVAILABLE, hint="apt install tzdata")
+    return os.path.realpath(path)
 
 
 def build(
@@ -237,7 +296,7 @@ def build(
     netns = facts.get("netns", "")
     hostname = options.hostname or facts.get("hostname") or (os.uname().nodename if netns == "host" else _host(step))
     user = users.resolve(options.user or config.get("User") or "", tree, of_image=not options.user)
-    more_groups = facts.get("additionalGids", ())
+    more_groups = [*(users.group(word, tree) for word in options.groups), *facts.get("additionalGids", ())]
     argv = arguments(config, options)
     variables = environment(config, options, facts, hostname, user.home)
     if step.pod.console:
@@ -252,6 +311,8 @@ def build(
     names = [f"CAP_{name}" for name in sorted(capabilities(options, isolation))]
     find_command(tree, argv, variables, workdir, user._replace(groups=[*user.groups, *more_groups]), names)
     annotations = {**facts.get("annotations", {}), **options.labels, **options.annotations}
+    nodes = [*facts.get("deviceNodes", ()), *devices.asked_for(options.devices)]
+    open_paths = "ALL" in options.unmask
     return {
         "ociVersion": "1.0.2",
         "root": {"path": placed.place.rootfs, "readonly": options.read_only},
@@ -261,6 +322,7 @@ def build(
             "user": {
                 "uid": user.uid,
                 "gid": user.gid,
+                **({"umask": int(options.umask, 8)} if options.umask else {}),
                 # The primary group is among them: dropping it would gain what "others" may do (CVE-2022-36109).
                 "additionalGids": [*dict.fromkeys([user.gid, *user.groups, *more_groups])],
             },
@@ -268,19 +330,21 @@ def build(
             "env": [*(f"{name}={value}" for name, value in variables.items()), *listen],
             "cwd": workdir,
             "capabilities": process_capabilities(user, names),
-            "noNewPrivileges": True,
+            "noNewPrivileges": options.no_new_privileges,
+            "rlimits": limits.rlimits(options.ulimits),
+            **({"oomScoreAdj": options.oom_score_adj} if options.oom_score_adj else {}),
         },
-        "mounts": [*_system_mounts(isolation, placed.taken), *placed.oci],
+        "mounts": [*_system_mounts(options, isolation, placed.taken), *placed.oci],
         "hooks": _hooks(facts, argv[0], annotations, bool(options.volumes)),
         "annotations": annotations,
         "linux": {
-            "namespaces": _namespaces(netns),
+            "namespaces": _namespaces(netns, options),
             **_propagation(placed.oci),
-            "maskedPaths": _MASKED,
-            "readonlyPaths": _READ_ONLY,
-            "devices": [_device(node) for node in facts.get("deviceNodes", ())],
-            "sysctl": {} if netns else _SYSCTL,
-            "resources": _resources(options, facts, isolation),
+            "maskedPaths": [] if open_paths else [path for path in _MASKED if path not in options.unmask],
+            "readonlyPaths": [] if open_paths else [path for path in _READ_ONLY if path not in options.unmask],
+            "devices": [devices.oci(node) for node in nodes],
+            "sysctl": {**({} if netns else _SYSCTL), **options.sysctls},
+            "resources": _resources(options, nodes, isolation),
             **({"cgroupsPath": isolation.cgroup} if isolation.cgroup else {}),
         },
     }
@@ -350,24 +414,25 @@ def _make_workdir(tree: Tree, workdir: str) -> None:
         raise Failure(f"the working directory {failure.what}", code=CANNOT_EXECUTE, hint=failure.hint) from None
 
 
-def _namespaces(netns: str) -> list[dict[str, str]]:
+def _namespaces(netns: str, options: Any) -> list[dict[str, str]]:
     """A private namespace of each type but the network's, which the network step made, or which is the host's."""
-    namespaces = [{"type": kind} for kind in ("pid", "ipc", "uts", "mount", "cgroup")]
+    hosts = {kind for kind in ("pid", "ipc") if getattr(options, kind) == "host"}
+    namespaces = [{"type": kind} for kind in ("pid", "ipc", "uts", "mount", "cgroup") if kind not in hosts]
     if netns == "host":
         return namespaces
     return [*namespaces, {"type": "network", "path": netns} if netns else {"type": "network"}]
 
 
-def _system_mounts(isolation: Isolation, taken: set[str]) -> list[dict[str, Any]]:
+def _system_mounts(options: Any, isolation: Isolation, taken: set[str]) -> list[dict[str, Any]]:
     """What every container gets: /dev, /proc and /sys fresh, and what is in them unless something is injected there."""
     shut = ["nosuid", "noexec", "nodev"]
     mounts = [
         ("/proc", "proc", "proc", shut),
         ("/dev", "tmpfs", "tmpfs", ["nosuid", "strictatime", "mode=755", "size=65536k"]),
         ("/dev/pts", "devpts", "devpts", ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
-        ("/dev/shm", "tmpfs", "shm", [*shut, "mode=1777", "size=65536k"]),
+        ("/dev/shm", "tmpfs", "shm", [*shut, "mode=1777", f"size={options.shm_size}"]),
         ("/dev/mqueue", "mqueue", "mqueue", shut),
-        ("/sys", "sysfs", "sysfs", [*shut, "ro"]),
+        ("/sys", "sysfs", "sysfs", [*shut, "rw" if "ALL" in options.unmask else "ro"]),
     ]
     if isolation.unified or isolation.cgroup:
         mounts.append(("/sys/fs/cgroup", "cgroup", "cgroup", [*shut, "relatime", "ro"]))
@@ -385,45 +450,9 @@ def _propagation(mounts: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     return {"rootfsPropagation": f"r{found}"} if found else {}
 
 
-def _device(node: Facts) -> dict[str, Any]:
-    """An OCI device of a CDI deviceNode; what it leaves open is as on the host.
-
-    Only in /dev, where nothing is but what the runtime makes: it would walk through the image, or a volume, else.
-    """
-    if not node["path"].startswith("/dev/") or plain(node["path"]) != node["path"] or ".." in node["path"].split("/"):
-        raise Failure(f"a device cannot be made at {node['path']}", code=WRONG_FILE, hint="it belongs in /dev")
-    source = node.get("hostPath") or node["path"]
-    try:
-        found = os.stat(source)
-    except OSError as error:
-        raise Failure(f"device {source}: {error.strerror}") from error
-    return {
-        "path": node["path"],
-        "type": node.get("type") or ("b" if stat.S_ISBLK(found.st_mode) else "c"),
-        "major": node.get("major") or os.major(found.st_rdev),
-        "minor": node.get("minor") or os.minor(found.st_rdev),
-        "fileMode": node.get("fileMode") or stat.S_IMODE(found.st_mode),
-        "uid": node.get("uid") or 0,
-        "gid": node.get("gid") or 0,
-    }
-
-
-def _resources(options: Any, facts: Facts, isolation: Isolation) -> dict[str, Any]:
-    resources: dict[str, Any] = {}
-    if isolation.device_rules:
-        # Nothing but what is named: the runtimes add the harmless ones (null, zero, full, random, urandom, tty, pts).
-        resources["devices"] = [{"allow": False, "access": "rwm"}]
-        for node in facts.get("deviceNodes", ()):
-            device = _device(node)
-            rule = {"allow": True, **{key: device[key] for key in ("type", "major", "minor")}}
-            resources["devices"].append({**rule, "access": node.get("permissions") or "rwm"})
-    if options.memory:
-        resources["memory"] = {"limit": options.memory}
-    if options.cpus:
-        resources["cpu"] = {"quota": int(options.cpus * 100_000), "period": 100_000}
-    if options.pids:
-        resources["pids"] = {"limit": options.pids}
-    return resources
+def _resources(options: Any, nodes: Sequence[Facts], isolation: Isolation) -> dict[str, Any]:
+    given = limits.resources(options)
+    return {"devices": devices.rules(nodes), **given} if isolation.device_rules else given
 
 
 def _hooks(facts: Facts, command: str, annotations: Mapping[str, str], volumes: bool) -> dict[str, list[Any]]:

@@ -66,6 +66,16 @@ def resolve(text: str, tree: Tree, *, of_image: bool) -> User:
     return User(uid, gid, [number for number in dict.fromkeys(groups) if number != gid], home)
 
 
+def group(text: str, tree: Tree) -> int:
+    """The number of a supplementary group, a name or a number. Raises Failure (WRONG_FILE)."""
+    if text.isascii() and text.isdigit() and int(text) <= _LAST:
+        return int(text)
+    found = next(_entries(tree, "/etc/group", text, 4), None)
+    if found is None:
+        raise Failure(f"group {text!r} is not in the image's /etc/group", code=WRONG_FILE)
+    return _number(found[2], WRONG_FILE)
+
+
 def _number(text: str, code: int) -> int:
     if not (text.isascii() and text.isdigit() and int(text) <= _LAST):
         raise Failure(f"the image's passwd or group file has a number out of range: {text!r}", code=code)

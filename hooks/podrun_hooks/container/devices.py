@@ -1,0 +1,118 @@
+"""Devices: docker's spelling (HOST[:CONTAINER][:rwm]), CDI's device nodes, and both in the OCI configuration."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from podrun.errors import WRONG_FILE, Failure
+from podrun.hook import Facts
+from podrun.options import Wrong
+from podrun_hooks.support.rooted_tree import plain
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from typing import Any
+
+#: What every container has of its own; a directory of devices that holds them leaves them out.
+_OWN = frozenset([
+    "console", "core", "fd", "full", "init", "mqueue", "null", "podrun", "ptmx", "pts", "random", "shm", "stderr",
+    "stdin", "stdout", "tty", "urandom", "zero",
+])  # fmt: skip
+#: A directory of devices is walked so far.
+_MOST = 4096
+
+
+def spelled(text: str) -> str:
+    """Checks "/dev/fuse", "/dev/fuse:/dev/x" or "/dev/fuse:/dev/x:rw"; raises Wrong."""
+    source, target, access = _parts(text)
+    for path in (source, target):
+        if not path.startswith("/dev/") and path != "/dev":
+            raise Wrong(f"expected a device below /dev, not {path!r} in {text!r}")
+        if ".." in path.split("/"):
+            raise Wrong(f"'..' is not allowed in {text!r}")
+    if not access or set(access) - set("rwm"):
+        raise Wrong(f"expected the letters r, w and m behind the device, not {access!r} in {text!r}")
+    return text
+
+
+def _parts(text: str) -> tuple[str, str, str]:
+    source, _, rest = text.partition(":")
+    target, _, access = rest.partition(":")
+    if target and not target.startswith("/") and not access:
+        target, access = "", target
+    return source, target or source, access or "rwm"
+
+
+def asked_for(texts: Sequence[str]) -> list[Facts]:
+    """The device nodes (CDI) of a container's ``devices``; a directory means the devices in it. Raises Failure."""
+    nodes: list[Facts] = []
+    for text in texts:
+        source, target, access = _parts(text)
+        found = [(source, target)]
+        if os.path.isdir(source):
+            found = [(path, target + path[len(source) :]) for path in _devices_below(source)]
+        for path, inside in found:
+            nodes.append({"hostPath": path, "path": inside, "permissions": access})
+    return nodes
+
+
+def _devices_below(directory: str) -> Iterator[str]:
+    count = 0
+    for top, directories, names in os.walk(directory):
+        directories[:] = sorted(name for name in directories if name not in _OWN)
+        for name in sorted(names):
+            path = f"{top}/{name}"
+            if name in _OWN or not _is_device(path):
+                continue
+            count += 1
+            if count > _MOST:
+                raise Failure(f"{directory} holds more than {_MOST} devices", code=WRONG_FILE)
+            yield path
+
+
+def _is_device(path: str) -> bool:
+    try:
+        mode = os.lstat(path).st_mode
+    except OSError:
+        return False
+    return stat.S_ISCHR(mode) or stat.S_ISBLK(mode)
+
+
+def oci(node: Facts) -> dict[str, Any]:
+    """An OCI device of a CDI deviceNode; what it leaves open is as on the host.
+
+    Only in /dev, where nothing is but what the runtime makes: it would walk through the image, or a volume, else.
+    """
+    if not node["path"].startswith("/dev/") or plain(node["path"]) != node["path"] or ".." in node["path"].split("/"):
+        raise Failure(f"a device cannot be made at {node['path']}", code=WRONG_FILE, hint="it belongs in /dev")
+    source = node.get("hostPath") or node["path"]
+    try:
+        found = os.stat(source)
+    except OSError as error:
+        raise Failure(f"device {source}: {error.strerror}") from error
+    if not node.get("type") and not (stat.S_ISCHR(found.st_mode) or stat.S_ISBLK(found.st_mode)):
+        raise Failure(f"{source} is not a device", code=WRONG_FILE, hint="a storage step mounts files and directories")
+    return {
+        "path": node["path"],
+        "type": node.get("type") or ("b" if stat.S_ISBLK(found.st_mode) else "c"),
+        "major": node.get("major") or os.major(found.st_rdev),
+        "minor": node.get("minor") or os.minor(found.st_rdev),
+        "fileMode": node.get("fileMode") or stat.S_IMODE(found.st_mode),
+        "uid": node.get("uid") or 0,
+        "gid": node.get("gid") or 0,
+    }
+
+
+def rules(nodes: Sequence[Facts]) -> list[dict[str, Any]]:
+    """``linux.resources.devices``: nothing but what is named.
+
+    The runtimes add the harmless ones (null, zero, full, random, urandom, tty, pts).
+    """
+    allowed = []
+    for node in nodes:
+        device = oci(node)
+        rule = {"allow": True, **{key: device[key] for key in ("type", "major", "minor")}}
+        allowed.append({**rule, "access": node.get("permissions") or "rwm"})
+    return [{"allow": False, "access": "rwm"}, *allowed]
