@@ -14,8 +14,9 @@ from podrun.options import REQUIRED, Option
 PAGE = Path(__file__).resolve().parent / "reference" / "steps.md"
 HEAD = """# Every key of every step
 
-Made from the hooks' own declarations by `./dev docs`, as `podrun hook describe NAME` and `podrun schema` are. The keys that all steps have
-(`hook`, `name`, `optional`, `background`, `for`, `timeout`) are on the page of [the pod file](pod-file.md#chain).
+Made from the hooks' own declarations by `./dev docs`, as `podrun hook describe NAME` and `podrun schema` are. The keys
+that all steps have (`hook`, `name`, `optional`, `background`, `for`, `timeout`) are on the page of
+[the pod file](pod-file.md#chain).
 """
 #: Where a step is explained.
 PAGES = {"image": "images.md", "storage": "storage.md", "network": "network.md"}
@@ -63,7 +64,7 @@ def default(option: Option) -> str:
     value = option.default
     if value is REQUIRED:
         return "required"
-    if value in (None, "", 0, [], {}, ()) and value is not False or isinstance(value, tuple):
+    if (value in (None, "", 0, [], {}, ()) and value is not False) or isinstance(value, tuple):
         return ""
     if type(value) is int and value and not value % (1 << 20):
         return f"`{value >> 20}M`"

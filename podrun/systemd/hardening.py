@@ -68,12 +68,7 @@ def _devices(steps: Sequence[Step]) -> Lines:
         access = rest.rpartition(":")[2]
         access = access if access and not access.startswith("/") else "rwm"
         fine = source.startswith("/dev") and source.isprintable() and not set(source) & set(' "\\%')
-        if (
-            not source.startswith("/dev")
-            or not source.isprintable()
-            or set(source) & set(' "\\%')
-            or set(access) - set("rwm")
-        ):
+        if not fine or set(access) - set("rwm"):
             continue  # the start says what is wrong with it
         whole = [f"char-* {access}", f"block-* {access}"]
         allowed += whole if source == "/dev" or os.path.isdir(source) else [f"{source} {access}"]
