@@ -130,6 +130,8 @@ class Container:
             return
         live: dict[str, Any] = {"exec": list(self.test)}
         failure = self.probe.pop("on_failure", "")
+        if "ready" in self.step.values and self.probe.pop("start_period", ""):
+            self.note(self.probe_origin, "start_period: `live` begins when the container is ready", by_hand=False)
         # Docker's defaults are not podrun's.
         live |= {"interval": "30s", "timeout": "30s"} | self.probe
         if failure == "none":

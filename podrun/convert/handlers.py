@@ -177,11 +177,14 @@ def security(container: Container, value: str, origin: Origin) -> None:
     elif key == "apparmor":
         step.set("apparmor", rest, origin)
     elif key == "label":
-        step.append("label", rest, origin)
-    elif key in ("mask", "unmask"):
-        container.note(origin, f"{key}: podrun masks what crun and podman mask, and no other paths")
+        container.note(origin, "podrun sets no SELinux labels", by_hand=rest != "disable")
+    elif key == "unmask":
+        for path in rest.split(":"):
+            step.append("unmask", "ALL" if path.upper() == "ALL" else path, origin)
     elif key == "systempaths" and rest == "unconfined":
-        container.note(origin, "podrun always masks the kernel's paths below /proc and /sys")
+        step.append("unmask", "ALL", origin)
+    elif key == "mask":
+        container.note(origin, f"{rest}: podrun masks what crun and podman mask, and no other paths")
     else:
         container.note(origin, f"{value!r} has no equivalent")
 

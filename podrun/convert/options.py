@@ -172,7 +172,7 @@ OPTIONS: dict[str, Meaning] = {
     "mac-address": Meaning(_network("mac")),
     "memory": Meaning(_set("memory", spellings.size)),
     "memory-reservation": Meaning(_set("memory_reservation", spellings.size)),
-    "memory-swap": Meaning(_set("memory_swap", lambda v: v if v == "-1" else spellings.size(v))),
+    "memory-swap": Meaning(_set("memory_swap", lambda v: -1 if v == "-1" else spellings.size(v))),
     "memory-swappiness": Meaning(_none("cgroup v2 has no such setting")),
     "mount": Meaning(handlers.mount),
     "name": Meaning(lambda c, v, o: None),
