@@ -48,6 +48,8 @@ class UnitNeeds(NamedTuple):
     gains: tuple[Path, ...] = ()
     #: Options that are the payload's stop signal.
     signals: tuple[Path, ...] = ()
+    #: Registries that have to be followed where they have a server.
+    follows: tuple[Path, ...] = ()
     #: References of images that can be pulled before the pod starts.
     images: tuple[Path, ...] = ()
 

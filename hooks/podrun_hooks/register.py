@@ -11,6 +11,7 @@ import time
 
 from podrun.errors import NOT_ALLOWED, UNAVAILABLE, WRONG_FILE, Failure
 from podrun.hook import BOOLEAN, DURATION, PORT, TEXT, Wrong, checked, choice, option, table_of
+from podrun.hook_extras import Finding
 from podrun.record import NamedTuple
 from podrun.unit_needs import Span, UnitNeeds
 from podrun_hooks.registry import advertise, file, wishes
@@ -21,7 +22,7 @@ from podrun_hooks.registry.wishes import Registration
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence, Set
     from typing import Any
 
     from podrun.hook import Facts, Problem, Step
@@ -30,7 +31,7 @@ takes: Sequence[str] = ("addresses", "netns", "published", "ready", "process")
 gives: Sequence[str] = ("record", "registration")
 resident = False
 default_name = ""
-unit_needs = UnitNeeds(stop=(Span(("drain",), 0.0),))
+unit_needs = UnitNeeds(stop=(Span(("drain",), 0.0),), follows=(("registry",),))
 
 #: Seconds that a step gives a registry with a server, all calls together.
 PATIENCE = 2.0
@@ -177,6 +178,51 @@ def explain(step: Step) -> list[str]:
         return [f"consul services register -name={options.service} -address=ADDRESS -port={options.port}"]
     path = file.path_of(source.directory, options.service, record.id)
     return [f"mkdir -p {os.path.dirname(path)}", f"echo '{text}' >{path}   # by rename(2)"]
+
+
+def collect(root: str, run: str, pods: Set[str], only_look: bool) -> list[str]:
+    """Removes what pods that are gone want of registries, and their records in the file registry."""
+    found = []
+    directory = f"{run}/registry"
+    for wish in wishes.everything(run):
+        if wish.pod not in pods:
+            found.append(f"wish of {wish.pod}")
+            if not only_look:
+                wishes.remove(run, wish.pod, wish.step)
+    for service in file.services(directory):
+        for record in file.records(directory, service):
+            if record.host == os.uname().nodename and record.unit not in pods:
+                found.append(f"record {record.id} of {service}")
+                if not only_look:
+                    with wishes.Locked(run, directory):
+                        file.delete(directory, service, record.id, record.gen)
+                        _lead(run, Source("file", directory), service)
+    return found
+
+
+def diagnose(root: str, run: str) -> Iterator[Finding]:
+    """The registries that pods of this host use, and the default one: whether they answer."""
+    from podrun_hooks.registry import ask
+
+    used = {wish.source for wish in wishes.everything(run)}
+    try:
+        used.add(sources.resolved(Source(), run))
+    except Failure as failure:
+        yield Finding("fail", failure.what, failure.hint, failure.code)
+    for source in sorted(used):
+        try:
+            services = ask.services(source)
+        except Failure as failure:
+            yield Finding("warn", f"registry {failure.what}", "pods start without it, and are registered later")
+            continue
+        if source.has_server or services:
+            yield Finding("ok", f"registry {source.url}: {len(services)} services")
+    if any(wish.source.has_server for wish in wishes.everything(run)):
+        from podrun_hooks.follow import begin
+
+        if not begin.running(run):
+            hint = f"systemctl start {begin.unit_of(run)}"
+            yield Finding("warn", "nobody follows the registry: records end with their leases", hint)
 
 
 # --- what is done to a registry ------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import click
 
 from podrun import __version__, messages
-from podrun.cli import completion, convert, doctor, hooks, networks, views, volumes
+from podrun.cli import completion, convert, doctor, hooks, networks, registry, views, volumes
 from podrun.cli.images import image, login, logout
 from podrun.cli.output import human, printed
 from podrun.engine import hook_loader, segments
@@ -85,10 +85,11 @@ podrun.params = [*(_option(flag) for flag in GLOBAL), *podrun.params]
 podrun.add_command(_planned("up", "Start a pod and stay until it ends; with -d return when it is ready."))
 podrun.add_command(_planned("run", "Start a pod without a file."))
 podrun.add_command(_planned("down", "Undo a pod, in reverse."))
+podrun.add_command(_planned("follow", "Keep this host's records and follow services: what podrun-follow.service runs."))
 image.add_command(
     _planned("image pull", "Bring an image of any kind into the store; print the digest of its manifest.")
 )
-for group in (image, hooks.hook, networks.group, volumes.group, convert.group):
+for group in (image, hooks.hook, networks.group, volumes.group, registry.group, convert.group):
     podrun.add_command(group)
 
 

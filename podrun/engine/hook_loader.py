@@ -33,6 +33,8 @@ FIRST_PARTY = {
 }
 #: What runs an executable as a hook.
 EXECUTABLE = "podrun_hooks.executable.hook"
+#: What services are where; the process that follows them.
+REGISTRY, FOLLOWER = "podrun_hooks.registry", "podrun_hooks.follow.process"
 #: Where installed packages say which hooks they bring.
 ENTRY_POINTS = "podrun.hooks"
 
@@ -139,6 +141,16 @@ def described(name: str) -> dict[str, Any]:
 def part(hook: str, module: str) -> Any:
     """A module of a first-party hook's: what commands for people (``podrun image``, ``network``) need of it."""
     return _module(f"{FIRST_PARTY[hook]}.{module}")
+
+
+def registry(module: str) -> Any:
+    """A module of the registries: what ``podrun registry`` needs of them."""
+    return _module(f"{REGISTRY}.{module}")
+
+
+def follower() -> Any:
+    """The module whose ``become`` follows registries: ``podrun follow``."""
+    return _module(FOLLOWER)
 
 
 def offering(protocol: type[P]) -> Iterator[tuple[str, P]]:

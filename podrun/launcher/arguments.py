@@ -104,6 +104,7 @@ COMMANDS = {
         ),
         ("ref",),
     ),
+    "follow": Command((), ()),
 }
 
 

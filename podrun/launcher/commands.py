@@ -164,7 +164,14 @@ def subject(given: dict[str, Any]) -> str:
     return f"{name}: " if name else ""
 
 
-_ACTS = {"up": _up, "down": _down, "run": _run, "image pull": _image_pull}
+def _follow(given: dict[str, Any], host: Host) -> int:
+    from podrun.engine import hook_loader
+
+    hook_loader.follower().become(host.run)
+    return 0
+
+
+_ACTS = {"up": _up, "down": _down, "run": _run, "image pull": _image_pull, "follow": _follow}
 
 
 def _shown(word: str) -> str:

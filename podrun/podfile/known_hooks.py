@@ -45,8 +45,10 @@ HOOKS: Mapping[str, Known] = {
         ),
     ),
     # A proxy that stands for a service elsewhere.
-    "ambassador": Known(resident={"via": "haproxy"}, needs=UnitNeeds(stop=(Span(("drain",), 0.0),))),
-    "register": Known(needs=UnitNeeds(stop=(Span(("drain",), 0.0),))),
+    "ambassador": Known(
+        resident={"via": "haproxy"}, needs=UnitNeeds(stop=(Span(("drain",), 0.0),), follows=(("registry",),))
+    ),
+    "register": Known(needs=UnitNeeds(stop=(Span(("drain",), 0.0),), follows=(("registry",),))),
     "wait-for": Known(),
     "oci-hooks": Known(),
 }

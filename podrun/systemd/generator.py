@@ -24,7 +24,7 @@ PATH = "/etc/systemd/system-generators/podrun-generator"
 #: In an order in which each can be imported: none imports one behind it.
 MODULES = (
     "errors", "record", "options", "ownership", "unit_needs", "podfile.position", "podfile.files", "podfile.tables",
-    "podfile.known_hooks", "podfile.model", "systemd.hardening", "systemd.units",
+    "podfile.known_hooks", "podfile.model", "systemd.following", "systemd.hardening", "systemd.units",
 )  # fmt: skip
 
 _HEAD = '''#!/usr/bin/python3 -IS

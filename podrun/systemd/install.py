@@ -13,6 +13,7 @@ from podrun.errors import NOT_ALLOWED, UNAVAILABLE, WRONG_FILE, Failure
 from podrun.hook_extras import HasUnitNeeds, offers
 from podrun.options import Wrong
 from podrun.podfile import loader
+from podrun.systemd import following
 from podrun.systemd import units as unit_files
 from podrun.systemd.generator import declared
 from podrun.unit_needs import at, counts
@@ -59,9 +60,8 @@ def units(word: str, host: Host) -> dict[str, str]:
     source = path if own or "@" not in stem else f"{path.rpartition('@')[0]}@.toml"
     known = declared({step.hook for step in text.steps})
     try:
-        return unit_files.units(
-            unit_files.read(source, known, strictly=False), unit_files.Command(program(), tuple(options))
-        )
+        pod = unit_files.read(source, known, strictly=False)._replace(registry=following.default(unit_files.ETC))
+        return unit_files.units(pod, unit_files.Command(program(), tuple(options)))
     except Wrong as error:
         raise Failure(f"{path}: {error}", code=WRONG_FILE) from None
 

@@ -19,6 +19,7 @@ from podrun.podfile.known_hooks import HOOKS, NOTHING, Known
 from podrun.podfile.model import assembled, pod_name
 from podrun.podfile.tables import STEP_NAME
 from podrun.record import NamedTuple
+from podrun.systemd import following
 from podrun.systemd.hardening import hardened
 from podrun.unit_needs import Span, UnitNeeds, at, counts, is_resident
 
@@ -70,6 +71,8 @@ class Pod(NamedTuple):
     #: The file that ``podrun up`` is given, where it is another one than ``file``: an instance of a template.
     word: str = ""
     known: Mapping[str, Known] = HOOKS
+    #: The host's default registry, as written.
+    registry: Any = None
 
     def unit(self, segment: str = "", kind: str = "service") -> str:
         """The name of a unit of this pod: "web.service", "web.app@.service"."""
@@ -161,7 +164,15 @@ def units(pod: Pod, podrun: Command) -> dict[str, str]:
     for part, given in _listeners(pod).items():
         about = [("Description", f"{pod.title}: {'socket ' + part if part else 'sockets'}")]
         made[pod.unit(part, "socket")] = _text(pod, about, [], {"WantedBy": "sockets.target"}, _with([], given))
+    if _follows(pod) and not podrun.options:
+        made[following.UNIT] = following.text(podrun.line("follow"))
     return {**made, **pulling}
+
+
+def _follows(pod: Pod) -> bool:
+    steps = [step for segment in pod.segments for step in segment.steps]
+    needs = [(step, pod.known.get(step["hook"], NOTHING).needs.follows) for step in steps]
+    return any(following.uses_server(step, paths, pod.registry) for step, paths in needs)
 
 
 def single(pod: Pod, podrun: Command, *, pulling: bool = False) -> str:
@@ -249,6 +260,7 @@ def _pulling(pod: Pod, podrun: Command) -> dict[str, str]:
 
 def _unit(pod: Pod, *, pulling: bool) -> Lines:
     network = f"{_ONLINE}{' ' + pod.fellow('pull') if pulling else ''}"
+    network += f" {following.UNIT}" if _follows(pod) else ""
     about = _with([("Description", pod.title), ("Wants", network), ("After", network)], pod.sections["unit"], add=True)
     return [*about, *_before_cluster(pod)]
 
@@ -424,9 +436,11 @@ def links(name: str, text: str) -> list[str]:
 
 def generate(directory: str, podrun: Command, known: Mapping[str, Known], etc: str = ETC) -> None:
     """Writes the units of every pod file in ``etc`` into ``directory``. No file hides another one."""
+    registry = following.default(etc)
+    placed: set[str] = set()
     for path in [*_files(etc), *_instances(etc)]:
         try:
-            pod = read(path, known)
+            pod = read(path, known)._replace(registry=registry)
             if not os.path.exists(path):
                 # Its drop-ins change the instance; whether it starts at boot is for systemctl enable to say.
                 pod.sections["install"].clear()
@@ -435,6 +449,9 @@ def generate(directory: str, podrun: Command, known: Mapping[str, Known], etc: s
             _tell(f"{path}: {error}")
             made = broken(path, str(error), podrun)
         for unit, text in made.items():
+            if unit == following.UNIT and unit in placed:
+                continue
+            placed.add(unit)
             try:
                 _place(directory, unit, text)
             except OSError as error:
@@ -443,7 +460,8 @@ def generate(directory: str, podrun: Command, known: Mapping[str, Known], etc: s
 
 def _files(directory: str) -> list[str]:
     """The pod files of a directory, in the order of their names."""
-    return sorted(glob.glob(f"{glob.escape(directory)}/*.toml"))
+    found = sorted(glob.glob(f"{glob.escape(directory)}/*.toml"))
+    return [path for path in found if os.path.basename(path) not in following.NO_PODS]
 
 
 def _instances(directory: str) -> Iterator[str]:

@@ -43,7 +43,7 @@ def test_the_table_knows_no_other_hook():
     ("protocol", "names"),
     [
         (Explains, {*hook_loader.FIRST_PARTY}),
-        (Collects, {"image", "network"}),
+        (Collects, {"image", "network", "register"}),
         (RunsCommands, {"container"}),
         (UsesVolumes, {"storage", "container"}),
         (RunsExecutables, set()),

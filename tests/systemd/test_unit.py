@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from podrun.errors import Failure
 from podrun.options import Wrong
+from podrun.systemd import generator
 from podrun.systemd import units as unit
 
 CONTAINER = '[[chain]]\nhook = "container"\ncommand = ["true"]\n'
@@ -196,3 +199,55 @@ def test_what_copies_the_last_output_is_left_to_end(tmp_path):
         if "--segment pod" not in text:
             assert settings(text, "KillMode") == ["process"]
             assert settings(text, "SyslogLevelPrefix") == ["no"]
+
+
+# --- services ------------------------------------------------------------------------------------------------------
+
+REGISTER = '[[chain]]\nhook = "register"\nservice = "web"\nport = 80\n'
+FOLLOWER = "podrun-follow.service"
+
+
+@pytest.mark.parametrize(
+    ("text", "follows"),
+    [
+        (CONTAINER + REGISTER, False),
+        (CONTAINER + REGISTER + 'registry = "file:/srv/registry"\n', False),
+        (CONTAINER + REGISTER + 'registry = "etcd://10.0.0.1"\n', True),
+        (CONTAINER + REGISTER + 'registry = { url = "consuls://10.0.0.1", user = "u" }\n', True),
+        ('[[chain]]\nhook = "ambassador"\nregistry = "etcds://10.0.0.1"\n' + CONTAINER, True),
+        (CONTAINER, False),
+    ],
+)
+def test_the_follower_has_a_unit_where_a_pod_uses_a_registry_with_a_server(tmp_path, text, follows):
+    made = units(tmp_path, text)
+    assert (FOLLOWER in made) is follows
+    assert (f"After=network-online.target {FOLLOWER}" in made["web.service"].splitlines()) is follows
+    if follows:
+        assert {"ExecStart=/opt/podrun follow", "Restart=always"} <= {*made[FOLLOWER].splitlines()}
+
+
+def test_the_hosts_default_registry_counts_and_files_that_are_no_pods_do_not(tmp_path):
+    etc, out = tmp_path / "etc", tmp_path / "out"
+    etc.mkdir()
+    out.mkdir()
+    for name, text in {
+        "web": CONTAINER + REGISTER,
+        "db": CONTAINER + REGISTER,
+        "podrun": '[defaults]\nregistry = "etcd://10.0.0.1"\n',
+        "networks": "[networks.lan0]\nrouted = true\n",
+        "registries": '[registry."docker.io"]\n',
+    }.items():
+        (etc / f"{name}.toml").write_text(text)
+        (etc / f"{name}.toml").chmod(0o644)
+    (tmp_path / "generator").write_text(generator.text("/opt/podrun", etc=str(etc)))
+    done = subprocess.run([sys.executable, "-IS", tmp_path / "generator", out], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sorted(path.name for path in out.glob("*.service")) == ["db.service", FOLLOWER, "web.service"]
+
+
+@pytest.mark.parametrize(
+    ("via", "names"), [("nft", ["web.service"]), ("haproxy", ["web.db.service", "web.main.service", "web.service"])]
+)
+def test_an_ambassador_has_a_unit_of_its_own_only_where_it_leaves_a_process(tmp_path, via, names):
+    text = f'[[chain]]\nhook = "ambassador"\nname = "db"\nvia = "{via}"\n{CONTAINER}'
+    assert sorted(units(tmp_path, text)) == names

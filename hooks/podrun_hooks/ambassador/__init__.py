@@ -30,7 +30,7 @@ gives: Sequence[str] = ("env", "mounts", "backends", "syn_timer", "process")
 #: A step with these options leaves a process.
 resident: bool | dict[str, str] = {"via": "haproxy"}
 default_name = ""
-unit_needs = UnitNeeds(stop=(Span(("drain",), 0.0),))
+unit_needs = UnitNeeds(stop=(Span(("drain",), 0.0),), follows=(("registry",),))
 
 #: The addresses that podrun gives to services in a pod: a network for benchmarks, which is routed nowhere (RFC 2544).
 _NETWORK = "198.18.0."

@@ -133,7 +133,7 @@ def _slots(answer: str) -> Iterator[tuple[str, tuple[str, int], bool]]:
     header = next((line[2:].split() for line in lines if line.startswith("# ")), [])
     for line in lines:
         words = dict(zip(header, line.split(), strict=False))
-        if len(words) == len(header) and words.get("srv_name", "").startswith("s"):
+        if not line.startswith("#") and len(words) == len(header) and words.get("srv_name", "").startswith("s"):
             in_maintenance = int(words["srv_admin_state"]) & 1
             nowhere = words["srv_addr"] == _NOWHERE
             yield words["srv_name"], (words["srv_addr"], int(words["srv_port"])), not in_maintenance and not nowhere

@@ -34,10 +34,8 @@ def ensure(step: Step) -> None:
         _start(run, "foreground")
         return
     pid = _start(run, "sidekick")
-    line = (
-        f"podrun: {step.pod.name}: {step.label}: process {pid} stays and keeps the record: systemd does not run here\n"
-    )
-    os.write(2, line.encode())
+    why = f"process {pid} stays and follows the registry: systemd does not run here"
+    os.write(2, f"podrun: {step.pod.name}: {step.label}: {why}\n".encode())
 
 
 def running(run: str) -> str:

@@ -292,6 +292,12 @@ def main(words: Sequence[str]) -> None:
         time.sleep(follower.pause(time.monotonic()) if follower.followed else POLL * 2)
 
 
+def become(run: str) -> None:
+    """Replaces the process by a follower that has nothing of podrun's launcher in it. Does not return."""
+    argv = begin.command(run, "unit")
+    os.execve(argv[0], argv, os.environ)
+
+
 def say(line: str) -> None:
     """A line for the journal."""
     plain = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in line)

@@ -1,0 +1,66 @@
+"""Whether a pod's steps use a registry with a server, and the unit of the one process a host that follows it."""
+
+from __future__ import annotations
+
+import tomllib
+
+from podrun import ownership
+from podrun.unit_needs import at
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    from podrun.unit_needs import Path
+
+UNIT = "podrun-follow.service"
+#: Files of /etc/podrun that are no pods.
+NO_PODS = ("podrun.toml", "networks.toml", "registries.toml")
+
+_SCHEMES = ("etcd:", "etcds:", "consul:", "consuls:")
+_TEXT = """# Made by podrun for all pods of this host; 'podrun unit' shows it.
+[Unit]
+Description=podrun: records and services of this host
+Wants=network-online.target
+After=network-online.target
+StartLimitIntervalSec=0
+
+[Service]
+Type=notify
+ExecStart={command}
+SyslogIdentifier=podrun-follow
+Restart=always
+RestartSec=100ms
+WatchdogSec=30s
+OOMScoreAdjust=-500
+CapabilityBoundingSet=CAP_NET_ADMIN CAP_SYS_ADMIN CAP_DAC_OVERRIDE
+NoNewPrivileges=yes
+LockPersonality=yes
+RestrictRealtime=yes
+"""
+
+
+def text(command: str) -> str:
+    """The unit's text; it has to be back before the leases that it renews are over, however often it ends."""
+    return _TEXT.format(command=command)
+
+
+def uses_server(step: dict[str, Any], paths: Sequence[Path], default: Any) -> bool:
+    """Whether one of the step's options at ``paths`` names a registry with a server; ``default``: what none means."""
+    for path in paths:
+        given = at(step, path) or default
+        url = given.get("url") if type(given) is dict else given
+        if type(url) is str and url.startswith(_SCHEMES):
+            return True
+    return False
+
+
+def default(etc: str) -> Any:
+    """``[defaults] registry`` of podrun.toml, as written; None where there is none that root believes."""
+    try:
+        content = ownership.read(f"{etc}/podrun.toml")
+        found = tomllib.loads(content.decode()).get("defaults")
+    except (OSError, ValueError, ownership.Untrusted):
+        return None  # the pods' own start says what is wrong with it
+    return found.get("registry") if type(found) is dict else None
