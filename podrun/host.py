@@ -1,9 +1,11 @@
-"""The machine as podrun sees it: its directories, environment and how it is talked to; names of kernel objects."""
+"""The machine as podrun sees it: its directories, environment and how it is talked to."""
 
 from __future__ import annotations
 
 import os
 
+from podrun.identity import RUN as RUN
+from podrun.identity import Identity
 from podrun.messages import quiet
 from podrun.record import NamedTuple
 
@@ -13,9 +15,6 @@ if TYPE_CHECKING:
 
 
 ROOT = "/var/lib/podrun"
-
-
-RUN = "/run/podrun"
 
 
 class Host(NamedTuple):
@@ -29,10 +28,5 @@ class Host(NamedTuple):
 
 
 def tag(name: str, run: str) -> str:
-    """What the pod's kernel objects are called; runtimes take no "@" in a container's id."""
-    plain = name.replace("@", "+")
-    if run == RUN:
-        return f"podrun-{plain}"
-    from _blake2 import blake2s
-
-    return f"podrun-{blake2s(run.encode(), digest_size=2).hexdigest()}-{plain}"
+    """What the kernel objects of a pod are called."""
+    return Identity(name).tag(run)

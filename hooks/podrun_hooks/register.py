@@ -12,6 +12,7 @@ import time
 from podrun.errors import NOT_ALLOWED, UNAVAILABLE, WRONG_FILE, Failure
 from podrun.hook import BOOLEAN, DURATION, PORT, TEXT, Wrong, checked, choice, option, table_of
 from podrun.hook_extras import Finding
+from podrun.identity import Identity
 from podrun.record import NamedTuple
 from podrun.unit_needs import Span, UnitNeeds
 from podrun_hooks.registry import advertise, file, wishes
@@ -118,6 +119,10 @@ def down(step: Step, own: Facts) -> None:
         source, identity = wish.source, wish.record.id
     elif own.get("registration"):
         source, identity = sources.from_json(own["registration"]["source"]), own["registration"]["id"]
+    elif str(own.get("record", "")).startswith("/"):
+        # What podrun 0.1.0 has registered: the path of the record in a file registry.
+        registry, _, name = own["record"].rsplit("/", 2)
+        source, identity = Source("file", registry), name.removesuffix(".json")
     else:
         return
     if withdraw(step, source, identity) and own and step.options.drain:
@@ -310,12 +315,12 @@ def _record_at(step: Step, addr: str, port: int, *, ready: bool) -> Record:
     options: Options = step.options
     host = os.uname().nodename
     # A singleton's record is the same wherever it runs: with the host in it two would stand after a failover.
-    name = f"{step.pod.name}.{step.name}"
+    identity = Identity(step.pod.name, step.name)
     with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as text:
         boot_id = text.read().strip()
     meta = {**options.meta, "check": options.check} if options.check else options.meta
     return Record(
-        id=name if options.singleton else f"{name}@{host}",
+        id=identity.text if options.singleton else identity.record(host),
         service=options.service,
         host=host,
         addr=addr,

@@ -12,6 +12,7 @@ import time
 from podrun import jsontext
 from podrun.errors import NOT_ALLOWED, STEP_FAILED, UNAVAILABLE, Failure
 from podrun.hook import DURATION, TEXT, Kind, Wrong, checked, option
+from podrun.identity import Identity
 from podrun.record import NamedTuple
 from podrun_hooks.registry import file
 from podrun_hooks.registry import source as sources
@@ -148,7 +149,7 @@ def explain(step: Step) -> list[str]:
 
 
 def _identity(step: Step) -> str:
-    return f"{step.pod.name}.{step.name}@{os.uname().nodename}"
+    return Identity(step.pod.name, step.name).record(os.uname().nodename)
 
 
 def _note(step: Step) -> str:

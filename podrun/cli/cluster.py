@@ -16,6 +16,7 @@ from podrun.cluster import agent, configuration, files, hosts, pacemaker, pods, 
 from podrun.cluster.pacemaker import State
 from podrun.cluster.programs import run_all
 from podrun.errors import BUSY, UNAVAILABLE, WRONG_FILE, Failure
+from podrun.identity import of_unit
 from podrun.launcher.commands import valid_name
 from podrun.messages import tell
 from podrun.systemd import install
@@ -163,8 +164,7 @@ def _unit_names(pod: str) -> tuple[str, str]:
 
 
 def _is_of(pod: str, unit: str) -> bool:
-    stem, at, instance = pod.partition("@")
-    return unit == f"{pod}.service" or (unit.startswith(f"{stem}.") and unit.endswith(f"{at}{instance}.service"))
+    return unit.endswith(".service") and of_unit(unit).pod == pod
 
 
 def _summary(pod: str, blocks: Sequence[dict[str, str]]) -> tuple[str, str]:

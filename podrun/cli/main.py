@@ -26,7 +26,8 @@ from podrun.engine.world import Callbacks
 from podrun.errors import BUSY, UNAVAILABLE, WRONG_FILE, Failure
 from podrun.hook import Pod
 from podrun.hook_extras import Collects, RunsCommands, offers
-from podrun.host import Host, tag
+from podrun.host import Host
+from podrun.identity import Identity
 from podrun.launcher import detach, foreground, launch, run
 from podrun.launcher.arguments import COMMANDS, GLOBAL, Flag
 from podrun.launcher.commands import act, guarded, host_of, name_of
@@ -453,7 +454,7 @@ def _problems(text: loader.PodText, host: Host) -> list[tuple[loader.StepText, A
 
 def _pod(text: loader.PodText, host: Host) -> Pod:
     """The pod that would be started, for hooks that are only asked."""
-    return Pod(text.name, host.root, host.run, tag=tag(text.name, host.run), thorough=True)
+    return Pod(text.name, host.root, host.run, tag=Identity(text.name).tag(host.run), thorough=True)
 
 
 def _plain(path: str) -> BinaryIO:

@@ -14,7 +14,8 @@ from podrun.engine.segments import label_of, problems, resolve, segments, servic
 from podrun.engine.world import Callbacks
 from podrun.errors import BUSY, WRONG_FILE, Failure, Interrupted
 from podrun.hook import Pod, is_resident
-from podrun.host import Host, tag
+from podrun.host import Host
+from podrun.identity import Identity
 from podrun.launcher import foreground
 from podrun.launcher.foreground import Resident
 from podrun.systemd import exit_records, notify
@@ -57,7 +58,7 @@ def up(
         name=text.name,
         root=host.root,
         run=host.run,
-        tag=tag(text.name, host.run),
+        tag=Identity(text.name).tag(host.run),
         stop_timeout=text.stop_timeout,
         invocation=host.environ.get("INVOCATION_ID") or os.urandom(16).hex(),
         attached=not detach,
@@ -168,7 +169,7 @@ def _stop_units(name: str, host: Host, segment: str) -> None:
         return
     if not (headers or segment):
         # Between two starts of Restart= nothing but the unit is there.
-        transient = f"{tag(name, host.run)}.service"
+        transient = f"{Identity(name).tag(host.run)}.service"
         wanted += [transient] if notify.is_transient(transient) else []
         wanted += [f"{name}.service"] if notify.made_of(name) and notify.own_unit() != f"{name}.service" else []
     if wanted:

@@ -12,7 +12,7 @@ import sys
 from podrun import jsontext
 from podrun.engine import state as states
 from podrun.errors import BUSY, CANNOT_CREATE, INTERNAL, UNAVAILABLE, Failure
-from podrun.host import tag
+from podrun.identity import Identity
 from podrun.podfile.loader import PodText, StepText
 from podrun.systemd import notify, units
 from podrun.systemd.generator import declared
@@ -29,14 +29,14 @@ _NOT_PROPERTIES = ("Type", "ExecStart", "Description", "SourcePath")
 
 def start(text: PodText, host: Host) -> int:
     """Starts a pod as a transient unit; returns 0 when it is ready, else podrun's own exit code from the unit."""
-    name = f"{tag(text.name, host.run)}.service"
+    name = f"{Identity(text.name).tag(host.run)}.service"
     if states.state(host.run, text.name) not in ("absent", "dead", "failed"):
         raise Failure("it is already up", code=BUSY, hint=f"'podrun down {text.name}' stops it")
     pod = _described(text)
     if notify.is_transient(name):
         # A failed unit stays to be looked at, until the next start.
         _run(["systemctl", "reset-failed", name], quiet=True)
-    path = f"{host.run}/units/{text.name}.json"
+    path = f"{host.run}/units/{Identity(text.name).text}.json"
     _write(path, text)
     podrun = units.Command(_program(), ("--root", host.root, "--run", host.run))
     properties = [f"--property={key}={value}" for key, value in _settings(pod, podrun)]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import time
 
+from podrun import identity as identities
 from podrun import jsontext
+from podrun.identity import Identity
 from podrun.record import NamedTuple
 
 TYPE_CHECKING = False
@@ -49,9 +51,11 @@ def note(
         return
     path = _path(run, name, segment)
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-    with open(f"{path}.new", "w", encoding="utf-8") as file:
+    # No pod's name begins with a dot.
+    unfinished = f"{run}/ended/.{os.path.basename(path)}"
+    with open(unfinished, "w", encoding="utf-8") as file:
         file.write(jsontext.dumps(ending._asdict()))
-    os.rename(f"{path}.new", path)
+    os.rename(unfinished, path)
 
 
 def _status(told: str) -> int | None:
@@ -113,7 +117,7 @@ def last(run: str, name: str) -> Ending | None:
 
 def names(run: str) -> list[str]:
     """The pods of which an ending is known."""
-    return sorted({entry.split(".")[0] for entry in _entries(run)})
+    return sorted({identity.pod for identity in _identities(run)})
 
 
 def forget(run: str, pods: Sequence[str]) -> None:
@@ -124,20 +128,20 @@ def forget(run: str, pods: Sequence[str]) -> None:
         except FileNotFoundError:
             continue
         for name in found:
-            if name.split(".")[0] not in pods:
+            if identities.of_text(name.removesuffix(".json")).pod not in pods:
                 os.unlink(f"{run}/{place}/{name}")
 
 
-def _entries(run: str) -> list[str]:
+def _identities(run: str) -> list[Identity]:
     try:
-        return [name for name in os.listdir(f"{run}/ended") if not name.endswith(".new")]
+        return [identities.of_text(name) for name in os.listdir(f"{run}/ended") if not name.startswith(".")]
     except FileNotFoundError:
         return []
 
 
 def _segments(run: str, name: str) -> list[str]:
-    return [entry.partition(".")[2] for entry in _entries(run) if entry.split(".")[0] == name]
+    return [identity.part for identity in _identities(run) if identity.pod == name]
 
 
 def _path(run: str, name: str, segment: str) -> str:
-    return f"{run}/ended/{name}.{segment}" if segment else f"{run}/ended/{name}"
+    return f"{run}/ended/{Identity(name, segment).text}"

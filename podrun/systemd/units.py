@@ -160,13 +160,22 @@ def units(pod: Pod, podrun: Command) -> dict[str, str]:
         for n, segment in enumerate(residents):
             made[pod.unit(segment.name)] = _resident(pod, podrun, segment, residents[:n])
         if residents and pod.about.get("on_failure") == "stop":
-            made[pod.unit("stop")] = _stopper(pod)
+            _add(made, {pod.unit("stop"): _stopper(pod)})
     for part, given in _listeners(pod).items():
         about = [("Description", f"{pod.title}: {'socket ' + part if part else 'sockets'}")]
         made[pod.unit(part, "socket")] = _text(pod, about, [], {"WantedBy": "sockets.target"}, _with([], given))
     if _follows(pod) and not podrun.options:
         made[following.UNIT] = following.text(podrun.line("follow"))
-    return {**made, **pulling}
+    _add(made, pulling)
+    return made
+
+
+def _add(made: dict[str, str], more: dict[str, str]) -> None:
+    """Raises Wrong where a container has the name of a unit of podrun's own."""
+    for name in more:
+        if name in made:
+            raise Wrong(f"{name} is the unit of a container and one that podrun makes: give the container another name")
+    made.update(more)
 
 
 def _follows(pod: Pod) -> bool:

@@ -123,7 +123,7 @@ def test_a_pod_file_that_others_can_write_says_nothing_to_the_generator(pods, ge
     path.chmod(0o666)
     systemctl("daemon-reload")
     assert systemctl("start", "open").returncode != 0
-    assert "others can write it" in words("open")
+    assert "can be changed by everybody (mode 0666)" in words("open")
     assert not os.path.exists("/run/taken")
 
 

@@ -172,6 +172,8 @@ def test_a_templates_units_are_templates(tmp_path):
         '[service]\n"Bad Key" = 1\n' + CONTAINER,
         "[[socket]]\n[[socket]]\n",
         "socket = 7",
+        f'[pod]\non_failure = "stop"\n{CONTAINER}{CONTAINER}name = "stop"\n',
+        f'[pod]\npull_unit = true\n[[chain]]\nhook = "image"\nref = "x"\n{CONTAINER}{CONTAINER}name = "pull"\n',
     ],
 )
 def test_what_cannot_be_a_unit_is_refused(tmp_path, text):

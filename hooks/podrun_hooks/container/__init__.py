@@ -44,8 +44,8 @@ unit_needs = UnitNeeds(
     signals=(("stop_signal",),),
 )
 
-#: The launcher's cgroup, the pod segment, the pod's mounts: names that a container would collide with.
-_TAKEN = ("podrun", "pod", "mnt")
+#: Names that a container would collide with: the launcher's cgroup, the pod segment, the mounts, the terminal's socket.
+_TAKEN = ("podrun", "pod", "mnt", "console")
 #: podman's annotation; it tells ``down`` what the image wants, also when ``up`` was killed.
 _STOP_SIGNAL = "org.opencontainers.image.stopSignal"
 

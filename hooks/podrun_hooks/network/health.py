@@ -9,7 +9,7 @@ from typing import Any
 from podrun.errors import Failure
 from podrun.hook import Pod, Problem, Step
 from podrun.hook_extras import Finding
-from podrun.host import tag
+from podrun.identity import Identity
 from podrun_hooks.network import bridge as bridges
 from podrun_hooks.network import cni, files
 from podrun_hooks.network import ledger as ledgers
@@ -56,7 +56,7 @@ def findings(root: str, run: str) -> Iterator[Finding]:
     known = bridges.known_in(run)
     if not known:
         # What would be in the way of the first pod's.
-        name = bridges.default_name(Pod("any", root, run, tag("any", run)))
+        name = bridges.default_name(Pod("any", root, run, Identity("any").tag(run)))
         yield Finding("ok", f"no bridge yet; the first pod makes {name}")
         for problem in _blocked(name, ruleset()):
             yield Finding("warn", problem.what, problem.hint)

@@ -6,6 +6,7 @@ import os
 
 from podrun.errors import UNAVAILABLE, WRONG_FILE, Failure
 from podrun.hook import Problem
+from podrun.identity import Identity
 from podrun_hooks.network import attach, bridge, files, names, namespace
 from podrun_hooks.network import ledger as ledgers
 from podrun_hooks.network.options import wish, with_network
@@ -85,7 +86,7 @@ def _opened_of_pod(step: Step, name: str) -> int:
     if not _ledgers_of(step, name):
         raise Failure(f"pod {name} is not up, or has no network of its own", code=UNAVAILABLE)
     try:
-        return namespace.opened(namespace.path_of(bridge.prefix(step.pod) + name.replace("@", "+")))
+        return namespace.opened(namespace.path_of(Identity(name).tag(step.pod.run)))
     except Failure as failure:
         raise Failure(f"pod {name}: {failure.what}", code=UNAVAILABLE) from None
 

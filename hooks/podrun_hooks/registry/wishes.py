@@ -10,6 +10,7 @@ import fcntl
 import os
 
 from podrun import jsontext
+from podrun.identity import Identity, of_text
 from podrun.record import NamedTuple
 from podrun_hooks.registry import source as sources
 from podrun_hooks.registry.record import Record
@@ -68,7 +69,7 @@ def directory(run: str) -> str:
 
 def path_of(run: str, pod: str, step: str) -> str:
     """The file of a step's wish."""
-    return f"{directory(run)}/{pod}.{step}{_SUFFIX}"
+    return f"{directory(run)}/{Identity(pod, step).text}{_SUFFIX}"
 
 
 def write(run: str, wish: Registration | Ambassador) -> None:
@@ -120,9 +121,7 @@ def everything(run: str) -> list[Registration | Ambassador]:
     found = []
     for name in names:
         if name.endswith(_SUFFIX) and not name.startswith("."):
-            # A pod's name has no dot, a step's may.
-            pod, _, step = name.removesuffix(_SUFFIX).partition(".")
-            wish = read(run, pod, step)
+            wish = read(run, *of_text(name.removesuffix(_SUFFIX)))
             if wish:
                 found.append(wish)
     return found
