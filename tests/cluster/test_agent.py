@@ -147,6 +147,28 @@ def test_stop_ends_in_time_whatever_the_payload_does(pods):
 
 
 @pytest.mark.systemd
+def test_pods_are_stopped_in_order_while_pacemaker_itself_is_being_stopped(pods):
+    """systemd has jobs for both then, and the pod's units are ordered before pacemaker.service."""
+    stop = f"OCF_RESKEY_pod=web OCF_RESKEY_CRM_meta_timeout=40000 exec sh {agent.SOURCE} stop"
+    service = f"[Service]\nExecStart=/bin/sleep infinity\nExecStop=/bin/sh -c '{stop}'\nTimeoutStopSec=60\n"
+    pods.write("pacemaker.service", f"[Unit]\nDescription=A stand-in\n{service}[Install]\nWantedBy=multi-user.target\n")
+    slow = "trap 'sleep 0.5; echo bye; exit 0' TERM; while :; do sleep 0.05; done"
+    text = IMAGE + "".join(container(slow, name) for name in ("one", "two", "three"))
+    pods.install("web", text, "[placement]\npriority = 1\n")
+    systemctl("start", "pacemaker")
+    assert code("start", "web") == SUCCESS
+    until(lambda: systemctl("is-active", "--quiet", "web.one", "web.two", "web.three").returncode == 0)
+    began = time.monotonic()
+    # As a shutdown does: both in one transaction.
+    systemctl("stop", "pacemaker", "web", "web.one", "web.two", "web.three")
+    assert time.monotonic() - began < 15
+    assert show("pacemaker", "Result") == ["success"]
+    ends = [float(show(f"web.{name}", "InactiveEnterTimestampMonotonic")[0]) for name in ("three", "two", "one")]
+    assert ends == sorted(ends)
+    pods.nothing_left()
+
+
+@pytest.mark.systemd
 def test_a_chain_that_is_not_undone_is_a_stop_that_failed(pods):
     hook = "/etc/podrun/hooks.d/keeps"
     os.makedirs(os.path.dirname(hook), exist_ok=True)

@@ -16,14 +16,17 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from support import systemd_host
+from support import image_builder, systemd_host
 from support.systemd_host import CHECKOUT, NSPAWN, Broken
 
 PACKAGES = """systemd systemd-sysv dbus udev kmod procps iproute2 nftables conntrack curl busybox-static crun catatonit
     python3 python3-click python3-pyroute2 python3-zstandard python3-docker python3-psutil
     pacemaker pacemaker-cli-utils corosync crmsh resource-agents etcd-server etcd-client openssh-server openssh-client
-    rsync haproxy netcat-openbsd iputils-ping""".split()
-NEEDED = ("mmdebstrap", "systemd-nspawn", "docker-registry", "ip", "nsenter", "ssh-keygen", "corosync-keygen")
+    netcat-openbsd iputils-ping libxml2-utils""".split()
+#: Debian packages that this machine needs to boot them.
+NEEDED = (
+    "mmdebstrap systemd-container docker-registry skopeo iproute2 openssh-client corosync busybox-static curl".split()
+)
 
 NAMES = ("n1", "n2", "n3")
 OUTSIDE = "10.77.0.254"
@@ -81,8 +84,15 @@ ETCD_LISTEN_PEER_URLS=http://{address}:2380
 ETCD_INITIAL_ADVERTISE_PEER_URLS=http://{address}:2380
 ETCD_INITIAL_CLUSTER={peers}
 ETCD_INITIAL_CLUSTER_STATE=new
-ETCD_UNSUPPORTED_ARCH=
 """
+
+DEFAULTS = """[defaults]
+registry = "etcd://127.0.0.1:2379,{others}"
+advertise = "{address}"
+"""
+
+#: What the image of the examples has in /bin, all of it busybox.
+APPLETS = "sh httpd wget sed sleep mkdir cat echo date nc seq true".split()
 
 
 class Machine:
@@ -217,6 +227,7 @@ class Cluster:
         """Boots all hosts; returns when all are online in one partition with quorum and etcd answers."""
         for machine in self.machines:
             machine.boot()
+            machine.do("podrun", "cluster", "install-agent")
         self.settled()
 
     def settled(self, timeout: float = 90) -> None:
@@ -280,6 +291,14 @@ class Cluster:
             )
         probe = self.outside("curl", "-sf", f"http://{REGISTRY}/v2/")
         until(lambda: subprocess.run(probe, capture_output=True).returncode == 0, 20, lambda: "the registry is silent")
+        busybox = image_builder.file("bin/busybox", Path("/bin/busybox").read_bytes(), mode=0o755)
+        links = [image_builder.symlink(f"bin/{name}", "busybox") for name in APPLETS]
+        directories = [image_builder.directory(name) for name in ("bin", "etc", "tmp")]
+        built = image_builder.image(image_builder.tar(*directories, busybox, *links))
+        layout = image_builder.layout(str(place / "layout"), {"1": built})
+        argv = ["skopeo", "copy", "--preserve-digests", "--dest-tls-verify=false", f"oci:{layout}:1"]
+        argv = self.outside(*argv, f"docker://{REGISTRY}/busybox:1")
+        subprocess.run(argv, check=True, capture_output=True)
         return REGISTRY
 
     def _keys(self) -> None:
@@ -326,6 +345,9 @@ class Cluster:
         put("root/.ssh/known_hosts", "".join(f"{name},{address} {host_key}" for name, address in addresses.items()))
         put("etc/ssh/ssh_host_ed25519_key", (keys / "host").read_text(), 0o600)
         put("etc/ssh/ssh_host_ed25519_key.pub", host_key)
+        others = ",".join(f"{address}:2379" for name, address in addresses.items() if name != machine.name)
+        put("etc/podrun/podrun.toml", DEFAULTS.format(others=others, address=machine.address))
+        put("etc/podrun/registries.toml", f'[registry."{REGISTRY}"]\ninsecure = true\n')
         put("etc/podrun/host.env", f"HOST_NAME={machine.name}\nHOST_IP={machine.address}\n", 0o600)
         wants = root / "etc/systemd/system/multi-user.target.wants"
         wants.mkdir(exist_ok=True)
