@@ -23,6 +23,7 @@ import man
 from podrun import __version__
 from podrun.cli import completion
 from podrun.cli.main import podrun
+from podrun.cluster import agent
 from podrun.systemd import generator
 
 CHECKOUT = Path(__file__).parents[1]
@@ -101,6 +102,9 @@ def _for_systemd(tree: Path) -> None:
     path = tree / "usr/lib/systemd/system-generators/podrun-generator"
     _write(path, generator.text(f"/{COMMAND}"))
     path.chmod(0o755)
+    _write(tree / agent.AGENT.lstrip("/"), Path(agent.SOURCE).read_text())
+    (tree / agent.AGENT.lstrip("/")).chmod(0o755)
+    _write(tree / "usr/lib/systemd/system/pacemaker.service.d/podrun.conf", agent.ORDER_TEXT)
     _write(tree / "usr/lib/tmpfiles.d/podrun.conf", (DEBIAN / "podrun.conf").read_text())
 
 

@@ -20,7 +20,7 @@ _GENERATORS = (
 )
 
 #: Stopping goes backwards: Pacemaker has moved the pods away before what their steps talk to is stopped.
-_ORDER = """# Made by podrun.
+ORDER_TEXT = """# Made by podrun.
 [Unit]
 After=etcd.service consul.service podrun-follow.service network-online.target
 """
@@ -30,7 +30,7 @@ def install() -> list[str]:
     """Writes all of it, and has systemd read it; returns the paths."""
     with open(SOURCE, encoding="utf-8") as file:
         _write(AGENT, file.read(), 0o755)
-    _write(ORDER, _ORDER, 0o644)
+    _write(ORDER, ORDER_TEXT, 0o644)
     done = [AGENT, ORDER, generator.install(program())]
     subprocess.run(["systemctl", "daemon-reload"], check=False, timeout=60)
     return done

@@ -23,10 +23,6 @@ PACKAGES = """systemd systemd-sysv dbus udev kmod procps iproute2 nftables connt
     python3 python3-click python3-pyroute2 python3-zstandard python3-docker python3-psutil
     pacemaker pacemaker-cli-utils corosync crmsh resource-agents etcd-server etcd-client openssh-server openssh-client
     netcat-openbsd iputils-ping libxml2-utils""".split()
-#: Debian packages that this machine needs to boot them.
-NEEDED = (
-    "mmdebstrap systemd-container docker-registry skopeo iproute2 openssh-client corosync busybox-static curl".split()
-)
 
 NAMES = ("n1", "n2", "n3")
 OUTSIDE = "10.77.0.254"
