@@ -7,6 +7,7 @@ of options is in podrun.options, what facts mean in podrun.facts; both can be ha
 from __future__ import annotations
 
 from podrun.facts import Facts, merged
+from podrun.identity import Identity
 from podrun.messages import printable
 from podrun.options import (
     ABSOLUTE,
@@ -116,16 +117,35 @@ class Pod(NamedTuple):
     thorough: bool = False
     #: The services that steps of the chain register: whom a wait for one of them would wait for.
     services: Sequence[str] = ()
+    #: 1 as it was started; a hot swap starts the next one beside it, in directories and under a tag of its own.
+    generation: int = 1
+    #: The generation that serves while this one starts; 0: none, this one serves from its start.
+    beside: int = 0
+
+    @property
+    def key(self) -> str:
+        """The generation's directory below those of all pods: "web", "web/+2"."""
+        return self.name if self.generation == 1 else f"{self.name}/+{self.generation}"
+
+    @property
+    def suffix(self) -> str:
+        """What the tag has behind the pod's name: "" for the first generation."""
+        return Identity(self.name).generation(self.generation)
+
+    @property
+    def incarnation(self) -> str:
+        """Tells this generation from every other one of any start: the invocation with the suffix."""
+        return self.invocation + self.suffix
 
     @property
     def directory(self) -> str:
-        """The pod's own directory, 0700: journals, generated files, mounts."""
-        return f"{self.run}/pods/{self.name}"
+        """The generation's own directory, 0700: journals, generated files, mounts."""
+        return f"{self.run}/pods/{self.key}"
 
     @property
     def storage(self) -> str:
-        """Where the pod keeps what is too big for ``run``: writable layers, log files."""
-        return f"{self.root}/pods/{self.name}"
+        """Where it keeps what is too big for ``run``: writable layers, log files."""
+        return f"{self.root}/pods/{self.key}"
 
 
 def _nobody_listens(_: Any) -> None:

@@ -108,6 +108,32 @@ class ChecksChain(Protocol):
         """The problems of a step after those ``before`` it. Changes nothing."""
 
 
+class RunsBeside(Protocol):
+    """``podrun reload`` with ``[pod] reload = "swap"``: a pod with a step of another hook is stopped and started."""
+
+    def exclusive(self, step: Step) -> str:
+        """Why two generations of a pod cannot have the step at once; "" when they can. Changes nothing."""
+
+
+class TakesOver(Protocol):
+    """The same, of steps with something that only one generation can have: published ports, a registry's record.
+
+    ``up`` with ``step.pod.beside`` leaves that to the other generation; ``down`` leaves alone what has moved.
+    """
+
+    def take_over(self, step: Step, own: Facts, before: Step, before_own: Facts) -> None:
+        """Moves it from the step of another generation to this one's, in one step for whoever uses it.
+
+        It may have been done before, or in part: a swap that was killed is taken up or back by another call.
+        """
+
+    def settle(self, step: Step, own: Facts, seconds: float) -> None:
+        """Before a generation is undone that has been replaced: waits until what was on its way to it has arrived.
+
+        ``seconds``: how long it may go on serving those it serves ([pod] drain).
+        """
+
+
 class HasUnitNeeds(Protocol):
     """``podrun unit``; the generator has a copy (podrun.podfile.known_hooks)."""
 

@@ -27,6 +27,6 @@ class Host(NamedTuple):
     watch: Callable[[str, str], None] = quiet
 
 
-def tag(name: str, run: str) -> str:
+def tag(name: str, run: str, generation: int = 1) -> str:
     """What the kernel objects of a pod are called."""
-    return Identity(name).tag(run)
+    return Identity(name).tag(run, generation)

@@ -5,7 +5,8 @@ that no two of them meet under one name, and each name can be read again:
 
 - in files and records their dots are doubled and a single one joins pod and step ("web.app", "web@1..2.app");
 - units join name and step in front of the instance, which is systemd's own way ("web.app@1.2.service");
-- runtimes and kernel objects know no "@": the tag has "+" for it, which is in no name ("podrun-web+1.2").
+- runtimes and kernel objects know no "@": the tag has "+" for it, which is in no name ("podrun-web+1.2"), and of a
+  later generation its number behind one more ("podrun-web+1.2+3", "podrun-web++3").
 """
 
 from __future__ import annotations
@@ -39,9 +40,13 @@ class Identity(NamedTuple):
         name, at, instance = self.pod.partition("@")
         return f"{name}{'.' * bool(self.part)}{self.part}{at}{instance}.{kind}"
 
-    def tag(self, run: str = RUN) -> str:
+    def tag(self, run: str = RUN, generation: int = 1) -> str:
         """What the kernel objects of the pod are called; ``run``: the run directory."""
-        return f"{_prefix(run)}{self.pod.replace('@', '+')}"
+        return f"{_prefix(run)}{self.pod.replace('@', '+')}{self.generation(generation)}"
+
+    def generation(self, number: int) -> str:
+        """What the tag of a later generation ends in: "++2", "+2" behind an instance. No instance is empty."""
+        return "" if number == 1 else f"{'+' if '@' in self.pod else '++'}{number}"
 
 
 def of_text(text: str) -> Identity:
@@ -65,8 +70,10 @@ def of_unit(unit: str) -> Identity:
 
 
 def of_tag(tag: str, run: str = RUN) -> Identity:
-    """The pod whose :meth:`Identity.tag` it is."""
-    return Identity(tag.removeprefix(_prefix(run)).replace("+", "@"))
+    """The pod whose :meth:`Identity.tag` it is, whichever its generation."""
+    name, _, more = tag.removeprefix(_prefix(run)).partition("+")
+    instance = more.partition("+")[0]
+    return Identity(f"{name}@{instance}" if instance else name)
 
 
 def _prefix(run: str) -> str:

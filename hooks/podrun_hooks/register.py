@@ -91,26 +91,33 @@ def up(step: Step, facts: Facts) -> Facts:
     """Writes the record: ready when a container before this step is, else the container says so later."""
     source = sources.resolved(step.options.registry, step.pod.run)
     record = _record(step, facts, source)
+    if not step.pod.beside:
+        _register(step, source, record)
+    where = (
+        f"{source.url}{record.key}" if source.has_server else file.path_of(source.directory, record.service, record.id)
+    )
+    registration = {"source": sources.to_json(source), "id": record.id, "record": record._asdict()}
+    return {"record": where, "registration": registration}
+
+
+def _register(step: Step, source: Source, record: Record) -> None:
     wish = Registration(step.pod.name, step.name, source, step.options.ttl, record)
     wishes.write(step.pod.run, wish)
     if source.has_server:
         _announce(step, wish)
-        where = f"{source.url}{record.key}"
     else:
         publish(step.pod.run, source, record)
-        where = file.path_of(source.directory, record.service, record.id)
-    return {"record": where, "registration": {"source": sources.to_json(source), "id": record.id}}
 
 
 def down(step: Step, own: Facts) -> None:
     """Removes the record and lets clients drain; nothing to drain when it is gone already.
 
-    Only a record of this invocation is removed: a successor's may have the same name. A registry with a server is asked
+    Only a record of this generation is removed: a successor's may have the same name. A registry with a server is asked
     once, for 2 s at most: what it does not hear of ends with the lease.
     """
     run = step.pod.run
     wish = wishes.read(run, step.pod.name, step.name)
-    if isinstance(wish, Registration) and wish.record.gen != step.pod.invocation:
+    if isinstance(wish, Registration) and wish.record.gen != step.pod.incarnation:
         wish = None  # a successor's
     else:
         # First of all, so that the follower does not write the record again.
@@ -162,6 +169,24 @@ def check_in_chain(step: Step, before: Sequence[Step]) -> list[Problem]:
     what = f"port {options.port} is published on no address that another host could call"
     hint = f"publish = ['0.0.0.0:{options.port}:{options.port}'] in the network step, or advertise = 'pod'"
     return [Problem(what, WRONG_FILE, hint, key="port")]
+
+
+def exclusive(step: Step) -> str:
+    """Nothing: the record is of whichever generation has written it last."""
+    return ""
+
+
+def take_over(step: Step, own: Facts, before: Step, before_own: Facts) -> None:
+    """Writes this generation's record in the place of the other's: readers see the one or the other."""
+    registration = own["registration"]
+    _register(step, sources.from_json(registration["source"]), Record(**registration["record"]))
+
+
+def settle(step: Step, own: Facts, seconds: float) -> None:
+    """Waits as long as readers of the record may need to see that it leads elsewhere."""
+    if step.options.drain:
+        step.status(f"draining {step.options.service} for {step.options.drain:g} s")
+        time.sleep(step.options.drain)
 
 
 def services_of(options: Mapping[str, Any]) -> list[str]:
@@ -241,9 +266,9 @@ def publish(run: str, source: Source, record: Record) -> None:
 
 
 def withdraw(step: Step, source: Source, identity: str) -> bool:
-    """Takes a record of this invocation out of its registry; True when it was there."""
+    """Takes a record of this generation out of its registry; True when it was there."""
     options: Options = step.options
-    gen = step.pod.invocation
+    gen = step.pod.incarnation
     if not source.has_server:
         if not os.path.isdir(source.directory):
             return False
@@ -327,7 +352,7 @@ def _record_at(step: Step, addr: str, port: int, *, ready: bool) -> Record:
         port=port,
         proto=options.proto,
         ready=ready,
-        gen=step.pod.invocation,
+        gen=step.pod.incarnation,
         boot_id=boot_id,
         unit=step.pod.name,
         meta=meta,

@@ -126,6 +126,11 @@ def down(step: Step, own: Facts) -> None:
             pass
 
 
+def exclusive(step: Step) -> str:
+    """Nothing: who waits has nothing."""
+    return ""
+
+
 def check(step: Step) -> list[Problem]:
     """A registry that is there, and a service that the pod does not register itself."""
     from podrun.hook import Problem

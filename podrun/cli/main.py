@@ -87,6 +87,7 @@ podrun.add_command(_planned("up", "Start a pod and stay until it ends; with -d r
 podrun.add_command(_planned("run", "Start a pod without a file."))
 podrun.add_command(_planned("down", "Undo a pod, in reverse."))
 podrun.add_command(_planned("follow", "Keep this host's records and follow services: what podrun-follow.service runs."))
+podrun.add_command(_planned("reload", "Do what [pod] reload says; 'swap': start the next generation and move to it."))
 image.add_command(
     _planned("image pull", "Bring an image of any kind into the store; print the digest of its manifest.")
 )

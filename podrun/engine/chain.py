@@ -10,13 +10,13 @@ import time
 
 from podrun.engine import journal as journals
 from podrun.engine.deadline import limit
-from podrun.engine.journal import Header, Journal, Writer
+from podrun.engine.journal import Entry, Header, Journal, Writer
 from podrun.engine.processes import alive, boot_id, exit_status, start_time
 from podrun.engine.segments import label_of, resolve, segments
 from podrun.engine.world import Callbacks
 from podrun.errors import BUSY, OF_A_STEP, STEP_FAILED, Failure, Interrupted, of_oserror
 from podrun.facts import accepted, merged, unknown_facts
-from podrun.hook import Facts, Pod
+from podrun.hook import Facts, Pod, Step
 from podrun.messages import quiet
 from podrun.options import without_secrets
 
@@ -68,22 +68,28 @@ def up(pod: Pod, file: str, steps: Sequence[StepText], world: Callbacks, *, only
     return run.facts()
 
 
-def down(run: str, name: str, world: Callbacks, *, force: bool = False, after: int = -1, only: str = "") -> list[str]:
-    """Undoes what the journals of pod ``name`` say was started, in reverse; returns the labels of the undone steps.
+def down(run: str, key: str, world: Callbacks, *, force: bool = False, after: int = -1, only: str = "") -> list[str]:
+    """Undoes what the journals of a generation, by its key, say was started, in reverse; returns the undone labels.
 
     Stops at the first step whose ``down`` fails (Failure), because what comes before it may still be in use; ``force``
     goes on. With ``after``, only the steps behind that number are undone; with ``only``, that segment alone (the pod
     segment with all that stands on it). The caller holds the lock.
     """
     undone: list[str] = []
-    for journal in reversed(journals.journals(run, name, only)):
+    for journal in reversed(journals.of_generation(run, key, only)):
         if journal.header:
             _undo(journal, journal.header, world, undone, force, after)
         if after < 0:
             os.unlink(journal.path)
     if after < 0:
-        journals.remove_directory(run, name)
+        journals.remove_directory(run, key)
     return undone
+
+
+def undo(run: str, name: str, world: Callbacks, *, force: bool = False, only: str = "") -> list[str]:
+    """Undoes a pod with all its generations, the latest first; otherwise as :func:`down`."""
+    keys = journals.generations(run, name) or [name]
+    return [label for key in reversed(keys) for label in down(run, key, world, force=force, only=only)]
 
 
 def _undo(journal: Journal, header: Header, world: Callbacks, undone: list[str], force: bool, after: int) -> None:
@@ -242,7 +248,7 @@ def given_up(error: BaseException, pod: Pod, world: Callbacks, only: str) -> Bas
     # rest and said why. systemd takes what it is told before it hears of a process' end (manager.c, event priorities).
     world.main_process(os.getpid())
     try:
-        labels = down(pod.run, pod.name, world, only=only)
+        labels = down(pod.run, pod.key, world, only=only)
     except Failure as second:
         told = f"undoing it stopped: {second}"
     else:
@@ -266,6 +272,12 @@ def failed(label: str, error: BaseException) -> Failure:
         failure = of_oserror(error)
         return Failure(f"{label}: {failure.what}", code=failure.code)
     return Failure(f"{label}: the hook failed: {type(error).__name__}: {error}", hint="--debug shows where")
+
+
+def step_of(header: Header, entry: Entry, world: Callbacks) -> Step:
+    """The step of a journal's entry, for calls beyond ``up`` and ``down``."""
+    hook = world.load(entry.step["hook"])
+    return resolve(header.pod, hook, entry.step, _notifier(world, label_of(entry.step), quiet))
 
 
 def _notifier(world: Callbacks, label: str, announce: Callable[[int], None]) -> Callable[[str], None]:

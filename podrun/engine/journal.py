@@ -7,8 +7,12 @@ says what became of a step::
     {"n":0,"at":"starting","t":81234.56,"step":{"hook":"network","name":"network","options":{...}}}
     {"n":0,"at":"up","facts":{"netns":"/run/netns/podrun-web"},"ms":4.1}
     {"at":"ready"}
+    {"at":"moving"}
+    {"at":"serving"}
     {"n":0,"at":"stopping"}
     {"n":0,"at":"down"}
+
+"moving" and "serving" are a later generation's (engine/swap.py): ports and names are about to move to it, have moved.
 
 Intent is written before the act and the result after it, each with one write(2) of a whole line to an O_APPEND file: a
 kill -9 leaves at most a torn last line, which is ignored when read and cut off before anything is appended.
@@ -27,7 +31,7 @@ from podrun.record import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Set
     from typing import Any
 
 VERSION = 1
@@ -76,6 +80,9 @@ class Journal(NamedTuple):
     entries: tuple[Entry, ...]
     ready: bool = False
     stopping: bool = False
+    #: What only one generation can have is about to move to this one, and has moved.
+    moving: bool = False
+    serving: bool = False
 
     @property
     def segment(self) -> str:
@@ -87,8 +94,31 @@ class Journal(NamedTuple):
 
 
 def directory(run: str, pod: str) -> str:
-    """The pod's directory below the run directory."""
+    """The pod's directory below the run directory; that of one generation for its key ("web/+2")."""
     return f"{run}/pods/{pod}"
+
+
+def generations(run: str, pod: str) -> list[str]:
+    """The keys of the pod's generations that have a journal, oldest first: ["web", "web/+2"]."""
+    names = _listed(directory(run, pod))
+    numbers = sorted(int(name[1:]) for name in names if name[0] == "+" and name[1:].isdecimal())
+    keys = [f"{pod}/+{number}" for number in numbers]
+    later = [key for key in keys if any(name.endswith(".journal") for name in _listed(directory(run, key)))]
+    return [*([pod] if any(name.endswith(".journal") for name in names) else []), *later]
+
+
+def serving(run: str, pod: str) -> str:
+    """The key of the generation that has the pod's ports and names; the pod's name when there is none."""
+    keys = generations(run, pod)
+    moved = (key for key in reversed(keys) if any(journal.serving for journal in of_generation(run, key)))
+    return next(moved, keys[0] if keys else pod)
+
+
+def _listed(path: str) -> list[str]:
+    try:
+        return os.listdir(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def pods(run: str) -> list[str]:
@@ -100,28 +130,32 @@ def pods(run: str) -> list[str]:
 
 
 def journals(run: str, pod: str, segment: str = "") -> list[Journal]:
-    """The pod's journals in the order in which its segments start.
+    """The journals of the pod's generation that serves, in the order in which its segments start.
 
     With ``segment``, those that go down with it: its own, and for the pod segment all, because they stand on it.
     """
-    try:
-        names = os.listdir(directory(run, pod))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    found = [read(f"{directory(run, pod)}/{name}") for name in names if name.endswith(".journal")]
+    return of_generation(run, serving(run, pod), segment)
+
+
+def of_generation(run: str, key: str, segment: str = "") -> list[Journal]:
+    """The same of one generation."""
+    names = _listed(directory(run, key))
+    found = [read(f"{directory(run, key)}/{name}") for name in names if name.endswith(".journal")]
     if segment not in ("", POD_SEGMENT):
         found = [journal for journal in found if journal.segment == segment]
     return sorted(found, key=lambda journal: journal.header.order if journal.header else -1)
 
 
 def remove_directory(run: str, pod: str) -> None:
-    """Removes the pod's directory once its journals are gone; what somebody else has put there stays."""
+    """Removes the directory of a generation once its journals are gone; what somebody else has put there stays."""
     try:
         os.unlink(f"{directory(run, pod)}/{CONSOLE}")
     except OSError:
         pass
     try:
         os.rmdir(directory(run, pod))
+        if "/" in pod:
+            os.rmdir(os.path.dirname(directory(run, pod)))
     except OSError:
         pass
 
@@ -140,12 +174,11 @@ def read(path: str) -> Journal:
     if not lines:
         return Journal(path, None, ())
     entries: dict[int, Entry] = {}
-    ready = stopping = False
+    said = set()
     for line in lines[1:]:
         at = line.get("at")
         if "n" not in line:
-            ready = ready or at == "ready"
-            stopping = stopping or at == "stopping"
+            said.add(at)
         elif at == "starting":
             entries[line["n"]] = Entry(line["n"], line["step"], began=line.get("t", 0.0))
         else:
@@ -153,7 +186,11 @@ def read(path: str) -> Journal:
             if "ms" in line:
                 changes["milliseconds"] = line["ms"]
             entries[line["n"]] = entries[line["n"]]._replace(**changes)
-    return Journal(path, _header(lines[0]), tuple(entries[n] for n in sorted(entries)), ready, stopping)
+    return Journal(path, _header(lines[0]), tuple(entries[n] for n in sorted(entries)), *_flags(said))
+
+
+def _flags(said: Set[Any]) -> Iterator[bool]:
+    return (at in said for at in ("ready", "stopping", "moving", "serving"))
 
 
 def _whole_lines(text: str) -> Iterator[dict[str, Any]]:
@@ -235,6 +272,14 @@ class Writer:
     def ready(self) -> None:
         """Every step of the segment is up."""
         self._append({"at": "ready"})
+
+    def moving(self) -> None:
+        """What only one generation can have is about to move to this one."""
+        self._append({"at": "moving"})
+
+    def serving(self) -> None:
+        """It has moved."""
+        self._append({"at": "serving"})
 
     def stopping(self, n: int | None = None) -> None:
         """Before a step's ``down``; without ``n``: the whole segment is being undone."""

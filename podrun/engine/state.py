@@ -20,7 +20,10 @@ def state(run: str, name: str) -> str:
     if not found:
         return "absent"
     if locks.is_locked(run, name):
-        return "stopping" if any(journal.stopping for journal in found) else "starting"
+        if any(journal.stopping for journal in found):
+            return "stopping"
+        # While the next generation starts beside it, this one is up.
+        return "up" if all(journal.ready for journal in found) else "starting"
     return standing(found)
 
 

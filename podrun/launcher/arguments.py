@@ -1,4 +1,4 @@
-"""The arguments of ``up``, ``down``, ``run`` and ``image pull``: one table, read here and shown by click in podrun.cli.
+"""The arguments of up, down, reload, run and image pull: one table, read here and shown by click in podrun.cli.
 
 Importing click costs 31 ms, as long as a whole start. The plain forms are therefore recognised by :func:`plain`;
 whatever it does not understand (help, a misspelled option) goes to click, which says what is wrong with it.
@@ -60,6 +60,10 @@ COMMANDS = {
                 ("--segment",), "segment", "Only one container with the steps after it, or 'pod'.", "NAME", default=""
             ),
         ),
+        ("word",),
+    ),
+    "reload": Command(
+        (Flag(("--resolved",), "resolved", "The word is a file that 'up -d' has written for its unit."),),
         ("word",),
     ),
     "run": Command(

@@ -146,6 +146,18 @@ def _down(given: dict[str, Any], host: Host) -> int:
     )
 
 
+def _reload(given: dict[str, Any], host: Host) -> int:
+    from podrun.launcher import reload
+
+    if given["resolved"]:
+        from podrun.launcher import transient
+
+        text = transient.resolved(given["word"])
+        given["word"] = text.name
+        return reload.reload(text.name, host, text=text)
+    return reload.reload(name_of(given["word"], host), host)
+
+
 def _run(given: dict[str, Any], host: Host) -> int:
     from podrun.launcher import run
 
@@ -171,7 +183,7 @@ def _follow(given: dict[str, Any], host: Host) -> int:
     return 0
 
 
-_ACTS = {"up": _up, "down": _down, "run": _run, "image pull": _image_pull, "follow": _follow}
+_ACTS = {"up": _up, "down": _down, "reload": _reload, "run": _run, "image pull": _image_pull, "follow": _follow}
 
 
 def _shown(word: str) -> str:

@@ -69,13 +69,13 @@ def up(
         services=services(text.steps, hook_loader.load),
     )
     foreground.interruptible()
-    lock = _patient_lock(pod.name, host) if segment else Lock(host.run, pod.name, wait=False)
-    world = _world(host, lock, listening=taking_over, handing_off=handing_off)
+    lock = patient_lock(pod.name, host) if segment else Lock(host.run, pod.name, wait=False)
+    world = callbacks(host, lock, listening=taking_over, handing_off=handing_off)
     with lock:
         _clear(pod, world, segment)
         if pod.unit:
             exit_records.drop(host.run, pod.name, segment)
-        _refuse_problems(pod, text, steps, world, host)
+        refuse_problems(pod, text, steps, world, host)
         if not handing_off:
             foreground.adopt_orphans()
         if cgroup:
@@ -116,7 +116,7 @@ def down(name: str, host: Host, *, invocation: str = "", force: bool = False, se
     try:
         if not invocation:
             _stop_units(name, host, segment)
-        with _patient_lock(name, host) as lock:
+        with patient_lock(name, host) as lock:
             found = journals.journals(host.run, name, segment)
             own = [journal for journal in found if journal.segment == segment] if segment else found
             if invocation and any(journal.header and journal.header.pod.invocation != invocation for journal in own):
@@ -128,7 +128,7 @@ def down(name: str, host: Host, *, invocation: str = "", force: bool = False, se
                 # Before the journals are gone: whoever asks then is told of this end, not of an earlier one.
                 exit_records.note(host.run, name, segment, invocation, host.environ, own)
                 _explain_streams(own, host)
-            chain.down(host.run, name, _world(host, lock), force=force, only=segment)
+            chain.undo(host.run, name, callbacks(host, lock), force=force, only=segment)
     except Interrupted as interrupted:
         interrupted.hint = f"'podrun down {name}' goes on from here"
         raise
@@ -186,7 +186,7 @@ def sweep(name: str, host: Host) -> bool:
         # Asked under the lock: since somebody looked, another start may have made the pod whole again.
         if states.standing(journals.journals(host.run, name)) == "up":
             return False
-        chain.down(host.run, name, _world(host, lock))
+        chain.undo(host.run, name, callbacks(host, lock))
     return True
 
 
@@ -199,7 +199,9 @@ def residents(run: str, name: str, fact: str = "process") -> list[Resident]:
     ]
 
 
-def _world(host: Host, lock: Lock, *, listening: bool = False, handing_off: bool = False) -> Callbacks:
+def callbacks(host: Host, lock: Lock, *, listening: bool = False, handing_off: bool = False) -> Callbacks:
+    """What a chain calls back for. ``listening``: systemd is told of progress; ``handing_off``: of the main process."""
+
     def tell_systemd(assignments: str) -> None:
         if listening:
             notify.notify(host.environ, assignments)
@@ -219,11 +221,11 @@ def _clear(pod: Pod, world: Callbacks, segment: str) -> None:
         return
     if states.standing(found) == "up":
         raise Failure("it is already up", code=BUSY, hint=f"'podrun down {pod.name}' stops it")
-    undone = chain.down(pod.run, pod.name, world, only=segment)
+    undone = chain.undo(pod.run, pod.name, world, only=segment)
     world.report(f"an earlier start had left something behind; undone: {', '.join(undone) or 'its journal'}")
 
 
-def _refuse_problems(pod: Pod, text: PodText, steps: Sequence[StepText], world: Callbacks, host: Host) -> None:
+def refuse_problems(pod: Pod, text: PodText, steps: Sequence[StepText], world: Callbacks, host: Host) -> None:
     """Raises the first fatal problem that the hooks' checks found: nothing has been created yet."""
     for step, problem in problems(pod, steps, world):
         if problem.fatal:
@@ -260,11 +262,11 @@ def _stop(pod: Pod, host: Host, waiting: Sequence[Resident], signal: int) -> int
     What is left of the chain, that resident included if it does not end in time, is undone by the caller.
     """
     last = waiting[-1]
-    with _patient_lock(pod.name, host) as lock:
+    with patient_lock(pod.name, host) as lock:
         found = journals.journals(pod.run, pod.name)
         if not found or not found[0].header or found[0].header.pod.invocation != pod.invocation:
             return foreground.reap(last)
-        chain.down(pod.run, pod.name, _world(host, lock), after=last.n)
+        chain.down(pod.run, journals.serving(pod.run, pod.name), callbacks(host, lock), after=last.n)
     for prober in residents(pod.run, pod.name, "prober"):
         # A payload that is ending may well stop answering first.
         foreground.send(prober, SIGKILL)
@@ -286,7 +288,7 @@ def _patience(pod: Pod, resident: Resident) -> float:
     return pod.stop_timeout if wanted is None else float(wanted)
 
 
-def _patient_lock(name: str, host: Host) -> Lock:
+def patient_lock(name: str, host: Host) -> Lock:
     """The pod's lock; says so when it has to wait for another podrun."""
     try:
         return Lock(host.run, name, wait=False)

@@ -36,10 +36,13 @@ def start(text: PodText, host: Host) -> int:
     if notify.is_transient(name):
         # A failed unit stays to be looked at, until the next start.
         _run(["systemctl", "reset-failed", name], quiet=True)
-    path = f"{host.run}/units/{Identity(text.name).text}.json"
-    _write(path, text)
+    path = write(text, host)
     podrun = units.Command(_program(), ("--root", host.root, "--run", host.run))
-    properties = [f"--property={key}={value}" for key, value in _settings(pod, podrun)]
+    reloading = podrun.line("reload", "--resolved", units.quoted(path)) if text.reload == "swap" else ""
+    settings = [
+        (key, reloading if key == "ExecReload" and reloading else value) for key, value in _settings(pod, podrun)
+    ]
+    properties = [f"--property={key}={value}" for key, value in settings]
     argv = [
         "systemd-run",
         "--quiet",
@@ -79,13 +82,16 @@ def resolved(path: str) -> PodText:
     return PodText(**{**told, "steps": tuple(steps)})
 
 
-def _write(path: str, text: PodText) -> None:
+def write(text: PodText, host: Host) -> str:
+    """Writes what a transient unit's podrun reads, 0600: it may hold secrets. Returns the path."""
+    path = f"{host.run}/units/{Identity(text.name).text}.json"
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
     told = {**text._asdict(), "steps": [step._asdict() for step in text.steps]}
     fd = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with open(fd, "w", encoding="utf-8") as file:
         file.write(jsontext.dumps(told))
     os.rename(f"{path}.new", path)
+    return path
 
 
 def _described(text: PodText) -> units.Pod:
@@ -95,7 +101,7 @@ def _described(text: PodText) -> units.Pod:
     segments = units.cut(steps, known)
     name, at, instance = text.name.partition("@")
     sections = {key: text.sections.get(key, {}) for key in ("unit", "service", "install")}
-    about = {"stop_timeout": text.stop_timeout, "reload": text.reload}
+    about = {"stop_timeout": text.stop_timeout, "reload": text.reload, "drain": text.drain}
     return units.Pod(name, at + instance, text.file, about, segments, sections, [], known=known)
 
 

@@ -55,10 +55,12 @@ class PodText(NamedTuple):
     stop_timeout: float
     #: The tables unit, service, install and socket that the file has, as written: systemd reads them.
     sections: dict[str, dict[str, Any]]
-    #: What reloading does: the name of a signal, or a command in the container; "": nothing.
+    #: What reloading does: "swap", the name of a signal, or a command in the container; "": nothing.
     reload: str | list[str] = ""
     #: The keys of [placement] with their defaults (podrun.podfile.tables.PlacementTable); empty without the table.
     placement: dict[str, Any] = {}
+    #: Seconds that a generation which has been swapped out may go on serving.
+    drain: float = 0.0
 
 
 # --- reading ------------------------------------------------------------------------------------------------------
@@ -165,6 +167,7 @@ def _understood(
             stop_timeout=about.stop_timeout,
             sections={**model.sections, **_sockets(model)},
             reload=about.reload,
+            drain=about.drain,
             placement=dict(located(placement, read, PlacementTable, placement.values)) if placement.values else {},
         )
     except RecursionError:

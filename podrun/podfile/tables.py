@@ -99,7 +99,15 @@ class PodTable(NamedTuple):
     name: str = option(POD_NAME, "the pod's name; default: the file's name without .toml", "")
     stop_timeout: float = option(DURATION, "how long a container may take to end before it is killed", 20.0)
     type: str = option(choice("service", "job"), "a job's payload ends by itself; a service's should not", "service")
-    reload: str | list[str] = option(_RELOAD, "what systemctl reload does: a signal's name, or a command inside", "")
+    reload: str | list[str] = option(
+        _RELOAD,
+        "what reloading does: 'swap' starts the next generation beside this one and moves to it; or a signal's name, "
+        "or a command inside",
+        "",
+    )
+    drain: float = option(
+        DURATION, "how long a generation that has been swapped out may go on serving before it is asked to end", 0.0
+    )
     on_failure: str = option(
         choice("keep", "stop"),
         "with units of their own: whether a container that failed for good stops the pod",

@@ -98,9 +98,10 @@ def booted() -> bool:
     return os.path.isdir("/run/systemd/system")
 
 
-def ask(verb: str, units: Sequence[str]) -> int:
-    """Has systemd "stop" or "restart" units and waits for it; returns systemctl's status."""
-    pid = os.posix_spawn("/bin/systemctl", ["systemctl", verb, *dict.fromkeys(units)], os.environ)
+def ask(verb: str, units: Sequence[str], *, wait: bool = True) -> int:
+    """Has systemd "stop", "restart" or "reload" units, and waits for it with ``wait``; returns systemctl's status."""
+    argv = ["systemctl", *([] if wait else ["--no-block"]), verb, *dict.fromkeys(units)]
+    pid = os.posix_spawn("/bin/systemctl", argv, os.environ)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 

@@ -283,12 +283,15 @@ def _service(pod: Pod, podrun: Command, segment: str, segments: list[Segment]) -
     """What a unit with a container has, whose init becomes its main process."""
     start = 60 + sum(_seconds_of(pod, step, span) for step, needs in _steps(pod, segments) for span in needs.start)
     sockets = " ".join(pod.fellow(part, "socket") for part in _listeners(pod) if part and segment == _first(pod))
+    swaps = pod.about.get("reload") == "swap" and len(pod.segments) == 2
+    stop = _stop_time(pod, segments) + (_span(pod.about.get("drain"), 0.0) if swaps else 0.0)
     return [
         ("Type", "notify"),
         ("NotifyAccess", "all"),
         ("Delegate", "cpu memory pids io"),
-        # Delegate= alone would turn it to continue (systemd.service(5)).
-        ("OOMPolicy", "stop"),
+        # Delegate= alone would turn it to continue (systemd.service(5)), which a swap needs: what is killed may be a
+        # version that is only starting, beside the one that serves.
+        ("OOMPolicy", "continue" if swaps else "stop"),
         # What copies the last output outlives the payload: ExecStopPost= waits for it, and ends what is left.
         ("KillMode", "process"),
         ("SyslogIdentifier", f"{pod.name}.{segment}" if segment else pod.name),
@@ -298,8 +301,9 @@ def _service(pod: Pod, podrun: Command, segment: str, segments: list[Segment]) -
         *_reload(pod, podrun, segment, len(pod.segments) == 2 or bool(segment)),
         ("RestartPreventExitStatus", "78"),
         ("SuccessExitStatus", _asked_to_end(pod, segments)),
-        ("TimeoutStartSec", _seconds(start)),
-        ("TimeoutStopSec", _seconds(_stop_time(pod, segments))),
+        # It bounds ExecReload= too: a swap is a start and a stop.
+        ("TimeoutStartSec", _seconds(start + stop if swaps else start)),
+        ("TimeoutStopSec", _seconds(stop)),
         # They come up before the service, and go to it all together.
         *([("Sockets", sockets)] if sockets else []),
     ]
@@ -343,18 +347,25 @@ def _watchdog(pod: Pod, segments: list[Segment]) -> Lines:
 
 
 def _commands(pod: Pod, podrun: Command, segment: str) -> Lines:
-    word = pod.word or pod.file
-    file = quoted(word.removesuffix("@.toml"), "@%i.toml") if pod.at == "@" else quoted(word)
+    file = _file(pod)
     part = ["--segment", segment] if segment else []
     # After a clean exit ExecStop= runs too, after a crash or a stop while activating ExecStopPost= alone does.
     down = podrun.line("down", "--invocation=${INVOCATION_ID}", *part, pod.name + pod.instance)
     return [("ExecStart", podrun.line("up", *part, file)), ("ExecStop", f"-{down}"), ("ExecStopPost", f"-{down}")]
 
 
+def _file(pod: Pod) -> str:
+    word = pod.word or pod.file
+    return quoted(word.removesuffix("@.toml"), "@%i.toml") if pod.at == "@" else quoted(word)
+
+
 def _reload(pod: Pod, podrun: Command, segment: str, possible: bool) -> Lines:
     wanted = pod.about.get("reload") if possible else None
     if not wanted:
         return []
+    if wanted == "swap":
+        swaps = len(pod.segments) == 2 and not pod.sockets and pod.about.get("type") != "job"
+        return [("ExecReload", podrun.line("reload", _file(pod)))] if swaps else []
     if type(wanted) is str:
         return [("ExecReload", f"/bin/kill -s {quoted(wanted.removeprefix('SIG'))} $MAINPID")]
     words = [*(["-c", segment] if segment else []), pod.name + pod.instance, *(quoted(str(word)) for word in wanted)]

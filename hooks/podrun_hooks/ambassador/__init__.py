@@ -66,7 +66,7 @@ def up(step: Step, facts: Facts) -> Facts:
 def down(step: Step, own: Facts) -> None:
     """Stops leading the pod; what the namespace still has of it goes, whoever else uses that."""
     run = step.pod.run
-    wish = wishes.read(run, step.pod.name, step.name)
+    wish = wishes.read(run, _owner(step), step.name)
     if step.options.via == "haproxy":
         from podrun_hooks.ambassador import haproxy
 
@@ -77,7 +77,7 @@ def down(step: Step, own: Facts) -> None:
             _enter(wish.netns, lambda: _remove(wish), wish.inode)
         finally:
             os.close(lock)
-    wishes.remove(run, step.pod.name, step.name)
+    wishes.remove(run, _owner(step), step.name)
     _remove_hosts(step)
 
 
@@ -101,6 +101,16 @@ def check(step: Step) -> list[Problem]:
     except Failure as failure:
         problems.append(Problem(failure.what, UNAVAILABLE, failure.hint, key="via"))
     return [*problems, *sources.problems(options.registry, step.pod.run)]
+
+
+def exclusive(step: Step) -> str:
+    """What two generations cannot have: HAProxy's socket and cgroup have one place."""
+    return "HAProxy" if step.options.via == "haproxy" else ""
+
+
+def _owner(step: Step) -> str:
+    """Whose wish it is: each generation of a pod leads its own namespace."""
+    return step.pod.name + step.pod.suffix
 
 
 def explain(step: Step) -> list[str]:
@@ -233,7 +243,7 @@ def _wish(step: Step, facts: Facts, netns: str) -> Ambassador:
         for other in wishes.everything(step.pod.run)
         if isinstance(other, Ambassador)
         and other.inode == inode
-        and (other.pod, other.step) != (step.pod.name, step.name)
+        and (other.pod, other.step) != (_owner(step), step.name)
     ]
     taken = {other.address for other in others}
     address = options.address or next((f"{_NETWORK}{n}" for n in range(1, 255) if f"{_NETWORK}{n}" not in taken), "")
@@ -247,7 +257,7 @@ def _wish(step: Step, facts: Facts, netns: str) -> Ambassador:
         raise Failure(what, code=WRONG_FILE, key="address")
     own = [text.partition("/")[0] for text in facts.get("addresses") or ()]
     return Ambassador(
-        step.pod.name, step.name, sources.resolved(options.registry, step.pod.run), options.service, options.via, netns,
+        _owner(step), step.name, sources.resolved(options.registry, step.pod.run), options.service, options.via, netns,
         inode, _table(step), options.proto, address, options.port, options.hold, options.balance, own,
         bridge.table(step.pod),
     )  # fmt: skip

@@ -208,6 +208,13 @@ def local_data(options: dict[str, Any]) -> list[str]:
     return [*found, "its writable layer (persist)"] if options.get("persist") is True else found
 
 
+def exclusive(step: Step) -> str:
+    """What two generations of a container cannot have at once."""
+    if step.options.persist:
+        return "a writable layer that persists"
+    return "sockets that systemd has passed to it" if os.environ.get("LISTEN_FDS") else ""
+
+
 def explain(step: Step) -> list[str]:
     """The commands of mount, nsenter and the runtime that do the same."""
     from podrun_hooks.container.by_hand import commands

@@ -105,7 +105,7 @@ def of(step: Step) -> Place:
         runtime=f"{pod.run}/{RUNTIME_ROOT}",
         log=f"{pod.storage}/{step.name}.log",
         mark=f"{identity}-{blake2b(os.fsencode(bundle), digest_size=8).hexdigest()}",
-        cgroup=f"/{pod.cgroup.strip('/')}/{step.name}" if pod.cgroup else f"/podrun/{identity}",
+        cgroup=f"/{pod.cgroup.strip('/')}/{step.name}{pod.suffix}" if pod.cgroup else f"/podrun/{identity}",
     )
 
 
@@ -142,7 +142,10 @@ def remove(place: Place, *, persist: bool) -> None:
     if not persist:
         clear(place.upper)
         clear(f"{place.storage}/empty")
-        for directory in (place.storage, os.path.dirname(place.storage)):
+        generation = os.path.dirname(place.storage)
+        # A later generation's is below its pod's (Pod.storage).
+        above = [os.path.dirname(generation)] if os.path.basename(generation)[0] == "+" else []
+        for directory in (place.storage, generation, *above):
             _rmdir(directory)
     _rmdir(place.runtime)
 

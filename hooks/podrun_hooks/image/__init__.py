@@ -108,6 +108,11 @@ def check(step: Step) -> Sequence[Problem]:
     return []
 
 
+def exclusive(step: Step) -> str:
+    """Nothing: images are read-only."""
+    return ""
+
+
 def explain(step: Step) -> list[str]:
     """The commands of skopeo and umoci that come closest."""
     named = reference.parse(step.options.ref)

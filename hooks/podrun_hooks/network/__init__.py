@@ -82,6 +82,10 @@ def down(step: Step, own: Facts) -> None:
     places = [
         (bridge.directory(step.pod.run, name), bridge.pools_of(step.pod.run, name)) for name in ledger.all("bridge")
     ]
+    if ledger.all("holds") and not ledgers.holds_ports(ledger):
+        from podrun_hooks.network import swap
+
+        swap.await_sent(step)
     step.status("withdrawing what leads to the pod")
     if ledger.all("cni"):
         from podrun_hooks.network import cni
@@ -156,6 +160,27 @@ def collect(root: str, run: str, pods: Set[str], only_look: bool) -> list[str]:
     return found
 
 
+def exclusive(step: Step) -> str:
+    """What of the step two generations of a pod cannot have at once."""
+    from podrun_hooks.network import swap
+
+    return swap.exclusive(step)
+
+
+def take_over(step: Step, own: Facts, before: Step, before_own: Facts) -> None:
+    """Moves names and published ports from another generation's step to this one's."""
+    from podrun_hooks.network import swap
+
+    swap.take_over(step, own, before)
+
+
+def settle(step: Step, own: Facts, seconds: float) -> None:
+    """Waits until what was on its way to a generation that has been replaced has got there."""
+    from podrun_hooks.network import swap
+
+    swap.settle(step, seconds)
+
+
 def _begin_withdrawing(step: Step, ledger: Ledger, addresses: Sequence[str]) -> Child | None:
     """Takes the ports back and has connection tracking forget the addresses; with ports in a child, to be joined."""
     if ledger.all("publish"):
@@ -197,6 +222,8 @@ def _in_its_own(step: Step, fd: int) -> Facts:
     pod = step.pod
     options: Options = step.options
     hostname = files.hostname(step)
+    if pod.beside:
+        ledgers.note(fd, "holds", "no")
     place = None
     addresses: list[str] = []
     if options.mode == "bridge":
@@ -209,15 +236,15 @@ def _in_its_own(step: Step, fd: int) -> Facts:
         plain = [cidr.partition("/")[0] for cidr in addresses]
         shared = ""
         if place:
-            where = names.add(place.bridge.directory, plain, files.names(hostname, pod.name), names.mark(step))
-            ledgers.note(fd, "name", str(where))
+            if not pod.beside:
+                name_pod(step, hostname, place.bridge.directory, plain, fd)
             shared = "" if options.hosts else names.path_of(place.bridge.directory)
         mounts = files.for_pod(step, options, hostname, plain, shared, place.bridge.directory if place else "")
         step.status("connecting the pod")
         child.join()
     finally:
         child.kill()
-    if place and options.publish:
+    if place and options.publish and not pod.beside:
         publish_ports(step, place, plain, fd)
     return {"netns": namespace.path_of(pod.tag), "addresses": addresses, "hostname": hostname, "mounts": mounts}
 
@@ -247,6 +274,14 @@ def take_place(step: Step, options: Options, fd: int) -> Plug:
         if address6:
             lease.claim(on.directory, pod.run, ledgers.path_of(step), fd, on.pools, pod.name, address6)
     return namespace.Plug(on, n, bool(options.publish), wish(options), address6)
+
+
+def name_pod(step: Step, hostname: str, directory: str, addresses: Sequence[str], fd: int) -> None:
+    """Gives the pod its names on the bridge that ``directory`` is about."""
+    from podrun_hooks.network import files, names
+
+    where = names.add(directory, addresses, files.names(hostname, step.pod.name), names.mark(step))
+    ledgers.note(fd, "name", str(where))
 
 
 def publish_ports(step: Step, place: Plug, addresses: Sequence[str], fd: int) -> None:

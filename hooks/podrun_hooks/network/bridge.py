@@ -64,7 +64,7 @@ class Bridge(NamedTuple):
 
 def prefix(pod: Pod) -> str:
     """What the names of all kernel objects of the pod's run directory start with: "podrun-" or "podrun-3fa2-"."""
-    return pod.tag[: -len(pod.name)] or "podrun-"
+    return pod.tag[: len(pod.tag) - len(pod.name + pod.suffix)] or "podrun-"
 
 
 def default_name(pod: Pod) -> str:

@@ -107,7 +107,7 @@ def _gone(run: str, bridge: Bridge, rules: list[dict[str, Any]]) -> Iterator[Pro
     for ledger in ledgers.everywhere(run):
         if bridge.name in ledger.all("bridge") and ledgers.alive(run, ledger):
             for publish in spec.lost(bridge.table, ledger):
-                yield Problem(f"port {publish} of pod {ledger.last('pod')} is not published any more", hint=_RELOAD)
+                yield Problem(f"port {publish} of pod {ledgers.pod_of(ledger)} is not published any more", hint=_RELOAD)
 
 
 def _blocked(bridge: str, rules: list[dict[str, Any]]) -> Iterator[Problem]:

@@ -16,6 +16,7 @@ from podrun_hooks.network.bridge import Bridge
 from podrun_hooks.network.ledger import Ledger
 from podrun_hooks.network.netlink import rtnetlink
 from podrun_hooks.network.publish import ruleset
+from podrun_hooks.network.publish.spec import noted
 from podrun_hooks.support import subprocesses
 
 _ENODEV = 19
@@ -53,7 +54,7 @@ def networks(run: str) -> list[dict[str, Any]]:
 def leases(run: str) -> list[dict[str, Any]]:
     """The leased addresses: bridge, address, pod, alive."""
     return [
-        {"bridge": bridge.name, "address": address, "pod": ledger.last("pod"), "alive": ledgers.alive(run, ledger)}
+        {"bridge": bridge.name, "address": address, "pod": ledgers.pod_of(ledger), "alive": ledgers.alive(run, ledger)}
         for bridge in bridges.known_in(run)
         for address in _listed(f"{bridge.directory}/leases")
         for ledger in [ledgers.read(f"{bridge.directory}/leases/{address}")]
@@ -63,10 +64,10 @@ def leases(run: str) -> list[dict[str, Any]]:
 def published(run: str) -> list[dict[str, Any]]:
     """The ports that pods have published: ip, port, proto, pod, address and target_port of the pod."""
     rows = []
-    for ledger in ledgers.everywhere(run):
+    for ledger in filter(ledgers.holds_ports, ledgers.everywhere(run)):
         for line in ledger.all("publish"):
             ip, host, inner, proto, address, _ = line.split(" ")
-            row = {"ip": ip, "port": int(host), "proto": proto, "pod": ledger.last("pod"), "address": address}
+            row = {"ip": ip, "port": int(host), "proto": proto, "pod": ledgers.pod_of(ledger), "address": address}
             rows.append({**row, "target_port": int(inner)})
     return rows
 
@@ -190,7 +191,7 @@ def _collect_links(run: str, keep: bool) -> list[dict[str, str]]:
 def _collect_ports(run: str, bridge: Bridge, keep: bool) -> list[dict[str, str]]:
     """Elements of the table whose pod is dead."""
     alive = [ledger for ledger in ledgers.everywhere(run) if ledgers.alive(run, ledger)]
-    tags = {line.rpartition(" ")[2] for ledger in alive for line in ledger.all("publish")}
+    tags = {element.comment for ledger in alive for element in noted(ledger)}
     gone = []
     for name in _MAPS:
         ended = subprocesses.run(

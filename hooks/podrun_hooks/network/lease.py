@@ -84,7 +84,7 @@ def claim(directory: str, run: str, ledger: str, fd: int, pools: Sequence[Subnet
         if not _link(ledger, fd, leases, wanted) and not (
             collect(directory, run, pools, wanted) and _link(ledger, fd, leases, wanted)
         ):
-            holder = ledgers.read(f"{leases}/{wanted}").last("pod")
+            holder = ledgers.pod_of(ledgers.read(f"{leases}/{wanted}"))
             raise Failure(f"address {wanted} is leased to pod {holder}", code=BUSY)
         return wanted
     for n in _guesses(pool, seed):
@@ -180,7 +180,7 @@ def collect(
         with _Locked(directory):
             ledger = ledgers.read(lease)
             if not ledgers.alive(run, ledger):
-                dead.append((address, ledger.last("pod")))
+                dead.append((address, ledgers.pod_of(ledger)))
                 if not keep and os.path.exists(lease):
                     conntrack.forget(_with_ipv6(pools, address))
                     os.unlink(lease)

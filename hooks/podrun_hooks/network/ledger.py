@@ -25,7 +25,8 @@ class Ledger(NamedTuple):
     notes: Sequence[tuple[str, str]] = ()
 
     def all(self, key: str) -> list[str]:
-        """The values noted under ``key``: pod, boot, bridge, address, netns, link, plug, inside, cni, name, publish."""
+        """The values noted under ``key``: pod, boot, bridge, address, netns, link, plug, inside, cni, name, publish,
+        holds."""
         return [value for noted, value in self.notes if noted == key]
 
     def last(self, key: str) -> str:
@@ -44,8 +45,13 @@ def begin(step: Step) -> int:
     fd = os.open(path_of(step), flags, 0o600)
     pod = step.pod
     with syscalls.Naming(path_of(step)):
-        os.write(fd, f"pod {pod.name}\ntag {pod.tag}\ninvocation {pod.invocation}\nboot {boot_id()}\n".encode())
+        os.write(fd, f"pod {pod.key}\ntag {pod.tag}\ninvocation {pod.invocation}\nboot {boot_id()}\n".encode())
     return fd
+
+
+def further(path: str) -> int:
+    """A descriptor that appends to the notes at ``path``. Raises FileNotFoundError."""
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
 
 
 def note(fd: int, key: str, value: str) -> None:
@@ -85,12 +91,25 @@ def boot_id() -> str:
 
 
 def of(run: str, pod: str) -> list[Ledger]:
-    """The ledgers of a pod's network steps."""
+    """The ledgers of a pod's network steps, those of its earlier generations first."""
     where = f"{run}/pods/{pod}"
     try:
-        return [read(f"{where}/{name}") for name in sorted(os.listdir(where)) if name.endswith(".network")]
+        names = sorted(os.listdir(where))
     except (FileNotFoundError, NotADirectoryError):
         return []
+    later = sorted((name for name in names if name[0] == "+" and name[1:].isdecimal()), key=lambda name: int(name[1:]))
+    own = [read(f"{where}/{name}") for name in names if name.endswith(".network")]
+    return [*own, *(ledger for name in later for ledger in of(run, f"{pod}/{name}"))]
+
+
+def holds_ports(ledger: Ledger) -> bool:
+    """False when the ports that a ledger tells of are another generation's: not yet its own, or handed over."""
+    return ledger.last("holds") != "no"
+
+
+def pod_of(ledger: Ledger) -> str:
+    """The name of a ledger's pod, whichever its generation."""
+    return ledger.last("pod").partition("/")[0]
 
 
 def everywhere(run: str) -> list[Ledger]:

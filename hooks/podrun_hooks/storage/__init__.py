@@ -69,6 +69,17 @@ def check(step: Step) -> list[Problem]:
     return missing(options.source)
 
 
+def exclusive(step: Step) -> str:
+    """What two generations cannot have mounted at once: they would write to the same blocks, or the same snapshot."""
+    options: Options = step.options
+    kind = words.kind(options.source, options.type, options.options)
+    if kind in ("snapshot", "overlay"):
+        return f"{options.source} at {options.target}: a {kind} is one generation's"
+    if _is_real(options, kind) and options.source.startswith("/dev/"):
+        return f"the block device {options.source}"
+    return ""
+
+
 def local_data(options: dict[str, Any]) -> list[str]:
     """The step's source where it is on this machine only: it does not follow a pod that a cluster moves."""
     source, kind, given = (options.get(key) for key in ("source", "type", "options"))

@@ -209,7 +209,7 @@ def _spelled(element: Element) -> bytes:
     if element.timeout:
         parts.append(attribute(_ELEM_TIMEOUT, element.timeout.to_bytes(8, "big")))
     if element.comment:
-        comment = element.comment.encode()[:127] + b"\0"
+        comment = element.comment.encode() + b"\0"
         parts.append(attribute(_ELEM_USERDATA, bytes([_UDATA_COMMENT, len(comment)]) + comment))
     return nested(_LIST_ELEM, *parts)
 

@@ -11,7 +11,7 @@ from podrun_hooks.network import ledger as ledgers
 from podrun_hooks.network.child import Child
 from podrun_hooks.network.netlink import nfnetlink
 from podrun_hooks.network.netlink.nfnetlink import Element
-from podrun_hooks.network.publish.spec import PROTOCOLS, element_of, key_of, noted
+from podrun_hooks.network.publish.spec import PROTOCOLS, element_of, key_of, line_of, noted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,20 +34,25 @@ def take(pod: Pod, bridge: Bridge, wanted: Sequence[Publish], addresses: Sequenc
         bridges.allow_localnet(bridge.name)
     elements = []
     for publish in wanted:
-        _refuse_held(pod, bridge.table, publish)
-        target = next((one for one in addresses if (":" in one) == (":" in publish.ip)), "")
-        if not target:
-            raise Failure(f"{publish} is published on IPv6, and the bridge has none", code=STEP_FAILED)
+        refuse_held(pod, bridge.table, publish)
+        target = target_of(publish, addresses)
         elements.append(element_of(publish, target, pod.tag))
-        ip, host, port, proto, _ = publish
-        ledgers.note(fd, "publish", f"{ip} {host} {port} {proto} {target} {pod.tag}")
+        ledgers.note(fd, "publish", line_of(publish, target, pod.tag))
     try:
         nfnetlink.add(nfnetlink.socket(), bridge.table, elements)
     except FileExistsError:
         for publish in wanted:
-            _refuse_held(pod, bridge.table, publish)
+            refuse_held(pod, bridge.table, publish)
         raise
     _forget_earlier(wanted)
+
+
+def target_of(publish: Publish, addresses: Sequence[str]) -> str:
+    """Which of a pod's addresses a port leads to. Raises Failure when it has none of that family."""
+    target = next((one for one in addresses if (":" in one) == (":" in publish.ip)), "")
+    if not target:
+        raise Failure(f"{publish} is published on IPv6, and the bridge has none", code=STEP_FAILED)
+    return target
 
 
 def _forget_earlier(wanted: Sequence[Publish]) -> None:
@@ -76,6 +81,11 @@ def begin_release(table: str, ledger: Ledger, addresses: Sequence[str]) -> Child
     def delete() -> None:
         from podrun_hooks.network import forget
 
+        if ledger.all("holds"):
+            from podrun_hooks.network.publish import handover
+
+            handover.release(table, handover.holds_of(ledger))
+
         socket = nfnetlink.socket()
         for element in elements:
             if nfnetlink.find(socket, table, element.map, element.key) == element:
@@ -97,17 +107,24 @@ def holder(pod: Pod, table: str, publish: Publish, *, reclaim: bool = False) -> 
     socket = nfnetlink.socket()
     for element in _rivals(publish):
         found = nfnetlink.find(socket, table, element.map, element.key)
-        if not found or found.comment == pod.tag:
+        if not found:
             continue
-        name = found.comment.removeprefix(bridges.prefix(pod)).replace("+", "@")
-        if any(ledgers.alive(pod.run, ledger) for ledger in ledgers.of(pod.run, name)):
+        name = _owner(pod.run, found)
+        if name and name != pod.name:
             return f"pod {name}"
-        if reclaim:
+        if reclaim and not name:
             nfnetlink.delete(socket, table, [found])
     return _listener(publish)
 
 
-def _refuse_held(pod: Pod, table: str, publish: Publish) -> None:
+def _owner(run: str, element: Element) -> str:
+    """The living pod whose ledger tells of an element; "": its pod is dead."""
+    living = (ledger for ledger in ledgers.everywhere(run) if ledgers.alive(run, ledger))
+    return next((ledgers.pod_of(ledger) for ledger in living if element in noted(ledger)), "")
+
+
+def refuse_held(pod: Pod, table: str, publish: Publish) -> None:
+    """Raises Failure (BUSY) when somebody else has the port; the element of a pod that is dead is deleted."""
     found = holder(pod, table, publish, reclaim=True)
     if found:
         raise Failure(f"port {publish} is in use by {found}", code=BUSY)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from podrun_hooks.network.ledger import Ledger
 
+#: What nft(8) takes for a comment (NFTNL_UDATA_COMMENT_MAXLEN less its end): the longest tags are longer.
+LONGEST_COMMENT = 127
 PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
 
 
@@ -104,7 +106,7 @@ def _address(text: str, where: str) -> str:
 def restore(run: str, table: str) -> None:
     """Puts the ports of living pods back after somebody else has emptied the ruleset."""
     for ledger in ledgers.everywhere(run):
-        for one in noted(ledger) if ledgers.alive(run, ledger) else ():
+        for one in noted(ledger) if ledgers.alive(run, ledger) and ledgers.holds_ports(ledger) else ():
             try:
                 nfnetlink.add(nfnetlink.socket(), table, [one])
             except FileExistsError:
@@ -112,7 +114,9 @@ def restore(run: str, table: str) -> None:
 
 
 def lost(table: str, ledger: Ledger) -> list[Publish]:
-    """The ports of a ledger that are not in the table."""
+    """The ports of a ledger that are not in the table, and that no other generation has got."""
+    if not ledgers.holds_ports(ledger):
+        return []
     socket = nfnetlink.socket()
     gone = []
     for publish, target, tag in lines(ledger):
@@ -135,11 +139,17 @@ def lines(ledger: Ledger) -> Iterator[tuple[Publish, str, str]]:
         yield Publish(ip, int(host), int(port), proto), target, tag
 
 
+def line_of(publish: Publish, target: str, tag: str) -> str:
+    """What a ledger notes of a port under "publish": the inverse of :func:`lines`."""
+    ip, host, port, proto, _ = publish
+    return f"{ip} {host} {port} {proto} {target} {tag}"
+
+
 def element_of(publish: Publish, target: str, tag: str) -> Element:
     """What leads from a port to a pod's address."""
     raw = _raw(target)
     value = concatenated(raw, publish.port.to_bytes(2, "big"))
-    return Element(*key_of(publish), value, tag)
+    return Element(*key_of(publish), value, tag[:LONGEST_COMMENT])
 
 
 def key_of(publish: Publish) -> tuple[str, bytes]:

@@ -1,0 +1,141 @@
+"""What a hot swap does with a pod's network: names and ports move, and the old generation's connections come to an end.
+
+The order is what keeps requests from being lost. The elements of the maps are replaced in one transaction; whoever has
+no answer from the old generation by then is sent to the new one; the old payload accepts what its kernel has accepted;
+only then it is asked to end.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from podrun_hooks.network import bridge as bridges
+from podrun_hooks.network import files, lease, names, namespace
+from podrun_hooks.network import ledger as ledgers
+from podrun_hooks.network.child import Child
+from podrun_hooks.network.netlink import conntrack, sockets
+from podrun_hooks.network.publish import handover, spec
+from podrun_hooks.support import syscalls
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from podrun.hook import Facts, Step
+
+#: The longest that was seen under load was 0.1 s; a payload that does not accept any more is not waited for.
+_ACCEPTING = 5.0
+#: Data that a payload has written before its end: a peer that does not acknowledge it is not waited for either.
+_SENDING = 2.0
+_POLL = 0.01
+
+
+def exclusive(step: Step) -> str:
+    """Why two generations of a pod cannot have the step at once; "" when they can."""
+    options = step.options
+    mode = options.mode.partition(":")[0]
+    if mode == "host":
+        return "mode host: both would listen on the same ports"
+    if mode not in ("bridge", "none"):
+        return f"mode {mode}: podrun moves what is on its own bridge only"
+    fixed = next((key for key in ("address", "address6", "mac") if getattr(options, key)), "")
+    if fixed:
+        return f"a fixed {fixed}"
+    joined = _joined(step)
+    return f"pod {joined} has joined its network" if joined else ""
+
+
+def _joined(step: Step) -> str:
+    """A living pod in the pod's namespace, or ""."""
+    own = {inode for ledger in ledgers.of(step.pod.run, step.pod.name) for inode in ledger.all("netns")}
+    for ledger in ledgers.everywhere(step.pod.run):
+        name = ledgers.pod_of(ledger)
+        if name != step.pod.name and own.intersection(ledger.all("netns")) and ledgers.alive(step.pod.run, ledger):
+            return name
+    return ""
+
+
+def take_over(step: Step, own: Facts, before: Step) -> None:
+    """Names first: for a moment they lead to both, which serve both. Then the ports, then the other's name goes.
+
+    What has been done already is not done again: a swap that was killed is taken up, or back, by the same call.
+    """
+    new, old = _side(step), _side(before)
+    ledger = new.ledger
+    try:
+        for name in ledger.all("bridge"):
+            directory = bridges.directory(step.pod.run, name)
+            plain = [cidr.partition("/")[0] for cidr in own["addresses"]]
+            _name(step, own, directory, plain, new.fd)
+            if step.options.publish or old.ledger.all("publish"):
+                on = bridges.ensure(step.pod.run, bridges.table(step.pod), name)
+                handover.move(step.pod, on, spec.each(step.options.publish), plain, new, old)
+            names.remove(directory, names.mark(before), int(old.ledger.last("name") or -1))
+            conntrack.forget_unanswered(lease.held(directory, bridges.pools_of(step.pod.run, name), old.ledger))
+    finally:
+        os.close(new.fd)
+        os.close(old.fd)
+
+
+def _side(step: Step) -> handover.Side:
+    path = ledgers.path_of(step)
+    return handover.Side(ledgers.read(path), ledgers.further(path))
+
+
+def _name(step: Step, own: Facts, directory: str, addresses: list[str], fd: int) -> None:
+    mark = names.mark(step)
+    if any(name.mark == mark and name.addresses for name in names.known(directory)):
+        return
+    names.remove(directory, mark)  # half of one
+    where = names.add(directory, addresses, files.names(own.get("hostname", ""), step.pod.name), mark)
+    ledgers.note(fd, "name", str(where))
+
+
+def settle(step: Step, seconds: float) -> None:
+    """Waits until the payload has accepted what its kernel has, then up to ``seconds`` for its connections' end."""
+    ledger = ledgers.read(ledgers.path_of(step))
+    if not ledger.all("netns"):
+        return
+    step.status("waiting until what was sent to the replaced generation has been accepted")
+    _watch(step, lambda: not _unaccepted(), _ACCEPTING)
+    if seconds:
+        step.status(f"draining for up to {seconds:g} s")
+        _watch(step, lambda: not _connections(), seconds)
+
+
+def await_sent(step: Step) -> None:
+    """Waits until the peers have what the payload wrote before it ended: without a namespace it would be lost."""
+    states = (sockets.FIN_WAIT1, sockets.CLOSING, sockets.LAST_ACK)
+    _watch(step, lambda: not sockets.tcp(states), _SENDING)
+
+
+def _unaccepted() -> bool:
+    found = sockets.tcp((sockets.LISTEN, sockets.SYN_RECV))
+    return any(socket.state != sockets.LISTEN or socket.waiting for socket in found)
+
+
+def _connections() -> bool:
+    """True while the payload serves somebody: what it calls itself does not count."""
+    found = sockets.tcp((sockets.LISTEN, sockets.ESTABLISHED, sockets.CLOSE_WAIT))
+    served = {socket.port for socket in found if socket.state == sockets.LISTEN}
+    return any(socket.state != sockets.LISTEN and socket.port in served for socket in found)
+
+
+def _watch(step: Step, is_over: Callable[[], bool], seconds: float) -> None:
+    """Asks in the pod's namespace again and again, at most so long."""
+    try:
+        netns = os.open(namespace.path_of(step.pod.tag), os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+
+    def work() -> None:
+        syscalls.setns(netns, syscalls.CLONE_NEWNET)
+        deadline = time.monotonic() + seconds
+        while not is_over() and time.monotonic() < deadline:
+            time.sleep(_POLL)
+
+    try:
+        Child(work).join()
+    finally:
+        os.close(netns)

@@ -1,0 +1,190 @@
+"""``podrun reload``: what [pod] reload says; "swap" is a hot swap to the pod file and the images as they are now."""
+
+from __future__ import annotations
+
+from podrun.engine import hook_loader, swap
+from podrun.engine import journal as journals
+from podrun.engine import state as states
+from podrun.engine.locks import Lock
+from podrun.engine.processes import alive
+from podrun.engine.segments import label_of, resolve
+from podrun.errors import BUSY, UNAVAILABLE, WRONG_FILE, Failure
+from podrun.hook import is_resident
+from podrun.hook_extras import RunsCommands, offers
+from podrun.identity import Identity
+from podrun.launcher import foreground, launch
+from podrun.systemd import notify
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from podrun.engine.journal import Header
+    from podrun.engine.world import Callbacks
+    from podrun.hook import Pod
+    from podrun.host import Host
+    from podrun.podfile.loader import PodText
+
+
+def reload(name: str, host: Host, *, text: PodText | None = None) -> int:
+    """Reloads a pod that is up; returns the exit code. One with a unit is reloaded by systemd, which calls this again.
+
+    ``text``: the pod as it is to be, instead of its file as it is now. Raises Failure: UNAVAILABLE when the pod is not
+    up, BUSY when another podrun works on it, else what the failing step says; the pod goes on as it was then.
+    """
+    header = _header(name, host)
+    if header.pod.unit and header.pod.invocation != host.environ.get("INVOCATION_ID"):
+        return _by_systemd(header, host)
+    text = text or today(header, host)
+    if text.reload == "swap":
+        return change(text, header, host)
+    return _ask_payload(text, name, host)
+
+
+def change(text: PodText, header: Header, host: Host) -> int:
+    """Makes of a pod that is up what ``text`` says: by a hot swap, else by stopping and starting it."""
+    foreground.interruptible()
+    inside = bool(header.pod.unit)
+    with Lock(host.run, text.name, wait=False) as lock:
+        main: list[int] = []
+        world = launch.callbacks(host, lock, listening=notify.takes_over(host.environ))
+        world = world._replace(main_process=main.append)
+        left = swap.recover(host.run, text.name, world)
+        if left:
+            host.report(f"a reload that was killed had left something behind; undone: {', '.join(left)}")
+        pod = _next(header.pod, text)
+        reasons = obstacles(text, pod, world)
+        if not reasons:
+            launch.refuse_problems(pod, text, text.steps, world, host)
+            if not inside:
+                foreground.adopt_orphans()
+            elif pod.cgroup:
+                # systemd has put us into a cgroup of its own for the time of ExecReload=.
+                notify.leave_room(pod.cgroup)
+
+            def moved() -> None:
+                told = f"STATUS=generation {pod.generation} serves, the one before it is being undone"
+                # In one message: systemd supervises the new process from here on, and the unit is never without one.
+                notify.notify(host.environ, "\n".join([*(f"MAINPID={pid}" for pid in main[-1:] if inside), told]))
+
+            try:
+                swap.swap(pod, text.file, text.steps, world, drain=text.drain, moved=moved)
+            except Failure as failure:
+                failure.what = launch.located(text, host, *failure.step, failure.key) + failure.what
+                raise
+            if inside:
+                notify.notify(host.environ, f"STATUS=up, generation {pod.generation}")
+                notify.barrier(host.environ)
+            return 0
+    return _replaced(text, header, host, reasons)
+
+
+def obstacles(text: PodText, pod: Pod, world: Callbacks) -> list[str]:
+    """Why a pod is stopped and started instead of swapped: lines for people; none when it can be swapped."""
+    residents = [step for step in text.steps if is_resident(world.load(step.hook), step.options)]
+    reasons = [f"{label_of(step._asdict())}: {why}" for step, why in swap.obstacles(pod, text.steps, world)]
+    if text.type == "job":
+        reasons.append("a job does its work once")
+    if text.sections.get("socket"):
+        reasons.append("its sockets are systemd's, which passes them to a start only")
+    if len(residents) != 1:
+        reasons.append("it has several containers" if residents else "it has no container")
+    now = journals.journals(pod.run, pod.name)
+    if now and swap.takers_of(now, world) != swap.takers(text.steps, world):
+        reasons.append("its network or its registration has been added, taken away or renamed")
+    return reasons
+
+
+def today(header: Header, host: Host) -> PodText:
+    """The pod file as it is now of a pod that is up. Raises Failure for a pod without one."""
+    from podrun.podfile import loader
+
+    if not header.file:
+        what = "it was started without a pod file"
+        raise Failure(what, code=WRONG_FILE, hint="'podrun run --save FILE' writes one")
+    directory, _, file = header.file.rpartition("/")
+    stem = file.removesuffix(".toml")
+    word = f"{directory}/{stem}{header.pod.name.partition('@')[2]}.toml" if stem.endswith("@") else header.file
+    inside = notify.takes_over(host.environ)
+    return loader.load(word, environ=host.environ, load_hook=hook_loader.load, in_unit=inside)
+
+
+def _header(name: str, host: Host) -> Header:
+    state = states.state(host.run, name)
+    header = next((journal.header for journal in journals.journals(host.run, name) if journal.header), None)
+    if state in ("starting", "stopping"):
+        raise Failure("another podrun is working on it", code=BUSY, hint="see 'podrun ps'")
+    if header is None or state != "up":
+        raise Failure(f"it is {state}, not up", code=UNAVAILABLE, hint=f"'podrun up {name}' starts it")
+    return header
+
+
+def _next(before: Pod, text: PodText) -> Pod:
+    serving = before.generation
+    number = swap.next_generation(before.run, before.name)
+    pod = before._replace(
+        generation=number, beside=serving, stop_timeout=text.stop_timeout, interactive=False, console=""
+    )
+    return pod._replace(tag=Identity(pod.name).tag(pod.run, pod.generation))
+
+
+def _by_systemd(header: Header, host: Host) -> int:
+    """Has systemd reload the pod's unit. Where the pod has several, each restarts: they have no ExecReload=."""
+    text = today(header, host) if header.file else None
+    found = [journal.header for journal in journals.journals(host.run, header.pod.name)]
+    units = [each.pod.unit for each in found if each]
+    if text and notify.is_transient(header.pod.unit):
+        from podrun.launcher import transient
+
+        # The variables of this terminal count, as they did for 'up -d'.
+        transient.write(text, host)
+    if text and text.reload == "swap" and len({*units}) > 1:
+        host.report("it is stopped and started, because two generations cannot run at once: it has several units")
+        return notify.ask("restart", units)
+    return notify.ask("reload", units)
+
+
+def _replaced(text: PodText, header: Header, host: Host, reasons: Sequence[str]) -> int:
+    for reason in reasons:
+        host.report(f"it is stopped and started, because two generations cannot run at once: {reason}")
+    if header.pod.unit:
+        # From within the unit's own ExecReload=, which its stop would wait for.
+        return notify.ask("restart", [header.pod.unit], wait=False)
+    _refuse_foreground(header)
+    launch.down(text.name, host)
+    return launch.up(text, host, detach=True)
+
+
+def _refuse_foreground(header: Header) -> None:
+    if header.pod.attached and alive(header.pid, header.start):
+        what = "it runs in the foreground of another terminal"
+        raise Failure(what, code=BUSY, hint="end it there and start it again")
+
+
+def _ask_payload(text: PodText, name: str, host: Host) -> int:
+    """What [pod] reload says but "swap", of a pod that no unit reloads."""
+    residents = launch.residents(host.run, name)
+    if not text.reload or not residents:
+        hint = 'set reload = "swap" in [pod], the name of a signal, or a command'
+        raise Failure("nothing says how it is reloaded", code=WRONG_FILE, hint=hint)
+    if isinstance(text.reload, str):
+        import signal
+
+        word = text.reload.upper().removeprefix("SIG")
+        number = int(word) if word.isdecimal() else getattr(signal, f"SIG{word}", None)
+        if number is None:
+            raise Failure(f"{text.reload!r} is no signal", code=WRONG_FILE)
+        foreground.send(residents[-1], number)
+        return 0
+    return _inside(name, text.reload, host)
+
+
+def _inside(name: str, argv: Sequence[str], host: Host) -> int:
+    """Becomes the command in the pod's last container."""
+    for journal in reversed(journals.journals(host.run, name)):
+        for entry in reversed(journal.entries):
+            hook = hook_loader.load(entry.step["hook"])
+            running = offers(hook, RunsCommands)
+            if running and journal.header and "process" in entry.facts:
+                running.exec_into(resolve(journal.header.pod, hook, entry.step), entry.facts, argv)
+    raise Failure("it has no container that runs commands", code=UNAVAILABLE)

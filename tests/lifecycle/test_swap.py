@@ -1,0 +1,273 @@
+"""A hot swap: a new version without a lost request, and what is left when it fails or is killed."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import time
+from collections import Counter
+
+import pytest
+
+from support.busy import SERVER, Busy
+from support.launcher import HERE, Podrun
+from support.network_case import inside, outside_host
+from support.objects import listing, settled
+
+pytestmark = [pytest.mark.root]
+
+_POD = """
+[pod]
+name = "web"
+reload = "swap"
+stop_timeout = "10s"
+{pod}
+[[chain]]
+hook = "image"
+ref = "host:"
+[[chain]]
+hook = "storage"
+source = "volume:data"
+target = "/data"
+[[chain]]
+hook = "network"
+publish = ["127.0.0.1:{port}:80", "198.51.100.1:{port}:80", "[::]:{more}:80", "0.0.0.0:{more}:80", "127.0.0.1:{port}:53/udp"]
+[[chain]]
+hook = "container"
+command = ["/usr/bin/python3", "-c", '''{server}''']
+env = {{ VERSION = "{version}" {env} }}
+ready = {{ http = ":80/", timeout = "{patience}" }}
+{container}
+[[chain]]
+hook = "register"
+service = "web"
+advertise = "pod"
+port = 80
+"""
+
+
+class Web:
+    """The pod file, in its versions."""
+
+    def __init__(self, podrun: Podrun) -> None:
+        self.podrun = podrun
+        self.port = random.randint(20000, 30000)
+        self.more = self.port + 1
+        self.path = self.write("1")
+
+    def write(
+        self,
+        version: str,
+        *,
+        env: str = "",
+        pod: str = "",
+        container: str = "",
+        patience: str = "20s",
+        server: str = SERVER,
+    ) -> str:
+        return self.podrun.file(
+            "web",
+            _POD.format(
+                port=self.port, more=self.more, version=version, server=server.replace("${", "$${"),
+                env=env, pod=pod, container=container, patience=patience,
+            ),
+        )  # fmt: skip
+
+    def inspect(self) -> dict:
+        return json.loads(self.podrun("inspect", "web", check=True).stdout)
+
+    def record(self) -> dict:
+        (found,) = (self.podrun.run / "registry" / "web").iterdir()
+        return json.loads(found.read_text())
+
+
+@pytest.fixture
+def web(podrun: Podrun):
+    podrun("run", "--rm", "--name", "warm", "host:", "true", check=True)
+    (podrun.root / "volumes" / "data").mkdir(parents=True, exist_ok=True)
+    own = Web(podrun)
+    podrun("up", "-d", own.path, check=True)
+    podrun("down", "web", check=True)
+    before = listing(podrun.run, podrun.root)
+    yield own
+    podrun("down", "web", check=True)
+    assert not settled(podrun.run, podrun.root, before)
+
+
+def kinds(web: Web) -> Counter[str]:
+    """How many objects of each kind there are: a generation that is whole has as many as any other."""
+    # The names of files differ, and every process of the host sees the mount of a namespace.
+    found = [line.split()[0] for line in listing(web.podrun.run, web.podrun.root)]
+    return Counter(kind for kind in found if kind not in ("file", "process"))
+
+
+def has(web: Web, wanted: Counter[str]) -> bool:
+    """True when that is what there is, once the kernel has deleted what has been let go."""
+    deadline = time.monotonic() + 3
+    while kinds(web) != wanted:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def get(port: int) -> str:
+    return subprocess.run(
+        ["curl", "-s", "-m", "5", f"http://127.0.0.1:{port}/"], capture_output=True, text=True, check=False
+    ).stdout
+
+
+def test_a_reload_swaps_to_the_file_as_it_is_now_and_leaves_nothing_of_the_old_one(web: Web) -> None:
+    web.podrun("up", "-d", web.path, check=True)
+    before, there = web.inspect(), kinds(web)
+    for version in ("2", "3"):
+        web.write(version)
+        web.podrun("reload", "web", check=True)
+        assert get(web.port) == get(web.more) == version
+        after = web.inspect()
+        assert after["addresses"] != before["addresses"]
+        assert web.record()["addr"] == after["addresses"][0].partition("/")[0]
+        before = after
+    assert after["state"] == "up"
+    assert web.podrun("exec", "web", "printenv", "VERSION").stdout == "3\n"
+    assert has(web, there)
+
+
+@pytest.mark.parametrize("keep", [True, False], ids=["kept connections", "a connection a request"])
+def test_no_request_fails_while_a_pod_is_swapped(web: Web, keep: bool) -> None:
+    web.podrun("up", "-d", web.path, check=True)
+    with outside_host() as (other, _, here):
+        clients = [
+            Busy("127.0.0.1", web.port, keep=keep),
+            Busy(here, web.port, keep=keep, netns=inside(other)),
+            Busy(here, web.more, keep=keep),
+        ]
+        for version in range(2, 5):
+            web.write(str(version))
+            web.podrun("reload", "web", check=True)
+        counts = [client.stop() for client in clients]
+    for count in counts:
+        assert count.failed == 0, count
+        assert count.requests > 100
+        assert "4" in count.versions
+
+
+def test_a_version_that_does_not_get_ready_leaves_the_old_one_serving(web: Web) -> None:
+    web.podrun("up", "-d", web.path, check=True)
+    there, client = kinds(web), Busy("127.0.0.1", web.port, keep=False)
+    for wrong, code in (
+        ({"patience": "300ms", "env": ', PORT = "81"'}, 76),
+        ({"server": "raise SystemExit(3)"}, 76),
+        ({"container": 'memory = "wrong"'}, 78),
+    ):
+        web.write("2", **wrong)
+        ended = web.podrun("reload", "web")
+        assert ended.returncode == code, ended.stderr
+    count = client.stop()
+    assert (count.failed, {*count.versions}) == (0, {"1"}), count
+    assert has(web, there)
+
+
+def test_the_replaced_generation_may_drain(web: Web) -> None:
+    web.write("1", pod='drain = "10s"')
+    web.podrun("up", "-d", web.path, check=True)
+    import socket
+
+    kept = socket.create_connection(("127.0.0.1", web.port), timeout=5)
+    kept.sendall(b"GET / HTTP/1.1\r\n\r\n")
+    assert kept.recv(1000).endswith(b"1")
+    web.write("2", pod='drain = "10s"')
+    swapping = web.podrun.start("reload", "web")
+    deadline = time.monotonic() + 10
+    while get(web.port) != "2":
+        assert time.monotonic() < deadline
+    # The connection is still the old one's, and nobody has asked it to end.
+    time.sleep(0.3)
+    kept.sendall(b"GET / HTTP/1.1\r\n\r\n")
+    answer = kept.recv(1000)
+    assert answer.endswith(b"1")
+    assert b"close" not in answer
+    assert swapping.poll() is None
+    kept.close()
+    assert swapping.wait(5) == 0
+
+
+def test_what_cannot_run_twice_is_stopped_and_started(web: Web) -> None:
+    web.podrun("up", "-d", web.path, check=True)
+    web.write("2", container="persist = true")
+    ended = web.podrun("reload", "web")
+    assert ended.returncode == 0, ended.stderr
+    assert "a writable layer that persists" in ended.stderr
+    assert get(web.port) == "2"
+    web.write("2")
+    web.podrun("down", "web", check=True)
+    subprocess.run(["rm", "-rf", str(web.podrun.root / "pods")], check=True)
+
+
+def test_udp_callers_get_to_the_new_generation_at_once(web: Web) -> None:
+    answering = """
+import os, socket
+one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+one.bind(("", 53))
+import threading
+def run():
+    while True:
+        _, peer = one.recvfrom(100)
+        one.sendto(os.environ["VERSION"].encode(), peer)
+threading.Thread(target=run, daemon=True).start()
+"""
+    import socket
+
+    web.write("1", server=answering + SERVER)
+    web.podrun("up", "-d", web.path, check=True)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.settimeout(3)
+        client.connect(("127.0.0.1", web.port))
+        client.send(b"?")
+        assert client.recv(10) == b"1"
+        web.write("2", server=answering + SERVER)
+        web.podrun("reload", "web", check=True)
+        client.send(b"?")
+        assert client.recv(10) == b"2"
+
+
+# --- kill -9 -------------------------------------------------------------------------------------------------------
+
+
+def _killed_at(podrun: Podrun, point: int, *words: str) -> str:
+    """What the N-th event of a podrun was that has been killed at it; "" when there were not that many."""
+    argv = [sys.executable, str(HERE / "support" / "killed.py"), str(point), *words]
+    ended = subprocess.run(
+        argv, env=podrun.environ, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60
+    )
+    return "" if ended.returncode == 0 else ended.stderr.strip().splitlines()[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("then", ["reload", pytest.param("down", marks=pytest.mark.prove)])
+def test_killed_at_every_event_of_a_swap_one_generation_serves_and_one_command_cleans_up(web: Web, then: str) -> None:
+    web.podrun("up", "-d", web.path, check=True)
+    whole = kinds(web)
+    point, version = 1, 1
+    while True:
+        version += 1
+        web.write(str(version))
+        told = _killed_at(web.podrun, point, "reload", "web")
+        if not told:
+            break
+        point += 1
+        assert get(web.port) in (str(version), str(version - 1)), told
+        assert get(web.more) in (str(version), str(version - 1)), told
+        if then == "reload":
+            web.podrun("reload", "web", check=True)
+            assert get(web.port) == str(version), told
+            assert has(web, whole), told
+            assert web.record()["addr"] == web.inspect()["addresses"][0].partition("/")[0], told
+        else:
+            web.podrun("down", "web", check=True)
+            assert not get(web.port), told
+            web.podrun("up", "-d", web.path, check=True)
+            assert has(web, whole), told
+    assert point > 30, "the swap told of fewer events than it has"
