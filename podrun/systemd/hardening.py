@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # What the launcher needs, and what docker leaves to a container: the runtime can pass on no more than podrun has.
 _LAUNCHER = "SYS_ADMIN NET_ADMIN SYS_PTRACE SETUID SETGID SETPCAP DAC_OVERRIDE MKNOD KILL CHOWN FOWNER".split()
-_CONTAINER = "FSETID NET_BIND_SERVICE NET_RAW SYS_CHROOT AUDIT_WRITE SETFCAP".split()
+_CONTAINER = "FSETID NET_BIND_SERVICE SYS_CHROOT AUDIT_WRITE SETFCAP".split()
 #: Other architectures whose programs the processor runs: what a container may run in the foreground it may run here.
 _ALSO = {"x86_64": " x86 x32", "aarch64": " arm"}
 

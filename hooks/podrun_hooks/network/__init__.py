@@ -8,7 +8,7 @@ from podrun.errors import BUSY, WRONG_FILE, Failure
 from podrun.hook import Problem
 from podrun_hooks.network import ledger as ledgers
 from podrun_hooks.network.options import Options as Options
-from podrun_hooks.network.options import is_routed, wish, with_network
+from podrun_hooks.network.options import manner, wish, with_network
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -258,7 +258,7 @@ def take_place(step: Step, options: Options, fd: int) -> Plug:
     step.status(f"looking for bridge {name}")
     held = bridge.held(pod.run)
     try:
-        on = bridge.ensure(pod.run, bridge.table(pod), name, options.subnet, options.subnet6, routed=is_routed(name))
+        on = bridge.ensure(pod.run, bridge.table(pod), name, options.subnet, options.subnet6, manner=manner(name))
         ledgers.note(fd, "bridge", name)
     finally:
         os.close(held)
@@ -273,7 +273,7 @@ def take_place(step: Step, options: Options, fd: int) -> Plug:
         address6 = lease.fixed6(on.pool, on.pool6, options.address6.partition("/")[0], n)
         if address6:
             lease.claim(on.directory, pod.run, ledgers.path_of(step), fd, on.pools, pod.name, address6)
-    return namespace.Plug(on, n, bool(options.publish), wish(options), address6)
+    return namespace.Plug(on, n, bool(options.publish), wish(options), address6, not on.manner.any_source)
 
 
 def name_pod(step: Step, hostname: str, directory: str, addresses: Sequence[str], fd: int) -> None:

@@ -41,10 +41,9 @@ def plug(step: Step, fd: int, netns: int, wanted: Plug) -> str:
         syscalls.setns(netns, syscalls.CLONE_NEWNET)
         with rtnetlink.Socket() as inside:
             interface = free_name(wanted.wish.interface)
-            namespace.plug_in(name, interface, step.pod.tag, wanted, outside, inside)
+            index = namespace.plug_in(name, interface, step.pod.tag, wanted, outside, inside)
             namespace.set_sysctls(wanted.wish.sysctls)
-        found = outside.link(name)
-        ledgers.note(fd, "link", f"{name} {found.ifindex if found else 0}")
+        ledgers.note(fd, "link", f"{name} {index}")
         return interface
 
     try:

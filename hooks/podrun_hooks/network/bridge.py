@@ -19,6 +19,8 @@ from podrun_hooks.support import syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from podrun.hook import Pod
 
 _EEXIST = 17
@@ -33,6 +35,17 @@ _RANGE = Subnet(10 << 24 | 160 << 16, 11)
 _LENGTH = 20
 
 
+class Manner(NamedTuple):
+    """What networks.toml says of a bridge beside its pods' options."""
+
+    #: Other machines call its pods by their own addresses, and are called from these.
+    routed: bool = False
+    #: Its pods may send from addresses that are not theirs.
+    any_source: bool = False
+    #: The bridges whose pods its pods may call by their own addresses.
+    reach: Sequence[str] = ()
+
+
 class Bridge(NamedTuple):
     """A bridge that pods can be put on."""
 
@@ -45,8 +58,7 @@ class Bridge(NamedTuple):
     pool6: Subnet | None
     #: podrun's nftables table of this run directory.
     table: str
-    #: Other machines call its pods by their own addresses, and are called from these.
-    routed: bool = False
+    manner: Manner = Manner()
 
     @property
     def pools(self) -> list[Subnet]:
@@ -110,12 +122,12 @@ def ensure(
     wanted: str = "",
     wanted6: str = "",
     *,
-    routed: bool | None = None,
+    manner: Manner | None = None,
     anyway: bool = False,
 ) -> Bridge:
     """The bridge ``name``, made or mended if need be. ``wanted`` and ``wanted6`` are subnets, "": the bridge's own.
 
-    ``routed``: see Bridge; None: as it is. ``anyway``: it is mended also when it looks whole.
+    ``manner`` None: as it is. ``anyway``: it is mended also when it looks whole.
 
     Raises Failure: CANNOT_CREATE for a foreign link of that name or a subnet that is routed elsewhere, WRONG_FILE for
     a subnet other than the one the bridge has.
@@ -123,11 +135,11 @@ def ensure(
     bridge = read(run, name)
     if bridge:
         _refuse_another(bridge, wanted, wanted6)
-        routed = bridge.routed if routed is None else routed
+        manner = bridge.manner if manner is None else manner
         whole = bridge.ifindex and _index(name) == bridge.ifindex and has_rules(bridge.table)
-        if whole and routed == bridge.routed and not anyway:
+        if whole and manner == bridge.manner and not anyway:
             return bridge
-    return _made(run, table, name, wanted, wanted6, routed=bool(routed))
+    return _made(run, table, name, wanted, wanted6, manner or Manner())
 
 
 def read(run: str, name: str) -> Bridge | None:
@@ -135,13 +147,16 @@ def read(run: str, name: str) -> Bridge | None:
     where = directory(run, name)
     try:
         with open(f"{where}/base", encoding="utf-8") as file:
-            boot, index, pool, pool6, rules, routed = file.read().split("\n")[:6]
+            boot, index, pool, pool6, rules, said = file.read().split("\n")[:6]
     except FileNotFoundError:
         return None
     except ValueError:
         raise Failure(f"{where}/base is damaged", code=CANNOT_CREATE, hint="remove it") from None
     index_now = int(index) if boot == ledger.boot_id() else 0
-    return Bridge(name, where, index_now, subnet(pool), subnet(pool6) if pool6 else None, rules, routed == "routed")
+    words = said.split()
+    reach = tuple(word[6:] for word in words if word.startswith("reach="))
+    manner = Manner("routed" in words, "any_source" in words, reach)
+    return Bridge(name, where, index_now, subnet(pool), subnet(pool6) if pool6 else None, rules, manner)
 
 
 def pools_of(run: str, name: str) -> list[Subnet]:
@@ -156,7 +171,7 @@ def pools_of(run: str, name: str) -> list[Subnet]:
 def known_in(run: str) -> list[Bridge]:
     """The bridges of a run directory, whether their links are there or not."""
     try:
-        found = [read(run, name) for name in sorted(os.listdir(f"{run}/network"))]
+        found = [read(run, name) for name in sorted(os.listdir(f"{run}/network")) if name[0] != "."]
     except FileNotFoundError:
         return []
     return [bridge for bridge in found if bridge]
@@ -190,7 +205,7 @@ def has_rules(table: str) -> bool:
     return nfnetlink.has_set(nfnetlink.socket(), table, NEWEST_SET)
 
 
-def _made(run: str, table: str, name: str, wanted: str, wanted6: str, *, routed: bool) -> Bridge:
+def _made(run: str, table: str, name: str, wanted: str, wanted6: str, manner: Manner) -> Bridge:
     """Everything again, one podrun at a time; each part may be there already."""
     from podrun_hooks.network import names
     from podrun_hooks.network.publish import spec
@@ -206,19 +221,21 @@ def _made(run: str, table: str, name: str, wanted: str, wanted6: str, *, routed:
             _refuse_another(known, wanted, wanted6)
         pool = known.pool if known else _free(name, wanted)
         pool6 = (known.pool6 if known else None) or _free6(pool, wanted6)
-        bridge = Bridge(name, where, 0, pool, pool6 if _has_ipv6() else None, table, routed)
+        bridge = Bridge(name, where, 0, pool, pool6 if _has_ipv6() else None, table, manner)
         bridge = bridge._replace(ifindex=_link(run, bridge))
         names.begin(where, anew=not (known and known.ifindex))
-        _forward(ipv6=bridge.pool6 is not None)
+        before = _forward(run, ipv6=bridge.pool6 is not None)
         had_table = has_table(bridge.table)
         for other in known_in(run) if not had_table else ():
-            lay(other.table, other.name, other.pools, routed=other.routed)
-        lay(bridge.table, bridge.name, bridge.pools, routed=routed)
+            lay(other.table, other.name, other.pools, other.manner, before)
+        gone = set(known.manner.reach) - set(manner.reach) if known else set()
+        lay(bridge.table, bridge.name, bridge.pools, manner, before, gone)
         if not had_table:
             spec.restore(run, bridge.table)
         with syscalls.Naming(f"{where}/base.new"), open(f"{where}/base.new", "w", encoding="utf-8") as file:
             file.write(f"{ledger.boot_id()}\n{bridge.ifindex}\n{pool}\n{bridge.pool6 or ''}\n{bridge.table}\n")
-            file.write("routed\n" if routed else "\n")
+            words = ["routed" if manner.routed else "", "any_source" if manner.any_source else ""]
+            file.write(" ".join([*filter(None, words), *(f"reach={name}" for name in manner.reach)]) + "\n")
         os.rename(f"{where}/base.new", f"{where}/base")
         return bridge
     finally:
@@ -311,17 +328,41 @@ def _sysctl(path: str, value: str = "") -> str:
     return before
 
 
-def _forward(*, ipv6: bool) -> None:
-    """Makes the host a router between the bridge and its other links."""
-    _sysctl(f"{_IPV4}/ip_forward", "1")
-    if not ipv6 or _sysctl(f"{_IPV6}/conf/all/forwarding") == "1":
-        return
-    # A router ignores router advertisements unless accept_ra is 2 (ip-sysctl): a host that lives by them would lose
-    # its default route.
-    for name in _advised():
-        if _sysctl(f"{_IPV6}/conf/{name}/accept_ra") == "1":
-            _sysctl(f"{_IPV6}/conf/{name}/accept_ra", "2")
-    _sysctl(f"{_IPV6}/conf/all/forwarding", "1")
+def _forward(run: str, *, ipv6: bool) -> dict[int, list[str]]:
+    """Makes the host a router between the bridge and its other links.
+
+    Returns the links, by version of IP, that were there when podrun made a router of it, and between which nobody has
+    asked it to forward. Who makes a link later has a use for it.
+    """
+    links = sorted(name for name in os.listdir("/sys/class/net") if name != "lo" and not name.startswith("podrun"))
+    links = [name for name in links if not read(run, name)]
+    if _sysctl(f"{_IPV4}/ip_forward", "1") == "0":
+        _remember(run, 4, links)
+    if ipv6 and _sysctl(f"{_IPV6}/conf/all/forwarding") != "1":
+        # A router ignores router advertisements unless accept_ra is 2 (ip-sysctl): a host that lives by them would
+        # lose its default route.
+        for name in _advised():
+            if _sysctl(f"{_IPV6}/conf/{name}/accept_ra") == "1":
+                _sysctl(f"{_IPV6}/conf/{name}/accept_ra", "2")
+        _sysctl(f"{_IPV6}/conf/all/forwarding", "1")
+        _remember(run, 6, links)
+    return {version: _remembered(run, version) for version in (4, 6)}
+
+
+def _remember(run: str, version: int, links: Sequence[str]) -> None:
+    path = f"{run}/network/.before{version}"
+    with open(f"{path}.new", "w", encoding="utf-8") as file:
+        file.write("\n".join([ledger.boot_id(), *links]) + "\n")
+    os.rename(f"{path}.new", path)
+
+
+def _remembered(run: str, version: int) -> list[str]:
+    try:
+        with open(f"{run}/network/.before{version}", encoding="utf-8") as file:
+            boot, *links = file.read().split()
+    except (FileNotFoundError, ValueError):
+        return []
+    return links if boot == ledger.boot_id() else []
 
 
 def allow_localnet(name: str) -> None:

@@ -14,6 +14,7 @@ from podrun_hooks.network import bridge as bridges
 from podrun_hooks.network import cni, files
 from podrun_hooks.network import ledger as ledgers
 from podrun_hooks.network.bridge import Bridge
+from podrun_hooks.network.netlink import classifier, rtnetlink
 from podrun_hooks.network.options import Options
 from podrun_hooks.network.publish import spec
 from podrun_hooks.support import subprocesses
@@ -99,15 +100,27 @@ def _gone(run: str, bridge: Bridge, rules: list[dict[str, Any]]) -> Iterator[Pro
         return
     if int(_content(f"/sys/class/net/{bridge.name}/flags") or "0x1", 16) & 1 == 0:
         yield Problem(f"bridge {bridge.name} is down", hint=_RELOAD)
+    for port in _unfiltered(bridge):
+        what = f"port {port.name} of {port.alias} is not filtered: the pod may pretend to be another one"
+        yield Problem(what, hint="restart the pod")
     ours = [item["rule"] for item in rules if item.get("rule", {}).get("table") == bridge.table]
     if not bridges.has_table(bridge.table) or (rules and not ours):
         what = f"table inet {bridge.table} was flushed: published ports are closed, pods do not get out"
-        yield Problem(f"{what}, and reach what listens on the host's loopback", hint=_RELOAD)
+        yield Problem(f"{what}, and who is on a wire of the host could route to them", hint=_RELOAD)
         return
     for ledger in ledgers.everywhere(run):
         if bridge.name in ledger.all("bridge") and ledgers.alive(run, ledger):
             for publish in spec.lost(bridge.table, ledger):
                 yield Problem(f"port {publish} of pod {ledgers.pod_of(ledger)} is not published any more", hint=_RELOAD)
+
+
+def _unfiltered(bridge: Bridge) -> Iterator[rtnetlink.Link]:
+    """The pods' ports of a bridge whose filter somebody has taken away, or which an older podrun made."""
+    with rtnetlink.Socket() as socket:
+        for link in socket.links():
+            ours = link.kind == "veth" and link.master == bridge.ifindex and link.name.startswith("pr")
+            if ours and not classifier.is_attached(socket, link.ifindex):
+                yield link
 
 
 def _blocked(bridge: str, rules: list[dict[str, Any]]) -> Iterator[Problem]:

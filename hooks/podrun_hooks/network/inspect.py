@@ -44,7 +44,7 @@ def networks(run: str) -> list[dict[str, Any]]:
                 "ports": [one["name"] for one in found if link and one["master"] == link["ifindex"]],
                 "leases": len(_listed(f"{bridge.directory}/leases")),
                 "table": bridge.table,
-                "routed": bridge.routed,
+                "routed": bridge.manner.routed,
                 "guarded": bridges.has_table(bridge.table),
             }
         )

@@ -15,7 +15,7 @@ from podrun.errors import CANNOT_CREATE, WRONG_FILE, Failure
 from podrun.record import NamedTuple
 from podrun_hooks.network import ledger as ledgers
 from podrun_hooks.network.child import Child
-from podrun_hooks.network.netlink import rtnetlink
+from podrun_hooks.network.netlink import classifier, rtnetlink
 from podrun_hooks.support import syscalls
 
 TYPE_CHECKING = False
@@ -30,10 +30,13 @@ _OURS = "/proc/self/ns/net"
 _NS_GET_NSTYPE = 0xB703  # ioctl_ns(2)
 
 # Docker's users rely on the first two: a payload that is not root may listen on port 80 and ping. The others: no pod
-# becomes another one's router, and an address is usable at once.
+# becomes another one's router or tells it of one, and an address is usable at once.
 _SYSCTLS = (
     ("net/ipv4/ip_unprivileged_port_start", "0"),
     ("net/ipv4/ping_group_range", "0 2147483647"),
+    ("net/ipv4/conf/all/accept_redirects", "0"),
+    ("net/ipv4/conf/default/accept_redirects", "0"),
+    ("net/ipv6/conf/default/accept_redirects", "0"),
     ("net/ipv6/conf/default/accept_ra", "0"),
     ("net/ipv6/conf/default/accept_dad", "0"),
 )
@@ -69,6 +72,8 @@ class Plug(NamedTuple):
     wish: Wish = Wish()
     #: An IPv6 address that does not follow from ``n``, or "".
     address6: str = ""
+    #: The pod may send from its own addresses only.
+    filtered: bool = True
 
     @property
     def addresses(self) -> list[str]:
@@ -119,9 +124,8 @@ def begin(tag: str, run: str, fd: int, plug: Plug | None, wish: Wish) -> Child:
             _pin(tag, _OURS)
             if plug and socket:
                 name = port_of(tag, inode)
-                plug_in(name, plug.wish.interface or "eth0", tag, plug, socket, inside)
-                found = socket.link(name)
-                ledgers.note(fd, "link", f"{name} {found.ifindex if found else 0}")
+                index = plug_in(name, plug.wish.interface or "eth0", tag, plug, socket, inside)
+                ledgers.note(fd, "link", f"{name} {index}")
             set_sysctls(wish.sysctls, proc)
         os.close(proc)
 
@@ -134,28 +138,48 @@ def begin(tag: str, run: str, fd: int, plug: Plug | None, wish: Wish) -> Child:
 
 def plug_in(
     name: str, interface: str, tag: str, plug: Plug, outside: rtnetlink.Socket, inside: rtnetlink.Socket
-) -> None:
+) -> int:
     """Makes a veth pair, in the pod's namespace: ``name`` a port of the bridge, ``interface`` the pod's end.
 
-    It becomes a port last: what the pod's IPv6 says at first (multicast listener reports) would go to every other pod
-    while we wait. "Up" is a message of its own: changing anything else of a link that is up without a carrier makes the
-    kernel walk all IPv6 routes (NETDEV_CHANGE in addrconf_notify() of net/ipv6/addrconf.c), and each port has one.
+    Returns the index of the port. It is filtered before the pod's end is up (classifier). It becomes one last: what the
+    pod's IPv6 says at first (multicast listener reports) would go to every other pod while we wait. "Up" is a message
+    of its own: changing anything else of a link that is up without a carrier makes the kernel walk all IPv6 routes
+    (NETDEV_CHANGE in addrconf_notify() of net/ipv6/addrconf.c), and each port has one.
     """
-    bridge, n, hairpin, wish, _ = plug
+    bridge, n, hairpin, wish = plug.bridge, plug.n, plug.hairpin, plug.wish
     netns = os.open(_OURS, os.O_RDONLY | os.O_CLOEXEC)
-    joining = [rtnetlink.change(name, master=bridge.ifindex), *([rtnetlink.hairpin(name)] if hairpin else [])]
     mac = wish.mac or bridge.mac(n)
+    own = [*plug.addresses, *([_link_local(mac)] if bridge.pool6 else [])]
+    program = _program(mac, own) if plug.filtered else classifier.no_loopback()
+    joining = [rtnetlink.change(name, master=bridge.ifindex), *([rtnetlink.hairpin(name)] if hairpin else [])]
+    index = _index_of(name)
     outside.send(
-        rtnetlink.veth(name, interface, netns, mac),
+        rtnetlink.veth(name, interface, netns, mac, index),
         rtnetlink.change(name, alias=tag, mtu=wish.mtu, no_link_local=bridge.pool6 is not None),
+        *classifier.attached(index, program),
         *(joining if plug.announced else []),
         rtnetlink.change(name, up=True),
     )
     os.close(netns)
-    own = [_link_local(mac)] if bridge.pool6 else []
-    address(interface, [*plug.addresses, *own], bridge.addresses(1), wish, inside)
+    address(interface, own, bridge.addresses(1), wish, inside)
     if not plug.announced:
         outside.send(*joining)
+    return index
+
+
+def _index_of(name: str) -> int:
+    """An index for a port: one that is known beforehand, so that it is made, filtered and set up by one system call.
+
+    Between two of them the kernel could notice that there is no carrier yet, and tell the pod's end of it first when
+    there is (linkwatch_run_queue()): what the pod says at once would come to a port that is not one yet. The kernel
+    counts up from 1 and never gets to these.
+    """
+    return 1 << 30 | int(name[-7:], 16)
+
+
+def _program(mac: bytes, addresses: Sequence[str]) -> bytes:
+    raw = [rtnetlink.packed(cidr.partition("/")[0])[1] for cidr in addresses]
+    return classifier.only_own(mac, raw[0], raw[1:])
 
 
 def _link_local(mac: bytes) -> str:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from podrun_hooks.network.bridge import Manner
     from podrun_hooks.network.namespace import Wish
     from podrun_hooks.network.publish.spec import Publish
 
@@ -212,6 +213,16 @@ class Network(NamedTuple):
         "in their own name",
         False,
     )
+    any_source: bool = option(
+        BOOLEAN,
+        "the pods may send from addresses that are not theirs: routers, addresses that move from pod to pod",
+        False,
+    )
+    reach: list[str] = option(
+        list_of(checked(TEXT, _link_name)),
+        "bridges whose pods the pods of this one may call by their own addresses",
+        [],
+    )
     mtu: int = option(checked(INTEGER, _mtu), "the pods' MTU", 0)
     routes: list[str] = option(list_of(checked(TEXT, _route)), "static routes of the pods", [])
     dns: list[str] = option(list_of(checked(TEXT, _ip)), "name servers of the pods", [])
@@ -227,14 +238,17 @@ def with_network(options: Options, bridge: str) -> Options:
     declared = networks().get(bridge)
     if declared is None:
         return options
-    # What the options do not have ("routed") is the bridge's alone.
+    # What the options do not have ("routed" and the like) is the bridge's alone.
     missing = {key: value for key, value in declared._asdict().items() if value and not getattr(options, key, True)}
     return options._replace(**missing)
 
 
-def is_routed(bridge: str) -> bool:
-    """What networks.toml says of a bridge. Raises Failure (WRONG_FILE)."""
-    return os.path.exists(NETWORKS) and bridge in (known := networks()) and known[bridge].routed
+def manner(bridge: str) -> Manner:
+    """What networks.toml says of a bridge itself. Raises Failure (WRONG_FILE)."""
+    from podrun_hooks.network.bridge import Manner
+
+    said = networks().get(bridge) if os.path.exists(NETWORKS) else None
+    return Manner(said.routed, said.any_source, tuple(said.reach)) if said else Manner()
 
 
 def networks() -> dict[str, Network]:

@@ -263,6 +263,65 @@ def test_a_routed_subnet_is_called_by_its_own_addresses_and_no_other_is():
     ]
 
 
+BRIDGES = """
+    from podrun_hooks.network import options
+    options.NETWORKS = f"{place.home}/networks.toml"
+    for reach in ("", "[networks.one0]\\nreach = ['two0']", "[networks.two0]\\nrouted = true", ""):
+        with open(options.NETWORKS, "w") as file:
+            file.write(reach)
+        one, two = place.up("one", bridge="one0"), place.up("two", bridge="two0", publish=["0.0.0.0:8080:80"])
+        for facts in (one, two):
+            for version in (4, 6):
+                place.serve(facts["netns"], 80, "web", host=plain(facts, version))
+        print(*(ask(one["netns"], plain(two, v), 80) for v in (4, 6)), *(ask(two["netns"], plain(one, v), 80) for v in (4, 6)),
+              ask(one["netns"], "198.51.100.1", 8080), ask("", plain(one), 80))
+        place.silence(); place.down("one"); place.down("two")
+"""
+
+
+def test_two_bridges_do_not_reach_each_other_unless_networks_toml_says_so():
+    """One to two, two to one (IPv4, IPv6), a published port of the other one's, and the host to both."""
+    assert in_a_host_of_its_own("", BRIDGES).splitlines() == [
+        "n n n n y y",
+        "y y n n y y",
+        "n n n n y y",
+        "n n n n y y",
+    ]
+
+
+FORWARDING = """
+    for command in ("-4 route add 203.0.113.0/24 via 198.51.100.1", "-6 route add 2001:db8:6::/64 via 2001:db8:10::1"):
+        run(*inside("outside"), "ip", *command.split())
+    for command in ("-4 route add 198.51.100.0/24 via 203.0.113.1", "-6 route add 2001:db8:10::/64 via 2001:db8:6::1"):
+        run(*inside("lan"), "ip", *command.split())
+    place.serve("lan", 80, "lan", host="203.0.113.2")
+    place.serve("lan", 80, "lan", host="2001:db8:6::2")
+    def asked():
+        return [ask("outside", to, 80) for to in ("203.0.113.2", "2001:db8:6::2")]
+    for link in ("out", "lan"):
+        run("ip", "address", "add", "fe80::1/64", "dev", link, "nodad")
+    on = "1" if mode == "router" else "0"
+    run("sysctl", "-qw", f"net.ipv4.ip_forward={on}", f"net.ipv6.conf.all.forwarding={on}")
+    print(*asked())
+    web = place.up("web")
+    place.serve("outside", 81, "outside")
+    print(*asked(), ask(web["netns"], "198.51.100.2", 81))
+    run("ip", "netns", "add", "late")
+    run("ip", "link", "add", "late0", "type", "veth", "peer", "name", "wire", "netns", "late")
+    run("ip", "address", "add", "192.0.2.1/24", "dev", "late0")
+    run("ip", "link", "set", "late0", "up")
+    for command in ("link set wire up", "address add 192.0.2.2/24 dev wire", "route add default via 192.0.2.1"):
+        run(*inside("late"), "ip", *command.split())
+    run(*inside("outside"), "ip", "route", "add", "192.0.2.0/24", "via", "198.51.100.1")
+    print(ask("late", "198.51.100.2", 81))
+"""
+
+
+@pytest.mark.parametrize(("host", "said"), [("no router", "n n, n n y, y"), ("router", "y y, y y y, y")])
+def test_a_host_that_podrun_makes_a_router_forwards_for_its_pods_and_for_links_that_come_later(host, said):
+    assert ", ".join(in_a_host_of_its_own(host, FORWARDING).splitlines()) == said
+
+
 UDP = """
     web = place.up("web", publish=["0.0.0.0:5300:53/udp"])
     place.serve(web["netns"], 53, "web", proto="udp")

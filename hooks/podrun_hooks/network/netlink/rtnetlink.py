@@ -241,8 +241,10 @@ def bridge(name: str, mac: bytes, *, tolerated: Sequence[int] = ()) -> Message:
     return Message(f"create the bridge {name}", _RTM_NEWLINK, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, body, tolerated)
 
 
-def veth(name: str, peer: str, netns: int, mac: bytes) -> Message:
+def veth(name: str, peer: str, netns: int, mac: bytes, index: int = 0) -> Message:
     """Creates a veth pair: ``name`` here, ``peer`` with the address ``mac`` in the namespace of descriptor ``netns``.
+
+    ``index`` is that of ``name``; 0: the kernel chooses.
 
     The peer must not be created up: the kernel refuses with ENOTCONN as long as its other half is not registered.
     """
@@ -250,7 +252,7 @@ def veth(name: str, peer: str, netns: int, mac: bytes) -> Message:
     inner += attribute(_IFLA_NET_NS_FD, _INT.pack(netns))
     data = nested(_IFLA_INFO_DATA, attribute(_VETH_INFO_PEER, inner))
     info = nested(_IFLA_LINKINFO, attribute(_IFLA_INFO_KIND, b"veth"), data)
-    body = _LINK.pack(0, 0, 0, 0, 0) + _name(name) + info
+    body = _LINK.pack(0, 0, index, 0, 0) + _name(name) + info
     return Message(f"create the veth pair {name}", _RTM_NEWLINK, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, body)
 
 

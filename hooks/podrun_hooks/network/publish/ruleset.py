@@ -6,8 +6,9 @@ from podrun.errors import STEP_FAILED, Failure
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
+    from podrun_hooks.network.bridge import Manner
     from podrun_hooks.network.lease import Subnet
 
 # Adding is idempotent for everything but rules, so chains are emptied first; nft applies the whole or nothing.
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 # From elsewhere a pod is reached at its published ports only: the host forwards, so who is on a wire of it could route
 # the pods' subnet here, and call what is published on 127.0.0.1 or not at all. Unless the subnet is meant to be routed:
 # then its pods are called by their own addresses, and call others in their own name.
+# Two bridges are two networks: a pod of one calls those of another at published ports, or where networks.toml says so.
+# Where podrun has made the host a router, it forwards nothing between the links that it had before.
 # A port moves from one pod to another by one transaction, but before Linux 6.17 a look-up during it can find neither
 # element (b2f742c846ca): the maps are asked twice, and what a hold set has is dropped meanwhile, not refused: its
 # sender tries again.
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
 # deleting the connections of an address from connection tracking takes long there (conntrack.forget).
 # A pod that calls a published port sees answers from the wrong address unless its own is masqueraded as well.
 #: What an older podrun's table does not have: see bridge.ensure.
-NEWEST_SET = "holdany6"
+NEWEST_SET = "reached"
 _RULES = """
 add table inet {table}
 add set inet {table} bridges {{ type ifname; }}
@@ -31,6 +34,9 @@ add set inet {table} subnets4 {{ type ipv4_addr; flags interval; }}
 add set inet {table} subnets6 {{ type ipv6_addr; flags interval; }}
 add set inet {table} routed4 {{ type ipv4_addr; flags interval; }}
 add set inet {table} routed6 {{ type ipv6_addr; flags interval; }}
+add set inet {table} reached {{ type ifname . ifname; }}
+add set inet {table} before4 {{ type ifname; }}
+add set inet {table} before6 {{ type ifname; }}
 add set inet {table} called6 {{ type ipv6_addr; size 65535; flags dynamic; }}
 add set inet {table} hold4 {{ type ipv4_addr . inet_proto . inet_service; }}
 add set inet {table} hold6 {{ type ipv6_addr . inet_proto . inet_service; }}
@@ -54,12 +60,16 @@ flush chain inet {table} output
 flush chain inet {table} postrouting
 add rule inet {table} loopback iifname != "lo" ip daddr 127.0.0.0/8 drop
 add rule inet {table} loopback iifname != "lo" ip saddr 127.0.0.0/8 drop
-add rule inet {table} forward iifname @bridges accept
 add rule inet {table} forward oifname @bridges ct state established,related accept
 add rule inet {table} forward oifname @bridges ct status dnat accept
+add rule inet {table} forward iifname . oifname @reached accept
+add rule inet {table} forward iifname @bridges oifname @bridges drop
+add rule inet {table} forward iifname @bridges accept
 add rule inet {table} forward oifname @bridges ip daddr @routed4 accept
 add rule inet {table} forward oifname @bridges ip6 daddr @routed6 accept
 add rule inet {table} forward oifname @bridges drop
+add rule inet {table} forward meta nfproto ipv4 iifname @before4 oifname @before4 drop
+add rule inet {table} forward meta nfproto ipv6 iifname @before6 oifname @before6 drop
 add rule inet {table} published fib daddr type != local return
 add rule inet {table} published meta l4proto != {{ tcp, udp, sctp }} return
 add rule inet {table} published dnat ip to ip daddr . meta l4proto . th dport map @host4
@@ -87,14 +97,30 @@ add rule inet {table} postrouting ip6 saddr @subnets6 ip6 daddr != @subnets6 ip6
 """
 
 
-def lay(table: str, bridge: str, pools: Sequence[Subnet], *, routed: bool) -> None:
-    """Makes the table, or mends it, and adds a bridge with its subnets to it. Raises Failure with nft's own words."""
+def lay(
+    table: str,
+    bridge: str,
+    pools: Sequence[Subnet],
+    manner: Manner,
+    before: dict[int, list[str]],
+    gone: Collection[str] = (),
+) -> None:
+    """Makes the table, or mends it, and adds a bridge with its subnets to it. Raises Failure with nft's own words.
+
+    ``before``: the links, by version of IP, between which the host did not forward before podrun had it forward.
+    ``gone``: the bridges that this one does not reach any more.
+    """
     script = [f'add element inet {table} bridges {{ "{bridge}" }}']
+    pairs = {to: f'element inet {table} reached {{ "{bridge}" . "{to}" }}' for to in (bridge, *manner.reach, *gone)}
+    # One that is not there cannot be deleted.
+    script += [f"add {pair}" for pair in pairs.values()] + [f"delete {pairs[to]}" for to in gone]
+    for version, links in before.items():
+        script += [f'add element inet {table} before{version} {{ "{link}" }}' for link in links]
     for pool in pools:
         script.append(f"add element inet {table} subnets{pool.version} {{ {pool} }}")
         # One that is not there cannot be deleted.
         script.append(f"add element inet {table} routed{pool.version} {{ {pool} }}")
-        if not routed:
+        if not manner.routed:
             script.append(f"delete element inet {table} routed{pool.version} {{ {pool} }}")
     _nft(_RULES.format(table=table) + "\n".join(script) + "\n")
 
