@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import _thread
 import os
-import select
 import signal
 import socket
 import termios
@@ -16,6 +15,7 @@ import tty
 
 from podrun.engine.journal import CONSOLE
 from podrun.errors import Failure
+from podrun.relay import Channel, copy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,7 +57,10 @@ class Terminal:
             self.ended.acquire(timeout=2)
             os.close(self.master)
         if self.before is not None:
-            termios.tcsetattr(0, termios.TCSADRAIN, self.before)
+            try:
+                termios.tcsetattr(0, termios.TCSADRAIN, self.before)
+            except termios.error:
+                pass  # the terminal has gone
         if self.listener is not None:
             self.listener.close()
         self._unlink()
@@ -88,22 +91,21 @@ class Terminal:
         """Gives the pseudo-terminal the size of ours; the kernel tells the payload (SIGWINCH)."""
         import fcntl
 
-        if os.isatty(0):
-            size = fcntl.ioctl(0, termios.TIOCGWINSZ, bytes(8))
-            fcntl.ioctl(self.master, termios.TIOCSWINSZ, size)
+        try:
+            if os.isatty(0):
+                size = fcntl.ioctl(0, termios.TIOCGWINSZ, bytes(8))
+                fcntl.ioctl(self.master, termios.TIOCSWINSZ, size)
+        except OSError:
+            pass  # one of the two has gone
 
     def _copy(self) -> None:
-        sources = [0, self.master]
+        def end_of_input() -> None:
+            os.write(self.master, b"\x04")  # what Ctrl-D is to a terminal
+
         try:
-            while True:
-                for source in select.select(sources, [], [])[0]:
-                    # The master of a pseudo-terminal without a slave reads as EIO.
-                    data = os.read(source, 65536)
-                    if not data and source == 0:
-                        sources.remove(0)
-                        os.write(self.master, b"\x04")  # what Ctrl-D is to a terminal
-                        continue
-                    _write(1 if source == self.master else self.master, data)
+            os.set_blocking(self.master, False)
+            screen = Channel(self.master, 1)
+            copy([Channel(0, self.master, end_of_input), screen], [screen])
         except OSError:
             pass
         finally:
@@ -114,8 +116,3 @@ class Terminal:
             os.unlink(f"{self.directory}/{SOCKET}")
         except FileNotFoundError:
             pass
-
-
-def _write(fd: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(fd, data) :]

@@ -6,6 +6,7 @@ import fcntl
 import os
 import pty
 import select
+import signal
 import struct
 import subprocess
 import termios
@@ -120,3 +121,89 @@ def test_input_that_is_no_terminal_is_passed_with_i(podrun):
     words = podrun.argv("run", "-i", "--rm", "--network", "none", "host:", "cat")
     done = subprocess.run(words, env=podrun.environ, input="hello\n", capture_output=True, text=True, timeout=30)
     assert done.stdout == "hello\n"
+
+
+# --- exec ----------------------------------------------------------------------------------------------------------
+
+WAITS = 'trap "exit 0" TERM; while :; do sleep 0.05; done'
+
+
+@pytest.fixture
+def web(podrun, screen):
+    podrun("run", "-d", "--name", "web", "host:", "sh", "-c", WAITS, check=True)
+    yield
+    podrun("down", "web", check=True)
+
+
+def test_a_command_in_a_container_follows_the_size_of_the_terminal(screen, web):
+    terminal = screen(
+        "exec", "-t", "web", "bash", "-c", 'trap "stty size" WINCH; stty size; while :; do sleep 0.05; done'
+    )
+    terminal.until("33 101")
+    fcntl.ioctl(terminal.slave, termios.TIOCSWINSZ, struct.pack("HHHH", 44, 77, 0, 0))
+    os.kill(terminal.process.pid, signal.SIGWINCH)
+    terminal.until("44 77")
+    terminal.type("\x03")
+    terminal.process.wait(10)
+    assert termios.tcgetattr(terminal.slave) == terminal.before
+
+
+@pytest.mark.parametrize("words", [("exec", "-t"), ("exec",)], ids=["terminal", "pipes"])
+@pytest.mark.parametrize("name", ["TERM", "HUP", "USR1"])
+def test_signals_to_exec_are_the_commands(screen, web, words, name):
+    script = f"trap 'echo got-{name}; exit 9' {name}; echo ready; while :; do sleep 0.05; done"
+    terminal = screen(*words, "web", "sh", "-c", script)
+    terminal.until("ready")
+    terminal.process.send_signal(getattr(signal, f"SIG{name}"))
+    assert terminal.process.wait(10) == 9
+    terminal.until(f"got-{name}")
+
+
+@pytest.mark.parametrize(
+    "words", [("run", "-it", "--name", "app", "host:"), ("exec", "-t", "web")], ids=["run", "exec"]
+)
+def test_a_long_paste_while_the_payload_writes_keeps_nobody_waiting(screen, web, words):
+    terminal = screen(*words, "sh", "-c", "stty raw -echo; echo ready; head -c 200000 | tee /dev/stderr | wc -c")
+    terminal.until("ready")
+    rest = b"x" * 200_000
+    os.set_blocking(terminal.master, False)
+    deadline = time.monotonic() + 20
+    while "200000" not in terminal.text[-20:]:
+        assert time.monotonic() < deadline, terminal.text[-100:]
+        reading, writing, _ = select.select([terminal.master], [terminal.master] if rest else [], [], 0.1)
+        if reading:
+            terminal.text += os.read(terminal.master, 65536).decode()
+        if writing:
+            rest = rest[os.write(terminal.master, rest[:4096]) :]
+    assert terminal.process.wait(10) == 0
+
+
+def test_a_terminal_that_goes_away_ends_exec_without_an_internal_error(podrun, web):
+    terminal = Screen(podrun, "exec", "-t", "web", "sh", "-c", "echo ready; cat")
+    terminal.until("ready")
+    terminal.close()
+    os.kill(terminal.process.pid, signal.SIGHUP)
+    assert terminal.process.wait(10) in (0, 129)
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "words"),
+    [
+        (["/no/such"], 127, "is not in the image"),
+        (["/etc/hosts"], 126, "is not executable"),
+        (["sh", "-c", "exit 7"], 7, ""),
+        (["sh", "-c", "kill -9 $$"], 137, ""),
+    ],
+)
+def test_exec_has_the_status_of_the_command_or_says_why_there_is_none(podrun, web, command, code, words):
+    done = podrun("exec", "web", *command)
+    assert (done.returncode, words in done.stderr) == (code, True), done.stderr
+
+
+def test_what_exec_writes_into_a_file_is_not_emptied_by_the_command(podrun, web):
+    path = podrun.home / "script.log"
+    path.write_text("before\n")
+    script = "echo out; echo more >/dev/stderr; echo last"
+    with path.open("a") as file:
+        assert podrun.start("exec", "web", "sh", "-c", script, stdout=file, stderr=file).wait(10) == 0
+    assert path.read_text() == "before\nout\nmore\nlast\n"

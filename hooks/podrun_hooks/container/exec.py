@@ -23,24 +23,24 @@ if TYPE_CHECKING:
 
 
 def become(step: Step, process: Process, argv: Sequence[str], **wanted: Any) -> NoReturn:
-    """Replaces this process by the runtime's ``exec`` of ``argv``; ``wanted`` as for :func:`process_of`."""
+    """Runs ``argv`` with podrun's own streams and exits with its status; ``wanted`` as for :func:`process_of`."""
     place = places.of(step)
     chosen = _runtime(step, place)
     oci = process_of(place, process, argv, **wanted)
     _find_command(process, oci)
     fd = _file(oci)
-    command = runtime.exec_command(chosen, place, f"/proc/self/fd/{fd}")
 
-    def turn() -> None:
-        runtime.private(chosen)()
-        os.set_inheritable(fd, True)
-        os.execve(command[0], command, {**runtime.environment(place), "TERM": os.environ.get("TERM", "xterm")})
+    def start(options: list[str], streams: tuple[int, int, int]) -> int:
+        line = runtime.exec_command(chosen, place, f"/proc/self/fd/{fd}", options)
+        variables = {**runtime.environment(place), "TERM": os.environ.get("TERM", "xterm")}
+        stdin, stdout, stderr = streams
+        ended = programs.run(
+            line, env=variables, before=runtime.private(chosen), stdin=stdin, stdout=stdout, stderr=stderr, keep=(fd,)
+        )
+        return ended.status
 
-    terminals = [] if wanted.get("tty") else relay.terminals()
-    if terminals:
-        os._exit(relay.run(turn, terminals))
-    turn()
-    os._exit(125)  # not reached
+    code = relay.run(place, start, tty=bool(wanted.get("tty")))
+    os._exit(code)
 
 
 def run(step: Step, process: Process, argv: Sequence[str], **wanted: Any) -> programs.Ended:

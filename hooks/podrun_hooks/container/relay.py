@@ -1,88 +1,145 @@
-"""A command in a container whose streams are a terminal of the host's: it gets pipes, and the terminal stays outside.
+"""A command in a running container as ``podrun exec`` runs it: its streams, its terminal, its signals, its status.
 
-Any process of the container may open another one's streams (/proc/PID/fd) and keep them: with the terminal itself it
-would read what is typed into the host's shell long after the command has ended.
+The runtime starts the command and goes (``exec --detach``); podrun, its subreaper, copies, passes signals on and waits.
+A terminal or a regular file of the host's never gets into the container: any process there may open another one's
+streams (/proc/PID/fd), keep them, and read what is typed into the host's shell, or empty the file.
 """
 
 from __future__ import annotations
 
 import os
-import select
+import stat
 
+from podrun import relay
+from podrun.errors import CANNOT_EXECUTE, Failure
+from podrun.relay import Channel
+from podrun_hooks.container import processes
 from podrun_hooks.support import syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal as _signal
     from collections.abc import Callable
+    from types import FrameType
+
+    from podrun_hooks.container.paths import Place
+    from podrun_hooks.container.processes import Process
 else:
     import _signal
 
-_SIZE = 1 << 16
+#: What is the command's business when podrun is told it.
+_PASSED_ON = tuple(getattr(_signal, f"SIG{name}") for name in "HUP INT QUIT TERM USR1 USR2 CONT".split())
 
 
-def terminals() -> list[int]:
-    """Those of the standard streams that are a terminal."""
-    return [fd for fd in (0, 1, 2) if os.isatty(fd)]
+def run(place: Place, start: Callable[[list[str], tuple[int, int, int]], int], *, tty: bool) -> int:
+    """Has ``start`` run the command (options of the runtime's exec, streams) and waits for it; returns its exit code.
+
+    ``start`` returns the runtime's status; its own words are on standard error by then.
+    """
+    syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
+    pid_file = f"{place.written}/exec-{os.getpid()}"
+    options = ["--detach", "--pid-file", pid_file]
+    try:
+        if tty:
+            return _with_terminal(place, start, options, pid_file)
+        return _with_pipes(start, options, pid_file)
+    finally:
+        _unlink(pid_file)
 
 
-def run(become: Callable[[], object], terminals: list[int]) -> int:
-    """Runs ``become``, which does not return, in a child with pipes for ``terminals``; returns its exit code."""
-    parent = os.getpid()
-    pipes = {fd: os.pipe2(os.O_CLOEXEC) for fd in terminals}
-    child = syscalls.fork()
-    if not child:
+def _with_pipes(start: Callable[[list[str], tuple[int, int, int]], int], options: list[str], pid_file: str) -> int:
+    # Both outputs are one pipe where they are one file: what is written in order arrives in order.
+    leader = {fd: 1 if fd == 2 and _same(1, 2) else fd for fd in (0, 1, 2) if _is_kept_outside(fd)}
+    pipes = {fd: os.pipe2(os.O_CLOEXEC) for fd in {*leader.values()}}
+    ours = {fd: pipe[0 if fd else 1] for fd, pipe in pipes.items()}
+    theirs = {fd: pipe[1 if fd else 0] for fd, pipe in pipes.items()}
+    streams = [theirs[leader[fd]] if fd in leader else fd for fd in (0, 1, 2)]
+    process = _started(start, options, (streams[0], streams[1], streams[2]), pid_file)
+    for fd in theirs.values():
+        os.close(fd)
+    channels = []
+    if 0 in ours:
+        os.set_blocking(ours[0], False)
+        channels.append(Channel(0, ours[0], lambda: os.close(ours[0])))
+    outputs = [Channel(ours[fd], fd) for fd in (1, 2) if fd in ours]
+    return _attend(process, [*channels, *outputs], outputs, lambda: None)
+
+
+def _with_terminal(
+    place: Place, start: Callable[[list[str], tuple[int, int, int]], int], options: list[str], pid_file: str
+) -> int:
+    import termios
+
+    from podrun_hooks.support import terminal
+
+    listener, path = terminal.listen(place.written, f"console-{os.getpid()}")
+    try:
+        process = _started(start, [*options, "--console-socket", path], (0, 1, 2), pid_file)
+        master = terminal.take(listener)
+    finally:
+        listener.close()
+        _unlink(f"{place.written}/console-{os.getpid()}")
+    os.set_blocking(master, False)
+    terminal.resize(master)
+    before = terminal.raw(0)
+    try:
+        keyboard = Channel(0, master, lambda: terminal.end_of_input(master))
+        screen = Channel(master, 1)
+        return _attend(process, [keyboard, screen], [screen], lambda: terminal.resize(master))
+    finally:
+        if before is not None:
+            try:
+                termios.tcsetattr(0, termios.TCSADRAIN, before)
+            except termios.error:
+                pass  # it has gone
+
+
+def _started(
+    start: Callable[[list[str], tuple[int, int, int]], int],
+    options: list[str],
+    streams: tuple[int, int, int],
+    pid_file: str,
+) -> Process:
+    status = start(options, streams)
+    try:
+        with open(pid_file, encoding="utf-8") as file:
+            pid = int(file.read())
+    except (FileNotFoundError, ValueError):
+        raise Failure("the runtime cannot run the command", code=CANNOT_EXECUTE, hint=f"status {status}") from None
+    return processes.Process(pid, processes.start_of(pid))
+
+
+def _attend(process: Process, channels: list[Channel], outputs: list[Channel], resized: Callable[[], None]) -> int:
+    pidfd = os.pidfd_open(process.pid)
+
+    def pass_on(number: int, _frame: FrameType | None) -> None:
         try:
-            syscalls.die_with_parent(parent)
-            for fd, (reading, writing) in pipes.items():
-                os.dup2(writing if fd else reading, fd)
-            become()
-        except BaseException as error:  # the child of a fork must never return into the parent's code
-            os.write(2, f"{error}\n".encode(errors="replace"))
-        finally:
-            os._exit(125)
-    for number in (_signal.SIGINT, _signal.SIGQUIT):
-        # Ctrl-C is for the runtime, in the same process group; what was written before it is still to be copied.
-        _signal.signal(number, _signal.SIG_IGN)
-    for fd, (reading, writing) in pipes.items():
-        os.close(writing if fd else reading)
-    _copy(child, {0 if not fd else reading: fd if fd else writing for fd, (reading, writing) in pipes.items()})
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            _signal.pidfd_send_signal(pidfd, number)
+        except ProcessLookupError:
+            pass
+
+    for number in _PASSED_ON:
+        _signal.signal(number, pass_on)
+    _signal.signal(_signal.SIGWINCH, lambda *_: resized())
+    relay.copy(channels, outputs, pidfd)
+    processes.polled((pidfd,), float("inf"))
+    code = os.waitstatus_to_exitcode(os.waitpid(process.pid, 0)[1])
     return code if code >= 0 else 128 - code
 
 
-def _copy(child: int, targets: dict[int, int]) -> None:
-    """Copies from each key to its value until the child has ended and nothing is left to copy.
-
-    What the command leaves behind in the container may keep a pipe open: its end is not waited for.
-    """
-    if 0 in targets:
-        # What nobody in the container reads must not keep the output waiting.
-        os.set_blocking(targets[0], False)
-    ended = os.pidfd_open(child)
-    poll = select.poll()
-    for fd in (*targets, ended):
-        poll.register(fd, select.POLLIN)
-    while True:
-        ready = [fd for fd, _ in poll.poll()]
-        if not [fd for fd in ready if fd not in (0, ended)] and ended in ready:
-            return
-        for source in ready:
-            if source != ended and not _copied(source, targets[source]):
-                poll.unregister(source)
-
-
-def _copied(source: int, target: int) -> bool:
-    """Copies what there is; False at the end of either side."""
+def _is_kept_outside(fd: int) -> bool:
     try:
-        data = os.read(source, _SIZE)
-        rest = data
-        while rest:
-            rest = rest[os.write(target, rest) :]
-    except BlockingIOError:
-        return True
+        return os.isatty(fd) or stat.S_ISREG(os.fstat(fd).st_mode)
     except OSError:
-        data = b""
-    if not data:
-        os.close(source if source else target)
-    return bool(data)
+        return False
+
+
+def _same(one: int, other: int) -> bool:
+    return os.path.sameopenfile(one, other)
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass

@@ -306,10 +306,10 @@ def environment(place: Place) -> dict[str, str]:
     return {"PATH": PATH, **directory}
 
 
-def exec_command(runtime: Runtime, place: Place, process_file: str) -> list[str]:
+def exec_command(runtime: Runtime, place: Place, process_file: str, options: Sequence[str] = ()) -> list[str]:
     """The command line that runs what ``process_file`` (OCI's "process" object) says in a started container."""
     own_cgroup = any(os.path.isdir(path) for path in cgroups(place))
-    return [*runtime.command(place, own_cgroup=own_cgroup), "exec", "--process", process_file, place.id]
+    return [*runtime.command(place, own_cgroup=own_cgroup), "exec", *options, "--process", process_file, place.id]
 
 
 def cgroups(place: Place) -> list[str]:
