@@ -177,7 +177,10 @@ def test_every_status_of_a_payload_is_told(podrun, nothing_left):
 @pytest.mark.root
 def test_the_foreground_keeps_no_zombies(podrun, nothing_left):
     ready = 'ready = { exec = ["sh", "-c", "test -e /tmp/ready || { touch /tmp/ready; exit 1; }"] }\n'
-    process = podrun.start("up", pod(podrun, before=NETWORK, more=ready))
+    # Through a pipe: of a file there would be a copier.
+    process = podrun.start(
+        "up", pod(podrun, before=NETWORK, more=ready), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     until(lambda: state(podrun) == "up")
 
     def children():

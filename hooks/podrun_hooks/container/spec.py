@@ -10,7 +10,7 @@ from podrun.errors import CANNOT_EXECUTE, NOT_FOUND, UNAVAILABLE, WRONG_FILE, Fa
 from podrun.hook import Facts
 from podrun.options import Wrong
 from podrun.record import NamedTuple
-from podrun_hooks.container import devices, limits, mounts, users
+from podrun_hooks.container import devices, executables, limits, mounts, users
 from podrun_hooks.container.options import CAPABILITIES, signal_number
 from podrun_hooks.support.rooted_tree import Elsewhere, plain
 
@@ -86,14 +86,21 @@ def arguments(image: Mapping[str, Any], options: Any) -> list[str]:
     """ENTRYPOINT and CMD as docker combines them. Raises Failure (WRONG_FILE) when there is nothing to run."""
     command = options.command
     if options.entrypoint is None:
-        entrypoint = list(image.get("Entrypoint") or ())
-        command = image.get("Cmd") if command is None else command
+        entrypoint = _words(image.get("Entrypoint"))
+        command = _words(image.get("Cmd")) if command is None else command
     else:
         entrypoint = options.entrypoint
+    # docker's way to say that there is none.
+    entrypoint = [] if entrypoint == [""] else entrypoint
     argv = [*entrypoint, *(command or ())]
     if not argv:
         raise Failure("there is no command to run", code=WRONG_FILE, hint="the image has none: set command")
     return argv
+
+
+def _words(value: Any) -> list[str]:
+    """Entrypoint or Cmd; a string is one word, as docker takes it."""
+    return [value] if type(value) is str else list(value or ())
 
 
 def environment(image: Mapping[str, Any], options: Any, facts: Facts, hostname: str, home: str) -> dict[str, str]:
@@ -193,7 +200,7 @@ def find_command(
                 refused = refused or f"{candidate} is out of reach for user {user.uid}"
             continue
         try:
-            why = _not_executable(fd, user, override=override)
+            why = _not_executable(fd, user, tree, override=override)
         finally:
             os.close(fd)
         if not why:
@@ -205,7 +212,7 @@ def find_command(
     raise Failure(f"{name!r} is not in the image", code=NOT_FOUND, hint=hint)
 
 
-def _not_executable(fd: int, user: User, *, override: bool) -> str:
+def _not_executable(fd: int, user: User, tree: Tree, *, override: bool) -> str:
     """Why ``user`` cannot execute the file; "": nothing speaks against it."""
     about = os.fstat(fd)
     if not stat.S_ISREG(about.st_mode):
@@ -215,7 +222,7 @@ def _not_executable(fd: int, user: User, *, override: bool) -> str:
     if os.fstatvfs(fd).f_flag & os.ST_NOEXEC:
         return "is in a mount that is noexec"
     if override or _may_execute(about, user):
-        return ""
+        return executables.refused(fd, tree)
     try:
         os.getxattr(f"/proc/self/fd/{fd}", "system.posix_acl_access")
     except OSError:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 #: (uid_t) -1 means "leave it" to setresuid(2) and chown(2): the last number that names a user is one less.
 _LAST = 2**32 - 2
+#: Bytes of a passwd or group file: a million users.
+_LARGEST = 64 << 20
 
 
 class User(NamedTuple):
@@ -28,8 +30,9 @@ class User(NamedTuple):
 
 def spelled(text: str) -> str:
     """Checks the spelling "user[:group]"; raises Wrong. A number of 2^32-1 or more names nobody."""
-    user, colon, group = text.partition(":")
-    for word in (user, group) if colon else (user,):
+    user, _, group = text.partition(":")
+    # "1000:" and ":1000" are docker's: what is left out is the default.
+    for word in [word for word in (user, group) if word] or [""]:
         if not word or ":" in word or word.startswith("-") or not word.isprintable() or set(word) & set(" /,"):
             raise Wrong(f"expected a user such as 'www-data', '1000' or '1000:1000', not {text!r}")
         if word.isdigit() and not (word.isascii() and int(word) <= _LAST):
@@ -48,21 +51,23 @@ def resolve(text: str, tree: Tree, *, of_image: bool) -> User:
         spelled(text or "0")
     except Wrong as wrong:
         raise Failure(f"user: {wrong.what}", code=code) from None
-    word, _, group = (text or "0").partition(":")
-    entry = next(_entries(tree, "/etc/passwd", word, 7), None)
+    word, _, group = text.partition(":")
+    word = word or "0"
+    entry = next(_entries(tree, "/etc/passwd", word, 3), None)
     if entry is None and not word.isdigit():
         raise Failure(f"user {word!r} is not in the image's /etc/passwd", code=code)
     # Whatever an entry found by its number says, that number is who it is.
     uid = int(word) if word.isdigit() or entry is None else _number(entry[2], code)
-    gid = 0 if entry is None else _number(entry[3], code)
+    # Rows may be short: what is missing is empty, and of a group 0.
+    gid = 0 if entry is None else _number(entry[3] or "0", code)
     home = (entry[5] if entry else "") or "/"
     if group:
-        found = None if group.isdigit() else next(_entries(tree, "/etc/group", group, 4), None)
+        found = None if group.isdigit() else next(_entries(tree, "/etc/group", group, 3), None)
         if found is None and not group.isdigit():
             raise Failure(f"group {group!r} is not in the image's /etc/group", code=code)
         return User(uid, int(group) if found is None else _number(found[2], code), (), home)
     name = entry[0] if entry else ""
-    groups = [_number(row[2], code) for row in _rows(tree, "/etc/group", 4) if name and name in row[3].split(",")]
+    groups = [_number(row[2], code) for row in _rows(tree, "/etc/group", 3) if name and name in row[3].split(",")]
     return User(uid, gid, [number for number in dict.fromkeys(groups) if number != gid], home)
 
 
@@ -93,7 +98,7 @@ def _entries(tree: Tree, file: str, word: str, fields: int) -> Iterator[list[str
 
 
 def _rows(tree: Tree, file: str, fields: int) -> Iterator[list[str]]:
-    for line in tree.read(file).decode(errors="replace").splitlines():
+    for line in tree.read(file, _LARGEST).decode(errors="replace").splitlines():
         row = line.split(":")
         if len(row) >= fields and not line.startswith("#"):
-            yield row
+            yield row + [""] * (7 - len(row))

@@ -18,7 +18,14 @@ OCI_LAYER = "application/vnd.oci.image.layer.v1.tar"
 DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 
-_CONFIGS = frozenset((OCI_CONFIG, "application/vnd.docker.container.image.v1+json"))
+#: The last ones are what registries and builders of old said (containers/image takes them, too).
+_CONFIGS = frozenset(
+    (
+        OCI_CONFIG,
+        "application/vnd.docker.container.image.v1+json",
+        *("application/octet-stream", "application/json", "text/html", "text/plain", ""),
+    )
+)
 
 #: Manifests, indexes and configurations are read into memory.
 MAX_DOCUMENT = 8 << 20
@@ -132,7 +139,7 @@ def is_index(kind: str) -> bool:
 
 
 def choose(index: dict[str, Any], wanted: Platform, what: str) -> Descriptor:
-    """The manifest of an index for a platform: the exact variant, else none given, else the first.
+    """The manifest of an index for a platform: the best variant that runs there.
 
     Failure (UNAVAILABLE) names the platforms that there are.
     """
@@ -144,20 +151,64 @@ def choose(index: dict[str, Any], wanted: Platform, what: str) -> Descriptor:
         of = item.get("platform") if isinstance(item, dict) else None
         if not isinstance(of, dict):
             # Without a platform it serves any: that is how a layout lists its only image.
-            fitting.append((3, item))
+            fitting.append((1000.0, item))
             continue
         theirs = Platform(*(str(of.get(key) or "") for key in ("os", "architecture", "variant")))
         if theirs.os != "unknown":
             offered.append("/".join(part for part in theirs if part))
-        if theirs[:2] == wanted[:2]:
-            exact = _variant(theirs) == _variant(wanted)
-            if exact or not wanted.variant or not theirs.variant:
-                fitting.append((0 if exact else 1 if not theirs.variant else 2, item))
+        if theirs[:2] == wanted[:2] and (distance := _distance(theirs, wanted)) is not None:
+            fitting.append((distance, item))
     if not fitting:
         name = "/".join(part for part in wanted if part)
         has = f"there is {', '.join(sorted(set(offered)))}" if offered else ""
         raise Failure(f"{what} has no image for {name}", code=UNAVAILABLE, hint=has)
     return descriptor(min(fitting, key=lambda pair: pair[0])[1], what)
+
+
+def _distance(theirs: Platform, wanted: Platform) -> float | None:
+    """How far a variant is from the best one; None: it does not run there.
+
+    Of amd64 and arm a higher level runs what is for a lower one; what has no variant is amd64's v1, any arm's.
+    """
+    own, limit = _level(theirs.variant), _level(wanted.variant)
+    if wanted.architecture == "amd64":
+        limit = limit or _amd64_level()
+        return None if own > limit else limit - (own or 1)
+    if wanted.architecture == "arm":
+        limit = limit or 7
+        return 0.5 if not own else None if own > limit else limit - own
+    exact = _variant(theirs) == _variant(wanted)
+    if exact or not wanted.variant or not theirs.variant:
+        return 0 if exact else 1 if not theirs.variant else 2
+    return None
+
+
+def _level(variant: str) -> int:
+    digits = variant.removeprefix("v")
+    return int(digits[:3]) if digits.isascii() and digits.isdigit() else 0
+
+
+#: What the levels of the x86-64 psABI add, as /proc/cpuinfo calls it (lzcnt is "abm" there).
+_AMD64_LEVELS = (
+    "cx16 lahf_lm popcnt sse4_1 sse4_2 ssse3",
+    "abm avx avx2 bmi1 bmi2 f16c fma movbe xsave",
+    "avx512bw avx512cd avx512dq avx512f avx512vl",
+)
+
+
+def _amd64_level(cpuinfo: str = "/proc/cpuinfo") -> int:
+    """What this machine's processor can run, 1 to 4; 1 on a machine of another kind."""
+    try:
+        with open(cpuinfo, encoding="ascii", errors="replace") as file:
+            flags = next((set(line.partition(":")[2].split()) for line in file if line.startswith("flags")), set())
+    except OSError:
+        return 1
+    level = 1
+    for needed in _AMD64_LEVELS:
+        if not {*needed.split()} <= flags:
+            break
+        level += 1
+    return level
 
 
 def _variant(of: Platform) -> str:
@@ -223,6 +274,8 @@ def configuration(content: bytes, layers: int, what: str) -> Configuration:
         raise malformed(f"{what}: config is not an object")
     for key in ("Entrypoint", "Cmd", "Env"):
         words = config.get(key)
+        if key != "Env" and _is_text(words):
+            continue  # as docker takes it: one word
         if words is not None and not (isinstance(words, list) and all(map(_is_text, words))):
             raise malformed(f"{what}: {key} is not a list of strings")
     for key in ("User", "WorkingDir", "StopSignal"):

@@ -81,7 +81,11 @@ class Tree:
                 return b""
             reader = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
             try:
-                return os.read(reader, limit)
+                content = os.read(reader, limit)
+                # read(2) may return less than a large file has.
+                while content and len(content) < limit and (more := os.read(reader, limit - len(content))):
+                    content += more
+                return content
             finally:
                 os.close(reader)
         finally:

@@ -80,7 +80,7 @@ def test_what_is_no_signal_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["4294967295", "4294967296", "0:4294967295", "", ":", "1:", "a b", "a/b", "1:2:3", "-1", "1000:x y"]
+    "text", ["4294967295", "4294967296", "0:4294967295", "", ":", "a b", "a/b", "1:2:3", "-1", "1000:x y"]
 )
 def test_a_user_that_cannot_be_is_refused_in_the_pod_file(text: str) -> None:
     if text:
@@ -582,3 +582,18 @@ def test_what_the_runtime_says_is_in_the_failure(tmp_path: Path) -> None:
     assert failure.value.code == STEP_FAILED
     case.down({})
     assert case.left() == []
+
+
+@pytest.mark.parametrize(
+    ("image", "command", "argv"),
+    [
+        ({"Entrypoint": [""], "Cmd": ["a", "b"]}, None, ["a", "b"]),
+        ({"Entrypoint": [""], "Cmd": ["a"]}, ["c"], ["c"]),
+        # docker does not split a string: it is one word.
+        ({"Cmd": "echo hi"}, None, ["echo hi"]),
+        ({"Entrypoint": "/bin/app", "Cmd": ["x"]}, None, ["/bin/app", "x"]),
+    ],
+)
+def test_entrypoint_and_command_of_every_shape_are_as_in_docker(image, command, argv) -> None:
+    given = {} if command is None else {"command": command}
+    assert spec.arguments(image, read(container.Options, given)) == argv

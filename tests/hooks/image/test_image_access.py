@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -282,8 +283,34 @@ def test_a_helper_that_is_not_there_is_told_of(root: str, tmp_path: Path) -> Non
         docker_config(tmp_path, credsStore="nowhere")
         with pytest.raises(Failure, match="credentials") as caught:
             commands.pull(root, f"{server.host}/web")
-    assert caught.value.code == UNAVAILABLE
+    assert caught.value.code == NOT_ALLOWED
+    assert "docker-credential-nowhere" in caught.value.hint
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "given", [{"credsStore": "nowhere"}, {"auths": {"HOST": {"auth": ""}}}, {"auths": {"HOST": {}}}]
+)
+def test_what_config_json_lacks_does_not_fail_an_anonymous_pull(
+    root: str, tmp_path: Path, given: dict[str, Any]
+) -> None:
+    with faulty(IMAGE) as server:
+        docker_config(tmp_path, **json.loads(json.dumps(given).replace("HOST", server.host)))
+        assert commands.pull(root, f"{server.host}/web").digest == IMAGE.digest
+
+
+@pytest.mark.parametrize(
+    ("header", "offered"),
+    [
+        ('Bearer realm="https://a/t",service="s,x"', [("bearer", {"realm": "https://a/t", "service": "s,x"})]),
+        ('Negotiate, Bearer realm="https://a/t"', [("negotiate", {}), ("bearer", {"realm": "https://a/t"})]),
+        ('Basic realm="x", Negotiate', [("basic", {"realm": "x"}), ("negotiate", {})]),
+        ("Basic realm=x", [("basic", {"realm": "x"})]),
+        ("", []),
+    ],
+)
+def test_several_challenges_in_one_answer_are_told_apart(header: str, offered: list[Any]) -> None:
+    assert client._challenges(header) == offered
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"auths": []}', '{"auths": {"HOST": {"auth": "%%%"}}}'])

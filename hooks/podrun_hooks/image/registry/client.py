@@ -6,6 +6,7 @@ redirects to may hold blobs; it may neither have our credentials nor ask for the
 
 from __future__ import annotations
 
+import re
 import ssl
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from urllib.parse import urlencode, urljoin, urlsplit
 from podrun.errors import MALFORMED, NOT_ALLOWED, UNAVAILABLE, WRONG_FILE, Failure
 from podrun_hooks.image.layer.stream import malformed
 from podrun_hooks.image.manifest import DOCKER_LIST, DOCKER_MANIFEST, MAX_DOCUMENT, OCI_INDEX, OCI_MANIFEST, document
-from podrun_hooks.image.registry import http
+from podrun_hooks.image.registry import credentials, http
 from podrun_hooks.image.registry.config import Endpoint, is_loopback
 from podrun_hooks.image.registry.credentials import Credentials
 from podrun_hooks.image.registry.http import (
@@ -144,6 +145,17 @@ class Client:
             pause *= 2
         raise AssertionError("unreachable")
 
+    def digest(self, path: str) -> str:
+        """The digest that a HEAD tells; "" where it tells none: there are registries that do not answer it (405, 404,
+        500, ...), and the GET after it says what is wrong."""
+        try:
+            response = self.authorized("HEAD", self.url(path), {"Accept": ACCEPT})
+        except (Broken, Failure):
+            return ""
+        response.done()
+        told = response.headers.get("Docker-Content-Digest", "") if response.status == 200 else ""
+        return str(told)
+
     def authorized(self, method: str, url: str, headers: dict[str, str]) -> Response:
         """A response; when the registry's own origin asks who we are, it is told, once."""
         for again in (True, False):
@@ -151,7 +163,7 @@ class Client:
             if response.status != 401 or not again or origin(response.url) != origin(url):
                 return response
             response.done()
-            self.authorization = self.answer(response.headers.get("WWW-Authenticate", ""))
+            self.authorization = self.answer(", ".join(response.headers.get_all("WWW-Authenticate") or ()))
         raise AssertionError("unreachable")
 
     def follow(self, method: str, url: str, headers: dict[str, str], authorization: str) -> Response:
@@ -195,7 +207,7 @@ class Client:
         """A blob's bytes from ``start`` on; a connection that breaks or stalls is taken up where it ended (Range)."""
         at, failures = start, 0
         while at < size or not size:
-            headers = {"Accept": ACCEPT}
+            headers = {"Accept": ACCEPT if path.startswith("manifests/") else "*/*"}
             if at:
                 headers["Range"] = f"bytes={at}-"
             response = self.get(path, headers)
@@ -241,17 +253,21 @@ class Client:
 
     def answer(self, challenge: str) -> str:
         """The Authorization header for a WWW-Authenticate one (RFC 7235; distribution's token authentication)."""
-        scheme, words = _challenge(challenge)
+        offered = _challenges(challenge)
         who = self.ask(self.endpoint.registry)
         by_password = basic(who.user, who.password) if who.user else ""
-        if scheme == "basic" and by_password:
+        words = next((words for scheme, words in offered if scheme == "bearer" and words.get("realm")), {})
+        scheme = "bearer" if words else ""
+        if not words and by_password and any(scheme == "basic" for scheme, _ in offered):
             return by_password
         realm = words.get("realm", "")
         if scheme != "bearer" or not realm:
+            helper = credentials.missing_helper(self.endpoint.registry)
+            about = f"{helper}, which {credentials.file()} names, is not installed; " if helper else ""
             raise Failure(
                 f"{self.what}: {self.host} wants credentials, and there are none",
                 code=NOT_ALLOWED,
-                hint=f"podrun login {self.endpoint.registry}",
+                hint=f"{about}podrun login {self.endpoint.registry}",
             )
         try:
             parts = urlsplit(realm)
@@ -328,17 +344,22 @@ def _retry_after(header: str, otherwise: float) -> float:
         return otherwise
 
 
-def _challenge(header: str) -> tuple[str, dict[str, str]]:
-    """'Bearer realm="https://a/token",service="b"' as ("bearer", {"realm": ..., "service": ...})."""
-    scheme, _, rest = header.strip().partition(" ")
-    words: dict[str, str] = {}
-    while rest:
-        key, equals, rest = rest.partition("=")
-        if not equals:
-            break
-        if rest.startswith('"'):
-            value, _, rest = rest[1:].partition('"')
-        else:
-            value, _, rest = rest.partition(",")
-        words[key.strip(" ,").lower()] = value.strip()
-    return scheme.lower(), words
+_TOKEN = re.compile(r"""\s*,?\s*([!#$%&'*+.^_`|~0-9A-Za-z-]+)(?:\s*=\s*("(?:[^"\\]|\\.)*"|[^\s,"]*))?""")
+
+
+def _challenges(header: str) -> list[tuple[str, dict[str, str]]]:
+    """'Negotiate, Bearer realm="https://a/token",service="b"' as [("negotiate", {}), ("bearer", {"realm": ...})].
+
+    RFC 9110, 11.6.1: one header may hold several.
+    """
+    found: list[tuple[str, dict[str, str]]] = []
+    at = 0
+    while match := _TOKEN.match(header, at):
+        at = match.end()
+        name, value = match.group(1).lower(), match.group(2)
+        if value is None:
+            found.append((name, {}))
+        elif found:
+            plain = value[1:-1].replace('\\"', '"') if value.startswith('"') else value
+            found[-1][1].setdefault(name, plain)
+    return found

@@ -42,29 +42,60 @@ def file() -> str:
 def known(registry: str) -> Credentials:
     """The credentials that config.json or its helpers have for a registry's host[:port].
 
-    Raises Failure (UNAVAILABLE) when a helper cannot be asked, WRONG_FILE when the file cannot be understood.
+    A helper that is not installed and an entry with nothing in it have none: the pull is an anonymous one. Raises
+    Failure (UNAVAILABLE) when a helper cannot be asked, WRONG_FILE when the file cannot be understood.
     """
     path = file()
     if not os.path.exists(path):
         return Credentials()
-    _helper(_config(path), registry)
-    from docker import auth, errors
-
-    _keep_docker_quiet()
+    config = _config(path)
+    helper = _helper(config, registry)
+    if helper and shutil.which(f"docker-credential-{helper}"):
+        return _of_helper(helper, registry, path)
     try:
-        found = auth.load_config(config_path=path).resolve_authconfig(registry) or {}
-    except errors.InvalidConfigFile as error:
-        raise Failure(f"{path}: {error}", code=WRONG_FILE) from None
-    except errors.DockerException as error:
-        raise Failure(
-            f"the credentials for {registry} cannot be had: {str(error)[:300]}",
-            code=UNAVAILABLE,
-            hint=f"{path} names the helper",
-        ) from None
+        return _of_file(config, registry)
     except ValueError:
         raise Failure(f"{path}: what it has for a registry is not base64 of user:password", code=WRONG_FILE) from None
-    said = {key.lower(): str(value) for key, value in found.items() if value}
-    return Credentials(said.get("username", ""), said.get("password", ""), said.get("identitytoken", ""))
+
+
+def missing_helper(registry: str) -> str:
+    """The helper that config.json names for a registry and that is not installed, for messages; else ""."""
+    try:
+        helper = _helper(_config(file()), registry)
+    except Failure:
+        return ""
+    return f"docker-credential-{helper}" if helper and not shutil.which(f"docker-credential-{helper}") else ""
+
+
+def _of_file(config: dict[str, Any], registry: str) -> Credentials:
+    auths = config.get("auths", {})
+    keys = [_key(registry), *(key for key in auths if _host(key) == registry)]
+    entry: dict[str, Any] = next(
+        (auths[key] for key in keys if isinstance(auths.get(key), dict) and any(auths[key].values())), {}
+    )
+    user, password = str(entry.get("username") or ""), str(entry.get("password") or "")
+    if entry.get("auth"):
+        text = base64.b64decode(str(entry["auth"]), validate=True).decode()
+        user, colon, password = text.partition(":")
+        if not colon:
+            raise ValueError(text)
+        password = password.strip("\0")
+    return Credentials(user, password, str(entry.get("identitytoken") or ""))
+
+
+def _of_helper(helper: str, registry: str, path: str) -> Credentials:
+    from docker.credentials.errors import CredentialsNotFound
+
+    try:
+        found = _store(helper).get(_key(registry))
+    except CredentialsNotFound:
+        return Credentials()
+    except Failure as failure:
+        what = f"the credentials for {registry} cannot be had: {failure.what[:300]}"
+        raise Failure(what, code=UNAVAILABLE, hint=f"{path} names the helper") from None
+    user, secret = str(found.get("Username") or ""), str(found.get("Secret") or "")
+    # docker-credential-helpers: a token in the place of a password.
+    return Credentials("", "", secret) if user == "<token>" else Credentials(user, secret, "")
 
 
 def keep(registry: str, who: Credentials) -> str:

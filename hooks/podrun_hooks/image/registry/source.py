@@ -33,12 +33,9 @@ def source(named: Reference, known: str = "", ask: Ask = credentials.known) -> S
 def _at(clients: list[Client], named: Reference, known: str) -> Source | None:
     client = clients[0]
     target = named.digest or named.tag
-    if known:
-        head = client.get(f"manifests/{target}", {"Accept": ACCEPT}, method="HEAD")
-        head.done()
-        if head.headers.get("Docker-Content-Digest") == known:
-            client.close()
-            return None
+    if known and client.digest(f"manifests/{target}") == known:
+        client.close()
+        return None
     response = client.get(f"manifests/{target}", {"Accept": ACCEPT})
     content = client.whole(response, f"{named.text}: manifest")
     found = digest_of(content)

@@ -1,0 +1,107 @@
+"""Why the kernel would not execute a file of an image, in words: execve(2) only knows ENOENT and ENOEXEC."""
+
+from __future__ import annotations
+
+import os
+
+from podrun_hooks.support.rooted_tree import Elsewhere
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from podrun_hooks.support.rooted_tree import Tree
+
+#: <elf.h>: e_machine by uname(2)'s machine, and those that the same processor runs besides.
+_MACHINES = {
+    "x86_64": (62, 3),
+    "aarch64": (183, 40),
+    "riscv64": (243,),
+    "ppc64le": (21,),
+    "s390x": (22,),
+    "armv7l": (40,),
+    "i686": (3,),
+}
+_NAMES = {62: "x86_64", 3: "i386", 183: "arm64", 40: "arm", 243: "riscv64", 21: "ppc64", 22: "s390x", 8: "mips"}
+_PT_INTERP = 3
+_BINFMT = "/proc/sys/fs/binfmt_misc"
+
+
+def refused(fd: int, tree: Tree) -> str:
+    """What is wrong with a program or script (an O_PATH descriptor), for the words after its name; "": nothing is."""
+    reader = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        start = os.read(reader, 4096)
+    except OSError:
+        return ""
+    finally:
+        os.close(reader)
+    if start.startswith(b"#!"):
+        return _script(start, tree)
+    if start.startswith(b"\x7fELF"):
+        return _program(start, tree)
+    if not start:
+        return "is empty"
+    if _others():
+        return ""
+    return "is neither a program nor a script that begins with #! and its interpreter"
+
+
+def _script(start: bytes, tree: Tree) -> str:
+    line = start[2:256].partition(b"\n")[0]
+    if line.endswith(b"\r"):
+        word = line.strip().split()[0].decode(errors="replace") if line.strip() else ""
+        return f"has lines that end in CRLF, as on Windows: its interpreter would be {word + chr(13)!r}"
+    words = line.split()
+    if not words:
+        return "names no interpreter after #!"
+    interpreter = os.fsdecode(words[0])
+    return "" if _there(interpreter, tree) else f"is a script for {interpreter}, which is not in the image"
+
+
+def _program(start: bytes, tree: Tree) -> str:
+    bits, order = start[4:5], "big" if start[5:6] == b"\2" else "little"
+    machine = _number(start, 18, 2, order)
+    known = _MACHINES.get(os.uname().machine)
+    if known and machine not in known:
+        name = _NAMES.get(machine, f"machine {machine}")
+        what = f"is a program for {name}, and this machine is {os.uname().machine}"
+        return "" if _others() else what
+    interpreter = _loader(start, bits == b"\2", order)
+    if interpreter and not _there(interpreter, tree):
+        return f"needs the loader {interpreter}, which is not in the image: it was built for another C library"
+    return ""
+
+
+def _loader(start: bytes, wide: bool, order: str) -> str:
+    """PT_INTERP of the program headers (elf(5)); "" for a static program, or where the headers lie further behind."""
+    at = _number(start, 32, 8, order) if wide else _number(start, 28, 4, order)
+    size, count = _number(start, 54 if wide else 42, 2, order), _number(start, 56 if wide else 44, 2, order)
+    for begin in range(at, at + size * min(count, 64), size or 1):
+        if _number(start, begin, 4, order) == _PT_INTERP:
+            where = _number(start, begin + (8 if wide else 4), 8 if wide else 4, order)
+            length = _number(start, begin + (32 if wide else 16), 8 if wide else 4, order)
+            if where + length <= len(start):
+                return os.fsdecode(start[where : where + length].rstrip(b"\0"))
+    return ""
+
+
+def _number(data: bytes, at: int, size: int, order: str) -> int:
+    return int.from_bytes(data[at : at + size], "big" if order == "big" else "little")
+
+
+def _there(path: str, tree: Tree) -> bool:
+    try:
+        fd, _ = tree.find(path)
+    except Elsewhere:
+        return True
+    except OSError:
+        return False
+    os.close(fd)
+    return True
+
+
+def _others() -> bool:
+    """Whether the host has handlers of its own for other formats (binfmt_misc): those the kernel is left to judge."""
+    try:
+        return bool({*os.listdir(_BINFMT)} - {"register", "status"})
+    except OSError:
+        return False
