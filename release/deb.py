@@ -134,7 +134,7 @@ def _documents(tree: Path) -> None:
 
 def _no_pages(directory: str, names: list[str]) -> set[str]:
     """What in docs is no page: how diagrams are drawn and a site is built."""
-    return {name for name in names if not name.endswith(".md") and not os.path.isdir(f"{directory}/{name}")}
+    return {name for name in names if not name.endswith((".md", ".svg")) and not os.path.isdir(f"{directory}/{name}")}
 
 
 def _control(tree: Path) -> None:

@@ -148,6 +148,7 @@ def _pairs(words: Sequence[str], option: str) -> dict[str, str]:
 
 @group.command(cls=Guarded)
 @click.argument("files", nargs=-1, metavar="[FILE|DIR]...", type=click.Path())
+@click.option("-f", "--file", "more", multiple=True, metavar="FILE", help="The same as FILE, as docker has it.")
 @click.option("-p", "--project-name", "project", default="", metavar="NAME", help="Default: the directory's name.")
 @click.option("--profile", "profiles", multiple=True, metavar="NAME", help="A profile that is active; '*': all.")
 @click.option("--env-file", "env_files", multiple=True, metavar="FILE", help="Instead of the project's .env.")
@@ -159,6 +160,7 @@ def _pairs(words: Sequence[str], option: str) -> dict[str, str]:
 @_strict
 def compose(
     files: Sequence[str],
+    more: Sequence[str],
     project: str,
     profiles: Sequence[str],
     env_files: Sequence[str],
@@ -172,7 +174,7 @@ def compose(
     """Convert a compose project: one pod for each service; several FILEs are put on top of each other."""
     from podrun.convert import compose as front
 
-    asked = front.Asked(files, os.environ, project, profiles, env_files, outside, one_network)
+    asked = front.Asked([*more, *files], os.environ, project, profiles, env_files, outside, one_network)
     _finished(front.convert(asked, _pairs(images, "--image")), output, force, strict)
 
 

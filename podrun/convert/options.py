@@ -35,7 +35,8 @@ def apply(container: Container, name: str, value: str, origin: Origin) -> None:
     try:
         meaning.do(container, value, origin)
     except ValueError as error:
-        container.note(origin, f"{value!r}: {error}")
+        # What stands behind "=" may be a secret.
+        container.note(origin, f"{value.partition('=')[0] if name in ('env', 'secret') else value!r}: {error}")
 
 
 # --- makers of handlers ---------------------------------------------------------------------------------------------

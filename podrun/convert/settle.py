@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from podrun.identity import Identity
 from podrun.options import REQUIRED, Option, Wrong, read
 
 from .draft import OPEN, Draft, Origin, Pod, Step, is_open
@@ -60,7 +61,7 @@ def _dependencies(pod: Pod, of_pod: Mapping[str, Option]) -> None:
     """Where [pod] does not know other pods, systemd does."""
     for key, setting in (("requires", "Requires"), ("after", "After")):
         if key in pod.table and key not in of_pod:
-            pod.settings("unit", setting, [f"{name}.service" for name in pod.table.pop(key)])
+            pod.settings("unit", setting, [Identity(name).unit() for name in pod.table.pop(key)])
 
 
 def _fits(pod: Pod, step: Step, key: str, option: Option) -> bool:

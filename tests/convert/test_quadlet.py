@@ -77,6 +77,7 @@ def test_a_key_becomes_the_key_that_means_the_same(around, text, hook, found):
 NOTED = [
     ("GlobalArgs=\x07", "\\x07"),
     ("Environment=A.B", "variable"),
+    ("Environment==geheim", "Environment"),
     ("ReloadSignal=${X}", "[pod]"),
     ("[Service]\nX-Own=1", "X-Own"),
     ("[Service]\nExecStartPre=a\x07b", "control character"),
@@ -103,6 +104,7 @@ def test_what_has_no_equivalent_is_told_with_its_line(convert, text, word):
     assert done.code == 0, done.told
     assert done.notes("by hand: web.container:", word), done.told
     assert word in done.text["web.toml"]
+    assert "geheim" not in str(done.text) + str(done.told)
 
 
 def test_the_sections_of_systemd_are_handed_on_and_units_keep_their_names(convert):

@@ -43,10 +43,10 @@ dpkg --purge podrun >/root/purge.log 2>&1 || tail -3 /root/purge.log
 echo after purge: $(cat /var/lib/podrun/volumes/data/data/file) $([ -d /proc/$pid ] && echo running)
 echo left: $(find / -xdev -name '*podrun*' -not -path '/root/*' -not -path '/etc/podrun*' -not -path '/var/lib/podrun*' -not -path '/var/log/*' -not -path '/var/lib/dpkg/info/*' | head -3)
 echo end
-systemctl poweroff --force
+systemctl poweroff --force --force
 """
 UNIT = """[Unit]
-After=multi-user.target
+After=web.service
 [Service]
 Type=oneshot
 ExecStart=/bin/sh /root/script
@@ -103,11 +103,12 @@ def test_apt_installs_the_package_in_a_fresh_root_and_pods_outlive_upgrade_and_p
     shutil.copy("/etc/resolv.conf", tree / "etc/resolv.conf")
     shutil.copy(package, tree / "root")
     assert inside(tree, "apt-get", "-q", "update").returncode == 0
+    (tree / "root/compose.yaml").write_text("services: {web: {image: a}}")
     began = time.monotonic()
     done = inside(tree, "apt", "install", "-y", "--no-install-recommends", f"/root/{package.name}")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr
     print(f"{suite}: apt install ./{package.name}: {time.monotonic() - began:.1f} s")
-    told = inside(tree, "sh", "-c", "podrun --version && podrun stats && podrun convert run docker run a")
+    told = inside(tree, "sh", "-c", "podrun --version && podrun stats && podrun convert compose /root/compose.yaml")
     assert told.returncode == 0, told.stderr
 
     (tree / "etc/podrun/web.toml").write_text(POD)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from podrun.errors import WRONG_FILE, Failure
+from podrun.identity import Identity
 
 from .. import handlers, inputs, options, spellings
 from ..container import Container
@@ -138,7 +139,7 @@ def _depends(service: Service, origin: Origin) -> None:
         pod = service.context.pods[other]
         (soft if isinstance(entry, dict) and entry.get("required") is False else hard).append(pod)
         if isinstance(entry, dict) and entry.get("restart"):
-            service.pod.settings("unit", "PartOf", [f"{pod}.service"])
+            service.pod.settings("unit", "PartOf", [Identity(pod).unit()])
     if hard:
         service.pod.table.setdefault("requires", []).extend(
             pod for pod in hard if pod not in service.pod.table.get("requires", [])
