@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from podrun_hooks.registry.wishes import Ambassador
 
 _MAPS = ("one", "many", "hashed")
+#: Milliseconds that a backend counts as one after its last connection was led there.
+_RETIRED = 2000
 #: Bytes of a service in a key: protocol, address and port, each padded to four.
 _SERVICE = 12
 
@@ -90,15 +92,24 @@ def switch(socket: Socket, table: str, wanted: Sequence[tuple[Ambassador, Sequen
             new += _held(wish)
         elif targets and key in held:
             gone.append(Element("held", key, b""))
-    known = {one.key for one in _all(socket, table, "backends")}
     backends = {one.value for elements in after.values() for one in elements.values()}
-    gone += [Element("backends", value, b"") for value in sorted(known - backends)]
-    new += [Element("backends", value, b"") for value in sorted(backends - known)]
+    known = {one.key: one for one in nfnetlink.elements(socket, table, "backends")}
+    for value in {*known, *backends}:
+        retiring = value in known and known[value].timeout
+        if value in known and (value in backends) == bool(retiring):
+            # It comes back, or it goes: what it refuses is kept from clients until their entries are deleted.
+            gone.append(Element("backends", value, b""))
+        if value in backends and (value not in known or retiring):
+            new.append(Element("backends", value, b""))
+        elif value not in backends and not retiring:
+            new.append(Element("backends", value, b"", timeout=_RETIRED))
     try:
         nfnetlink.replace(socket, table, gone, new)
     except FileNotFoundError:
-        # An element of "held" has timed out between the dump and now.
-        nfnetlink.replace(socket, table, [one for one in gone if one.map != "held"], new)
+        # An element has timed out between the dump and now.
+        still = {(one.map, one.key) for map_ in ("held", "backends") for one in nfnetlink.elements(socket, table, map_)}
+        kept = [one for one in gone if one.map in _MAPS or (one.map, one.key) in still]
+        nfnetlink.replace(socket, table, kept, new)
     return lost
 
 

@@ -26,7 +26,7 @@ add map inet {table} hashed {{ typeof {key} . numgen random mod {slots} : ip dad
 add set inet {table} services {{ type inet_proto . ipv4_addr . inet_service; }}
 add set inet {table} addresses {{ type ipv4_addr; }}
 add set inet {table} held {{ type inet_proto . ipv4_addr . inet_service; flags timeout; }}
-add set inet {table} backends {{ type ipv4_addr . inet_service; }}
+add set inet {table} backends {{ type ipv4_addr . inet_service; flags timeout; }}
 add chain inet {table} loopback {{ type filter hook prerouting priority -300; policy accept; }}
 add chain inet {table} refused {{ type filter hook prerouting priority -310; policy accept; }}
 add chain inet {table} unreachable {{ type filter hook prerouting priority -150; policy accept; }}

@@ -218,4 +218,5 @@ def _element(map_: str, key: bytes, values: dict[int, bytes]) -> Element:
     value = dict(attributes(values.get(_ELEM_DATA, b""))).get(_DATA_VALUE, b"")
     userdata = values.get(_ELEM_USERDATA, b"")
     comment = userdata[2 : 2 + userdata[1]] if userdata[:1] == bytes([_UDATA_COMMENT]) and len(userdata) > 1 else b""
-    return Element(map_, key, value, comment.rstrip(b"\0").decode(errors="replace"))
+    timeout = int.from_bytes(values.get(_ELEM_TIMEOUT, b""), "big")
+    return Element(map_, key, value, comment.rstrip(b"\0").decode(errors="replace"), timeout)
