@@ -41,13 +41,20 @@ _force = click.option("--force", is_flag=True, help="With -o: replace files that
 _strict = click.option("--strict", is_flag=True, help="Exit with 78 when something is left to be done by hand.")
 
 
-def _finished(draft: Draft, output: str | None, force: bool, strict: bool) -> None:
-    """Prints or writes what a conversion made, once podrun's own reader has accepted it."""
-    from podrun.convert import settle, toml
-    from podrun.convert.draft import Origin
+def settled(draft: Draft) -> None:
+    """Holds a draft against what this podrun knows; what it does not becomes a note."""
+    from podrun.convert import settle
 
     network = import_module(f"{hook_loader.FIRST_PARTY['network']}.options").Network
     settle.settle(draft, _declared, tables.FileTable._field_defaults, tables.PodTable._field_defaults, network)
+
+
+def _finished(draft: Draft, output: str | None, force: bool, strict: bool) -> None:
+    """Prints or writes what a conversion made, once podrun's own reader has accepted it."""
+    from podrun.convert import toml
+    from podrun.convert.draft import Origin
+
+    settled(draft)
     texts = {pod.file: toml.pod_file(pod) for pod in draft.pods}
     _check(texts)
     networks = toml.networks_file(draft)

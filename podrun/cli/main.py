@@ -84,7 +84,6 @@ def podrun(ctx: click.Context, /, **given: Any) -> None:
 
 podrun.params = [*(_option(flag) for flag in GLOBAL), *podrun.params]
 podrun.add_command(_planned("up", "Start a pod and stay until it ends; with -d return when it is ready."))
-podrun.add_command(_planned("run", "Start a pod without a file."))
 podrun.add_command(_planned("down", "Undo a pod, in reverse."))
 podrun.add_command(_planned("follow", "Keep this host's records and follow services: what podrun-follow.service runs."))
 podrun.add_command(_planned("reload", "Do what [pod] reload says; 'swap': start the next generation and move to it."))
@@ -114,6 +113,22 @@ class _Later(click.Group):
 
 
 podrun.add_command(_Later("cluster", "podrun.cli.cluster", "Pods on several hosts, placed by Pacemaker."))
+
+
+def _run() -> click.Command:
+    """The table's options for help and completion; every option of docker's for what is typed."""
+    from podrun.cli.run import Run, extended
+
+    plain = _planned("run", "Start a pod without a file, in docker's spelling.")
+
+    @click.pass_context
+    def callback(ctx: click.Context, /, arguments: list[str]) -> None:
+        ctx.exit(guarded(lambda: extended(arguments, host_of(ctx.obj)), ctx.obj))
+
+    return Run("run", callback=callback, params=plain.params, help=plain.help)
+
+
+podrun.add_command(_run())
 podrun.add_command(doctor.command)
 podrun.add_command(login)
 podrun.add_command(logout)

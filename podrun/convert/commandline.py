@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from podrun.errors import WRONG_FILE, Failure
 
 from .container import Container
 from .draft import Draft, Origin, Pod, identity
-from .options import OPTIONS, apply
+from .options import OPTIONS, Meaning, apply
 
 #: docker's short options, as podman has them.
 _SHORT = {
@@ -46,7 +47,7 @@ def convert(arguments: Sequence[str], environ: Mapping[str, str], *, name: str =
             raise Failure(f"{line[at]!r}: only `run` and `create` make a container", code=WRONG_FILE)
         at += 1
     origin = Origin("", "command line")
-    pod = Pod("", origin)
+    pod = Pod(identity(name) if name else "", origin)
     container = Container(pod, directory=os.getcwd(), home=environ.get("HOME", ""))
     # podrun's own ports are for this host alone unless they say otherwise.
     container.everywhere = program != "podrun"
@@ -91,57 +92,78 @@ def _split(text: str) -> list[str]:
 
 
 def _options(container: Container, line: Sequence[str], at: int, origin: Origin, *, strict: bool) -> tuple[str, int]:
-    """Reads options from ``at`` on; the value of --name, and where the first word is that is none."""
+    """Applies the options from ``at`` on; the value of --name, and where the first word is that is none."""
+    found, at = tokens(line, at, OPTIONS, strict=strict)
     called = ""
+    for token in found:
+        if token.name == "name":
+            called = token.value
+        meaning = OPTIONS.get(token.name)
+        if not (meaning is not None and meaning.switch and token.value.lower() in ("false", "0", "no")):
+            apply(container, token.name, token.value, Origin(origin.where, token.spelled))
+    return called, at
+
+
+class Token(NamedTuple):
+    """One option of a command line."""
+
+    #: docker's long name, without dashes.
+    name: str
+    #: "true" for a switch that stands alone.
+    value: str
+    #: As it was written: "-p".
+    spelled: str
+
+
+def tokens(
+    line: Sequence[str], at: int, known: Mapping[str, Meaning], *, strict: bool = True
+) -> tuple[list[Token], int]:
+    """The options from ``at`` on, and where the first word is that is none: -dit, -p80:80, -p 80:80, --a=b, --a b.
+
+    Raises Failure (WRONG_FILE) for what is no option of ``known``, and for a value that is missing.
+    """
+    found: list[Token] = []
+
+    def value_at(spelled: str) -> str:
+        if at >= len(line):
+            raise Failure(f"{spelled} takes a value", code=WRONG_FILE)
+        return line[at]
+
     while at < len(line) and line[at].startswith("-") and line[at] != "-":
         word = line[at]
         at += 1
         if word == "--":
             break
-        if not word.startswith("--"):
-            at = _letters(container, word, line, at, origin)
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            name = _SAME.get(name, name)
+            meaning = known.get(name)
+            if meaning is None and strict and not equals:
+                raise Failure(
+                    f"--{name} is not an option of docker run or podman run",
+                    code=WRONG_FILE,
+                    hint="write it as --OPTION=VALUE to go on without it",
+                )
+            if not equals and meaning is not None and not meaning.switch:
+                value = value_at(f"--{name}")
+                at += 1
+            elif not equals:
+                value = "true"
+            found.append(Token(name, value, f"--{name}"))
             continue
-        name, equals, value = word[2:].partition("=")
-        name = _SAME.get(name, name)
-        meaning = OPTIONS.get(name)
-        if meaning is None and strict and not equals:
-            raise Failure(
-                f"--{name} is not an option of docker run or podman run",
-                code=WRONG_FILE,
-                hint="write it as --OPTION=VALUE to go on without it",
-            )
-        if not equals and meaning is not None and not meaning.switch:
-            if at >= len(line):
-                raise Failure(f"--{name} takes a value", code=WRONG_FILE)
-            value = line[at]
-            at += 1
-        elif not equals:
-            value = "true"
-        if name == "name":
-            called = value
-        if not (meaning is not None and meaning.switch and value.lower() in ("false", "0", "no")):
-            apply(container, name, value, Origin(origin.where, f"--{name}"))
-    return called, at
-
-
-def _letters(container: Container, word: str, line: Sequence[str], at: int, origin: Origin) -> int:
-    """Short options, several of them in one word: -dit, -p80:80, -p 80:80."""
-    letters = word[1:]
-    while letters:
-        name = _SHORT.get(letters[0])
-        if name is None:
-            raise Failure(f"-{letters[0]} in {word!r} is not an option of docker run", code=WRONG_FILE)
-        here = Origin(origin.where, f"-{letters[0]}")
-        if OPTIONS[name].switch:
-            apply(container, name, "true", here)
-            letters = letters[1:]
-            continue
-        value = letters[1:].removeprefix("=")
-        if not value:
-            if at >= len(line):
-                raise Failure(f"-{letters[0]} takes a value", code=WRONG_FILE)
-            value = line[at]
-            at += 1
-        apply(container, name, value, here)
-        break
-    return at
+        letters = word[1:]
+        while letters:
+            name = _SHORT.get(letters[0], "")
+            if not name:
+                raise Failure(f"-{letters[0]} in {word!r} is not an option of docker run", code=WRONG_FILE)
+            spelled, letters = f"-{letters[0]}", letters[1:]
+            if known[name].switch:
+                found.append(Token(name, "true", spelled))
+                continue
+            value = letters.removeprefix("=")
+            if not value:
+                value = value_at(spelled)
+                at += 1
+            found.append(Token(name, value, spelled))
+            break
+    return found, at

@@ -189,6 +189,17 @@ def security(container: Container, value: str, origin: Origin) -> None:
         container.note(origin, f"{value!r} has no equivalent")
 
 
+def privileged(container: Container, value: str, origin: Origin) -> None:
+    """--privileged: what it means, each as a key of its own."""
+    if not spellings.boolean(value or "true"):
+        return
+    step = container.step
+    for key, word in (("cap_add", "ALL"), ("unmask", "ALL"), ("devices", "/dev")):
+        step.append(key, word, origin)
+    step.set("seccomp", "unconfined", origin)
+    step.set("no_new_privileges", False, origin)
+
+
 def sysctl(container: Container, value: str, origin: Origin) -> None:
     """--sysctl."""
     # Those of a network namespace belong to the step that makes it.

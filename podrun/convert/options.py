@@ -82,8 +82,20 @@ def _on(key: str) -> Handler:
     return do
 
 
+class Missing:
+    """An option that does nothing here: why, what to do instead, and whether something has to be done by hand."""
+
+    def __init__(self, why: str, hint: str = "", by_hand: bool = True) -> None:
+        self.why = why
+        self.hint = hint
+        self.by_hand = by_hand
+
+    def __call__(self, container: Container, _value: str, origin: Origin) -> None:
+        container.note(origin, self.why, self.hint, by_hand=self.by_hand)
+
+
 def _none(why: str, hint: str = "", *, by_hand: bool = True) -> Handler:
-    return lambda container, _value, origin: container.note(origin, why, hint, by_hand=by_hand)
+    return Missing(why, hint, by_hand)
 
 
 def _needless(why: str) -> Handler:
@@ -189,7 +201,7 @@ OPTIONS: dict[str, Meaning] = {
     "pids-limit": Meaning(handlers.pids),
     "platform": Meaning(handlers.platform),
     "pod": Meaning(_none("a pod is a file with all its containers", "put the steps into that pod's file")),
-    "privileged": Meaning(_on("privileged"), True),
+    "privileged": Meaning(handlers.privileged, True),
     "publish": Meaning(handlers.publish),
     "publish-all": Meaning(_none("only named ports are published", "list them in publish"), True),
     "pull": Meaning(handlers.pull),

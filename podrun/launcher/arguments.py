@@ -145,6 +145,24 @@ def plain(arguments: Sequence[str]) -> tuple[str, dict[str, Any]] | None:
     return name, given
 
 
+#: Options whose values nobody but the start itself reads.
+_ANY_SPELLING = ("-e", "--env", "--name", "--root", "--run")
+
+
+def _is_plain(key: str, value: str, given: dict[str, Any]) -> bool:
+    """Whether a value of ``run`` is spelled as a pod file spells it; docker's other spellings are podrun.cli.run's."""
+    if key == "publish":
+        return ":" in value and "::" not in value and value[0].isdigit() and value == value.lower()
+    if key == "volumes":
+        source, _, rest = value.partition(":")
+        return rest[:1] == "/" and source[:1] not in (".", "~")
+    if key == "network":
+        return key not in given and (value in ("bridge", "host", "none") or value[:6] in ("netns:", "macvla"))
+    if key == "memory":
+        return value[-1:].isdigit() or value[-1:] in "KMGT"
+    return not (key in ("cap_add", "cap_drop") and "," in value)
+
+
 def _flags(arguments: Sequence[str], at: int, flags: Sequence[Flag], given: dict[str, Any]) -> int | None:
     """Reads options from ``at`` on; returns where the first word is, None for an option that is not plain."""
     while at < len(arguments) and arguments[at].startswith("-"):
@@ -162,6 +180,8 @@ def _flags(arguments: Sequence[str], at: int, flags: Sequence[Flag], given: dict
             if at >= len(arguments):
                 return None
             value = arguments[at]
+        if name not in _ANY_SPELLING and not _is_plain(flag.key, value, given):
+            return None
         if flag.many:
             given.setdefault(flag.key, []).append(value)
         else:

@@ -20,9 +20,13 @@ if TYPE_CHECKING:
 
 def run(given: dict[str, Any], host: Host) -> int:
     """Starts the pod of a ``run`` command line (the parameters of podrun.arguments); returns the exit code."""
-    name = given["name"] or _name_for(given["ref"])
-    given["name"] = name
-    pod = tables(given, host)
+    given["name"] = given["name"] or name_for(given["ref"])
+    return start(tables(given, host), given, host)
+
+
+def start(pod: dict[str, Any], given: dict[str, Any], host: Host) -> int:
+    """Starts, or with ``save`` writes, the pod of these tables; ``given`` as for run(). Returns the exit code."""
+    name = given["name"]
     text = loader.from_tables(_literal(pod), file="", name=name, environ={}, load_hook=hook_loader.load)
     if given["save"]:
         _save(given["save"], pod, name)
@@ -61,13 +65,15 @@ def tables(given: dict[str, Any], host: Host) -> dict[str, Any]:
     }
     if given["entrypoint"] is not None:
         container["entrypoint"] = [given["entrypoint"]] if given["entrypoint"] else []
+    if given["interactive"] and given["save"]:
+        container["interactive"] = True
     if given["env"]:
         container["env"] = environment(given["env"], host)
     pod: dict[str, Any] = {"pod": {"name": given["name"]}, "chain": [image, network, container]}
-    return {**pod, **_restarting(given["restart"])} if given["restart"] else pod
+    return {**pod, **restarting(given["restart"])} if given["restart"] else pod
 
 
-def _restarting(policy: str) -> dict[str, Any]:
+def restarting(policy: str) -> dict[str, Any]:
     """The tables for systemd that docker's --restart means."""
     word, colon, count = policy.partition(":")
     words = {"no": "no", "on-failure": "on-failure", "always": "always", "unless-stopped": "always"}
@@ -107,7 +113,7 @@ def environment(pairs: list[str], host: Host) -> dict[str, str]:
     return values
 
 
-def _name_for(ref: str) -> str:
+def name_for(ref: str) -> str:
     """A name nobody has chosen: the image's own word and four random digits."""
     word = ref.partition("@")[0].rstrip("/").rpartition("/")[2].partition(":")[0] or ref.partition(":")[0]
     plain = "".join(letter if letter.isalnum() and letter.isascii() else "-" for letter in word.lower()).strip("-")
@@ -119,7 +125,7 @@ def _save(path: str, pod: dict[str, Any], name: str) -> None:
     lines = ["[pod]", f"name = {_toml(name)}"]
     for step in pod["chain"]:
         lines += ["", "[[chain]]", *(f"{key} = {_toml(value)}" for key, value in step.items())]
-    for section in ("unit", "service"):
+    for section in ("unit", "service", "install"):
         if section in pod:
             lines += ["", f"[{section}]", *(f"{key} = {_toml(value)}" for key, value in pod[section].items())]
     try:

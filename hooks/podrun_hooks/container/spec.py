@@ -78,8 +78,15 @@ def capabilities(options: Any, isolation: Isolation) -> frozenset[str]:
     if "ALL" in drop:
         given = set()
     if "ALL" in add:
-        given = set(CAPABILITIES)
+        given = bounding()
     return frozenset((given - drop) | (add - {"ALL"}))
+
+
+def bounding() -> set[str]:
+    """The capabilities that podrun itself can hand on: those of its bounding set (capabilities(7))."""
+    with open("/proc/self/status", "rb", buffering=0) as file:
+        whole = int(file.read().partition(b"CapBnd:")[2].split(None, 1)[0], 16)
+    return {name for number, name in enumerate(CAPABILITIES) if whole >> number & 1}
 
 
 def arguments(image: Mapping[str, Any], options: Any) -> list[str]:

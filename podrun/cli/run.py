@@ -1,0 +1,214 @@
+"""``podrun run`` with any of docker's options: what the start path's table does not know, the converter's table does.
+
+The start path (podrun.launcher.arguments) reads the plain forms without click. Everything else comes here: the words
+become a pod as ``podrun convert run`` would write it, and that pod is started.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import click
+
+from podrun.convert import commandline, spellings
+from podrun.convert.commandline import Token
+from podrun.convert.draft import CLOSE, OPEN, Draft, Pod, is_open
+from podrun.convert.options import OPTIONS, Meaning, Missing
+from podrun.errors import CANNOT_CREATE, UNAVAILABLE, WRONG_FILE, Failure
+from podrun.host import Host
+from podrun.launcher import launch, run
+from podrun.launcher.arguments import COMMANDS
+from podrun.messages import tell
+
+
+def _unused(*_: object) -> None:
+    raise AssertionError("these options are this module's own")
+
+
+#: What is about this command and not about the pod.
+OWN = {
+    "detach": Meaning(_unused, True), "interactive": Meaning(_unused, True), "tty": Meaning(_unused, True),
+    "rm": Meaning(_unused, True), "replace": Meaning(_unused, True), "quiet": Meaning(_unused, True),
+    "publish-all": Meaning(_unused, True), "name": Meaning(_unused), "restart": Meaning(_unused),
+    "save": Meaning(_unused), "cidfile": Meaning(_unused), "pidfile": Meaning(_unused), "timeout": Meaning(_unused),
+}  # fmt: skip
+KNOWN = {**OPTIONS, **OWN}
+
+
+class Words(NamedTuple):
+    """A command line, taken apart."""
+
+    #: Options of OWN: a switch is "true".
+    own: dict[str, str]
+    #: The others, in order.
+    options: list[Token]
+    ref: str
+    command: list[str]
+
+
+def taken_apart(arguments: Sequence[str]) -> Words:
+    """Options, image and command. Raises Failure (WRONG_FILE)."""
+    found, at = commandline.tokens(arguments, 0, KNOWN)
+    if at >= len(arguments):
+        raise Failure("run: the image is missing", code=WRONG_FILE, hint="podrun run [OPTIONS] REF [COMMAND...]")
+    own = {token.name: token.value for token in found if token.name in OWN}
+    for name, value in list(own.items()):
+        if OWN[name].switch and value.lower() in ("false", "0", "no"):
+            del own[name]
+    rest = [token for token in found if token.name not in OWN]
+    return Words(own, rest, arguments[at], list(arguments[at + 1 :]))
+
+
+def tables(words: Words, name: str, environ: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
+    """The pod file of a command line, and what people should know of it.
+
+    Raises Failure (WRONG_FILE) naming all options that podrun does not have, with what to do instead.
+    """
+    from podrun.cli.convert import settled
+
+    options = [f"--{token.name}={value}" for token in words.options for value in _spelled(token)]
+    draft: Draft = commandline.convert(["podrun", "run", *options, "--", words.ref, *words.command], environ, name=name)
+    settled(draft)
+    [pod] = draft.pods
+    notes = [note for note in draft.all_notes() if "is taken from podrun's environment" not in note.what]
+    refused = [note for note in notes if note.by_hand and "on this host yet" not in note.what]
+    if refused:
+        lines = [f"{note.origin.key}: {note.what}" + (f" ({note.hint})" if note.hint else "") for note in refused]
+        raise Failure("; ".join(lines), code=WRONG_FILE, hint="nothing was started")
+    return _closed(_table(pod, name), environ), [str(note) for note in notes if note.by_hand or "outlives" in note.what]
+
+
+def _spelled(token: Token) -> list[str]:
+    """An option's values. Docker's ADDRESS::PORT leaves the host's port open: a free one is taken here."""
+    if token.name != "publish":
+        return [token.value]
+    chosen = []
+    for text in spellings.publish(token.value, "127.0.0.1"):
+        address, colon, port = text.rpartition("::")
+        if colon and not address.endswith(":"):
+            text = f"{address}:{_free_port(address.strip('[]'), port.partition('/')[2])}:{port}"
+        chosen.append(text)
+    return chosen
+
+
+def _table(pod: Pod, name: str) -> dict[str, Any]:
+    table: dict[str, Any] = {"pod": {"name": name, **pod.table}}
+    table["chain"] = [{"hook": step.hook, **step.values} for step in pod.steps]
+    return {**table, **pod.sections}
+
+
+def _closed(value: Any, environ: Mapping[str, str]) -> Any:
+    """The same with the variables that a pod file would wait for; one that is not set is left out, as docker does."""
+    if isinstance(value, str):
+        return environ.get(value[len(OPEN) : -len(CLOSE)], "") if value.startswith(OPEN) else value
+    if isinstance(value, list):
+        return [_closed(item, environ) for item in value]
+    if isinstance(value, dict):
+        return {key: _closed(item, environ) for key, item in value.items() if not _is_unset(item, environ)}
+    return value
+
+
+def _is_unset(value: Any, environ: Mapping[str, str]) -> bool:
+    return type(value) is str and is_open(value) and value[len(OPEN) : -len(CLOSE)] not in environ
+
+
+def extended(arguments: Sequence[str], host: Host) -> int:
+    """Starts the pod of a command line; returns the exit code."""
+    words = taken_apart(arguments)
+    own = words.own
+    name = own.get("name") or run.name_for(words.ref)
+    if bad := name.strip("abcdefghijklmnopqrstuvwxyz0123456789-@"):
+        what = f"a pod cannot be called {name!r}: {bad[0]!r} is not among a-z, 0-9 and -"
+        raise Failure(what, code=WRONG_FILE, hint="its name is also a unit's, a host's and a cgroup's")
+    if "publish-all" in own:
+        words.options.extend(_exposed(words, host))
+    pod, notes = tables(words, name, host.environ)
+    for note in notes:
+        tell(f"podrun: {name}: {note}")
+    given: dict[str, Any] = {flag.key: flag.default if flag.value else False for flag in COMMANDS["run"].flags}
+    given |= {"name": name, "ref": words.ref, "restart": own.get("restart", ""), "save": own.get("save", "")}
+    given |= {key: key in own for key in ("detach", "interactive", "tty", "rm")}
+    if given["interactive"] and given["save"]:
+        next(step for step in pod["chain"] if step["hook"] == "container")["interactive"] = True
+    if given["restart"]:
+        for section, settings in run.restarting(given["restart"]).items():
+            pod.setdefault(section, {}).update(settings)
+    _limit_time(pod, own.get("timeout", ""), detached=given["detach"])
+    if "replace" in own and not given["save"]:
+        launch.down(name, host)
+    return run.start(pod, given, _noting(host, name, own))
+
+
+def _limit_time(pod: dict[str, Any], seconds: str, *, detached: bool) -> None:
+    """--timeout: the unit ends the pod. Raises Failure where there is none."""
+    if not seconds or seconds == "0":
+        return
+    if not seconds.isdigit():
+        raise Failure(f"--timeout {seconds!r}: expected seconds", code=WRONG_FILE)
+    if not detached:
+        hint = f"say 'timeout {seconds} podrun run ...': the signal is passed on and the pod undone"
+        raise Failure("--timeout is for -d, where systemd ends the pod", code=WRONG_FILE, hint=hint)
+    pod.setdefault("service", {})["RuntimeMaxSec"] = int(seconds)
+
+
+def _exposed(words: Words, host: Host) -> list[Token]:
+    """-P: the ports that the image exposes, each at a free port of the host. Brings the image into the store."""
+    from podrun.launcher.pull import store
+
+    platform = next((token.value for token in words.options if token.name == "platform"), "")
+    found = store().pull(host.root, words.ref, "missing", platform, cwd=os.getcwd())
+    ports = (found.config or {}).get("ExposedPorts") or {}
+    return [Token("publish", f"0.0.0.0::{port}", "-P") for port in sorted(map(str, ports))]
+
+
+def _free_port(address: str, protocol: str) -> int:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    kind = socket.SOCK_DGRAM if protocol == "udp" else socket.SOCK_STREAM
+    with socket.socket(family, kind) as sock:
+        try:
+            sock.bind((address, 0))
+        except OSError as error:
+            raise Failure(f"no port of {address} can be had: {error.strerror}", code=UNAVAILABLE) from None
+        return int(sock.getsockname()[1])
+
+
+def _noting(host: Host, name: str, own: Mapping[str, str]) -> Host:
+    """The host with a watcher that writes --cidfile and --pidfile when the container is up. Raises Failure."""
+    files = {key: own[key] for key in ("cidfile", "pidfile") if key in own}
+    if not files:
+        return host
+    if os.path.lexists(taken := files.get("cidfile", "")):
+        raise Failure(f"--cidfile: {taken} is there already", code=CANNOT_CREATE, hint="is its pod still up?")
+
+    def watch(event: str, label: str) -> None:
+        host.watch(event, label)
+        residents = launch.residents(host.run, name) if event == "up" and label.startswith("container") else []
+        for key, path in files.items() if residents else ():
+            text = name if key == "cidfile" else str(residents[-1].pid)
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(f"{text}\n")
+
+    return host._replace(watch=watch)
+
+
+def help_text() -> str:
+    """The part of ``podrun run --help`` about docker's options, by what they set."""
+    words = ", ".join(f"--{name}" for name, meaning in sorted(KNOWN.items()) if not isinstance(meaning.do, Missing))
+    return f"docker's and podman's options: {words}. What podrun does not have it refuses, saying what to do instead."
+
+
+class Run(click.Command):
+    """``run``: click shows its help, the tables read its words."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args[:1] == ["--help"]:
+            return super().parse_args(ctx, args)
+        ctx.params = {"arguments": list(args)}
+        return []
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write_paragraph()
+        formatter.write_text(help_text())

@@ -1,0 +1,135 @@
+"""``podrun run`` in docker's spelling: every option, with what the payload sees of it or what is said instead."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from podrun.cli import run
+from podrun.launcher.arguments import plain
+from support.launcher import Podrun
+
+pytestmark = pytest.mark.root
+
+
+@pytest.mark.parametrize(
+    ("options", "script", "printed"),
+    [
+        ("--ulimit nofile=100:200", "ulimit -n", "100"),
+        ("-h myhost", "hostname", "myhost"),
+        ("--tmpfs /x:size=1m", "stat -f -c %b /x", "256"),
+        ("--mount type=tmpfs,dst=/x,tmpfs-size=1m", "stat -f -c %b /x", "256"),
+        ("--shm-size 2m", "stat -f -c %b /dev/shm", "512"),
+        ("-m 64mb", "echo fine", "fine"),
+        ("--memory 64M --memory-swap -1", "echo fine", "fine"),
+        ("--cap-add SYS_TIME,NET_ADMIN", "echo $((0x$(grep CapBnd /proc/self/status | cut -f 2) >> 25 & 1))", "1"),
+        ("--add-host foo:1.2.3.4", "grep foo /etc/hosts | cut -f 1", "1.2.3.4"),
+        ("--dns 192.0.2.9 --dns-search a.example", "grep -c -e 192.0.2.9 -e a.example /etc/resolv.conf", "2"),
+        ("--tz Asia/Tokyo", "date +%Z", "JST"),
+        ("--umask 0077", "umask", "0077"),
+        ("--group-add 4711", "id -G | grep -ow 4711", "4711"),
+        ("--sysctl net.core.somaxconn=77", "cat /proc/sys/net/core/somaxconn", "77"),
+        ("--sysctl kernel.msgmax=7777", "cat /proc/sys/kernel/msgmax", "7777"),
+        ("--oom-score-adj 77", "cat /proc/self/oom_score_adj", "77"),
+        ("--pid host", "test $$ != 1 && echo others", "others"),
+        (
+            "--security-opt no-new-privileges=false",
+            "grep -o NoNewPrivs.*0 /proc/self/status | tr -d '\\t'",
+            "NoNewPrivs:0",
+        ),
+        ("--security-opt seccomp=unconfined", "grep -c 'Seccomp:.0' /proc/self/status", "1"),
+        ("--privileged", "test -w /proc/sys/kernel/hostname && echo open", "open"),
+        ("--device /dev/null:/dev/mine", "test -c /dev/mine && echo there", "there"),
+        ("--mac-address 02:00:00:00:00:77", "cat /sys/class/net/eth0/address", "02:00:00:00:00:77"),
+        ("--rm=true --init", "cat /proc/1/comm", "init"),
+        ("--network none", "ls /sys/class/net", "lo"),
+        ("--network=none --hostname=x", "hostname", "x"),
+        ("-e A=b -e PODRUN_TEST_UNSET", "echo $A${PODRUN_TEST_UNSET-unset}", "bunset"),
+        ("-eA=b", "echo $A", "b"),
+        ("--label a=b --annotation c=d --stop-signal INT --stop-timeout 3 --log-driver journald", "echo fine", "fine"),
+    ],
+)
+def test_the_payload_sees_what_docker_would_show_it(podrun: Podrun, options: str, script: str, printed: str) -> None:
+    done = podrun("run", *options.split(), "host:", "sh", "-c", script)
+    assert (done.stdout.strip(), done.returncode) == (printed, 0), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ("--name Web", "expected a pod's name"),
+        ("--name Web --shm-size 1m", "is not among a-z, 0-9 and -"),
+        ("--blkio-weight 5", "set IOWeight= in [service]"),
+        ("--volumes-from x", "name the same volumes in both"),
+        ("--memory-swappiness 3", "cgroup v2 has no such setting"),
+        ("--nosuch", "is not an option of docker run"),
+        ("--ulimit nofile", "expected a limit"),
+        ("--timeout 5", "say 'timeout 5 podrun run ...'"),
+        ("--uts host --isolation x", "--isolation: it is about Windows"),
+        ("--restart sometimes", "expected no, on-failure"),
+        ("--cidfile /", "is there already"),
+    ],
+)
+def test_what_podrun_does_not_have_says_what_to_do_instead(podrun: Podrun, options: str, what: str) -> None:
+    done = podrun("run", *options.split(), "host:", "true")
+    assert done.returncode in (69, 73, 78)
+    assert what in done.stderr
+    assert podrun("ps", "-q").stdout == ""
+
+
+def test_open_ports_are_chosen_and_files_tell_name_and_pid(podrun: Podrun, home: Path) -> None:
+    words = ["-p", "80", "-p", "127.0.0.1::81", "-p", "localhost:0:82"][:4]
+    files = ["--cidfile", str(home / "cid"), "--pidfile", str(home / "pid")]
+    podrun("run", "-d", "--name", "web", "--init", *words, *files, "host:", "sleep", "60", check=True)
+    whole = json.loads(podrun("inspect", "web").stdout)
+    assert (home / "cid").read_text() == "web\n"
+    assert (home / "pid").read_text() == f"{whole['containers'][0]['pid']}\n"
+    published = next(step["facts"]["published"] for step in whole["steps"] if step["hook"] == "network")
+    assert [(port["ip"], port["port"]) for port in published] == [("127.0.0.1", 80), ("127.0.0.1", 81)]
+    assert all(port["host"] > 1023 for port in published)
+    done = podrun("run", "-d", "--replace", "--name", "web", "--init", "host:", "sleep", "61")
+    assert done.returncode == 0, done.stderr
+    podrun("down", "web", check=True)
+
+
+def test_save_writes_all_of_it_and_what_it_writes_is_a_pod_file(podrun: Podrun, home: Path) -> None:
+    path = home / "x.toml"
+    options = "-it --ulimit core=0 --device /dev/null --shm-size 1g --health-cmd true -v data:/data --tz UTC".split()
+    podrun("run", "--save", str(path), "--name", "x", *options, "--restart", "always", "host:", "sh", check=True)
+    container = tomllib.loads(path.read_text())["chain"][-1]
+    assert container["interactive"] is True
+    assert container["live"]["exec"] == ["/bin/sh", "-c", "true"]
+    assert {"ulimits", "devices", "shm_size", "volumes", "tz"} <= set(container)
+    done = podrun("check", str(path))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "fast"),
+    [
+        ("-p 8080:80", True),
+        ("-p 80", False),
+        ("-p localhost:80:80", False),
+        ("-v /a:/b:ro", True),
+        ("-v ./a:/b", False),
+        ("-v /b", False),
+        ("-m 64M", True),
+        ("-m 64mb", False),
+        ("--network host --network none", False),
+        ("--cap-add A,B", False),
+        ("-d --rm -it --init", True),
+        ("--ulimit nofile=1", False),
+    ],
+)
+def test_only_what_the_pod_file_spells_the_same_takes_the_fast_path(words: str, fast: bool) -> None:
+    assert (plain(["run", *words.split(), "host:", "true"]) is not None) is fast
+
+
+def test_every_option_of_the_table_is_known_to_both_readers() -> None:
+    from podrun.launcher.arguments import COMMANDS
+
+    names = {name.removeprefix("--") for flag in COMMANDS["run"].flags for name in flag.names if name[:2] == "--"}
+    assert names <= set(run.KNOWN)
