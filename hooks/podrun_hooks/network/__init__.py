@@ -127,6 +127,8 @@ def check(step: Step) -> list[Problem]:
         from podrun_hooks.network import modes
 
         problems = modes.check(step)
+    if mode == "bridge":
+        problems += _checked_name(step)
     if options.publish and mode == "bridge" and not problems:
         problems += _checked_ports(step)
     if step.pod.thorough and mode == "bridge":
@@ -228,6 +230,7 @@ def _in_its_own(step: Step, fd: int) -> Facts:
     addresses: list[str] = []
     if options.mode == "bridge":
         options = with_network(options, options.bridge or bridge.default_name(pod))
+        files.refuse_taken(step, bridge.directory(pod.run, options.bridge or bridge.default_name(pod)))
         place = take_place(step, options, fd)
         addresses = place.addresses
     step.status("making the network namespace")
@@ -307,6 +310,16 @@ def _checked_address(step: Step) -> list[Problem]:
             lease.fixed6(pool, lease.subnet(options.subnet6), address6, pool.offset(address) if address else 0)
     except Failure as failure:
         return [Problem(failure.what, failure.code, key="address")]
+    return []
+
+
+def _checked_name(step: Step) -> list[Problem]:
+    from podrun_hooks.network import bridge, files
+
+    try:
+        files.refuse_taken(step, bridge.directory(step.pod.run, step.options.bridge or bridge.default_name(step.pod)))
+    except Failure as failure:
+        return [Problem(failure.what, failure.code, failure.hint, key="hostname")]
     return []
 
 

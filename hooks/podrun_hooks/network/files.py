@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from errno import ENOENT
 
+from podrun.errors import WRONG_FILE, Failure
+from podrun_hooks.network.options import is_reserved
 from podrun_hooks.support import syscalls
 
 TYPE_CHECKING = False
@@ -90,6 +92,29 @@ def _neighbours(directory: str) -> dict[str, str]:
 def hostname(step: Step) -> str:
     """The pod's host name: what its file says, or its own name."""
     return str(step.options.hostname or step.pod.name.replace("@", "-")[:64])
+
+
+def refuse_taken(step: Step, directory: str) -> None:
+    """Raises Failure for a host name that is another pod's: everybody on the bridge would be sent to this one.
+
+    Another pod's are the names of those that are up, and of the files in /etc/podrun.
+    """
+    asked = names(hostname(step), step.pod.name)
+    if reserved := [name for name in asked if is_reserved(name)]:
+        raise Failure(f"a pod cannot be called {reserved[0]}", code=WRONG_FILE, hint="set hostname")
+    if not step.options.hostname or asked[0] == asked[-1]:
+        return
+    from podrun_hooks.network import names as records
+
+    taken = {name.lower(): known.mark for known in records.known(directory) for name in known.names}
+    for name in (name.lower() for name in asked[:-1]):
+        holder = taken.get(name, "").partition("/")[0].removeprefix(step.pod.tag.removesuffix(step.pod.name))
+        if not holder and os.path.exists(f"/etc/podrun/{name}.toml"):
+            holder = name
+        if holder and holder.partition("+")[0] != step.pod.name.partition("@")[0]:
+            raise Failure(
+                f"the host name {name} is pod {holder}'s", code=WRONG_FILE, hint="choose another", key="hostname"
+            )
 
 
 def names(hostname: str, pod: str) -> list[str]:

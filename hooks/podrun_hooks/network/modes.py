@@ -142,6 +142,7 @@ def _bridged(step: Step, fd: int, netns: int) -> list[str]:
 
     pod = step.pod
     options = with_network(step.options, step.options.bridge or bridge.default_name(pod))
+    files.refuse_taken(step, bridge.directory(pod.run, options.bridge or bridge.default_name(pod)))
     place = take_place(step, options, fd)
     addresses = place.addresses
     plain = [cidr.partition("/")[0] for cidr in addresses]

@@ -127,7 +127,17 @@ def _hostname(text: str) -> str:
     fine = all(label and not label.strip(_LETTERS + "-") and "-" not in (label[0], label[-1]) for label in labels)
     if not fine or len(text) > 64:
         raise Wrong(f"expected a host name of at most 64 letters, digits, '-' and '.', not {text!r}")
+    if labels[-1].isdecimal():
+        raise Wrong(f"{text!r} would be read as an address")
+    if is_reserved(text):
+        raise Wrong(f"{text!r} is every machine's name for itself")
     return text
+
+
+def is_reserved(name: str) -> bool:
+    """True for what a pod cannot be called where others look it up: RFC 6761, 6.3, and what hosts files have."""
+    labels = name.lower().split(".")
+    return "localhost" in (labels[0], labels[-1]) or name.lower() in ("ip6-localhost", "ip6-loopback", "localdomain")
 
 
 def _domain(text: str) -> str:

@@ -268,7 +268,7 @@ def test_a_command_is_executed_in_the_running_container(tmp_path: Path, runtime:
             == "1 2\n/tmp\n1000\n1000"
         )
         assert case.exec("cat", "/proc/1/comm") == "sleep"
-        assert "CapEff:\t00000000a00425fb" in case.exec("cat", "/proc/self/status") or runtime == "runc"
+        assert "CapEff:\t00000000a00405fb" in case.exec("cat", "/proc/self/status") or runtime == "runc"
         with pytest.raises(Failure, match="nobody-here"):
             case.exec("id", user="nobody-here")
     finally:
