@@ -12,6 +12,8 @@ import pytest
 
 from podrun.errors import MALFORMED, Failure
 from podrun_hooks.image import commands
+from podrun_hooks.image.layer.extract import extract
+from podrun_hooks.image.layer.stream import Reader
 from support import image_builder as build
 from support.image_samples import nothing
 from support.image_servers import faulty
@@ -86,3 +88,43 @@ def test_prune_forgets_what_it_knew_of_blobs_that_it_removes(root: str) -> None:
         commands.rm(root, [f"{server.host}/web"], nothing)
     commands.prune(root, nothing)
     assert os.listdir(f"{root}/images/pairs") == []
+
+
+#: What hosts leave in images: labels, ACLs, and what overlayfs keeps about the files below it.
+LEAKED = [
+    "trusted.overlay.opaque", "trusted.overlay.redirect", "trusted.overlay.metacopy", "trusted.overlay.origin",
+    "user.overlay.opaque", "user.overlay.whiteout", "user.overlay.overlay.opaque", "trusted.anything",
+    "security.selinux", "security.ima", "security.evm", "security.apparmor", "system.posix_acl_access",
+    "system.posix_acl_default", "system.nfs4_acl", "unknown.class", "userx.note",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: build.file("f", b"x"), lambda: build.directory("f"), lambda: build.symlink("f", "x")]
+)
+def test_of_extended_attributes_a_layer_keeps_its_capability_and_what_is_the_users(tmp_path: Path, make) -> None:
+    capability = b"\1\0\0\2\0\x20\0\0" + bytes(12)
+    given = dict.fromkeys(LEAKED, b"y") | {"user.note": b"y"}
+    if make() == build.file("f", b"x"):
+        given["security.capability"] = capability
+    records = {f"SCHILY.xattr.{name}".encode(): value for name, value in given.items()}
+    target = tmp_path / "layer"
+    target.mkdir()
+    whole = build.tar(build.pax(records) + make())
+    extract(Reader(iter([whole]), "layer"), str(target), str(tmp_path))
+    kept = set(os.listxattr(target / "f", follow_symlinks=False))
+    assert kept <= {"user.note", "security.capability"}
+    assert ("security.capability" in kept) == ("security.capability" in given)
+
+
+def test_a_whiteout_of_overlayfs_that_leaked_into_a_layer_is_left_out_with_the_rest_kept(tmp_path: Path) -> None:
+    target = tmp_path / "layer"
+    target.mkdir()
+    parts = [
+        build.file("a", b"x"),
+        build.header(b"gone", b"3", device=(0, 0)),
+        build.header(b"tty", b"3", device=(5, 0)),
+        build.file("b", b"x"),
+    ]
+    extract(Reader(iter([build.tar(*parts)]), "layer"), str(target), str(tmp_path))
+    assert sorted(os.listdir(target)) == ["a", "b", "tty"]

@@ -132,12 +132,6 @@ def bad_sum() -> bytes:
 
 
 LYING = {
-    "whiteout device": build.header(b"f", b"3", device=(0, 0)),
-    "trusted overlay attribute": build.pax({b"SCHILY.xattr.trusted.overlay.opaque": b"y"}) + build.directory("d"),
-    "redirect attribute": build.pax({b"SCHILY.xattr.trusted.overlay.redirect": b"/etc"}) + build.directory("d"),
-    "user overlay attribute": build.pax({b"SCHILY.xattr.user.overlay.whiteout": b"y"}) + build.file("f"),
-    "overlay attribute of the root": build.pax({b"SCHILY.xattr.trusted.overlay.opaque": b"y"}) + build.directory("./"),
-    "overlay attribute of a symlink": build.pax({b"SCHILY.xattr.trusted.overlay.opaque": b"y"}) + build.symlink("l", "x"),
     "whiteout of nothing": build.file(".wh."),
     "whiteout of dot": build.file("d/.wh.."),
     "whiteout of dotdot": build.file("d/.wh..."),

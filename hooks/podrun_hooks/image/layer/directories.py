@@ -20,7 +20,7 @@ _MOST = 4000
 #: As the kernel's own limit on symlinks in one path (path_resolution(7)).
 _MAX_SYMLINKS = 40
 #: Makes what is created in a directory have another mode than it was created with (acl(5)).
-_DEFAULT_ACL = b"system.posix_acl_default"
+_DEFAULT_ACL = "system.posix_acl_default"
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY
 
 
@@ -40,10 +40,7 @@ class Directories:
         self._inodes = {self.root: status.st_ino}
         #: What is created belongs to 0:0 and has the mode it is created with: no directory hands down a group or ACLs.
         self.exact = not (
-            os.geteuid()
-            or status.st_gid
-            or status.st_mode & stat.S_ISGID
-            or os.fsdecode(_DEFAULT_ACL) in os.listxattr(self.root)
+            os.geteuid() or status.st_gid or status.st_mode & stat.S_ISGID or _DEFAULT_ACL in os.listxattr(self.root)
         )
 
     def close(self) -> None:
@@ -162,9 +159,9 @@ class Directories:
         return key if self._small.reserve(parent, key) else None
 
     def note_heirs(self, entry: Entry) -> None:
-        """Before a directory is described: it may hand its group (setgid, or the mount option grpid) or its default ACL
-        down to what is made in it later, but not to files before it in the archive."""
-        if entry.gid or entry.mode & stat.S_ISGID or _DEFAULT_ACL in entry.xattrs:
+        """Before a directory is described: it may hand its group (setgid, or the mount option grpid) down to what is
+        made in it later, but not to files before it in the archive."""
+        if entry.gid or entry.mode & stat.S_ISGID:
             if self._small:
                 self._small.wait()
             self.exact = False

@@ -34,6 +34,9 @@ _REMEMBERED = 1000
 _HEADER = struct.Struct("100s8s8s8s12s12s8sc100s8s32s32s8s8s155s12x")
 _ZEROS = bytes(BLOCK)
 _XATTR = b"SCHILY.xattr."
+#: xattrs(7) that are not the host's to believe, and by which overlayfs would hide or redirect files (overlayfs.rst):
+#: what an image was made on leaks into it.
+_USERS, _OVERLAY, _CAPABILITY = b"user.", b"user.overlay.", b"security.capability"
 
 
 class Entry(NamedTuple):
@@ -180,6 +183,11 @@ def _mtime(field: bytes, text: bytes | None) -> int:
     return max(-(1 << 31) * 10**9, min(value, (1 << 33) * 10**9))
 
 
+def _is_an_images(key: bytes) -> bool:
+    """True for the extended attributes that an image may have: what labels and trusts files is the host's."""
+    return key == _CAPABILITY or (key.startswith(_USERS) and not key.startswith(_OVERLAY))
+
+
 def _entry(
     fields: tuple[bytes, ...],
     kind: bytes,
@@ -212,7 +220,8 @@ def _entry(
     xattrs: dict[bytes, bytes] = {}
     if pax:
         uid, gid = _decimal(pax, b"uid", uid, MAX_ID), _decimal(pax, b"gid", gid, MAX_ID)
-        xattrs = {key[len(_XATTR) :]: value for key, value in pax.items() if key.startswith(_XATTR)}
+        named = {key[len(_XATTR) :]: value for key, value in pax.items() if key.startswith(_XATTR)}
+        xattrs = {key: value for key, value in named.items() if _is_an_images(key)}
     mtime = _mtime(fields[5], pax.get(b"mtime"))
     return Entry(name, kind, mode, uid, gid, size, mtime, link, device, xattrs, size, None)
 
