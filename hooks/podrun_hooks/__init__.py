@@ -1,1 +1,1 @@
-"""podrun's first-party hooks. They use podrun.hook and podrun.errors only: read them as examples."""
+"""podrun's first-party hooks. They import what every hook author may, and their own files: read them as examples."""

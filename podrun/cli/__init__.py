@@ -1,1 +1,1 @@
-"""The command line: click, tables and JSON."""
+"""The command line beyond the start path: click commands, tables and JSON, completion."""

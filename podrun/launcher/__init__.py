@@ -1,1 +1,1 @@
-"""What up, down, run and image pull do, from the command line to the exit code; the start path."""
+"""The launcher: what up, down, run and image pull do, from the command line to the exit code. The start path."""

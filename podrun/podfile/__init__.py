@@ -1,1 +1,1 @@
-"""The pod file: reading, checking, locating mistakes."""
+"""The pod file as it is meant: reading, drop-ins, variables, where a mistake is. One model for starts and units."""

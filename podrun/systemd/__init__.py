@@ -1,1 +1,1 @@
-"""systemd: units, notification, exit records and the journal."""
+"""systemd: units and their generator, sd_notify, exit records, the journal's entries."""

@@ -1,1 +1,1 @@
-"""Executables as hooks."""
+"""Executables as hooks: running a verb, what they say of themselves, their progress."""

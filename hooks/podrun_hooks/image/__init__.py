@@ -6,9 +6,7 @@ import os
 
 from podrun.errors import UNAVAILABLE, WRONG_FILE, Failure
 from podrun.hook import Problem
-from podrun.options import REQUIRED, TEXT, checked, choice, option
-from podrun.options import Wrong as _Wrong
-from podrun.options import record as _record
+from podrun.options import REQUIRED, TEXT, Wrong, checked, choice, option, record
 from podrun.record import NamedTuple
 from podrun.unit_needs import UnitNeeds
 from podrun_hooks.image import reference
@@ -32,7 +30,7 @@ unit_needs = UnitNeeds(images=(("ref",),))
 
 def _platform(text: str) -> str:
     if text and not (1 <= text.count("/") <= 2 and all(text.split("/"))):
-        raise _Wrong(f"expected os/architecture[/variant] such as 'linux/arm64', not {text!r}")
+        raise Wrong(f"expected os/architecture[/variant] such as 'linux/arm64', not {text!r}")
     return text
 
 
@@ -54,7 +52,7 @@ class Options(NamedTuple):
         checked(TEXT, _platform), "os/architecture[/variant] to choose from a multi-platform image", ""
     )
     verify: requirements.Verify | None = option(
-        _record(requirements.Verify), "signatures that the image has to have: a cosign_key, a containers policy", None
+        record(requirements.Verify), "signatures that the image has to have: a cosign_key, a containers policy", None
     )
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from podrun.errors import WRONG_FILE, Failure
 from podrun.hook import Problem
-from podrun_hooks.storage import options as words
 from podrun_hooks.storage.docker_spelling import missing, mount_of, provide
+from podrun_hooks.storage.options import VOLUME, kind_of, misplaced
 from podrun_hooks.storage.options import Options as Options
 
 TYPE_CHECKING = False
@@ -29,9 +29,9 @@ def up(step: Step, facts: Facts) -> Facts:
     """Tells of the mount; a named volume that is not there is created, what needs a mount on the host gets one."""
     options: Options = step.options
     step.status(f"providing {options.target}")
-    for problem in words.misplaced(options.source, options.options, options.type):
+    for problem in misplaced(options.source, options.options, options.type):
         raise Failure(problem.what, code=problem.code)
-    kind = words.kind(options.source, options.type, options.options)
+    kind = kind_of(options.source, options.type, options.options)
     new = provide(options.source, step.pod.root, fill="nocopy" not in options.options) if kind != "mount" else False
     if _is_real(options, kind):
         from podrun_hooks.storage import host_mounts
@@ -43,7 +43,7 @@ def up(step: Step, facts: Facts) -> Facts:
 def down(step: Step, own: Facts) -> None:
     """Unmounts what was mounted on the host. A bind went with the container, and a named volume outlives its pods."""
     options: Options = step.options
-    if _is_real(options, words.kind(options.source, options.type, options.options)):
+    if _is_real(options, kind_of(options.source, options.type, options.options)):
         from podrun_hooks.storage import host_mounts
 
         host_mounts.down(step, own)
@@ -52,8 +52,8 @@ def down(step: Step, own: Facts) -> None:
 def check(step: Step) -> list[Problem]:
     """A source that has to exist, and options that its kind of mount does not have."""
     options: Options = step.options
-    kind = words.kind(options.source, options.type, options.options)
-    problems = words.misplaced(options.source, options.options, options.type)
+    kind = kind_of(options.source, options.type, options.options)
+    problems = misplaced(options.source, options.options, options.type)
     only = {"content": ("file",), "credential": ("file",), "idmap": ("bind", "volume")}
     problems += [
         Problem(f"{key} is not for a source such as {options.source}", WRONG_FILE, key=key)
@@ -83,14 +83,14 @@ def exclusive(step: Step) -> str:
 def local_data(options: dict[str, Any]) -> list[str]:
     """The step's source where it is on this machine only: it does not follow a pod that a cluster moves."""
     source, kind, given = (options.get(key) for key in ("source", "type", "options"))
-    sort = words.kind(str(source), str(kind or ""), given if isinstance(given, list) else ())
+    sort = kind_of(str(source), str(kind or ""), given if isinstance(given, list) else ())
     return [str(source)] if sort in ("bind", "volume", "snapshot", "overlay") else []
 
 
 def explain(step: Step) -> list[str]:
     """The mount(8) commands; ROOTFS is the container's root, in its mount namespace."""
     options: Options = step.options
-    kind = words.kind(options.source, options.type, options.options)
+    kind = kind_of(options.source, options.type, options.options)
     where = f"ROOTFS{options.target}"
     if kind == "tmpfs":
         mount = mount_of(options.source, options.target, options.options, step.pod.root)
@@ -111,7 +111,7 @@ def explain(step: Step) -> list[str]:
 def volumes_of(options: Mapping[str, Any]) -> list[str]:
     """The volume that is the source."""
     kind, _, name = str(options.get("source", "")).partition(":")
-    return [name] if f"{kind}:" == words.VOLUME else []
+    return [name] if f"{kind}:" == VOLUME else []
 
 
 def _is_real(options: Options, kind: str) -> bool:

@@ -7,8 +7,7 @@ import os
 from podrun.errors import WRONG_FILE, Failure
 from podrun.hook import Problem
 from podrun.options import Wrong
-from podrun_hooks.storage import options as words
-from podrun_hooks.storage.options import OPTION
+from podrun_hooks.storage.options import OPTION, OVERLAY, TMPFS, VOLUME, misplaced, resolved, split_docker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,20 +21,20 @@ def from_docker(text: str, root: str = "", *, fill: bool = False) -> dict[str, A
     ``root`` is the pod's, for named volumes; ``fill`` what :func:`provide` returned. Without side effects: call
     :func:`missing` in a check and :func:`provide` before mounting, both with :func:`docker_source`. Raises Wrong.
     """
-    source, target, given = words.split(text)
-    if source.startswith(words.VOLUME) and not root:
+    source, target, given = split_docker(text)
+    if source.startswith(VOLUME) and not root:
         raise Wrong(f"expected an absolute path, not {text!r}")
     options = [OPTION.parse(word) for word in given]
-    for problem in words.misplaced(source, options):
+    for problem in misplaced(source, options):
         raise Wrong(f"{problem.what} in {text!r}")
-    if words.OVERLAY in options:
+    if OVERLAY in options:
         raise Wrong(f"O is for a storage step, not for {text!r}")
     return mount_of(source, target, options, root, fill=fill)
 
 
 def docker_source(text: str) -> str:
     """The source of a docker-spelled volume as :func:`missing` and :func:`provide` take it. Raises Wrong."""
-    return words.split(text)[0]
+    return split_docker(text)[0]
 
 
 def missing(source: str) -> list[Problem]:
@@ -53,22 +52,22 @@ def provide(source: str, root: str, *, fill: bool = True) -> bool:
     """
     for problem in missing(source):
         raise Failure(problem.what, code=problem.code, hint=problem.hint)
-    if source.startswith(words.VOLUME):
+    if source.startswith(VOLUME):
         from podrun_hooks.storage import volumes
 
-        return volumes.provide(root, source[len(words.VOLUME) :], fill=fill)
+        return volumes.provide(root, source[len(VOLUME) :], fill=fill)
     return False
 
 
 def mount_of(source: str, target: str, options: Sequence[str], root: str, *, fill: bool = False) -> dict[str, Any]:
     """The mount of a source, as a fact (CDI); ``root`` is the pod's, for named volumes."""
-    if source == words.TMPFS:
-        given = words.resolved(["nosuid", "nodev", "mode=1777"], options)
+    if source == TMPFS:
+        given = resolved(["nosuid", "nodev", "mode=1777"], options)
         return {"hostPath": "tmpfs", "containerPath": target, "type": "tmpfs", "options": given}
     path = source
-    if source.startswith(words.VOLUME):
-        path = f"{root}/volumes/{source[len(words.VOLUME) :]}/data"
-    given = [word for word in words.resolved(["rbind", "nosuid", "nodev"], options) if word != "nocopy"]
+    if source.startswith(VOLUME):
+        path = f"{root}/volumes/{source[len(VOLUME) :]}/data"
+    given = [word for word in resolved(["rbind", "nosuid", "nodev"], options) if word != "nocopy"]
     mount: dict[str, Any] = {"hostPath": path, "containerPath": target, "type": "bind", "options": given}
     # Beyond CDI: the container step copies what the image has there before it mounts.
     return {**mount, "fill": True} if fill else mount

@@ -12,7 +12,7 @@ import time
 
 from podrun.errors import BUSY, NOT_ALLOWED, STEP_FAILED, UNAVAILABLE, WRONG_FILE, Failure, of_oserror
 from podrun.hook import Problem
-from podrun_hooks.storage import options as words
+from podrun_hooks.storage.options import GROUP, IMAGE, NFS, OF_A_BIND, SNAPSHOT, VOLUME, kind_of, resolved
 from podrun_hooks.support import subprocesses, syscalls
 
 TYPE_CHECKING = False
@@ -40,16 +40,16 @@ def up(step: Step) -> Facts:
         down(step, {})
     os.makedirs(place, mode=0o700, exist_ok=True)
     step.status(f"mounting {options.source}")
-    kind = words.kind(options.source, options.type, options.options)
+    kind = kind_of(options.source, options.type, options.options)
     try:
         path, more = _MOUNTERS[kind](step, place)
     except OSError as error:
         failure = of_oserror(error, f"{options.source} cannot be mounted")
         raise Failure(failure.what, code=failure.code) from error
     step.status(f"mounted {options.source}")
-    given = words.resolved(["rbind", "nosuid", "nodev"], [word for word in options.options if word in words.GROUP])
+    given = resolved(["rbind", "nosuid", "nodev"], [word for word in options.options if word in GROUP])
     if kind in ("image", "file"):
-        given = words.resolved(given, ["ro"])
+        given = resolved(given, ["ro"])
     bind = {"hostPath": path, "containerPath": options.target, "type": "bind", "options": given}
     return {"mounts": [bind], **more}
 
@@ -63,7 +63,7 @@ def down(step: Step, own: Facts) -> None:
     step.status(f"unmounting {options.source}")
     unmount(place, options.target)
     step.status(f"removing what {options.target} stood on")
-    kind = words.kind(options.source, options.type, options.options)
+    kind = kind_of(options.source, options.type, options.options)
     if kind == "overlay":
         from podrun_hooks.support.rooted_tree import clear
 
@@ -72,7 +72,7 @@ def down(step: Step, own: Facts) -> None:
     elif kind == "snapshot":
         from podrun_hooks.storage import btrfs
 
-        btrfs.remove(options.source[len(words.SNAPSHOT) :], _name(step))
+        btrfs.remove(options.source[len(SNAPSHOT) :], _name(step))
     _rmdir(place)
     _rmdir(os.path.dirname(place))
 
@@ -80,7 +80,7 @@ def down(step: Step, own: Facts) -> None:
 def check(step: Step) -> list[Problem]:
     """Sources and programs that are not there."""
     options = step.options
-    kind = words.kind(options.source, options.type, options.options)
+    kind = kind_of(options.source, options.type, options.options)
     source = options.source
     if kind == "file":
         return _checked_file(step)
@@ -89,9 +89,9 @@ def check(step: Step) -> list[Problem]:
 
         return [problem._replace(key="source") for problem in image.check(_image_step(step))]
     if kind == "snapshot":
-        source = source[len(words.SNAPSHOT) :]
+        source = source[len(SNAPSHOT) :]
     if kind == "mount" and not source.startswith("/dev/"):
-        type_ = "nfs" if source.startswith(words.NFS) else options.type
+        type_ = "nfs" if source.startswith(NFS) else options.type
         package = _HELPERS.get(type_)
         if package and not any(os.path.exists(f"{path}/mount.{type_}") for path in _PATH.split(":")):
             return [Problem(f"mount.{type_} is not installed", UNAVAILABLE, f"apt install {package}", key="source")]
@@ -124,10 +124,10 @@ def _mount(step: Step, place: str) -> tuple[str, Facts]:
     """mount(8), with the helper of the type where it has one."""
     options = step.options
     source, type_ = options.source, options.type
-    if source.startswith(words.NFS):
-        source, type_ = source[len(words.NFS) :], type_ or "nfs"
-    given = words.resolved(["nosuid", "nodev"], options.options)
-    given = [word for word in given if word not in words.OF_A_BIND and word not in ("rro", "rrw")]
+    if source.startswith(NFS):
+        source, type_ = source[len(NFS) :], type_ or "nfs"
+    given = resolved(["nosuid", "nodev"], options.options)
+    given = [word for word in given if word not in OF_A_BIND and word not in ("rro", "rrw")]
     program = subprocesses.find("mount", "mount")
     argv = [program, "-t", type_, "-o", ",".join(given), "--source", source, "--target", place]
     ended = subprocesses.run(argv, env={"PATH": _PATH, "LC_ALL": "C"})
@@ -155,7 +155,7 @@ def _image_step(step: Step) -> Step:
     from podrun.options import read
     from podrun_hooks import image
 
-    ref = step.options.source[len(words.IMAGE) :]
+    ref = step.options.source[len(IMAGE) :]
     return step._replace(hook="image", options=read(image.Options, {"ref": ref}))
 
 
@@ -179,7 +179,7 @@ def _overlay_on_path(step: Step, place: str) -> tuple[str, Facts]:
 def _snapshot(step: Step, place: str) -> tuple[str, Facts]:
     from podrun_hooks.storage import btrfs
 
-    path = btrfs.snapshot(step.options.source[len(words.SNAPSHOT) :], _name(step))
+    path = btrfs.snapshot(step.options.source[len(SNAPSHOT) :], _name(step))
     _attach(syscalls.open_tree(path), place, _RESTRICTED)
     return place, {}
 
@@ -206,7 +206,7 @@ def _idmapped(step: Step, place: str) -> tuple[str, Facts]:
     from podrun_hooks.storage import idmap, volumes
 
     source = step.options.source
-    path = volumes.path_of(step.pod.root, source[len(words.VOLUME) :]) if source.startswith(words.VOLUME) else source
+    path = volumes.path_of(step.pod.root, source[len(VOLUME) :]) if source.startswith(VOLUME) else source
     tree = syscalls.open_tree(path, recursive=True)
     idmap.apply(tree, step.options.idmap, path)
     _attach(tree, place, _RESTRICTED)

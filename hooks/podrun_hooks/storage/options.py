@@ -153,7 +153,7 @@ class Options(NamedTuple):
     )
 
 
-def kind(source: str, type: str = "", options: Sequence[str] = ()) -> str:
+def kind_of(source: str, type: str = "", options: Sequence[str] = ()) -> str:
     """What sort of source it is: bind, volume, tmpfs, file, image, snapshot, overlay, or mount for mount(8)."""
     prefixes = ((VOLUME, "volume"), (TMPFS, "tmpfs"), (FILE, "file"), (IMAGE, "image"), (SNAPSHOT, "snapshot"))
     for prefix, name in prefixes:
@@ -166,7 +166,7 @@ def kind(source: str, type: str = "", options: Sequence[str] = ()) -> str:
 
 def misplaced(source: str, options: Sequence[str], type: str = "") -> list[Problem]:
     """The options that are not those of such a source."""
-    sort = kind(source, type, options)
+    sort = kind_of(source, type, options)
     called = {"tmpfs": "a tmpfs", "file": "a file", "image": "an image", "overlay": "an overlay"}
     problems = []
     for word in () if sort == "mount" else options:
@@ -198,7 +198,7 @@ def resolved(defaults: Sequence[str], options: Sequence[str]) -> list[str]:
     return list(chosen.values())
 
 
-def split(text: str) -> tuple[str, str, list[str]]:
+def split_docker(text: str) -> tuple[str, str, list[str]]:
     """Source, target and options of docker's ``source:target[:options]``; a source without a slash is a volume."""
     fields = text.split(":")
     if len(fields) not in (2, 3) or not fields[0]:

@@ -1,1 +1,1 @@
-"""Is it ready, is it alive."""
+"""Probes: when a container is ready, and whether it still lives."""

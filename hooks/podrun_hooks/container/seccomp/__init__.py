@@ -1,1 +1,1 @@
-"""Seccomp profiles and their compiled filters."""
+"""Seccomp: the profile, and the filter that it is compiled to once."""

@@ -33,7 +33,7 @@ def locked(
             raise of_oserror(error, "the image store") from None
         try:
             fcntl.flock(fd, how)
-            if _is_same(fd, path):
+            if is_same(fd, path):
                 break
         except BlockingIOError:
             os.close(fd)
@@ -53,7 +53,7 @@ def locked(
             if shared:
                 # Only the last one out may take the file away.
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_same(fd, path):
+            if is_same(fd, path):
                 os.unlink(path)
         except (BlockingIOError, FileNotFoundError):
             pass
@@ -61,7 +61,8 @@ def locked(
             os.close(fd)
 
 
-def _is_same(fd: int, path: str) -> bool:
+def is_same(fd: int, path: str) -> bool:
+    """Whether ``path`` still leads to the file that is open at ``fd``."""
     try:
         there, ours = os.stat(path), os.fstat(fd)
     except FileNotFoundError:

@@ -18,7 +18,7 @@ from podrun.errors import of_oserror
 from podrun_hooks.image.store import layout
 from podrun_hooks.image.store.locks import locked
 from podrun_hooks.image.store.scratch import remove, unless_gone, work
-from podrun_hooks.image.store.unclaimed import _blob_mark, _mark, layer_mark
+from podrun_hooks.image.store.unclaimed import blob_mark, layer_mark, note_marks
 from podrun_hooks.support import syscalls
 
 _DIRECTORIES = ("blobs", "blobs/sha256", "layers", "pairs", "refs", "verified", "unclaimed", "tmp", "locks")
@@ -141,8 +141,8 @@ def publish_written(
                 json.dump(about, file, separators=(",", ":"))
     sync(scratch)
     of_layers = {layer.digest: layer.blob for layer, _ in layers if os.path.exists(layer.blob)}
-    _mark(root, map(_blob_mark, of_layers))
-    _mark(root, (layer_mark(layer.name) for layer, _ in layers if layer.digest and os.path.isdir(layer.unpacked)))
+    note_marks(root, map(blob_mark, of_layers))
+    note_marks(root, (layer_mark(layer.name) for layer, _ in layers if layer.digest and os.path.isdir(layer.unpacked)))
     for digest, written in (of_layers | blobs).items():
         os.rename(written, layout.blob(root, digest))
     for layer, _ in layers:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from podrun_hooks.image.store import layout
-from podrun_hooks.image.store.locks import _is_same
+from podrun_hooks.image.store.locks import is_same
 
 
 @contextmanager
@@ -25,7 +25,7 @@ def work(root: str) -> Iterator[str]:
             continue
         fcntl.flock(fd, fcntl.LOCK_EX)
         # A sweep may have found it between mkdir and flock.
-        if _is_same(fd, path):
+        if is_same(fd, path):
             break
         os.close(fd)
     try:
@@ -53,7 +53,7 @@ def reclaim(root: str) -> None:
                 continue
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if _is_same(fd, path):
+                if is_same(fd, path):
                     how(path)
             except (BlockingIOError, FileNotFoundError):
                 continue

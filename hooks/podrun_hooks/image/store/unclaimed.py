@@ -13,14 +13,15 @@ from podrun_hooks.image.store.scratch import names_in, unless_gone
 KEPT = 24 * 3600
 
 
-def _mark(root: str, written: Iterable[str]) -> None:
-    """Notes blobs and layers, by :func:`_blob_mark` and :func:`layer_mark`, of an image that is not in the store yet:
+def note_marks(root: str, written: Iterable[str]) -> None:
+    """Notes blobs and layers, by :func:`blob_mark` and :func:`layer_mark`, of an image that is not in the store yet:
     before they are, so that none is forgotten, and only what is new, so that nobody uses it."""
     for name in written:
         os.close(os.open(f"{layout.base(root)}/unclaimed/{name}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
 
-def _blob_mark(digest: str) -> str:
+def blob_mark(digest: str) -> str:
+    """The name of a blob's note."""
     return f"blob-{digest.removeprefix('sha256:')}"
 
 
@@ -33,7 +34,7 @@ def claim(root: str, layers: Iterable[tuple[str, str]]) -> None:
     """Pairs of digest and diffID belong to an image from here on: called before it is one, lest what is used should
     ever look as if it were not."""
     for digest, diff_id in layers:
-        for mark in (_blob_mark(digest), layer_mark(diff_id)):
+        for mark in (blob_mark(digest), layer_mark(diff_id)):
             unless_gone(os.unlink, f"{layout.base(root)}/unclaimed/{mark}")
 
 

@@ -1,1 +1,1 @@
-"""Signatures and policies."""
+"""Which images are accepted: signatures and policies."""
