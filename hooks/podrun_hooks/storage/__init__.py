@@ -72,7 +72,7 @@ def check(step: Step) -> list[Problem]:
 def exclusive(step: Step) -> str:
     """What two generations cannot have mounted at once: they would write to the same blocks, or the same snapshot."""
     options: Options = step.options
-    kind = words.kind(options.source, options.type, options.options)
+    kind = kind_of(options.source, options.type, options.options)
     if kind in ("snapshot", "overlay"):
         return f"{options.source} at {options.target}: a {kind} is one generation's"
     if _is_real(options, kind) and options.source.startswith("/dev/"):
