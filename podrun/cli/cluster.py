@@ -52,12 +52,13 @@ def export(words: Sequence[str], without_fencing: bool) -> None:
 def apply(words: Sequence[str], without_fencing: bool) -> None:
     """Bring pod files to every host, and have the cluster run them beside the pods that it has."""
     state, before = pacemaker.state(), pacemaker.configured()
-    wanted = rollout.read(words, files.manifest(pods.ETC).pods)
+    known = files.manifest(pods.ETC)
+    wanted = rollout.read(words, known.pods)
     statements = rollout.statements(wanted, before, fencing=not without_fencing)
     for machine in state.machines:
         if machine.state not in rollout.REACHABLE:
             tell(f"podrun: warning: {machine.name} is {machine.state}: apply again when it is back")
-    received = rollout.deliver(wanted, state, install.program())
+    received = rollout.deliver(wanted, known, state, install.program())
     pacemaker.load(statements, before)
     for name in sorted(wanted.texts):
         changed = [host for host, done in received.items() if set(done.written) & wanted.texts[name].keys()]
@@ -112,13 +113,18 @@ def machines(form: str) -> None:
     rows = []
     for machine in state.machines:
         digest = digests.get(machine.name, "")
-        same = "-" if not digest else "same" if digest == own else "differ"
+        same = "-" if not digest else "same" if digest == own else _older(digest, own)
         row = {"machine": machine.name, "state": machine.state, "pods": machine.pods, "files": same}
         metadata: Any = machine.metadata
         rows.append({**row, "metadata": metadata if form == "json" else [f"{k}={v}" for k, v in metadata.items()]})
     printed(rows, form)
     if not state.quorum:
         tell("podrun: warning: this host is in no quorum: it runs nothing, and what it tells of others is old")
+
+
+def _older(digest: str, own: str) -> str:
+    theirs, mine = rollout.generation_of(digest), rollout.generation_of(own)
+    return "older" if theirs < mine else "newer" if theirs > mine else "changed"
 
 
 @group.command(name="units", cls=Guarded)
@@ -334,7 +340,8 @@ def _is_anywhere(name: str, state: State) -> bool:
 def rm(name: str, timeout: float) -> None:
     """Stop a pod, take it out of the cluster and its file off the hosts."""
     state = pacemaker.state()
-    before = files.manifest(pods.ETC).pods
+    known = files.manifest(pods.ETC)
+    before = known.pods
     in_cluster = any(unit.pod == name for unit in state.units)
     if not in_cluster and name not in before:
         _known(name, state)
@@ -344,6 +351,6 @@ def rm(name: str, timeout: float) -> None:
     if in_cluster:
         _stop(name, timeout)
         pacemaker.remove([*dict.fromkeys((_placed(name), configuration.resource(name)))])
-    received = rollout.deliver(left, state, install.program())
+    received = rollout.deliver(left, known, state, install.program())
     removed = sorted(host for host, done in received.items() if done.removed)
     click.echo(f"{name}: removed from {' '.join(removed) or 'the cluster'}")

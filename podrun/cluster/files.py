@@ -14,7 +14,7 @@ import os
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from podrun.errors import CANNOT_CREATE, MALFORMED, Failure
+from podrun.errors import BUSY, CANNOT_CREATE, MALFORMED, Failure
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -36,6 +36,8 @@ class Manifest(NamedTuple):
     files: dict[str, str]
     #: The names of the files by pod.
     pods: dict[str, list[str]]
+    #: Grows with every change: of two hosts that differ, the one with the higher number is right.
+    generation: int = 0
 
 
 class Received(NamedTuple):
@@ -62,18 +64,18 @@ def manifest(etc: str) -> Manifest:
 
 
 def fingerprint(etc: str) -> str:
-    """One word for what this host really has of the cluster's files: equal where they are the same."""
+    """The generation, and a word for what this host really has of the files: equal where hosts have the same."""
     known = manifest(etc)
     there = {name: _has(etc, name, wanted) for name, wanted in known.files.items()}
-    return digest(json.dumps([known.files, known.pods, there], sort_keys=True))[:12]
+    return f"{known.generation} {digest(json.dumps([known.files, known.pods, there], sort_keys=True))[:12]}"
 
 
 def _manifest(told: Any) -> Manifest:
     """Raises ValueError for what is no manifest."""
     if not isinstance(told, dict) or told.get("version") != VERSION:
         raise ValueError("the version")
-    files, pods = told.get("files"), told.get("pods")
-    if not isinstance(files, dict) or not isinstance(pods, dict):
+    files, pods, generation = told.get("files"), told.get("pods"), told.get("generation")
+    if not isinstance(files, dict) or not isinstance(pods, dict) or type(generation) is not int:
         raise ValueError("the tables")
     for name, sum_ in files.items():
         if not _NAME.fullmatch(name) or not isinstance(sum_, str):
@@ -81,19 +83,20 @@ def _manifest(told: Any) -> Manifest:
     for pod, names in pods.items():
         if not _POD.fullmatch(pod) or not isinstance(names, list) or not all(name in files for name in names):
             raise ValueError(f"the pod {pod!r}")
-    return Manifest(files, pods)
+    return Manifest(files, pods, generation)
 
 
-def message(pods: Mapping[str, Mapping[str, str]]) -> str:
-    """What ``receive`` is sent: the files (name and text) of each pod, which are all that the cluster has."""
+def message(pods: Mapping[str, Mapping[str, str]], before: Manifest) -> str:
+    """What ``receive`` is sent: the files (name and text) of each pod, which are all that the cluster has.
+
+    ``before``: the manifest that these are a change of.
+    """
     texts = {name: text for files in pods.values() for name, text in files.items()}
-    told = {
-        "version": VERSION,
-        "texts": texts,
-        "files": {name: digest(text) for name, text in texts.items()},
-        "pods": {pod: sorted(files) for pod, files in pods.items()},
-    }
-    return json.dumps(told)
+    sums = {name: digest(text) for name, text in texts.items()}
+    names = {pod: sorted(files) for pod, files in pods.items()}
+    same = before.generation and (sums, names) == (before.files, before.pods)
+    wanted = Manifest(sums, names, before.generation if same else before.generation + 1)
+    return json.dumps({"version": VERSION, "texts": texts, **wanted._asdict()})
 
 
 def receive(sent: str, etc: str) -> Received:
@@ -115,13 +118,21 @@ def receive(sent: str, etc: str) -> Received:
         raise Failure(f"what was sent is broken: {error}", code=MALFORMED, hint=hint) from None
     os.makedirs(etc, mode=0o755, exist_ok=True)
     before = manifest(etc)
+    if wanted.generation < before.generation or (wanted.generation == before.generation and wanted != before):
+        raise Failure(
+            f"it has newer files of the cluster (change {before.generation}, not {wanted.generation})",
+            code=BUSY,
+            hint=f"apply them on {os.uname().nodename}, or try again",
+        )
     changed = [name for name in sorted(texts) if not _has(etc, name, wanted.files[name])]
     for name in changed:
         if name not in before.files and os.path.lexists(f"{etc}/{name}"):
             hint = "remove it there, or give the pod another name"
             raise Failure(f"{etc}/{name} is not the cluster's and differs", code=CANNOT_CREATE, hint=hint)
     gone = sorted(before.files.keys() - wanted.files.keys())
-    _write(etc, MANIFEST, _text(Manifest({**before.files, **wanted.files}, {**before.pods, **wanted.pods})))
+    # A kill between the two leaves the older number: whoever applies again may finish it.
+    both = Manifest({**before.files, **wanted.files}, {**before.pods, **wanted.pods}, before.generation)
+    _write(etc, MANIFEST, _text(both))
     for name in changed:
         _write(etc, name, texts[name])
     for name in gone:

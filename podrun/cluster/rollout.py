@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from podrun.cluster import configuration, files, hosts, pacemaker, pods
-from podrun.errors import STEP_FAILED, UNAVAILABLE, WRONG_FILE, Failure
+from podrun.errors import BUSY, STEP_FAILED, UNAVAILABLE, WRONG_FILE, Failure
 from podrun.messages import tell
 from podrun.options import Wrong
 
@@ -81,13 +81,18 @@ def _share_a_file(pod: Pod, other: Pod, wanted: Wanted) -> bool:
     return pod.name < other.name and any(name in others and others[name] != text for name, text in mine.items())
 
 
-def deliver(wanted: Wanted, state: State, program: str) -> dict[str, files.Received]:
+def deliver(wanted: Wanted, before: files.Manifest, state: State, program: str) -> dict[str, files.Received]:
     """Sends the files to every machine that can be reached, side by side; what each one did.
 
-    Raises Failure when one of them did not take them. The cluster's configuration is not touched then.
+    ``before``: this host's manifest, which ``wanted`` was made of. Raises Failure when a machine has a newer one, or
+    did not take the files. The cluster's configuration is not touched then.
     """
     names = [machine.name for machine in state.machines if machine.state in REACHABLE]
-    text = files.message(wanted.texts)
+    for name, standing in digests(state, program).items():
+        if generation_of(standing) > before.generation:
+            hint = f"do it on {name}; that brings this host up to date"
+            raise Failure(f"{name} has newer files of the cluster than this host", code=BUSY, hint=hint)
+    text = files.message(wanted.texts, before)
     done = hosts.on_each(names, [program, "cluster", "receive"], _SECONDS, text)
     wrong = [f"{name}: {answer.last_words}" for name, answer in done.items() if answer.code]
     if wrong:
@@ -105,8 +110,14 @@ def _received(name: str, out: str) -> files.Received:
         ) from None
 
 
+def generation_of(fingerprint: str) -> int:
+    """The generation in what :func:`digests` gives; 0 where there is none."""
+    word = fingerprint.partition(" ")[0]
+    return int(word) if word.isascii() and word.isdigit() and len(word) < 19 else 0
+
+
 def digests(state: State, program: str, seconds: float = 5.0) -> dict[str, str]:
-    """The digest of every reachable machine's manifest; "" of one that does not answer."""
+    """What every reachable machine has (files.fingerprint); "" of one that does not answer."""
     names = [machine.name for machine in state.machines if machine.state in REACHABLE]
     done = hosts.on_each(names, [program, "cluster", "manifest"], seconds)
     return {name: "" if answer.code else answer.out.strip()[:64] for name, answer in done.items()}
