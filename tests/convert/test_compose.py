@@ -97,7 +97,8 @@ KEYS = [
     ("command: [a, 1, true]", "container", {"command": ["a", "1", "true"]}),
     ("entrypoint: /run.sh -x", "container", {"entrypoint": ["/run.sh", "-x"]}),
     ("entrypoint: ''", "container", {"entrypoint": []}),
-    ("environment: {A: 1, B: yes, C: true, D: }", "container", {"env": {"A": "1", "B": "yes", "C": "true", "D": "${D}"}}),
+    ("environment: {A: 1, B: yes, C: true, HOME: , UNSET: }", "container", {"env": {"A": "1", "B": "yes", "C": "true", "HOME": "${HOME}"}}),
+    ("environment: [A=1, HOME, UNSET]", "container", {"env": {"A": "1", "HOME": "${HOME}"}}),
     ("user: '1000:1000'", "container", {"user": "1000:1000"}),
     ("user: 1000", "container", {"user": "1000"}),
     ("working_dir: /app", "container", {"workdir": "/app"}),
@@ -264,6 +265,15 @@ def test_a_service_of_a_profile_is_left_out_until_the_profile_is_active(convert)
     assert list(done.files) == ["shop-web.toml"]
     assert done.notes("services.debug", "--profile dev")
     assert "shop-debug.toml" in convert.compose(text, "--profile", "dev").files
+
+
+def test_compose_s_own_variables_count_in_the_environment_and_in_the_env_file(convert):
+    convert.write("shop/.env", "COMPOSE_PROJECT_NAME=mine\nCOMPOSE_PROFILES=dev,test\n")
+    path = convert.write(
+        "shop/other.yaml", "services: {web: {image: a, profiles: [dev]}, x: {image: b, profiles: [no]}}"
+    )
+    done = convert("compose", environ={"COMPOSE_FILE": path})
+    assert list(done.files) == ["mine-web.toml"], done.told
 
 
 def test_networks_have_their_subnet_in_networks_toml_and_a_name_that_the_kernel_takes(convert):

@@ -28,7 +28,7 @@ def convert(asked: Asked, images: Mapping[str, str]) -> Draft:
 def _convert(asked: Asked, images: Mapping[str, str]) -> Draft:
     draft = Draft()
     read = project.read(asked, draft)
-    services = _active(read, asked, draft)
+    services = _active(read, draft)
     if not services:
         raise Failure("the project has no service to convert", code=WRONG_FILE, hint="profiles: --profile NAME")
     unknown = [name for name in images if name not in services]
@@ -49,11 +49,11 @@ def _convert(asked: Asked, images: Mapping[str, str]) -> Draft:
     return draft
 
 
-def _active(read: Project, asked: Asked, draft: Draft) -> Table:
+def _active(read: Project, draft: Draft) -> Table:
     """The services without a profile or with an active one, and those that they depend on."""
     active = Table(read.services.file)
     active.places = read.services.places
-    chosen = set(asked.profiles)
+    chosen = read.profiles
     wanted = [
         name
         for name, table in read.services.items()

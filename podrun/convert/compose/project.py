@@ -55,6 +55,10 @@ class Project(NamedTuple):
     secrets: Table
     #: Where variables came from that were left to the start of the pod: the path of .env, or "".
     dotenv: str
+    #: The variables of the caller's environment and of the project's files.
+    environ: Mapping[str, str]
+    #: The profiles that are active.
+    profiles: frozenset[str]
 
 
 class _Reading:
@@ -109,7 +113,10 @@ class _Reading:
 def read(asked: Asked, draft: Draft) -> Project:
     """Reads the project. Raises Failure (WRONG_FILE)."""
     files = [os.path.abspath(file) for file in asked.files]
-    if not files:
+    if not files and asked.environ.get("COMPOSE_FILE"):
+        separator = asked.environ.get("COMPOSE_PATH_SEPARATOR") or ":"
+        files = [os.path.abspath(file) for file in asked.environ["COMPOSE_FILE"].split(separator)]
+    elif not files:
         files = _default(os.getcwd())
     elif len(files) == 1 and os.path.isdir(files[0]):
         files = _default(files[0])
@@ -127,12 +134,13 @@ def read(asked: Asked, draft: Draft) -> Project:
         if key not in (*_SECTIONS, "name", "version") and not key.startswith("x-"):
             draft.note(Origin(whole.where(key), key), "podrun has no equivalent", "see what it was for")
     _tell_variables(draft, reading, path)
-    name = (
-        asked.project or asked.environ.get("COMPOSE_PROJECT_NAME") or whole.get("name") or os.path.basename(directory)
-    )
-    name = _normalised(str(name))
+    given = asked.project or reading.environ.get("COMPOSE_PROJECT_NAME") or whole.get("name")
+    name = _normalised(str(given or os.path.basename(directory)))
     services, networks, volumes, configs, secrets = (_table(whole, key) for key in _SECTIONS)
-    return Project(name, directory, services, networks, volumes, configs, secrets, path)
+    active = asked.profiles or [word for word in reading.environ.get("COMPOSE_PROFILES", "").split(",") if word]
+    return Project(
+        name, directory, services, networks, volumes, configs, secrets, path, reading.environ, frozenset(active)
+    )
 
 
 def _normalised(name: str) -> str:

@@ -233,6 +233,9 @@ def _environment(service: Service, value: Any, origin: Origin) -> None:
     from .interpolate import is_secret
 
     for key, text in by_key(value).items():
+        if text is None and key not in service.context.project.environ:
+            service.pod.note(origin.below(key), "not set: left out, as compose does", by_hand=False)
+            continue
         if text is None:
             options.apply(service.container, "env", key, origin.below(key))
             continue
