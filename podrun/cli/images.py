@@ -46,14 +46,34 @@ def _host(ctx: click.Context) -> Host:
 
 
 @image.command("import", cls=Guarded)
+@click.option("--name", default="", metavar="NAME", help="What to call the one image, where the archive does not say.")
 @click.argument("path")
 @click.pass_context
-def import_(ctx: click.Context, path: str) -> None:
-    """Bring every image of an archive or an OCI layout into the store."""
+def import_(ctx: click.Context, path: str, name: str) -> None:
+    """Bring every image of an archive or an OCI layout into the store, by the names in it (-: standard input)."""
     with pull.teller(quiet=False) as teller:
-        images = pull.store().import_(_host(ctx).root, os.path.abspath(path), teller.notify)
+        images = pull.store().import_(_host(ctx).root, path, teller.notify, name)
     for found in images:
         click.echo(f"{found.digest}  {found.ref}")
+
+
+@image.command(cls=Guarded)
+@click.argument("ref")
+@click.argument("name")
+@click.pass_context
+def tag(ctx: click.Context, ref: str, name: str) -> None:
+    """Give an image of the store one more name."""
+    found = pull.store().tag(_host(ctx).root, ref, name, os.getcwd())
+    click.echo(f"{found.digest}  {found.ref}")
+
+
+@image.command(cls=Guarded)
+@click.argument("refs", nargs=-1, required=True)
+@click.pass_context
+def untag(ctx: click.Context, refs: Sequence[str]) -> None:
+    """Remove names; what has no other name stays until 'podrun image prune'."""
+    for ref in pull.store().untag(_host(ctx).root, list(refs), os.getcwd()):
+        click.echo(ref)
 
 
 @image.command(cls=Guarded)

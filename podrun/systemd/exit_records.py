@@ -43,7 +43,10 @@ def note(
     before = read(run, name, segment)
     if before is None or before.invocation != invocation:
         before = Ending(invocation, None)
-    if header := next((journal.header for journal in found if journal.header), None):
+    header = next((journal.header for journal in found if journal.header), None)
+    if header and not header.pod.unit:
+        return  # started by hand, by a process of some unit
+    if header:
         before = before._replace(unit=header.pod.unit, file=header.file, containers=_containers(found))
     status = _status(environ.get("EXIT_STATUS", ""))
     ending = before._replace(status=before.status if status is None else status, at=time.time())

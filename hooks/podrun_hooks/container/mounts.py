@@ -165,7 +165,8 @@ def _add(mounts: Mounts, tree: Tree, target: str, mount: Facts) -> None:
     if mount.get("fill"):
         from podrun_hooks.storage import volumes
 
-        volumes.fill(source, tree, target)
+        # From the image alone, as docker does: another mount may lie around it, whose content is somebody else's.
+        volumes.fill(source, Tree(tree.root), target)
     made, directory = _bind(source, options) if is_bind else (_file_system(kind, source, options), True)
     try:
         propagation = {word.removeprefix("r") for word in options} & {"slave", "shared"}

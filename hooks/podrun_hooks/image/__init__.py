@@ -88,6 +88,8 @@ def check(step: Step) -> Sequence[Problem]:
         return []
     if named.kind == reference.HOST:
         return []
+    if layout.by_id(step.pod.root, named):
+        return []
     if options.pull == "never" and layout.stored(step.pod.root, named.text, options.platform) is None:
         hint = f"run: podrun image pull {options.ref}"
         return [Problem(f"{named.text} is not in the store, and pull is 'never'", UNAVAILABLE, hint, key="ref")]
@@ -153,4 +155,4 @@ def _ready(root: str, named: Any, policy: str, platform: str) -> layout.Image | 
         from podrun_hooks.image.sources import host
 
         return host.ready(root)
-    return layout.cached(root, named, policy, platform)
+    return layout.cached(root, named, policy, platform) or layout.by_id(root, named)

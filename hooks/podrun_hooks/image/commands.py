@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from typing import Any, NamedTuple
@@ -91,18 +92,119 @@ def pull(
     return _pull(root, named, policy, platform, notify, demanded, progress, changed)
 
 
-def import_(root: str, path: str, notify: Callable[[str], None] = _quietly) -> list[layout.Image]:
-    """Imports a layout, an archive of one or a docker archive, whichever the path is; every image that it names."""
-    path = os.path.abspath(path)
+def import_(root: str, path: str, notify: Callable[[str], None] = _quietly, name: str = "") -> list[layout.Image]:
+    """Imports a layout, an archive of one or a docker archive, whichever the path is; every image that it names.
+
+    An image has the name that the archive gives it, as ``docker load`` does, or ``name``; one without any keeps the
+    archive's path. "-" is standard input.
+    """
     if os.path.isdir(path):
-        return [pull(root, f"oci:{path}{tag}", notify=notify) for tag in _tags_of_layout(f"{path}/index.json")]
+        path = os.path.abspath(path)
+        return _named(root, [f"oci:{path}{tag}" for tag in _tags_of_layout(f"{path}/index.json")], name, notify)
+    publish.prepare(root)
     from podrun_hooks.image.sources import archive
 
-    named = Reference(reference.OCI_ARCHIVE, path, path=path)
-    publish.prepare(root)
     with work(root) as scratch:
-        kind, tags = archive.contents(named, scratch)
-    return [pull(root, f"{kind}:{path}{tag}", notify=notify) for tag in tags]
+        if path == "-" or not _is_file(path):
+            path = _spooled(path, scratch)
+        path = os.path.abspath(path)
+        kind, tags = archive.contents(Reference(reference.OCI_ARCHIVE, path, path=path), scratch)
+        return _named(root, [f"{kind}:{path}{tag}" for tag in tags], name, notify, strict=path.startswith(scratch))
+
+
+def _is_file(path: str) -> bool:
+    """Whether a path can be read from more than once: /dev/stdin and process substitutions are pipes."""
+    return os.path.isfile(path) or not os.path.exists(path)
+
+
+def _spooled(path: str, scratch: str) -> str:
+    """What comes through a pipe, in a file of the store's file system."""
+    place = f"{scratch}/archive"
+    try:
+        with open(0 if path == "-" else path, "rb", closefd=path != "-") as pipe, open(place, "xb") as file:
+            shutil.copyfileobj(pipe, file)
+    except OSError as error:
+        raise of_oserror(error, "reading the archive") from None
+    return place
+
+
+def _named(
+    root: str, refs: list[str], name: str, notify: Callable[[str], None], *, strict: bool = False
+) -> list[layout.Image]:
+    """Pulls images out of an archive and gives them their own names; ``strict``: they cannot keep the archive's."""
+    if name and len(refs) != 1:
+        raise Failure(f"there are {len(refs)} images in it, and one name", code=WRONG_FILE)
+    images = []
+    for ref in refs:
+        known = layout.stored(root, reference.parse(ref).text) is not None
+        own = name or _name_in(ref)
+        if strict and not own:
+            what = "the archive does not say what the image is called"
+            raise Failure(what, code=WRONG_FILE, hint="podrun image import --name NAME")
+        image = pull(root, ref, notify=notify)
+        if own:
+            image = tag(root, image.ref, own)
+            if not known:
+                untag(root, [reference.parse(ref).text])
+        images.append(image)
+    return images
+
+
+def _name_in(ref: str) -> str:
+    """The full name that an archive gives an image; "" where it is only a tag, or a number."""
+    name = reference.parse(ref).tag
+    if "/" not in name or name.startswith("@"):
+        return ""
+    try:
+        return reference.parse(name).text
+    except Failure:
+        return ""
+
+
+def tag(root: str, ref: str, name: str, cwd: str = "") -> layout.Image:
+    """Gives an image of the store one more name, that of a registry's image. Raises Failure."""
+    named = reference.parse(name)
+    if named.kind != reference.REGISTRY or named.digest:
+        raise Failure(f"{name!r} cannot be a name: it is to be like registry.example/team/web:1.4", code=WRONG_FILE)
+    with locked(root, "store", shared=True), work(root) as scratch:
+        for _, one in _found(root, ref, cwd):
+            # Where it came from is nothing to ask about later: the name is as good as pulled.
+            made = one._replace(ref=named.text, source=[], remote=one.digest)
+            publish.put_record(root, scratch, made)
+            content = _read(layout.blob(root, one.digest))
+            found = manifest.manifest(content, manifest.Descriptor("", one.digest, len(content)), one.ref)
+            if found.descriptor.media_type != manifest.OCI_MANIFEST:
+                content = manifest.as_oci(found)
+            described = {
+                "mediaType": manifest.OCI_MANIFEST,
+                "digest": manifest.digest_of(content),
+                "size": len(content),
+                "platform": _platform_of(root, one),
+            }
+            list_in_index(root, scratch, reference.layout_name(named), described)
+    return layout.image(root, made)
+
+
+def untag(root: str, refs: list[str], cwd: str = "") -> list[str]:
+    """Removes names only; the images stay until ``prune``. Raises Failure (UNAVAILABLE) for one that is not there."""
+    with locked(root, "store", shared=True), work(root) as scratch:
+        found = [pair for ref in refs for pair in _found(root, ref, cwd)]
+        for path, one in found:
+            os.unlink(path)
+            list_in_index(root, scratch, reference.layout_name(reference.parse(one.ref)), None)
+    return [one.ref for _, one in found]
+
+
+def _platform_of(root: str, stored: layout.Stored) -> dict[str, str]:
+    """The os and architecture as the image's configuration has them, those that were asked for where it has none."""
+    try:
+        content = _read(layout.blob(root, stored.digest))
+        found = manifest.manifest(content, manifest.Descriptor("", stored.digest, len(content)), stored.ref)
+        config = json.loads(_read(layout.blob(root, found.config.digest)))
+        told = {key: str(config.get(key) or "") for key in ("os", "architecture", "variant")}
+    except (Failure, ValueError, AttributeError):
+        told = dict(zip(("os", "architecture", "variant"), [*stored.platform.split("/"), "", ""], strict=False))
+    return {key: value for key, value in told.items() if value}
 
 
 def _tags_of_layout(index: str) -> list[str]:
@@ -119,7 +221,10 @@ def _tags_of_layout(index: str) -> list[str]:
 
 def ls(root: str) -> list[Listed]:
     """The images of the store by name."""
-    return sorted(Listed(one.ref, one.digest, one.platform, _size(root, one), one.pulled) for _, one in _records(root))
+    return sorted(
+        Listed(one.ref, one.digest, "/".join(_platform_of(root, one).values()), _size(root, one), one.pulled)
+        for _, one in _records(root)
+    )
 
 
 def _size(root: str, stored: layout.Stored) -> int:

@@ -10,7 +10,16 @@ from typing import IO, Any, NamedTuple
 
 from podrun.errors import UNAVAILABLE, WRONG_FILE, Failure, of_oserror
 from podrun_hooks.image import reference
-from podrun_hooks.image.layer.stream import CHUNK, Reader, chunks_of, compression, decompressed, malformed, seen
+from podrun_hooks.image.layer.stream import (
+    CHUNK,
+    MAX_LAYER_BYTES,
+    Reader,
+    chunks_of,
+    compression,
+    decompressed,
+    malformed,
+    seen,
+)
 from podrun_hooks.image.layer.tar import FILE, HARDLINK, SYMLINK, entries
 from podrun_hooks.image.manifest import (
     MAX_DOCUMENT,
@@ -169,10 +178,13 @@ def _names(item: dict[str, Any]) -> list[str]:
 
 
 def tags_of(index: dict[str, Any]) -> list[str]:
-    """What to append to a layout's path for each of its images: ":name", or "" for a single nameless one."""
+    """What to append to a layout's path for each of its images: ":name", or "" for a single nameless one.
+
+    The full name where there is one: docker 25 calls an image by its tag alone besides, two of them "latest".
+    """
     items = index.get("manifests")
     names = [_names(item) for item in items if isinstance(item, dict)] if isinstance(items, list) else []
-    return list(dict.fromkeys(f":{own[0]}" if own else "" for own in names))
+    return list(dict.fromkeys(f":{own[-1]}" if own else "" for own in names))
 
 
 def contents(named: Reference, scratch: str) -> tuple[str, list[str]]:
@@ -285,10 +297,34 @@ def _plain(named: Reference, scratch: str) -> IO[bytes]:
     file = _open(named.path, named.text)
     start = file.read(6)
     file.seek(0)
+    if start[:3] == b"BZh" or start == b"\xfd7zXZ\0":
+        with file:
+            return spooled(_unpacked(file, named.text), scratch)
     if not compression(start):
         return file
     with file:
         return spooled(decompressed(chunks_of(file), named.text), scratch)
+
+
+def _unpacked(file: IO[bytes], what: str) -> Iterator[bytes]:
+    """An archive that bzip2 or xz has compressed as a whole. Raises Failure."""
+    import bz2
+    import lzma
+
+    start = file.read(3)
+    file.seek(0)
+    total = 0
+    try:
+        with bz2.open(file) if start == b"BZh" else lzma.open(file) as plain:
+            while chunk := plain.read(CHUNK):
+                total += len(chunk)
+                if total > MAX_LAYER_BYTES:
+                    raise malformed(f"{what} unpacks to more than {MAX_LAYER_BYTES} bytes")
+                yield chunk
+    except (EOFError, lzma.LZMAError) as error:
+        raise malformed(f"{what} cannot be unpacked: {error}") from None
+    except OSError as error:
+        raise (of_oserror(error, what) if error.errno else malformed(f"{what} cannot be unpacked: {error}")) from None
 
 
 def spooled(chunks: Iterator[bytes], scratch: str) -> IO[bytes]:
