@@ -111,6 +111,8 @@ class KnownFacts(TypedDict, total=False):
     #: With the length of the prefix: "10.160.0.2/16".
     addresses: list[str]
     hostname: str
+    #: The pod's user namespace: its ``path``, a ``netns`` that it owns, the host's ids (``uid``, ``gid``) of its 0.
+    userns: dict[str, Any]
     published: list[Published]
     #: By the names of image steps; ``image`` is the nearest one's.
     images: dict[str, Image]

@@ -113,6 +113,8 @@ class Pod(NamedTuple):
     cgroup: str = ""
     #: The systemd unit that podrun was started by, or "".
     unit: str = ""
+    #: "auto": the pod has a user namespace of its own, with a range of ids of its own; "host": it has the host's.
+    userns: str = "host"
     #: True for ``podrun check`` and ``plan``: a check may take its time and use the network.
     thorough: bool = False
     #: The services that steps of the chain register: whom a wait for one of them would wait for.

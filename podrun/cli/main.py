@@ -470,7 +470,7 @@ def _problems(text: loader.PodText, host: Host) -> list[tuple[loader.StepText, A
 
 def _pod(text: loader.PodText, host: Host) -> Pod:
     """The pod that would be started, for hooks that are only asked."""
-    return Pod(text.name, host.root, host.run, tag=Identity(text.name).tag(host.run), thorough=True)
+    return Pod(text.name, host.root, host.run, tag=Identity(text.name).tag(host.run), userns=text.userns, thorough=True)
 
 
 def _plain(path: str) -> BinaryIO:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 #: First-party names resolve from this table: scanning entry points costs 60 ms.
 FIRST_PARTY = {
+    "userns": "podrun_hooks.userns",
     "image": "podrun_hooks.image",
     "storage": "podrun_hooks.storage",
     "network": "podrun_hooks.network",

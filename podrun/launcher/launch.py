@@ -66,6 +66,7 @@ def up(
         console=terminal.path if terminal else "",
         cgroup=cgroup,
         unit=notify.own_unit() if taking_over else "",
+        userns=text.userns,
         services=services(text.steps, hook_loader.load),
     )
     foreground.interruptible()

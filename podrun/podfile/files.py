@@ -93,6 +93,14 @@ def find(word: str, etc: str, *, in_unit: bool, template: bool = False) -> Found
     raise _missing(word, path, etc, named)
 
 
+def configuration(path: str) -> Source | None:
+    """The text of podrun's own configuration, which as root has to be root's; None where there is none."""
+    try:
+        return _read(path, None if os.geteuid() else frozenset({0}))[0]
+    except FileNotFoundError:
+        return None
+
+
 def _missing(word: str, path: str, etc: str, named: bool) -> Failure:
     if not named:
         return wrong(shown(path), "there is no such file")

@@ -26,6 +26,7 @@ class Known(NamedTuple):
 NOTHING = Known()
 
 HOOKS: Mapping[str, Known] = {
+    "userns": Known(),
     "image": Known(needs=UnitNeeds(images=(("ref",),))),
     "storage": Known(),
     "network": Known(),

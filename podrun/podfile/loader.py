@@ -7,10 +7,10 @@ import os
 from podrun.errors import WRONG_FILE, Failure
 from podrun.hook import is_resident
 from podrun.options import Wrong, read, unknown
-from podrun.podfile import files
+from podrun.podfile import defaults, files
 from podrun.podfile.cache import Results
 from podrun.podfile.model import Place, Table, assembled, common_keys, located, pod_name, without_variables
-from podrun.podfile.tables import COMMON, STEP_NAME, PlacementTable, PodTable
+from podrun.podfile.tables import COMMON, FIRST_STEPS, STEP_NAME, PlacementTable, PodTable
 from podrun.record import NamedTuple
 
 TYPE_CHECKING = False
@@ -61,6 +61,8 @@ class PodText(NamedTuple):
     placement: dict[str, Any] = {}
     #: Seconds that a generation which has been swapped out may go on serving.
     drain: float = 0.0
+    #: "auto": the pod has a user namespace of its own.
+    userns: str = "host"
 
 
 # --- reading ------------------------------------------------------------------------------------------------------
@@ -91,7 +93,8 @@ def load(
     resolve = files.resolver(environ, found.instance)
     with Results(cache) as results:
         read_files = [(text, results.of(text.text or "", files.tables, text)) for text in found.texts]
-        return _understood(read_files, found.name, found.instance, load_hook, resolve, known=environ is not None)
+        given = defaults.load(results)
+        return _understood(read_files, given, found.name, found.instance, load_hook, resolve, known=environ is not None)
 
 
 def from_tables(
@@ -108,7 +111,9 @@ def from_tables(
     strings are final. Raises Failure with WRONG_FILE, without line numbers.
     """
     resolve = str if environ is None else files.resolver(environ)
-    return _understood([(files.Source(file, None), tables)], name, "", load_hook, resolve, known=True)
+    with Results("") as results:
+        given = defaults.load(results)
+    return _understood([(files.Source(file, None), tables)], given, name, "", load_hook, resolve, known=True)
 
 
 def place(
@@ -143,6 +148,7 @@ def _assembled(read_files: Sequence[File], load_hook: LoadHook, resolve: Resolve
 
 def _understood(
     read_files: Sequence[File],
+    given: defaults.Defaults,
     stem: str,
     instance: str,
     load_hook: LoadHook,
@@ -156,8 +162,12 @@ def _understood(
         if not model.chain:
             raise first.failure("there is no [[chain]]: a pod is at least one step", ())
         pod, placement = model.own["pod"], model.own["placement"]
+        given.complete(pod, model.chain)
         values = pod.values if known else without_variables(pod.values, "name")
         about: PodTable = located(pod, read, PodTable, values)
+        for key, hooks in FIRST_STEPS.items():
+            if hook := hooks.get(getattr(about, key)):
+                model.chain.insert(0, Table({"hook": hook, "name": hook}, pod.place, {}))
         name = pod_name(model, stem)
         return PodText(
             name=f"{name}@{instance}" if instance else name,
@@ -168,6 +178,7 @@ def _understood(
             sections={**model.sections, **_sockets(model)},
             reload=about.reload,
             drain=about.drain,
+            userns=about.userns,
             placement=dict(located(placement, read, PlacementTable, placement.values)) if placement.values else {},
         )
     except RecursionError:

@@ -113,6 +113,11 @@ class PodTable(NamedTuple):
         "with units of their own: whether a container that failed for good stops the pod",
         "keep",
     )
+    userns: str = option(
+        choice("host", "auto"),
+        "auto: a user namespace of the pod's own, with a range of 65,536 ids that no other pod has; host: the host's",
+        "host",
+    )
     pull_unit: bool = option(BOOLEAN, "have a unit of its own pull the images before the pod's starts", False)
 
 
@@ -202,5 +207,7 @@ class FileTable(dict[str, object]):
     }
 
 
+#: Keys of [pod] that stand for a step before all others: the value, and the hook.
+FIRST_STEPS = {"userns": {"auto": "userns"}}
 COMMON = tuple(StepTable._field_defaults)
 SECTIONS = tuple(_DESCRIBED)

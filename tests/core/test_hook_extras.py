@@ -43,7 +43,7 @@ def test_the_table_knows_no_other_hook():
     ("protocol", "names"),
     [
         (Explains, {*hook_loader.FIRST_PARTY}),
-        (Collects, {"image", "network", "register"}),
+        (Collects, {"image", "network", "register", "userns"}),
         (RunsCommands, {"container"}),
         (UsesVolumes, {"storage", "container"}),
         (RunsExecutables, set()),

@@ -17,6 +17,7 @@ from podrun_hooks.container.options import Options as Options
 from podrun_hooks.container.processes import SIGKILL, Process
 from podrun_hooks.container.seccomp import filter
 from podrun_hooks.support import subprocesses as programs
+from podrun_hooks.support import userns
 from podrun_hooks.support.rooted_tree import Tree, clear
 
 TYPE_CHECKING = False
@@ -63,11 +64,12 @@ def up(step: Step, facts: Facts) -> Facts:
     step.status(f"assembling the root of {step.name}")
     places.prepare(place, persist=options.persist)
     sock = _notify_socket(step, place) if options.ready and options.ready.notify else None
-    root = rootfs.stack(place, image["layers"], volatile=not options.persist)
-    placed = None
+    mapping = userns.of_facts(facts)
+    root, placed = -1, None
     try:
+        root = rootfs.stack(place, image["layers"], volatile=not options.persist, mapping=mapping)
         tree = Tree(root)
-        placed = spec.mounts_of(step, facts, image, tree, place)
+        placed = spec.mounts_of(step, facts, image, tree, place, mapping)
         config = spec.build(step, facts, image, tree, placed, isolation, listen, watchdog)
         config["annotations"].setdefault(_STOP_SIGNAL, str(spec.stop_signal(image.get("config") or {}, options)))
         filter.apply(config, options.seccomp, step.pod.root, spec.capabilities(options, isolation), runtime.name)
@@ -89,7 +91,9 @@ def up(step: Step, facts: Facts) -> Facts:
         finally:
             output.close()
     finally:
-        os.close(root)
+        for fd in (root, mapping.namespace if mapping else -1):
+            if fd >= 0:
+                os.close(fd)
         if placed is not None:
             placed.close()
     started = processes.identify(pid)
@@ -178,11 +182,23 @@ def check(step: Step) -> list[Problem]:
         problems.append(Problem(what, WRONG_FILE, "leave out one"))
     problems += [Problem(what, WRONG_FILE, hint, key=key) for key, what, hint in limits.problems(step.options)]
     problems += _missing_files(step.options)
+    if step.pod.userns == "auto":
+        # The kernel mounts /proc, and message queues, for whoever owns the namespace that they show.
+        problems += [
+            Problem(f'{kind} = "host" is not for a pod with userns = "auto"', WRONG_FILE, 'userns = "host"', key=kind)
+            for kind in ("pid", "ipc")
+            if getattr(step.options, kind) == "host"
+        ]
     if step.options.volumes:
         from podrun_hooks.storage.docker_spelling import docker_source, missing
 
         sources = [docker_source(text) for text in step.options.volumes]
         problems += [found._replace(key="volumes") for source in sources for found in missing(source)]
+        if step.pod.userns == "auto":
+            for text, source in zip(step.options.volumes, sources, strict=True):
+                read_only = "ro" in text.rpartition(":")[2].split(",")
+                if source.startswith("/") and (what := userns.refusal(source, read_only=read_only)):
+                    problems.append(Problem(what, UNAVAILABLE, 'userns = "host" in [pod]', key="volumes"))
     return problems
 
 

@@ -10,6 +10,7 @@ from podrun_hooks.container import paths as places
 from podrun_hooks.container import relay, runtime, spec, users
 from podrun_hooks.support import subprocesses as programs
 from podrun_hooks.support.rooted_tree import Elsewhere, Tree
+from podrun_hooks.support.userns import Range
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ def become(step: Step, process: Process, argv: Sequence[str], **wanted: Any) -> 
     place = places.of(step)
     chosen = _runtime(step, place)
     oci = process_of(place, process, argv, **wanted)
-    _find_command(process, oci)
+    base = _base(step)
+    _find_command(process, oci, base)
     fd = _file(oci)
 
     def start(options: list[str], streams: tuple[int, int, int]) -> int:
@@ -35,7 +37,13 @@ def become(step: Step, process: Process, argv: Sequence[str], **wanted: Any) -> 
         variables = {**runtime.environment(place), "TERM": os.environ.get("TERM", "xterm")}
         stdin, stdout, stderr = streams
         ended = programs.run(
-            line, env=variables, before=runtime.private(chosen), stdin=stdin, stdout=stdout, stderr=stderr, keep=(fd,)
+            line,
+            env=variables,
+            before=runtime.entering(chosen, place),
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            keep=(fd,),
         )
         return ended.status
 
@@ -45,12 +53,17 @@ def become(step: Step, process: Process, argv: Sequence[str], **wanted: Any) -> 
 
 def run(step: Step, process: Process, argv: Sequence[str], **wanted: Any) -> programs.Ended:
     """Runs ``argv`` and waits for it, its output captured."""
+    place = places.of(step)
     line, fd, chosen = command(step, process, argv, **wanted)
+    # Not the host's /dev/null: the runtime gives the container's root what it gets (streams.py).
+    nothing, end = os.pipe2(os.O_CLOEXEC)
+    os.close(end)
     try:
-        env = runtime.environment(places.of(step))
-        return programs.run(line, env=env, before=runtime.private(chosen), keep=(fd,))
+        before = runtime.entering(chosen, place)
+        return programs.run(line, env=runtime.environment(place), before=before, stdin=nothing, keep=(fd,))
     finally:
         os.close(fd)
+        os.close(nothing)
 
 
 def command(step: Step, process: Process, argv: Sequence[str], **wanted: Any) -> tuple[list[str], int, Runtime]:
@@ -105,13 +118,22 @@ def _user(process: Process, user: str) -> users.User:
         os.close(root)
 
 
-def _find_command(process: Process, oci: Mapping[str, Any]) -> None:
+def _base(step: Step) -> Range | None:
+    """What the pod's ids begin with on the host."""
+    with open(places.of(step).config, encoding="utf-8") as file:
+        linux = jsontext.loads(file.read())["linux"]
+    if "uidMappings" not in linux:
+        return None
+    return Range(*(linux[f"{kind}Mappings"][0]["hostID"] for kind in ("uid", "gid")))
+
+
+def _find_command(process: Process, oci: Mapping[str, Any], base: Range | None) -> None:
     """Raises Failure (NOT_FOUND, CANNOT_EXECUTE) for what the runtime would answer with a 1 or a 255."""
     user, variables = oci["user"], dict(pair.partition("=")[::2] for pair in oci["env"])
     who = users.User(user["uid"], user["gid"], user["additionalGids"])
     root = _root(process)
     try:
-        spec.find_command(Tree(root), oci["args"], variables, oci["cwd"], who, oci["capabilities"]["bounding"])
+        spec.find_command(Tree(root), oci["args"], variables, oci["cwd"], who, oci["capabilities"]["bounding"], base)
     finally:
         os.close(root)
 

@@ -11,11 +11,11 @@ from __future__ import annotations
 import os
 import stat
 
-from podrun.errors import WRONG_FILE, Failure
+from podrun.errors import UNAVAILABLE, WRONG_FILE, Failure
 from podrun.hook import Facts
 from podrun.record import NamedTuple
 from podrun_hooks.container import rootfs
-from podrun_hooks.support import syscalls
+from podrun_hooks.support import syscalls, userns
 from podrun_hooks.support.rooted_tree import Elsewhere, Tree, plain
 
 TYPE_CHECKING = False
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from podrun_hooks.container.paths import Place
+    from podrun_hooks.support.userns import Mapping
 
 #: What the runtimes make in /dev themselves; a mount in its place would be taken for it.
 _OF_THE_RUNTIME = frozenset([
@@ -90,8 +91,13 @@ class Mount(NamedTuple):
 class Mounts:
     """The mounts of one container until they are attached; ``oci`` are those that are left to the runtime."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Place, mapping: Mapping | None) -> None:
         self.place = place
+        self.mapping = mapping
+        #: Where the root and the stage are attached. In a user namespace the runtime is not the host's root any more,
+        #: and podrun's directories are closed to it: memory over a public directory, in its mount namespace alone.
+        top = _public(place) if mapping else ""
+        self.root, self.stage = (f"{top}/root", top) if top else (place.rootfs, place.stage)
         self.all: list[Mount] = []
         self.oci: list[Facts] = []
         #: Where there is a mount of the pod's.
@@ -101,14 +107,17 @@ class Mounts:
 
     def staged(self) -> list[tuple[str, Mount]]:
         """The mounts that the runtime takes out of the stage, with their places in it."""
-        return [(f"{self.place.stage}/{number}", mount) for number, mount in enumerate(self.all) if mount.target < 0]
+        return [(f"{self.stage}/{number}", mount) for number, mount in enumerate(self.all) if mount.target < 0]
 
     def attach(self, root: int) -> None:
         """Attaches the root and all mounts. In a forked child with a private mount namespace."""
-        syscalls.move_mount(root, self.place.rootfs)
         staged = self.staged()
-        if staged:
-            syscalls.mount("tmpfs", self.place.stage, "tmpfs", syscalls.MS_NOSUID | syscalls.MS_NODEV, "mode=0700")
+        if staged or self.mapping:
+            mode = "mode=0755" if self.mapping else "mode=0700"
+            syscalls.mount("tmpfs", self.stage, "tmpfs", syscalls.MS_NOSUID | syscalls.MS_NODEV, mode)
+        if self.mapping:
+            os.mkdir(self.root, 0o755)
+        syscalls.move_mount(root, self.root)
         for path, mount in staged:
             if mount.directory:
                 os.mkdir(path, 0o700)
@@ -128,25 +137,37 @@ class Mounts:
         self.kept.clear()
 
 
-def make(tree: Tree, wanted: Sequence[Facts], place: Place) -> Mounts:
+def make(tree: Tree, wanted: Sequence[Facts], place: Place, mapping: Mapping | None = None) -> Mounts:
     """Makes the mounts ``wanted`` (CDI spelling), detached, and their targets in ``tree``.
 
     Outer targets come first, as docker orders them: an inner one would be hidden else. The last of two mounts at one
     target counts. Raises Failure: WRONG_FILE for a target that no mount may hide, CANNOT_CREATE, or STEP_FAILED for a
-    source that does not exist.
+    source that does not exist. With a ``mapping`` what is mounted has the owners of that user namespace; UNAVAILABLE
+    where it cannot have them.
     """
-    mounts = Mounts(place)
-    mounts.kept = rootfs.make_system_directories(tree)
+    mounts = Mounts(place, mapping)
+    with userns.AsRootOf(mapping):
+        mounts.kept = rootfs.make_system_directories(tree)
     latest = {plain(mount["containerPath"]): mount for mount in wanted}
     try:
         for target in sorted(latest, key=lambda path: path.count("/")):
             _add(mounts, tree, target, latest[target])
-        if mounts.staged():
+        if mounts.staged() and not mapping:
             os.makedirs(place.stage, mode=0o700, exist_ok=True)
     except BaseException:
         mounts.close()
         raise
     return mounts
+
+
+def _public(place: Place) -> str:
+    """A directory that everybody can enter, and that has nothing of podrun's in it."""
+    for path in ("/mnt", "/media", "/srv", "/opt"):
+        inside = any(f"{own}/".startswith(f"{path}/") for own in (place.bundle, place.storage, place.runtime))
+        if not inside and os.path.isdir(path) and not os.path.islink(path) and os.stat(path).st_mode & 0o001:
+            return path
+    what = "there is no directory such as /mnt that everybody can enter"
+    raise Failure(what, code=UNAVAILABLE, hint="mkdir -m 755 /mnt")
 
 
 def _add(mounts: Mounts, tree: Tree, target: str, mount: Facts) -> None:
@@ -166,13 +187,17 @@ def _add(mounts: Mounts, tree: Tree, target: str, mount: Facts) -> None:
         from podrun_hooks.storage import volumes
 
         # From the image alone, as docker does: another mount may lie around it, whose content is somebody else's.
-        volumes.fill(source, Tree(tree.root), target)
-    made, directory = _bind(source, options) if is_bind else (_file_system(kind, source, options), True)
+        volumes.fill(source, Tree(tree.root), target, mounts.mapping)
+    if is_bind:
+        made, directory = _bind(source, options, mounts.mapping)
+    else:
+        made, directory = _file_system(kind, source, options, mounts.mapping), True
     try:
         propagation = {word.removeprefix("r") for word in options} & {"slave", "shared"}
         fd = -1
         try:
-            fd, destination, inside = tree.make(target, directory=directory)
+            with userns.AsRootOf(mounts.mapping):
+                fd, destination, inside = tree.make(target, directory=directory)
         except Elsewhere as elsewhere:
             destination = plain(elsewhere.path)
             _permit(target, destination, mounts.taken, directory=directory)
@@ -186,7 +211,7 @@ def _add(mounts: Mounts, tree: Tree, target: str, mount: Facts) -> None:
                     raise Failure(what, code=WRONG_FILE, hint="leave out slave and shared")
         if fd < 0:
             given = [word for word in options if word.removeprefix("r") in propagation] or ["rprivate"]
-            staged = f"{mounts.place.stage}/{len(mounts.all)}"
+            staged = f"{mounts.stage}/{len(mounts.all)}"
             oci = {"destination": destination, "type": "bind", "source": staged, "options": ["rbind", *given]}
             mounts.oci.append(oci)
         mounts.taken.add(destination)
@@ -218,7 +243,7 @@ def _permit(target: str, destination: str, taken: set[str], *, directory: bool) 
 # --- detached mounts -----------------------------------------------------------------------------------------------
 
 
-def _bind(source: str, options: Sequence[str]) -> tuple[int, bool]:
+def _bind(source: str, options: Sequence[str], mapping: Mapping | None) -> tuple[int, bool]:
     """A detached copy of the mount at ``source``, restricted, and whether it is a directory."""
     recursive = "bind" not in options or "rbind" in options
     try:
@@ -226,12 +251,15 @@ def _bind(source: str, options: Sequence[str]) -> tuple[int, bool]:
     except OSError as error:
         raise Failure(f"{source}, which is to be mounted, cannot be used: {error.strerror}") from error
     try:
-        directory = stat.S_ISDIR(os.fstat(tree).st_mode)
+        about = os.fstat(tree)
+        directory = stat.S_ISDIR(about.st_mode)
         unknown = [word for word in options if word not in _WORDS and word.partition("=")[0] not in ("sync", "async")]
         if unknown:
             raise Failure(f"option {unknown[0]!r} is not one of a bind mount", code=WRONG_FILE)
         kinds = [word.removeprefix("r") for word in options if word.removeprefix("r") in _PROPAGATION]
         given, cleared = _attributes(_restricted(options))
+        if mapping:
+            _map(tree, source, about, mapping, recursive=recursive, read_only=bool(given & syscalls.MOUNT_ATTR_RDONLY))
         syscalls.mount_setattr(
             tree, given, clear=cleared, recursive=recursive, propagation=_PROPAGATION[kinds[-1] if kinds else "private"]
         )
@@ -241,7 +269,22 @@ def _bind(source: str, options: Sequence[str]) -> tuple[int, bool]:
     return tree, directory
 
 
-def _file_system(kind: str, source: str, options: Sequence[str]) -> int:
+def _map(tree: int, source: str, about: os.stat_result, mapping: Mapping, *, recursive: bool, read_only: bool) -> None:
+    """Gives a detached mount the owners of the pod's user namespace.
+
+    Where the file system cannot (NFS; tmpfs before kernel 6.3), everything in it belongs to nobody there: Failure
+    (UNAVAILABLE), unless that does not matter.
+    """
+    try:
+        syscalls.mount_setattr(tree, syscalls.MOUNT_ATTR_IDMAP, recursive=recursive, userns=mapping.namespace)
+    except OSError as error:
+        if error.errno not in userns.NOT_MAPPED:
+            raise
+        if not userns.tolerates_nobody(source, about.st_mode, read_only=read_only):
+            raise Failure(userns.not_mapped(source), code=UNAVAILABLE, hint='userns = "host" in [pod]') from None
+
+
+def _file_system(kind: str, source: str, options: Sequence[str], mapping: Mapping | None) -> int:
     """A detached mount of a new file system: memory (tmpfs), or any that needs nothing but a name and options."""
     given, _ = _attributes(_restricted(options))
     settings: list[tuple[str, str | None]] = [("source", source)]
@@ -251,10 +294,26 @@ def _file_system(kind: str, source: str, options: Sequence[str]) -> int:
             settings.append((key, value if equals else None))
     if "ro" in options:
         settings.append(("ro", None))
+    if mapping:
+        settings = [(key, _shifted(key, value, mapping)) for key, value in settings]
     try:
-        return syscalls.fsmount(kind, settings, given)
+        tree = syscalls.fsmount(kind, settings, given)
     except OSError as error:
         raise Failure(f"a {kind} cannot be mounted: {error.strerror}", code=WRONG_FILE) from error
+    if mapping:
+        owner = os.stat(f"/proc/self/fd/{tree}")
+        uid, gid = (
+            0 if number else base for number, base in zip((owner.st_uid, owner.st_gid), mapping.base, strict=True)
+        )
+        os.chown(f"/proc/self/fd/{tree}", uid or -1, gid or -1)
+    return tree
+
+
+def _shifted(key: str, value: str | None, mapping: Mapping) -> str | None:
+    """An option of a file system that is an owner, in the host's ids."""
+    if key in ("uid", "gid") and value and value.isdigit():
+        return str(int(value) + getattr(mapping.base, key))
+    return value
 
 
 def _restricted(options: Sequence[str]) -> list[str]:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import errno
 import os
 
-from podrun.errors import CANNOT_CREATE, MALFORMED, Failure
-from podrun_hooks.support import syscalls
+from podrun.errors import CANNOT_CREATE, MALFORMED, UNAVAILABLE, Failure
+from podrun_hooks.support import syscalls, userns
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from podrun_hooks.container.paths import Place
     from podrun_hooks.support.rooted_tree import Tree
+    from podrun_hooks.support.userns import Mapping
 
 #: fsconfig(2) takes strings of up to 256 bytes, the NUL included.
 _LONGEST = 255
@@ -27,10 +28,12 @@ _LONGEST = 255
 # --- the overlay ---------------------------------------------------------------------------------------------------
 
 
-def stack(place: Place, layers: Sequence[str], *, volatile: bool) -> int:
+def stack(place: Place, layers: Sequence[str], *, volatile: bool, mapping: Mapping | None = None) -> int:
     """A detached overlay mount of ``layers`` (lowest first) and the place's upper layer; returns its descriptor.
 
-    ``volatile`` spares the syncs of a writable layer that is removed anyway. Raises Failure with the kernel's words.
+    ``volatile`` spares the syncs of a writable layer that is removed anyway. With a ``mapping`` every layer is mounted
+    with the owners of that user namespace first; what is on the disk keeps its owners. Raises Failure with the kernel's
+    words.
     """
     # A layer that occurs twice (old builders repeat the empty one) hides its lower self; overlayfs refuses it (ELOOP).
     lowest_last = list(dict.fromkeys(reversed(layers)))
@@ -40,17 +43,21 @@ def stack(place: Place, layers: Sequence[str], *, volatile: bool) -> int:
     opened: list[int] = []
     try:
         options: list[tuple[str, str | None]] = [("source", place.mark)]
-        options += [("lowerdir+", _short(layer, opened)) for layer in lowest_last]
-        options += [("upperdir", _short(place.upper, opened)), ("workdir", _short(place.work, opened))]
+        options += [("lowerdir+", path) for path in _lower(lowest_last, opened, mapping)]
+        options += [(f"{kind}dir", path) for kind, path in _writable(place, opened, mapping)]
         if volatile:
             options.append(("volatile", None))
         try:
-            return syscalls.fsmount("overlay", options)
+            # What overlayfs makes, it makes as whoever mounts it: in its work directory at once.
+            with userns.AsRootOf(mapping):
+                return syscalls.fsmount("overlay", options)
         except OSError as error:
-            # "lowerdir+" came with kernel 6.7; an unknown parameter is EINVAL, as much else is.
-            if error.errno != errno.EINVAL or _knows_lowerdir_plus():
+            # "lowerdir+" came with kernel 6.7, layers that are detached mounts with 6.15; an unknown parameter is
+            # EINVAL, as much else is.
+            if error.errno != errno.EINVAL or _release() >= ((6, 15) if mapping else (6, 7)):
                 raise
-        return stack_in_one_string(place, lowest_last, volatile=volatile)
+        with userns.AsRootOf(mapping):
+            return stack_in_one_string(place, lowest_last, volatile=volatile, trees=opened if mapping else ())
     except OSError as error:
         code = MALFORMED if error.errno == errno.ENOENT else CANNOT_CREATE
         raise Failure(f"overlayfs refuses the root file system: {error.strerror}", code=code) from error
@@ -66,16 +73,44 @@ def _short(path: str, opened: list[int]) -> str:
     return f"/proc/self/fd/{opened[-1]}"
 
 
-def _knows_lowerdir_plus() -> bool:
+def _lower(layers: Sequence[str], opened: list[int], mapping: Mapping | None) -> list[str]:
+    """Paths of the layers for overlayfs."""
+    if not mapping:
+        return [_short(layer, opened) for layer in layers]
+    for layer in layers:
+        opened.append(_mapped(layer, mapping))
+    return [f"/proc/self/fd/{fd}" for fd in opened]
+
+
+def _writable(place: Place, opened: list[int], mapping: Mapping | None) -> list[tuple[str, str]]:
+    """The paths of the writable layer and of the work directory, which have to be on one mount."""
+    if not mapping:
+        return [("upper", _short(place.upper, opened)), ("work", _short(place.work, opened))]
+    opened.append(_mapped(place.storage, mapping))
+    return [(name, f"/proc/self/fd/{opened[-1]}/{name}") for name in ("upper", "work")]
+
+
+def _mapped(path: str, mapping: Mapping) -> int:
+    try:
+        return userns.idmapped(path, mapping.namespace)
+    except OSError as error:
+        if error.errno not in userns.NOT_MAPPED:
+            raise
+        what = f"the file system of {path} has no idmapped mounts"
+        raise Failure(what, code=UNAVAILABLE, hint='userns = "host", or $PODRUN_ROOT on ext4, xfs or btrfs') from None
+
+
+def _release() -> tuple[int, int]:
     numbers = os.uname().release.split(".")
-    return (int(numbers[0]), int(numbers[1].split("-")[0])) >= (6, 7)
+    return int(numbers[0]), int(numbers[1].split("-")[0])
 
 
-def stack_in_one_string(place: Place, layers: Sequence[str], *, volatile: bool) -> int:
-    """The same for kernels before 6.7 (``layers``: highest first): mount(2) in a forked child, its mount handed back.
+def stack_in_one_string(place: Place, layers: Sequence[str], *, volatile: bool, trees: Sequence[int] = ()) -> int:
+    """The same for older kernels (``layers``: highest first): mount(2) in a forked child, its mount handed back.
 
     mount(2) cuts its options at a page, and a colon in a path means the next layer: in /proc/self/fd every layer's
-    name is a small number, which is room for the 500 layers that overlayfs allows.
+    name is a small number, which is room for the 500 layers that overlayfs allows. ``trees``: detached mounts of the
+    layers, and of the directory with the writable one, to be used instead.
     """
     import _socket
 
@@ -87,7 +122,12 @@ def stack_in_one_string(place: Place, layers: Sequence[str], *, volatile: bool) 
             syscalls.unshare(syscalls.CLONE_NEWNS)
             syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
             # Opened in the new namespace: overlayfs refuses layers whose mount is in another one.
-            fds = [os.open(path, os.O_PATH | os.O_DIRECTORY) for path in (*layers, place.upper, place.work)]
+            if trees:
+                *below, writable = _attached(place.rootfs, trees)
+                fds = [os.open(path, os.O_PATH | os.O_DIRECTORY) for path in below]
+                fds += [os.open(f"{writable}/{name}", os.O_PATH | os.O_DIRECTORY) for name in ("upper", "work")]
+            else:
+                fds = [os.open(path, os.O_PATH | os.O_DIRECTORY) for path in (*layers, place.upper, place.work)]
             *lower, upper, work = (str(fd) for fd in fds)
             data = f"lowerdir={':'.join(lower)},upperdir={upper},workdir={work}{',volatile' if volatile else ''}"
             syscalls.mount(place.mark, place.rootfs, "overlay", 0, data)
@@ -105,6 +145,16 @@ def stack_in_one_string(place: Place, layers: Sequence[str], *, volatile: bool) 
         number = int(words or errno.EIO)
         raise OSError(number, os.strerror(number), "overlay")
     return int.from_bytes(rights[0][2][:4], "little")
+
+
+def _attached(where: str, trees: Sequence[int]) -> list[str]:
+    """Attaches detached mounts in memory over ``where``; returns their places."""
+    syscalls.mount("tmpfs", where, "tmpfs", 0, "mode=0700")
+    places = [f"{where}/{number}" for number in range(len(trees))]
+    for path, tree in zip(places, trees, strict=True):
+        os.mkdir(path)
+        syscalls.move_mount(tree, path)
+    return places
 
 
 # --- the system directories ----------------------------------------------------------------------------------------

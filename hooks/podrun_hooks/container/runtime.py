@@ -104,6 +104,24 @@ def private(runtime: Runtime, then: Callable[[], None] | None = None) -> Callabl
     return before
 
 
+def entering(runtime: Runtime, place: Place) -> Callable[[], None]:
+    """What a forked child does before it becomes the runtime's ``exec``.
+
+    runc 1.1.5 begins in the root's directory (commandTemplate() in its container_linux.go), which for a container in a
+    user namespace of its own is in the mount namespace of its create alone.
+    """
+    with open(place.config, encoding="utf-8") as file:
+        root = jsontext.loads(file.read())["root"]["path"]
+    if runtime.name != "runc" or root == place.rootfs:
+        return private(runtime)
+
+    def make_root() -> None:
+        syscalls.mount("tmpfs", os.path.dirname(root), "tmpfs", syscalls.MS_NOSUID | syscalls.MS_NODEV, "mode=0755")
+        os.mkdir(root)
+
+    return private(runtime, make_root)
+
+
 def _has_hybrid_controller() -> bool:
     try:
         with open(f"{_HYBRID}/cgroup.controllers", "rb", buffering=0) as file:

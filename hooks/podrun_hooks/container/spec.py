@@ -12,6 +12,7 @@ from podrun.options import Wrong
 from podrun.record import NamedTuple
 from podrun_hooks.container import devices, executables, limits, mounts, users
 from podrun_hooks.container.options import CAPABILITIES, signal_number
+from podrun_hooks.support import userns
 from podrun_hooks.support.rooted_tree import Elsewhere, plain
 
 TYPE_CHECKING = False
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from podrun_hooks.container.paths import Place
     from podrun_hooks.container.users import User
     from podrun_hooks.support.rooted_tree import Tree
+    from podrun_hooks.support.userns import Mapping as IdMapping
+    from podrun_hooks.support.userns import Range
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 #: Where catatonit is mounted with ``init = true``: below /dev, which is fresh in every container.
@@ -174,12 +177,18 @@ def process_capabilities(user: User, names: Sequence[str]) -> dict[str, Sequence
 
 
 def find_command(
-    tree: Tree, argv: Sequence[str], variables: Mapping[str, str], workdir: str, user: User, names: Sequence[str]
+    tree: Tree,
+    argv: Sequence[str],
+    variables: Mapping[str, str],
+    workdir: str,
+    user: User,
+    names: Sequence[str],
+    base: Range | None = None,
 ) -> None:
     """Looks the command up as execvp(3) of ``user`` would, because both runtimes answer a missing one with a plain 1.
 
-    ``names``: root's capabilities, with CAP_. Raises Failure: NOT_FOUND, or CANNOT_EXECUTE for what is there but is no
-    executable file, or not for this user.
+    ``names``: root's capabilities, with CAP_; ``base``: what the pod's ids 0 are for us. Raises Failure: NOT_FOUND, or
+    CANNOT_EXECUTE for what is there but is no executable file, or not for this user.
     """
     name = argv[0]
     if "/" in name:
@@ -188,9 +197,11 @@ def find_command(
         candidates = [f"{directory or workdir}/{name}" for directory in variables["PATH"].split(":")]
     refused = ""
     override = user.uid == 0 and "CAP_DAC_OVERRIDE" in names
+    searcher = override or (user.uid == 0 and "CAP_DAC_READ_SEARCH" in names)
+    who = user.seen_from_outside(base) if base else user
 
     def may_search(directory: os.stat_result) -> bool:
-        return override or _may_execute(directory, user) or (user.uid == 0 and "CAP_DAC_READ_SEARCH" in names)
+        return searcher or _may_execute(directory, who)
 
     for candidate in candidates:
         try:
@@ -207,7 +218,7 @@ def find_command(
                 refused = refused or f"{candidate} is out of reach for user {user.uid}"
             continue
         try:
-            why = _not_executable(fd, user, tree, override=override)
+            why = _not_executable(fd, who, tree, override=override)
         finally:
             os.close(fd)
         if not why:
@@ -233,7 +244,7 @@ def _not_executable(fd: int, user: User, tree: Tree, *, override: bool) -> str:
     try:
         os.getxattr(f"/proc/self/fd/{fd}", "system.posix_acl_access")
     except OSError:
-        return f"is not executable for user {user.uid}"
+        return "is not executable for this user"
     return ""  # an access control list says more than the mode: the kernel decides
 
 
@@ -265,7 +276,9 @@ def stop_signal(image: Mapping[str, Any], options: Any) -> int:
         return 15
 
 
-def mounts_of(step: Step, facts: Facts, image: Facts, tree: Tree, place: Place) -> Mounts:
+def mounts_of(
+    step: Step, facts: Facts, image: Facts, tree: Tree, place: Place, mapping: IdMapping | None = None
+) -> Mounts:
     """The mounts that image, facts and options ask for, detached; makes their targets in ``tree``. Raises Failure."""
     options = step.options
     wanted = [*image.get("mounts", ()), *facts.get("mounts", ()), *_own_mounts(options, step.pod.root)]
@@ -280,7 +293,7 @@ def mounts_of(step: Step, facts: Facts, image: Facts, tree: Tree, place: Place) 
     if options.ipc == "host":
         # The host's POSIX shared memory and message queues belong to its IPC namespace (shm_overview(7)).
         wanted.append({"hostPath": "/dev/shm", "containerPath": "/dev/shm", "options": ["bind"]})
-    return mounts.make(tree, wanted, place)
+    return mounts.make(tree, wanted, place, mapping)
 
 
 def zone_file(zone: str) -> str:
@@ -310,6 +323,9 @@ def build(
     config: Mapping[str, Any] = image.get("config") or {}
     netns = facts.get("netns", "")
     hostname = options.hostname or facts.get("hostname") or (os.uname().nodename if netns == "host" else _host(step))
+    if placed.mapping and netns == "host":
+        what = 'a pod with userns = "auto" cannot be in the host\'s network'
+        raise Failure(what, code=WRONG_FILE, hint='userns = "host" in [pod]')
     user = users.resolve(options.user or config.get("User") or "", tree, of_image=not options.user)
     more_groups = [*(users.group(word, tree) for word in options.groups), *facts.get("additionalGids", ())]
     argv = arguments(config, options)
@@ -322,15 +338,17 @@ def build(
             variables.update(_direct(user, options, watchdog))
     refuse_bytes([*argv, *variables.values()])
     workdir = plain(options.workdir or config.get("WorkingDir") or "/")
-    _make_workdir(tree, workdir)
+    with userns.AsRootOf(placed.mapping):
+        _make_workdir(tree, workdir)
     names = [f"CAP_{name}" for name in sorted(capabilities(options, isolation))]
-    find_command(tree, argv, variables, workdir, user._replace(groups=[*user.groups, *more_groups]), names)
+    who = user._replace(groups=[*user.groups, *more_groups])
+    find_command(tree, argv, variables, workdir, who, names, placed.mapping.base if placed.mapping else None)
     annotations = {**facts.get("annotations", {}), **options.labels, **options.annotations}
     nodes = [*facts.get("deviceNodes", ()), *devices.asked_for(options.devices)]
     open_paths = "ALL" in options.unmask
     return {
         "ociVersion": "1.0.2",
-        "root": {"path": placed.place.rootfs, "readonly": options.read_only},
+        "root": {"path": placed.root, "readonly": options.read_only},
         "hostname": hostname,
         "process": {
             "terminal": bool(step.pod.console),
@@ -353,12 +371,13 @@ def build(
         "hooks": _hooks(facts, argv[0], annotations, bool(options.volumes)),
         "annotations": annotations,
         "linux": {
-            "namespaces": _namespaces(netns, options),
+            "namespaces": _namespaces(netns, options, facts.get("userns")),
+            **_mappings(placed.mapping),
             **_propagation(placed.oci),
             "maskedPaths": [] if open_paths else [path for path in _MASKED if path not in options.unmask],
             "readonlyPaths": [] if open_paths else [path for path in _READ_ONLY if path not in options.unmask],
             "devices": [devices.oci(node) for node in nodes],
-            "sysctl": {**({} if netns else _SYSCTL), **options.sysctls},
+            "sysctl": {**({} if netns else _sysctl(placed.mapping)), **options.sysctls},
             "resources": _resources(options, nodes, isolation),
             **({"cgroupsPath": isolation.cgroup} if isolation.cgroup else {}),
         },
@@ -385,6 +404,20 @@ def _direct(user: User, options: Any, watchdog: float) -> dict[str, str]:
 #: As in docker since 20.10: low ports and ping need no capability. Of the namespace that the runtime makes; the network
 #: step sets them in its own, and one that the pod has joined is somebody else's.
 _SYSCTL = {"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": "0 2147483647"}
+
+
+def _sysctl(mapping: IdMapping | None) -> dict[str, str]:
+    """In a user namespace the runtime knows no group beyond the range."""
+    return {**_SYSCTL, "net.ipv4.ping_group_range": f"0 {userns.SIZE - 1}"} if mapping else _SYSCTL
+
+
+def _mappings(mapping: IdMapping | None) -> dict[str, Any]:
+    if not mapping:
+        return {}
+    return {
+        f"{kind}Mappings": [{"containerID": 0, "hostID": first, "size": userns.SIZE}]
+        for kind, first in mapping.base._asdict().items()
+    }
 
 
 def _host(step: Step) -> str:
@@ -429,10 +462,15 @@ def _make_workdir(tree: Tree, workdir: str) -> None:
         raise Failure(f"the working directory {failure.what}", code=CANNOT_EXECUTE, hint=failure.hint) from None
 
 
-def _namespaces(netns: str, options: Any) -> list[dict[str, str]]:
-    """A private namespace of each type but the network's, which the network step made, or which is the host's."""
+def _namespaces(netns: str, options: Any, own: Mapping[str, Any] | None = None) -> list[dict[str, str]]:
+    """A private namespace of each type but the network's, which the network step made, or which is the host's.
+
+    ``own``: the fact "userns"; without it the user namespace is the host's.
+    """
     hosts = {kind for kind in ("pid", "ipc") if getattr(options, kind) == "host"}
     namespaces = [{"type": kind} for kind in ("pid", "ipc", "uts", "mount", "cgroup") if kind not in hosts]
+    if own:
+        namespaces.append({"type": "user", "path": own["path"]})
     if netns == "host":
         return namespaces
     return [*namespaces, {"type": "network", "path": netns} if netns else {"type": "network"}]

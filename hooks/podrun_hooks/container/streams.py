@@ -75,12 +75,13 @@ def open_streams(
         targets = [streams.own[-1]] * 2
     else:
         targets = [1, 2]
-    if step.pod.console or log == "direct":
+    foreign = step.pod.userns == "auto"
+    if step.pod.console or (log == "direct" and not foreign):
         return streams._replace(fds=(stdin, targets[0], targets[1]))
     if log == "pipe" or notify >= 0:
         piped = [True, True]
     else:
-        piped = [_needs_pipe(fd, step, tree, image, config) for fd in targets]
+        piped = [(foreign and _has_name(fd)) or _needs_pipe(fd, step, tree, image, config) for fd in targets]
     writing: dict[tuple[int, int], int] = {}
     outputs = []
     for target, needed in zip(targets, piped, strict=True):
@@ -96,10 +97,16 @@ def open_streams(
 
 
 def _input(step: Step, streams: Streams) -> int:
+    foreign = step.pod.userns == "auto"
     if not (step.options.interactive or step.pod.interactive):
+        if foreign:
+            reading, writing = os.pipe2(os.O_CLOEXEC)
+            os.close(writing)
+            streams.own.append(reading)
+            return reading
         streams.own.append(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC))
         return streams.own[-1]
-    if step.pod.console or not _can_be_opened_for_more(0):
+    if step.pod.console or not (_can_be_opened_for_more(0) or (foreign and _has_name(0))):
         return 0
     reading, writing = os.pipe2(os.O_CLOEXEC)
     # In podrun's process group: only that one may read from the terminal (SIGTTIN, termios(3)).
@@ -145,6 +152,19 @@ def _opens_by_name(image: Facts, config: Mapping[str, Any], tree: Tree) -> bool:
     from podrun_hooks.container import stream_search
 
     return stream_search.opens_by_name(image, config, tree)
+
+
+def _has_name(fd: int) -> bool:
+    """Whether it has a name on the host: a terminal, a file, /dev/null.
+
+    The runtimes give a container's root what it gets (fchown(2)): with an id of the pod's own it could then close the
+    host's /dev/null for everybody.
+    """
+    try:
+        mode = os.fstat(fd).st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode))
 
 
 def _can_be_opened_for_more(fd: int) -> bool:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from podrun_hooks.support.rooted_tree import Tree
+    from podrun_hooks.support.userns import Range
 
 #: (uid_t) -1 means "leave it" to setresuid(2) and chown(2): the last number that names a user is one less.
 _LAST = 2**32 - 2
@@ -26,6 +27,11 @@ class User(NamedTuple):
     #: Supplementary groups, without ``gid``.
     groups: Sequence[int] = ()
     home: str = "/"
+
+    def seen_from_outside(self, base: Range) -> User:
+        """The same user by the host's ids: ``base`` is what those of the pod begin with."""
+        groups = [base.gid + group for group in self.groups]
+        return self._replace(uid=base.uid + self.uid, gid=base.gid + self.gid, groups=groups)
 
 
 def spelled(text: str) -> str:

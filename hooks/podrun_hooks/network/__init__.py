@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from podrun_hooks.network.ledger import Ledger
     from podrun_hooks.network.namespace import Plug
 
-takes: Sequence[str] = ("netns", "addresses", "hostname")
+takes: Sequence[str] = ("netns", "addresses", "hostname", "userns")
 gives: Sequence[str] = ("netns", "addresses", "hostname", "mounts", "published")
 resident = False
 default_name = ""
@@ -35,6 +35,12 @@ _FOR_MODES = (
     (("mtu", "routes"), ("bridge", "macvlan")),
     (("sysctls",), ("bridge", "macvlan", "cni", "none")),
 )
+
+
+#: Network namespaces that a user namespace of the pod's does not own: its root gets no sysfs there, and no low port.
+_OF_OTHERS = ("host", "netns", "pod")
+_NOT_OURS = 'a pod with userns = "auto" cannot be in a network namespace that is not its own'
+_OWN = 'userns = "host" in [pod], or another mode'
 
 
 def up(step: Step, facts: Facts) -> Facts:
@@ -57,6 +63,8 @@ def _up(step: Step, facts: Facts) -> Facts:
     netns = facts.get("netns")
     if netns:
         _refuse_second(mode, netns)
+    elif facts.get("userns") and mode in _OF_OTHERS:
+        raise Failure(_NOT_OURS, code=WRONG_FILE, hint=_OWN)
     elif mode == "host":
         return _in_the_hosts(step)
     fd = ledgers.begin(step)
@@ -65,11 +73,12 @@ def _up(step: Step, facts: Facts) -> Facts:
             from podrun_hooks.network import modes
 
             return modes.further(step, fd, facts)
+        made = facts["userns"]["netns"] if facts.get("userns") else ""
         if mode in ("bridge", "none"):
-            return _in_its_own(step, fd)
+            return _in_its_own(step, fd, made)
         from podrun_hooks.network import modes
 
-        return modes.first(step, fd)
+        return modes.first(step, fd, made)
     finally:
         os.close(fd)
 
@@ -119,6 +128,8 @@ def check(step: Step) -> list[Problem]:
     options: Options = step.options
     mode = options.mode.partition(":")[0]
     misplaced = [key for keys, fine in _FOR_MODES if mode not in fine for key in keys if getattr(options, key)]
+    if step.pod.userns == "auto" and mode in _OF_OTHERS:
+        return [Problem(_NOT_OURS, WRONG_FILE, _OWN, key="mode")]
     if misplaced:
         return [Problem(f"{key} is not for mode {mode}", WRONG_FILE, key=key) for key in misplaced]
     if mode in ("bridge", "none", "host"):
@@ -218,7 +229,7 @@ def _in_the_hosts(step: Step) -> Facts:
     return {"netns": "host", "addresses": [], "hostname": hostname, "mounts": files.write(step, content)}
 
 
-def _in_its_own(step: Step, fd: int) -> Facts:
+def _in_its_own(step: Step, fd: int, made: str) -> Facts:
     from podrun_hooks.network import bridge, files, names, namespace
 
     pod = step.pod
@@ -234,7 +245,7 @@ def _in_its_own(step: Step, fd: int) -> Facts:
         place = take_place(step, options, fd)
         addresses = place.addresses
     step.status("making the network namespace")
-    child = namespace.begin(pod.tag, pod.run, fd, place, wish(options))
+    child = namespace.begin(pod.tag, pod.run, fd, place, wish(options), made)
     try:
         plain = [cidr.partition("/")[0] for cidr in addresses]
         shared = ""

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from podrun_hooks.network.options import Options
 
 
-def first(step: Step, fd: int) -> Facts:
-    """The pod's namespace, for the modes netns:, pod:, macvlan: and cni:."""
+def first(step: Step, fd: int, made: str = "") -> Facts:
+    """The pod's namespace, for the modes netns:, pod:, macvlan: and cni:; ``made`` as for namespace.begin."""
     options: Options = step.options
     mode, _, word = options.mode.partition(":")
     hostname = files.hostname(step)
@@ -35,7 +35,7 @@ def first(step: Step, fd: int) -> Facts:
         step.status(f"joined {word}")
         return _facts(step, hostname, addresses)
     step.status("making the network namespace")
-    namespace.begin(step.pod.tag, step.pod.run, fd, None, namespace.Wish()).join()
+    namespace.begin(step.pod.tag, step.pod.run, fd, None, namespace.Wish(), made).join()
     step.status("connecting the pod")
     addresses, dns = _connect(step, fd, namespace.path_of(step.pod.tag))
     servers = options.dns or dns.get("dns", [])

@@ -99,8 +99,10 @@ def mark(tag: str, run: str) -> str:
     return f"{tag} {run}"[:255]
 
 
-def begin(tag: str, run: str, fd: int, plug: Plug | None, wish: Wish) -> Child:
+def begin(tag: str, run: str, fd: int, plug: Plug | None, wish: Wish, made: str = "") -> Child:
     """Starts making the namespace of a pod, with its end of the bridge when it has a ``plug``.
+
+    ``made``: where one is that a user namespace of the pod's owns; it is taken instead of a new one.
 
     The ledger open at ``fd`` is told of everything first. Raises Failure (CANNOT_CREATE) for a foreign object at the
     namespace's place; Child.join raises the rest.
@@ -111,7 +113,10 @@ def begin(tag: str, run: str, fd: int, plug: Plug | None, wish: Wish) -> Child:
     proc = _own_proc()
 
     def make() -> None:
-        syscalls.unshare(syscalls.CLONE_NEWNET)
+        if made:
+            syscalls.setns(os.open(made, os.O_RDONLY | os.O_CLOEXEC), syscalls.CLONE_NEWNET)
+        else:
+            syscalls.unshare(syscalls.CLONE_NEWNET)
         for name, value in (*_SYSCTLS, *(_ANNOUNCING if plug and plug.announced else ())):
             try:
                 _write(name, value, proc)

@@ -6,10 +6,10 @@ What has to be mounted on the host first is real.py's business.
 
 from __future__ import annotations
 
-from podrun.errors import WRONG_FILE, Failure
+from podrun.errors import UNAVAILABLE, WRONG_FILE, Failure
 from podrun.hook import Problem
 from podrun_hooks.storage.docker_spelling import missing, mount_of, provide
-from podrun_hooks.storage.options import VOLUME, kind_of, misplaced
+from podrun_hooks.storage.options import NFS, VOLUME, kind_of, misplaced
 from podrun_hooks.storage.options import Options as Options
 
 TYPE_CHECKING = False
@@ -62,6 +62,10 @@ def check(step: Step) -> list[Problem]:
     ]
     if problems:
         return problems
+    if step.pod.userns == "auto":
+        problems = _in_a_user_namespace(options, kind)
+        if problems:
+            return problems
     if _is_real(options, kind):
         from podrun_hooks.storage import host_mounts
 
@@ -85,6 +89,19 @@ def local_data(options: dict[str, Any]) -> list[str]:
     source, kind, given = (options.get(key) for key in ("source", "type", "options"))
     sort = kind_of(str(source), str(kind or ""), given if isinstance(given, list) else ())
     return [str(source)] if sort in ("bind", "volume", "snapshot", "overlay") else []
+
+
+def _in_a_user_namespace(options: Options, kind: str) -> list[Problem]:
+    """What cannot have the owners of the pod's user namespace."""
+    if options.idmap:
+        what, key = "idmap and userns = 'auto' would both say whose the files are", "idmap"
+    elif kind in ("image", "overlay") or options.source.startswith(NFS):
+        what, key = f"{options.source} cannot have the owners of the pod's user namespace", "source"
+    else:
+        from podrun_hooks.support import userns
+
+        what, key = userns.refusal(options.source) if kind == "bind" else "", "source"
+    return [Problem(what, UNAVAILABLE, 'userns = "host" in [pod]', key=key)] if what else []
 
 
 def explain(step: Step) -> list[str]:

@@ -185,11 +185,20 @@ def _snapshot(step: Step, place: str) -> tuple[str, Facts]:
 
 
 def _file(step: Step, place: str) -> tuple[str, Facts]:
-    """A file in memory that is never swapped out (ramfs), in a directory that nobody but root enters."""
+    """A file in memory that is never swapped out, in a directory that nobody but root enters."""
     options = step.options
     wanted = dict(word.split("=") for word in options.options if "=" in word)
     content = _credential(options.credential) if options.credential else options.content.encode()
-    syscalls.mount("ramfs", place, "ramfs", syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC, "mode=0700")
+    flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
+    if step.pod.userns == "auto":
+        # ramfs has no idmapped mounts; tmpfs stays out of swap with noswap, from kernel 6.4 on.
+        try:
+            syscalls.mount("tmpfs", place, "tmpfs", flags, "mode=0700,noswap")
+        except OSError:
+            what = f"file: in a user namespace takes Linux 6.4 or later; this is {os.uname().release}"
+            raise Failure(what, code=UNAVAILABLE, hint='userns = "host" in [pod]') from None
+    else:
+        syscalls.mount("ramfs", place, "ramfs", flags, "mode=0700")
     path = f"{place}/content"
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:

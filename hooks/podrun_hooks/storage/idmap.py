@@ -5,14 +5,12 @@ from __future__ import annotations
 import errno
 import os
 
-from podrun.errors import STEP_FAILED, UNAVAILABLE, Failure
-from podrun_hooks.support import syscalls
+from podrun.errors import UNAVAILABLE, Failure
+from podrun_hooks.support import syscalls, userns
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-_CLONE_NEWUSER = 0x10000000
 
 
 def apply(tree: int, mappings: Sequence[str], path: str) -> None:
@@ -33,32 +31,12 @@ def apply(tree: int, mappings: Sequence[str], path: str) -> None:
 
 
 def _namespace(mappings: Sequence[str]) -> int:
-    """A descriptor of a user namespace with these mappings; the process that made it has ended."""
-    ready, go = os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)
-    parent = os.getpid()
-    child = syscalls.fork()
-    if not child:
-        try:
-            syscalls.die_with_parent(parent)
-            syscalls.unshare(_CLONE_NEWUSER)
-            os.write(ready[1], b"1")
-            os.read(go[0], 1)
-        finally:
-            os._exit(0)
-    try:
-        os.close(ready[1])
-        if not os.read(ready[0], 1):
-            raise Failure("the kernel gives podrun no user namespace for the mapping", code=STEP_FAILED)
-        for kind in ("uid", "gid"):
-            lines = [_line(text, kind) for text in mappings if text.startswith(kind) or text[0].isdigit()]
-            with open(f"/proc/{child}/{kind}_map", "w", encoding="ascii") as file:
-                file.write("".join(lines) or "0 0 4294967295\n")
-        return os.open(f"/proc/{child}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
-    finally:
-        os.kill(child, 9)
-        os.waitpid(child, 0)
-        for fd in (ready[0], *go):
-            os.close(fd)
+    """A descriptor of a user namespace with these mappings."""
+    maps = []
+    for kind in ("uid", "gid"):
+        lines = [_line(text, kind) for text in mappings if text.startswith(kind) or text[0].isdigit()]
+        maps.append("".join(lines) or "0 0 4294967295\n")
+    return userns.opened(*maps)
 
 
 def _line(text: str, kind: str) -> str:

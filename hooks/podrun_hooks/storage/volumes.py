@@ -11,6 +11,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from podrun_hooks.support.userns import Mapping
+
 
 def path_of(root: str, name: str) -> str:
     """Where the content of a volume is."""
@@ -44,11 +46,12 @@ def provide(root: str, name: str, *, fill: bool = True) -> bool:
     return os.path.exists(_mark(place))
 
 
-def fill(place: str, tree: Any, target: str) -> None:
+def fill(place: str, tree: Any, target: str, mapping: Mapping | None = None) -> None:
     """Copies what the image has at ``target`` into the new volume at ``place``, as docker does; owner and mode, too.
 
-    ``tree`` is the container's Tree. Nothing happens when the volume has been used or has something in it. The
-    copy takes the volume's place in one step: one that was cut short is made again.
+    ``tree`` is the container's Tree, ``mapping`` the user namespace whose owners it shows. Nothing happens when the
+    volume has been used or has something in it. The copy takes the volume's place in one step: one that was cut short
+    is made again.
     """
     with _Locked(place):
         if not os.path.exists(_mark(place)):
@@ -56,7 +59,7 @@ def fill(place: str, tree: Any, target: str) -> None:
         found = _directory(tree, target) if not os.listdir(place) else -1
         if found >= 0:
             try:
-                _copy(found, place)
+                _copy(found, place, mapping)
             finally:
                 os.close(found)
         _used(place)
@@ -78,14 +81,29 @@ def _directory(tree: Any, target: str) -> int:
         os.close(fd)
 
 
-def _copy(source: int, place: str) -> None:
+def _copy(source: int, place: str, mapping: Mapping | None) -> None:
     from podrun_hooks.support.rooted_tree import clear
     from podrun_hooks.support.subprocesses import find, run
 
     copy = f"{os.path.dirname(place)}/copy"
     clear(copy)
     program = find("cp", "coreutils")
-    ended = run([program, "-aT", "--reflink=auto", f"/proc/self/fd/{source}/.", copy], keep=[source])
+    argv = [program, "-aT", "--reflink=auto", f"/proc/self/fd/{source}/."]
+    if mapping:
+        from podrun_hooks.support import userns
+
+        # As the pod's root, to which both the image and the volume show the owners that they have on the disk.
+        there = userns.idmapped(os.path.dirname(place), mapping.namespace)
+        try:
+            ended = run(
+                [*argv, f"/proc/self/fd/{there}/copy"],
+                keep=[source, there],
+                before=lambda: userns.become_root(mapping.namespace),
+            )
+        finally:
+            os.close(there)
+    else:
+        ended = run([*argv, copy], keep=[source])
     if ended.status:
         words = (ended.errors or "cp failed").splitlines()[0]
         raise Failure(f"the volume cannot be filled from the image: {words}", code=STEP_FAILED)

@@ -18,6 +18,7 @@ else:
 CLONE_NEWNS = 0x00020000
 CLONE_NEWUTS = 0x04000000
 CLONE_NEWIPC = 0x08000000
+CLONE_NEWUSER = 0x10000000
 CLONE_NEWNET = 0x40000000
 
 MS_RDONLY = 1
@@ -35,6 +36,7 @@ MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
 
 PR_SET_PDEATHSIG = 1
+PR_GET_SECUREBITS, PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP = 27, 28, 4
 PR_SET_CHILD_SUBREAPER = 36
 
 AT_FDCWD = -100
@@ -201,9 +203,15 @@ def syncfs(fd: int) -> None:
     _checked(_libc.syncfs(fd))
 
 
-def prctl(option: int, value: int) -> None:
+def prctl(option: int, value: int) -> int:
     """prctl(2) with one argument."""
-    _checked(_libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0))
+    return _checked(_libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0))
+
+
+def set_fs_ids(uid: int, gid: int) -> None:
+    """setfsuid(2) and setfsgid(2): as whom files are looked up and made."""
+    _libc.setfsgid(ctypes.c_uint32(gid))
+    _libc.setfsuid(ctypes.c_uint32(uid))
 
 
 def fork() -> int:

@@ -269,6 +269,21 @@ def test_a_layer_that_its_owner_changes_meanwhile_has_the_directories_that_were_
     )
 
 
+@RUNTIMES
+def test_the_hosts_dev_null_is_not_given_to_the_user_of_an_exec(podrun: Any, tmp_path: Path, runtime: str) -> None:
+    case = Case(tmp_path)
+    image = f'{{ hook = "image", ref = "dir:{case.layer}" }}'
+    step = f'{{ hook = "container", command = ["sleep", "60"], stop_timeout = "0s", runtime = "{runtime}" }}'
+    podrun("up", "-d", podrun.file("web", f"chain = [ {image}, {step} ]"), check=True)
+    uid = 70000 + os.getpid() % 10000
+    done = podrun("exec", "-u", str(uid), "web", "sh", "-c", "read x; echo $?; exec 3>&0")
+    assert done.stdout == "1\n", "it reads as /dev/null does"
+    assert os.stat("/dev/null").st_uid != uid
+    with open("/dev/null", "wb") as null:
+        subprocess.run(podrun.argv("exec", "-u", str(uid), "web", "true"), env=podrun.environ, stdout=null, check=True)
+    assert os.stat("/dev/null").st_uid != uid
+
+
 # --- by the command line -------------------------------------------------------------------------------------------
 
 

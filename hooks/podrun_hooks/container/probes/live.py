@@ -59,7 +59,7 @@ def begin(step: Step, facts: Facts, process: Process, log: Facts) -> Process:
 
             argv, fd, chosen = exec.command(step, process, wanted.exec)
             kept.append(fd)
-            words, before = ["exec", *argv], runtime.private(chosen)
+            words, before = ["exec", *argv], runtime.entering(chosen, places.of(step))
         else:
             words, before = _connecting(wanted, facts.get("addresses", ())), None
         netns = "" if wanted.exec else facts.get("netns") or f"/proc/{process.pid}/ns/net"
