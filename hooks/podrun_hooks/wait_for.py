@@ -11,7 +11,7 @@ import time
 
 from podrun import jsontext
 from podrun.errors import NOT_ALLOWED, STEP_FAILED, UNAVAILABLE, Failure
-from podrun.hook import DURATION, TEXT, Kind, Wrong, checked, option
+from podrun.hook import TEXT, Kind, Wrong, checked, option
 from podrun.identity import Identity
 from podrun.record import NamedTuple
 from podrun_hooks.registry import file
@@ -53,15 +53,16 @@ class Options(NamedTuple):
     min: int = option(
         Kind(_least, {"type": "integer", "minimum": 1, "maximum": 256}), "so many of it have to be ready", 1
     )
-    timeout: float = option(DURATION, "how long to wait", float("inf"))
     registry: Source = option(REGISTRY, "where the service is registered; default: as for register", Source())
 
 
 def up(step: Step, facts: Facts) -> Facts:
-    """Returns when the service is there. Raises Failure after ``timeout`` (69), or for a circle, with its members."""
+    """Returns when the service is there. Raises Failure: after the step's ``timeout`` (69), or for a circle (76)."""
     del facts
     options: Options = step.options
     began = time.monotonic()
+    # A moment before the chain would end the step: it does not know what was waited for.
+    patience = step.timeout - min(0.1, step.timeout / 20) if step.timeout < float("inf") else step.timeout
     registry = _registry(step)
     waiter = _identity(step)
     told, next_note = False, 0.0
@@ -92,10 +93,10 @@ def up(step: Step, facts: Facts) -> Facts:
                     hint="one of them has to start without waiting",
                 )
             waited = now - began
-            if waited >= options.timeout:
+            if waited >= patience:
                 have = f"{len(ready)} of {options.min} ready" if options.min > 1 else "not ready"
                 raise Failure(
-                    f"{options.service} is {have} after {options.timeout:g} s{f' ({trouble})' if trouble else ''}",
+                    f"{options.service} is {have} after {step.timeout:g} s{f' ({trouble})' if trouble else ''}",
                     code=UNAVAILABLE,
                     hint=f"'podrun registry get {options.service}' shows what there is",
                 )
@@ -105,7 +106,7 @@ def up(step: Step, facts: Facts) -> Facts:
                 step.status(words)
                 step.extend(_EXTEND)
                 next_word = now + _TELL
-            time.sleep(min(registry.look, max(0.0, began + options.timeout - now)))
+            time.sleep(min(registry.look, max(0.0, began + patience - now)))
     finally:
         if told:
             registry.unnote(waiter)

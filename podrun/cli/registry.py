@@ -10,8 +10,8 @@ import click
 
 from podrun.cli.output import Guarded, printed
 from podrun.engine import hook_loader
-from podrun.errors import UNAVAILABLE, Failure
-from podrun.hook import Pod, Step, read
+from podrun.errors import UNAVAILABLE, WRONG_FILE, Failure
+from podrun.hook import DURATION, Pod, Step, Wrong, read
 from podrun.launcher.commands import host_of
 
 _REGISTRY = click.option("--registry", "url", default="", help="Its URL; default: this host's.")
@@ -64,10 +64,14 @@ def wait(ctx: click.Context, service: str, url: str, least: int, timeout: str) -
     """Return when SERVICE is ready."""
     host = host_of(ctx.obj)
     hook = hook_loader.load("wait-for")
-    options: dict[str, Any] = {"service": service, "min": least, "timeout": timeout, "registry": url}
     assert hook.Options is not None
+    try:
+        options = read(hook.Options, {"service": service, "min": least, "registry": url})
+        seconds = DURATION.parse(timeout)
+    except Wrong as wrong:
+        raise Failure(wrong.what, code=WRONG_FILE) from None
     pod = Pod(f"registry-wait-{os.getpid()}", host.root, host.run)
-    hook.up(Step(pod, "wait-for", "wait-for", read(hook.Options, options)), {})
+    hook.up(Step(pod, "wait-for", "wait-for", options, timeout=seconds), {})
 
 
 @group.command(cls=Guarded)

@@ -48,4 +48,6 @@ def test_the_documented_drop_in_fits_the_first_pod_file(tmp_path):
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("examples/*/*.toml")), ids=lambda path: path.name)
 def test_an_example_is_right(path):
+    if path.stem.endswith("@"):
+        path = path.with_name(f"{path.stem}1.toml")  # an instance of the template
     assert loader.load(str(path), environ=VARIABLES, load_hook=hook_loader.load).steps

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from podrun.errors import STEP_FAILED, UNAVAILABLE, Failure
-from podrun.hook import Pod, Step, read
+from podrun.hook import DURATION, Pod, Step, read
 from podrun_hooks import register, wait_for
 
 
@@ -18,8 +18,9 @@ class Waiting:
     def __init__(self, home, pod="app", offers=(), registry="file:", **table):
         self.words: list[str] = []
         pod = Pod(pod, f"{home}/root", f"{home}/run", invocation=pod, services=offers)
+        seconds = DURATION.parse(table.pop("timeout", "infinity"))
         options = read(wait_for.Options, {"registry": registry, **table})
-        self.step = Step(pod, "wait-for", "wait-for", options, self.words.append)
+        self.step = Step(pod, "wait-for", "wait-for", options, self.words.append, seconds)
         self.facts: dict | None = None
         self.failure: Failure | None = None
         self.thread = threading.Thread(target=self.run, daemon=True)

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 from podrun_hooks.follow import begin
 from podrun_hooks.registry import connect
 from podrun_hooks.registry import source as sources
+from support.launcher import HERE
 from support.registry_servers import etcd
 from support.waiting import gone, until
 
@@ -150,3 +152,16 @@ def test_people_ask_wait_watch_and_remove(podrun):
     assert podrun("registry", "ls", "--registry", "zookeeper://x").returncode == 78
     assert podrun("registry", "ls", "--registry", "etcd://127.0.0.1:1").returncode == 69
     podrun("down", "web", check=True)
+
+
+@pytest.mark.slow
+def test_the_three_tier_example_moves_its_database_without_a_failed_request(tmp_path):
+    example = HERE.parent / "examples/three-tier/demo.py"
+    command = tmp_path / "podrun"
+    paths = f"PYTHONPATH={HERE.parent}:{HERE.parent / 'hooks'}"
+    command.write_text(f'#!/bin/sh\n{paths} exec {sys.executable} -m podrun "$@"\n')
+    command.chmod(0o755)
+    done = subprocess.run([sys.executable, example, command, "1"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " 0 failed" in done.stdout
+    assert "application, database 2" in done.stdout
