@@ -51,6 +51,7 @@ def convert(arguments: Sequence[str], environ: Mapping[str, str], *, name: str =
     container = Container(pod, directory=os.getcwd(), home=environ.get("HOME", ""))
     # podrun's own ports are for this host alone unless they say otherwise.
     container.everywhere = program != "podrun"
+    container.read_only_tmpfs = program == "podman"
     called, at = _options(container, line, at, origin, strict=True)
     if at >= len(line):
         raise Failure("the command line names no image", code=WRONG_FILE)
@@ -99,7 +100,9 @@ def _options(container: Container, line: Sequence[str], at: int, origin: Origin,
         if token.name == "name":
             called = token.value
         meaning = OPTIONS.get(token.name)
-        if not (meaning is not None and meaning.switch and token.value.lower() in ("false", "0", "no")):
+        is_off = meaning is not None and meaning.switch and token.value.lower() in ("false", "0", "no")
+        # What is on by default has to hear that it is off.
+        if not is_off or token.name == "read-only-tmpfs":
             apply(container, token.name, token.value, Origin(origin.where, token.spelled))
     return called, at
 

@@ -12,6 +12,10 @@ from .spellings import size
 _IDLE = frozenset({"cached", "delegated", "consistent", "bind-propagation=rprivate", ""})
 
 
+#: What podman's --read-only-tmpfs, which is on by default, mounts.
+_TMPFS = ("/run", "/tmp", "/var/tmp")
+
+
 class Container:
     """What the front ends fill. ``directory`` is what relative paths start from, ``volume`` names a named volume."""
 
@@ -33,6 +37,8 @@ class Container:
         self.volume_names: dict[str, str] = {}
         #: Whether a port without an address is open to all addresses, as docker has it.
         self.everywhere = True
+        #: Whether a read-only root comes with tmpfs where programs write, as podman has it; _TMPFS.
+        self.read_only_tmpfs = False
         #: The health check; see health().
         self.test: list[str] = []
         self.probe: dict[str, Any] = {}
@@ -158,6 +164,9 @@ class Container:
     def finish(self) -> list[Step]:
         """The steps, in the order of the start; the network steps are the pod's and not among them."""
         self._finish_health()
+        if self.step.values.get("read_only") and self.read_only_tmpfs:
+            for path in _TMPFS:
+                self.tmpfs(path, self.step.origins["read_only"])
         if self.name:
             self.image.values = {"name": self.name, **self.image.values}
             self.step.values = {"name": self.name, "image": self.name, **self.step.values}

@@ -170,8 +170,7 @@ def security(container: Container, value: str, origin: Origin) -> None:
     key, _, rest = value.replace("=", ":", 1).partition(":") if "=" in value.partition(":")[0] else value.partition(":")
     step = container.step
     if key == "no-new-privileges":
-        if not spellings.boolean(rest or "true"):
-            step.set("no_new_privileges", False, origin)
+        step.set("no_new_privileges", spellings.boolean(rest or "true"), origin)
     elif key == "seccomp":
         step.set("seccomp", rest, origin)
     elif key == "apparmor":
@@ -214,6 +213,21 @@ def ulimit(container: Container, value: str, origin: Origin) -> None:
         container.note(origin, "ulimit=host: podrun's own limits apply where none are set", by_hand=False)
     else:
         container.step.put("ulimits", name, limits, origin)
+
+
+def userns(container: Container, value: str, origin: Origin) -> None:
+    """--userns."""
+    if value == "host":
+        container.note(origin, "host: so it is, unless the pod file says otherwise", by_hand=False)
+    else:
+        container.step.set("userns", value, origin)
+
+
+def read_only_tmpfs(container: Container, value: str, origin: Origin) -> None:
+    """--read-only-tmpfs, which is podman's."""
+    container.read_only_tmpfs = spellings.boolean(value)
+    if not container.step.values.get("read_only"):
+        container.note(origin, "it is of use with a read-only root only", by_hand=False)
 
 
 def user(container: Container, value: str, origin: Origin) -> None:
@@ -285,6 +299,8 @@ def health_failure(container: Container, value: str, origin: Origin) -> None:
     container.health([], origin, on_failure=value)
     if value == "restart" and "Restart" not in container.pod.sections.get("service", {}):
         container.pod.setting("service", "Restart", "on-failure")
+    if value == "kill":
+        container.note(origin, "kill: podrun does just that", by_hand=False)
     if value == "stop":
         container.note(origin, "stop: podrun kills what fails its check; without Restart= it stays down", by_hand=False)
 

@@ -18,28 +18,29 @@ def pod_file(pod: Pod, *, comments: bool = True) -> str:
     if lines:
         lines.append("")
     name = pod.name.partition("@")[0]
-    lines += ["[pod]", f"name = {_string(name, template)}", *_keys(pod.table, template)]
+    lines += ["[pod]", f"name = {_string(name, template)}", *keys(pod.table, template)]
     for step in pod.steps:
         inner = {key: value for key, value in step.values.items() if _is_long_table(key, value, template)}
         plain = {key: value for key, value in step.values.items() if key not in inner}
-        lines += ["", "[[chain]]", f"hook = {_string(step.hook, template)}", *_keys(plain, template)]
+        lines += ["", "[[chain]]", f"hook = {_string(step.hook, template)}", *keys(plain, template)]
         for key, table in inner.items():
-            lines += ["", f"[chain.{_key(key)}]", *_keys(table, template)]
+            lines += ["", f"[chain.{_key(key)}]", *keys(table, template)]
     for section, settings in pod.sections.items():
         # Nothing is substituted in what is systemd's.
-        lines += ["", f"[{section}]", *_keys(settings, None)]
+        lines += ["", f"[{section}]", *keys(settings, None)]
     return "\n".join(lines) + "\n"
 
 
 def networks_file(draft: Draft) -> str:
     """The text of the [networks.NAME] tables; "" when there are none."""
     tables = [
-        "\n".join([f"[networks.{_key(name)}]", *_keys(step.values, None)]) for name, step in draft.networks.items()
+        "\n".join([f"[networks.{_key(name)}]", *keys(step.values, None)]) for name, step in draft.networks.items()
     ]
     return "\n\n".join(tables) + "\n" if tables else ""
 
 
-def _keys(table: dict[str, Any], template: bool | None) -> list[str]:
+def keys(table: dict[str, Any], template: bool | None = False) -> list[str]:
+    """The lines of a table. ``template``: see :func:`_string`."""
     return [f"{_key(key)} = {_value(value, template)}" for key, value in table.items()]
 
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from podrun.convert.compose.service import _KEYS
+from podrun.convert.compose.service import KEYS as SERVICE_KEYS
 
 SHOP = """
 services:
@@ -348,7 +348,7 @@ WRONG = [5, "x", True, [], [[]], [{}], {"a": {"b": 1}}, [None], [{"source": "s",
 def test_a_value_of_another_type_is_read_or_refused_and_never_a_fault_of_the_converter(convert):
     """Whatever stands at a key of a service or of the project."""
     tried = 0
-    for key in [*_KEYS, "depends_on", "networks", "network_mode", "build", "extends", "profiles"]:
+    for key in [*SERVICE_KEYS, "depends_on", "networks", "network_mode", "build", "extends", "profiles"]:
         for value in WRONG:
             done = convert.compose(json.dumps({"services": {"web": {"image": "a", key: value}}}))
             assert done.code in (0, 78), (key, value, done.told)

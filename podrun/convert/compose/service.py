@@ -56,9 +56,9 @@ def convert(context: Context, pod: Pod, name: str, table: Table, origin: Origin,
         )
     for key in table:
         here = Origin(table.where(key), f"{origin.key}.{key}")
-        if key.startswith("x-") or key in _ELSEWHERE or table[key] is None:
+        if key.startswith("x-") or key in ELSEWHERE or table[key] is None:
             continue
-        handler = _KEYS.get(key)
+        handler = KEYS.get(key)
         if handler is None:
             pod.note(here, "podrun has no equivalent", "see what it was for")
             continue
@@ -382,11 +382,10 @@ def _each(name: str) -> Handler:
 Handler = Callable[[Service, Any, Origin], None]
 
 #: Read where they belong, or about compose alone.
-_ELSEWHERE = frozenset(
-    "image build container_name hostname profiles extends attach depends_on networks network_mode develop".split()
-)
-_KEYS: dict[str, Handler] = {
+ELSEWHERE = frozenset("image build container_name hostname profiles extends depends_on networks network_mode".split())
+KEYS: dict[str, Handler] = {
     "annotations": _each("annotation"),
+    "attach": _none("it is about what `docker compose up` prints", by_hand=False),
     "blkio_config": _none("podrun leaves this to the unit", "set IOWeight= and its like in [service]"),
     "cap_add": _each("cap-add"),
     "cap_drop": _each("cap-drop"),
@@ -405,6 +404,7 @@ _KEYS: dict[str, Handler] = {
     "cpuset": _option("cpuset-cpus"),
     "credential_spec": _none("it is about Windows"),
     "deploy": deploy.deploy,
+    "develop": _none("podrun watches no sources", "restart the pod after a build", by_hand=False),
     "device_cgroup_rules": _each("device-cgroup-rule"),
     "devices": _each("device"),
     "dns": _each("dns"),

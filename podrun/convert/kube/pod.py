@@ -331,7 +331,7 @@ def _security(container: Container, context: dict[str, Any], origin: Origin) -> 
             elif kind == "Localhost":
                 container.note(here, f"{value.get('localhostProfile')}", "set seccomp to the profile's path")
         elif key == "allowPrivilegeEscalation":
-            container.note(here, "podrun's containers never gain privileges", by_hand=False)
+            container.step.set("no_new_privileges", not value, here)
         elif key == "procMount" and value == "Default":
             continue
         else:

@@ -68,7 +68,7 @@ def _pod(unit: Unit, section: str) -> Pod:
 def _container(pod: Pod, unit: Unit, units: Units, environ: Mapping[str, str], name: str) -> Container:
     container = Container(pod, name.replace("@", "-"), directory=unit.directory, home="/root")
     _image(container, unit, units)
-    _keys(container, unit, units, environ, "Container", _CONTAINER)
+    _keys(container, unit, units, environ, "Container", CONTAINER)
     _reload(pod, unit)
     return container
 
@@ -261,10 +261,18 @@ def _read_only(setting: _Setting) -> None:
     if not unitfile.boolean(setting.value):
         return
     setting.apply("read-only", "true")
-    if setting.unit.last("Container", "ReadOnlyTmpfs") not in ("no", "false", "0", "off"):
-        # podman's --read-only-tmpfs is on by default.
-        for path in ("/run", "/tmp", "/var/tmp"):
-            setting.container.tmpfs(path, setting.origin)
+    setting.container.read_only_tmpfs = setting.unit.last("Container", "ReadOnlyTmpfs") in (
+        "",
+        "yes",
+        "true",
+        "1",
+        "on",
+    )
+
+
+def _read_only_tmpfs(setting: _Setting) -> None:
+    if not setting.unit.last("Container", "ReadOnly"):
+        setting.note("it is of use with ReadOnly= only", by_hand=False)
 
 
 def _volatile_tmp(setting: _Setting) -> None:
@@ -313,8 +321,7 @@ def _label_option(prefix: str) -> Key:
 
 
 def _no_new_privileges(setting: _Setting) -> None:
-    if not unitfile.boolean(setting.value):
-        setting.note("podrun's containers never gain privileges", by_hand=False)
+    setting.apply("security-opt", f"no-new-privileges={setting.value}")
 
 
 def _pod_args(setting: _Setting) -> None:
@@ -362,7 +369,7 @@ _POD: dict[str, Key] = {
     "Label": _none("a pod's labels are its containers'", "write them into labels of the container steps"),
     "StopTimeout": Key(lambda s: s.container.pod.table.update(stop_timeout=f"{s.value}s")),
 }
-_CONTAINER: dict[str, Key] = {
+CONTAINER: dict[str, Key] = {
     **_COMMON,
     "AddCapability": _words("cap-add"),
     "AddDevice": Key(_device, many=True),
@@ -406,7 +413,7 @@ _CONTAINER: dict[str, Key] = {
     "PidsLimit": _option("pids-limit"),
     "Pull": _option("pull"),
     "ReadOnly": Key(_read_only),
-    "ReadOnlyTmpfs": Key(lambda s: None),
+    "ReadOnlyTmpfs": Key(_read_only_tmpfs),
     "Retry": _option("retry"),
     "RetryDelay": _option("retry-delay"),
     "RunInit": _switch("init"),
