@@ -76,7 +76,9 @@ def down(run: str, key: str, world: Callbacks, *, force: bool = False, after: in
     segment with all that stands on it). The caller holds the lock.
     """
     undone: list[str] = []
-    for journal in reversed(journals.of_generation(run, key, only)):
+    found = journals.of_generation(run, key, only)
+    journals.refuse_newer(found)
+    for journal in reversed(found):
         if journal.header:
             _undo(journal, journal.header, world, undone, force, after)
         if after < 0:

@@ -25,13 +25,13 @@ import os
 import time
 
 from podrun import jsontext
-from podrun.errors import CANNOT_CREATE, Failure
+from podrun.errors import CANNOT_CREATE, UNAVAILABLE, Failure
 from podrun.hook import Facts, Pod
 from podrun.record import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Set
+    from collections.abc import Iterator, Mapping, Sequence, Set
     from typing import Any
 
 VERSION = 1
@@ -173,6 +173,8 @@ def read(path: str) -> Journal:
     lines = list(_whole_lines(text))
     if not lines:
         return Journal(path, None, ())
+    if lines[0].get("v", 0) > VERSION:
+        return Journal(path, _header_of_another_version(path, lines[0]["v"]), ())
     entries: dict[int, Entry] = {}
     said = set()
     for line in lines[1:]:
@@ -205,6 +207,20 @@ def _header(line: Mapping[str, Any]) -> Header:
     return Header(
         pod, line["segment"], line["order"], line["file"], line["boot_id"], line["pid"], line["start"], line["v"]
     )
+
+
+def _header_of_another_version(path: str, version: int) -> Header:
+    """What is known of a journal that a newer podrun has written: whose it is."""
+    pod, segment = os.path.basename(os.path.dirname(path)), os.path.basename(path).removesuffix(".journal")
+    return Header(Pod(pod, "", ""), segment, 0, "", "", 0, 0, version)
+
+
+def refuse_newer(found: Sequence[Journal]) -> None:
+    """Raises Failure for journals of a newer podrun: what they mean is for that one to say."""
+    for journal in found:
+        if journal.header and journal.header.version > VERSION:
+            what = f"a newer podrun has started it (journal version {journal.header.version}, known is {VERSION})"
+            raise Failure(what, code=UNAVAILABLE, hint="let that podrun undo it")
 
 
 # --- writing -------------------------------------------------------------------------------------------------------

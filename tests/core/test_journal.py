@@ -4,11 +4,13 @@ import os
 
 import pytest
 
-from podrun.engine import locks
+from podrun.engine import chain, locks
+from podrun.engine import state as states
 from podrun.engine.journal import Header, Writer, read
 from podrun.engine.locks import Lock
 from podrun.errors import BUSY, Failure
 from podrun.hook import Pod
+from support.fakes import Hooks
 
 
 def written(path: str) -> None:
@@ -96,3 +98,16 @@ def test_a_lock_dies_with_the_launcher_although_a_child_lives(tmp_path):
     assert not locks.is_locked(str(tmp_path), "web")
     os.close(there)
     os.waitpid(child, 0)
+
+
+def test_a_journal_of_a_newer_podrun_is_that_ones_to_undo(tmp_path):
+    hooks = Hooks()
+    os.makedirs(tmp_path / "run/pods/web")
+    path = tmp_path / "run/pods/web/pod.journal"
+    text = '{"v":2,"who":"web"}\n{"did":"something"}\n'
+    path.write_text(text)
+    assert read(str(path)).header.version == 2
+    assert states.state(f"{tmp_path}/run", "web") == "failed"
+    with pytest.raises(Failure, match=r"a newer podrun has started it \(journal version 2, known is 1\)"):
+        chain.undo(f"{tmp_path}/run", "web", hooks.world(), force=True)
+    assert path.read_text() == text

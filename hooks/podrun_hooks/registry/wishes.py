@@ -205,8 +205,9 @@ def held(run: str) -> int:
 
 
 def _locked(run: str, name: str) -> int:
-    os.makedirs(directory(run), mode=0o700, exist_ok=True)
-    fd = os.open(f"{directory(run)}/.{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    """A descriptor of a lock beside those of pods, none of whose names begins with a dot. It is never unlinked."""
+    os.makedirs(f"{run}/locks", mode=0o700, exist_ok=True)
+    fd = os.open(f"{run}/locks/.registry-{name}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
     except BaseException:

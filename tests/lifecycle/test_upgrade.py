@@ -1,0 +1,170 @@
+"""Pods that the version before has started, and this one lists, stops and undoes."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.launcher import HERE, Podrun
+from support.objects import listing, settled
+
+pytestmark = pytest.mark.root
+
+RELEASE = HERE.parent / "release"
+
+CHAIN = """
+[pod]
+stop_timeout = "5s"
+
+[[chain]]
+hook = "image"
+ref = "host:"
+
+[[chain]]
+hook = "storage"
+source = "volume:data"
+target = "/data"
+
+[[chain]]
+hook = "storage"
+name = "scratch"
+source = "tmpfs"
+type = "tmpfs"
+target = "/scratch"
+
+[[chain]]
+hook = "network"
+publish = ["{port}:80"]
+
+[[chain]]
+hook = "exec:{hook}"
+name = "metrics"
+
+[[chain]]
+hook = "container"
+name = "app"
+command = ["sh", "-c", "trap 'exit 3' TERM; echo started; while :; do sleep 0.05; done"]
+
+[[chain]]
+hook = "register"
+service = "web"
+port = 80
+drain = "100ms"
+"""
+SECOND = """
+[[chain]]
+hook = "container"
+name = "side"
+command = ["sleep", "100"]
+init = true
+"""
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory) -> Path:
+    """The version before, unpacked; a checkout without its history cannot build it."""
+    script = [sys.executable, str(RELEASE / "before.py")]
+    place = tmp_path_factory.mktemp("before")
+    done = subprocess.run([*script, str(place)], capture_output=True, text=True, timeout=300, check=False)
+    if "history of this checkout" in done.stderr and not os.environ.get("CI"):
+        pytest.skip(done.stderr.strip())
+    assert done.returncode == 0, done.stderr
+    with zipfile.ZipFile(done.stdout.strip()) as archive:
+        archive.extractall(place / "podrun")
+    return place / "podrun"
+
+
+@pytest.fixture
+def before(podrun: Podrun, home: Path, wheel: Path) -> Iterator[Podrun]:
+    """The version before, with this one's directories."""
+    old = Podrun(home)
+    # Not the checkout that the tests are run in.
+    old.environ.update(PYTHONPATH=str(wheel), PYTHONSAFEPATH="1")
+    where = subprocess.run(
+        [sys.executable, "-c", "import podrun, podrun_hooks; print(podrun.__file__, podrun_hooks.__file__)"],
+        env=old.environ, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert where.count(str(wheel)) == 2
+    old("run", "--rm", "--name", "warm", "host:", "true", check=True)
+    found = listing(podrun.run, podrun.root)
+    yield old
+    left = settled(podrun.run, podrun.root, found)
+    # This version's table knows which bridges are apart: such an element is the bridge's, like the bridge itself.
+    assert not {item for item in left if not re.search(r'"concat": \["(podrun-\w+)", "\1"\]', item)}
+
+
+def written(podrun: Podrun, home: Path, more: str = "") -> str:
+    hook = home / "hook"
+    hook.write_text('#!/bin/sh\ncat >/dev/null\n[ $PODRUN_VERB != up ] || echo \'{"env": ["A=1"]}\'\n')
+    hook.chmod(0o755)
+    return podrun.file("web", CHAIN.format(port=random.randint(20000, 30000), hook=hook) + more)
+
+
+def seen(podrun: Podrun) -> Any:
+    return json.loads(podrun("inspect", "web", check=True).stdout)
+
+
+@pytest.mark.parametrize("more", ["", SECOND], ids=["one container", "two containers"])
+def test_a_pod_is_listed_entered_and_undone(podrun, before, home, more):
+    before("up", "-d", written(podrun, home, more), check=True)
+    [row] = [json.loads(line) for line in podrun("ps", "--format", "json", check=True).stdout.splitlines()]
+    assert (row["name"], row["state"]) == ("web", "up")
+    known = seen(podrun)
+    assert [step["state"] for step in known["steps"]] == ["up"] * len(known["steps"])
+    assert [container["state"] for container in known["containers"]] == ["running"] * (2 if more else 1)
+    assert known["addresses"] and os.path.exists(known["netns"])
+    assert podrun("exec", "-c", "app", "web", "sh", "-c", "echo $A; touch /data/kept").stdout == "1\n"
+    assert podrun("logs", "-c", "app", "web", check=True).stdout == "started\n"
+    assert podrun("up", "-d", f"{home}/web.toml").returncode == 75
+    podrun("down", "web", check=True)
+    assert podrun("ps", "-q").stdout == ""
+    assert (podrun.root / "volumes/data/data/kept").exists()
+
+
+def test_a_pod_whose_payload_was_killed_is_dead_and_collected(podrun, before, home):
+    before("up", "-d", written(podrun, home), check=True)
+    [container] = seen(podrun)["containers"]
+    os.kill(container["pid"], signal.SIGKILL)
+    assert podrun("wait", "web").returncode in (0, 137)
+    assert seen(podrun)["state"] == "dead"
+    assert "web: dead" in podrun("gc", check=True).stdout
+
+
+def test_a_start_that_was_killed_in_the_middle_is_undone(podrun, before, home):
+    path = written(podrun, home)
+    text = Path(path).read_text().replace('name = "app"\n', 'name = "app"\nready = { exec = ["false"] }\n')
+    Path(path).write_text(text)
+    starting = before.start("up", "-d", path)
+    deadline = time.monotonic() + 20
+    while not (podrun.run / "pods/web/app").exists() or not list((podrun.run / "pods/web/app").glob("created/pid")):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    starting.kill()
+    starting.wait()
+    assert seen(podrun)["state"] == "failed"
+    podrun("down", "web", check=True)
+
+
+def test_a_pod_is_started_anew_by_this_version(podrun, before, home):
+    before("up", "-d", written(podrun, home), check=True)
+    podrun("restart", "web", check=True)
+    assert seen(podrun)["state"] == "up"
+    podrun("down", "web", check=True)
+
+
+def test_a_pod_of_a_command_line_is_stopped(podrun, before):
+    before("run", "-d", "--name", "web", "host:", "sleep", "100", check=True)
+    assert seen(podrun)["state"] == "up"
+    podrun("down", "web", check=True)
