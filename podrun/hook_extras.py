@@ -13,7 +13,7 @@ from podrun.record import NamedTuple
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence, Set
-    from typing import Any, NoReturn, Protocol, TypeVar
+    from typing import IO, Any, NoReturn, Protocol, TypeVar
 
     from podrun.hook import Facts, Problem, Step
     from podrun.unit_needs import UnitNeeds
@@ -71,6 +71,29 @@ class RunsCommands(Protocol):
 
     def exec_into(self, step: Step, own: Facts, argv: Sequence[str], **wanted: Any) -> NoReturn:
         """Becomes a command inside the step's process (``wanted``: tty, env, user, workdir). Raises Failure."""
+
+
+class Controls(Protocol):
+    """``podrun pause``, ``set`` and ``diff``: what can be done to a step's process while it runs."""
+
+    def freeze(self, step: Step, on: bool) -> None:
+        """Stops all its processes, or lets them run again. Raises Failure."""
+
+    def limit(self, step: Step, wanted: Mapping[str, float]) -> None:
+        """Changes limits: any of memory (bytes), cpus and pids. Raises Failure."""
+
+    def changes(self, step: Step, facts: Facts) -> Iterable[tuple[str, str]]:
+        """What it has written over its image: ("A" | "C" | "D", path); ``facts`` are the pod's."""
+
+
+class CopiesFiles(Protocol):
+    """``podrun cp``: files in and out of a step's process, as tar streams."""
+
+    def pack(self, step: Step, own: Facts, path: str, out: IO[bytes]) -> None:
+        """Writes what is at ``path`` inside as a tar stream. Raises Failure."""
+
+    def unpack(self, step: Step, own: Facts, path: str, stream: IO[bytes], rename: str) -> None:
+        """Makes the entries of a tar stream below the directory ``path`` inside, the top one called ``rename``."""
 
 
 class UsesImages(Protocol):

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from support.launcher import Podrun
+from support.objects import listing, settled
 
 # A shell has what it starts in the background ignore SIGINT, and so would everything that the tests start.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -73,3 +74,11 @@ def pods() -> Iterator[object]:
     here = Pods()
     yield here
     here.close()
+
+
+@pytest.fixture
+def nothing_left(podrun):
+    podrun("run", "--rm", "--name", "warm", "host:", "true", check=True)
+    before = listing(podrun.run, podrun.root)
+    yield
+    assert not settled(podrun.run, podrun.root, before)

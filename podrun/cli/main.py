@@ -14,7 +14,20 @@ from typing import Any, BinaryIO
 import click
 
 from podrun import __version__, messages
-from podrun.cli import completion, convert, doctor, hooks, networks, registry, views, volumes
+from podrun.cli import (
+    about,
+    completion,
+    convert,
+    copying,
+    doctor,
+    hooks,
+    networks,
+    payload,
+    peers,
+    registry,
+    views,
+    volumes,
+)
 from podrun.cli.images import image, login, logout
 from podrun.cli.output import human, printed
 from podrun.engine import hook_loader, segments
@@ -74,7 +87,7 @@ def _planned(name: str, doc: str) -> click.Command:
 _METAVARS = {"word": "FILE|NAME", "ref": "REF"}
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=peers.Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="podrun")
 @click.pass_context
 def podrun(ctx: click.Context, /, **given: Any) -> None:
@@ -129,6 +142,8 @@ def _run() -> click.Command:
 
 
 podrun.add_command(_run())
+for command in (*payload.COMMANDS, *about.COMMANDS, copying.cp):
+    podrun.add_command(command)
 podrun.add_command(doctor.command)
 podrun.add_command(login)
 podrun.add_command(logout)

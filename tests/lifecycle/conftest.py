@@ -13,15 +13,6 @@ import pytest
 
 from support.kill_chain import CHAIN, loops
 from support.launcher import Podrun
-from support.objects import listing, settled
-
-
-@pytest.fixture
-def nothing_left(podrun):
-    podrun("run", "--rm", "--name", "warm", "host:", "true", check=True)
-    before = listing(podrun.run, podrun.root)
-    yield
-    assert not settled(podrun.run, podrun.root, before)
 
 
 @pytest.fixture

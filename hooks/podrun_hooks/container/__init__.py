@@ -23,7 +23,7 @@ from podrun_hooks.support.rooted_tree import Tree, clear
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from typing import Any, NoReturn
+    from typing import IO, Any, NoReturn
 
     from podrun.hook import Step
     from podrun_hooks.container.paths import Place
@@ -135,6 +135,7 @@ def down(step: Step, own: Facts) -> None:
         live.end(step)
     found = _process(place, own)
     if found:
+        runtimes.thaw(place)
         # A container that was created but never started has no payload to ask: its init waits at exec.fifo.
         signal = SIGKILL if os.path.exists(f"{place.state}/exec.fifo") else _stop_signal(step, place)
         timeout = step.pod.stop_timeout if step.options.stop_timeout is None else step.options.stop_timeout
@@ -274,6 +275,43 @@ def exec_and_wait(step: Step, own: Facts, argv: Sequence[str], **wanted: Any) ->
     from podrun_hooks.container import exec
 
     return exec.run(step, _running(step, own), argv, **wanted)
+
+
+def pack(step: Step, own: Facts, path: str, out: IO[bytes]) -> None:
+    """Writes what is at ``path`` in the running container as a tar stream."""
+    from podrun_hooks.container import copying
+
+    with copying.Root(_running(step, own).pid) as root:
+        copying.pack(root, path, out)
+
+
+def unpack(step: Step, own: Facts, path: str, stream: IO[bytes], rename: str) -> None:
+    """Makes the entries of a tar stream in the running container."""
+    from podrun_hooks.container import copying
+
+    with copying.Root(_running(step, own).pid) as root:
+        copying.unpack(root, path, stream, rename)
+
+
+def freeze(step: Step, on: bool) -> None:
+    """Stops all processes of the container's cgroup, or lets them run again."""
+    from podrun_hooks.container import control
+
+    control.freeze(places.of(step), on)
+
+
+def limit(step: Step, wanted: Mapping[str, float]) -> None:
+    """Changes limits of the running container."""
+    from podrun_hooks.container import control
+
+    control.limit(places.of(step), wanted)
+
+
+def changes(step: Step, facts: Facts) -> Iterator[tuple[str, str]]:
+    """What the container has written over its image."""
+    from podrun_hooks.container import control
+
+    return control.changes(places.of(step), _image(step, facts)["layers"])
 
 
 # --- parts of up ---------------------------------------------------------------------------------------------------

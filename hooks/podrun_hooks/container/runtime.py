@@ -354,6 +354,20 @@ def members(place: Place) -> list[int]:
     return sorted(pids - {0})
 
 
+def thaw(place: Place) -> None:
+    """Lets a container run again that ``podrun pause`` has stopped: it could not end else (cgroups(7))."""
+    for path in cgroups(place):
+        for name, word in (("cgroup.freeze", b"0"), ("freezer.state", b"THAWED")):
+            try:
+                fd = os.open(f"{path}/{name}", os.O_WRONLY | os.O_CLOEXEC)
+            except OSError:
+                continue
+            try:
+                os.write(fd, word)
+            finally:
+                os.close(fd)
+
+
 def remove_cgroups(place: Place) -> None:
     """Removes the container's cgroups and, when nothing else is in it, podrun's own above them."""
     for path in cgroups(place):

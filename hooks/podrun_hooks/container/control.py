@@ -1,0 +1,124 @@
+"""What can be done to a running container: freeze it, change its limits, see what it has written."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from podrun.errors import STEP_FAILED, UNAVAILABLE, Failure
+from podrun_hooks.container import runtime
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from podrun_hooks.container.paths import Place
+
+#: The kernel writes overlay's own marks as these (fs/overlayfs/overlayfs.h).
+_OPAQUE = ("trusted.overlay.opaque", "user.overlay.opaque")
+
+
+def freeze(place: Place, on: bool) -> None:
+    """Stops every process of the container's cgroup, or lets it run again. Raises Failure without a cgroup of its own.
+
+    cgroups(7): cgroup.freeze of v2, freezer.state of v1.
+    """
+    for path in runtime.cgroups(place):
+        for name, word in (("cgroup.freeze", str(int(on))), ("freezer.state", "FROZEN" if on else "THAWED")):
+            if os.path.exists(f"{path}/{name}"):
+                _put(f"{path}/{name}", word)
+                return
+    raise Failure(
+        "the container has no cgroup of its own",
+        code=UNAVAILABLE,
+        hint="a limit such as pids gives it one, and so does a unit",
+    )
+
+
+def is_frozen(place: Place) -> bool:
+    """Whether freeze() has stopped it."""
+    for path in runtime.cgroups(place):
+        for name, word in (("cgroup.freeze", b"1"), ("freezer.state", b"FR")):
+            try:
+                with open(f"{path}/{name}", "rb", buffering=0) as file:
+                    if file.read(2)[: len(word)] == word:
+                        return True
+            except OSError:
+                continue
+    return False
+
+
+def limit(place: Place, wanted: Mapping[str, float]) -> None:
+    """Changes limits of the running container: memory and pids (bytes, count), cpus. Raises Failure."""
+    for key, value in wanted.items():
+        quota = int(value * 100_000)
+        spelled = {
+            "memory": (("memory.max", int(value)), ("memory.limit_in_bytes", int(value))),
+            "pids": (("pids.max", int(value)),),
+            "cpus": (("cpu.max", f"{quota} 100000"), ("cpu.cfs_quota_us", quota)),
+        }[key]
+        places = [(f"{path}/{name}", word) for path in runtime.cgroups(place) for name, word in spelled]
+        there = next(((file, word) for file, word in places if os.path.exists(file)), None)
+        if there is None:
+            what = f"the container has no cgroup of its own with the controller of {key}"
+            raise Failure(what, code=UNAVAILABLE, hint="a limit in the pod file gives it one, and so does a unit")
+        _put(there[0], str(there[1]))
+
+
+def _put(path: str, word: str) -> None:
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(word)
+    except OSError as error:
+        raise Failure(f"{path}: {error.strerror}", code=STEP_FAILED) from None
+
+
+def changes(place: Place, layers: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """What the container has changed of its image: ("A", "C" or "D", path), a directory before what is in it.
+
+    As docker's diff: A is new, C is changed (a directory with a change in it, too), D is removed. Mounts are not in it.
+    """
+    try:
+        top = os.open(place.upper, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        yield from _below(top, "", [layer for layer in reversed(layers) if os.path.isdir(layer)])
+    finally:
+        os.close(top)
+
+
+def _below(directory: int, path: str, lower: Sequence[str]) -> Iterator[tuple[str, str]]:
+    for name in sorted(os.listdir(directory)):
+        here = f"{path}/{name}"
+        status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        was = any(_is_in(layer, here) for layer in lower)
+        if stat.S_ISCHR(status.st_mode) and status.st_rdev == 0:
+            # overlayfs' whiteout (Documentation/filesystems/overlayfs.rst).
+            yield "D", here
+            continue
+        yield ("C" if was else "A"), here
+        if stat.S_ISDIR(status.st_mode):
+            inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+            try:
+                yield from _below(inner, here, [] if _is_opaque(inner) else lower)
+            finally:
+                os.close(inner)
+
+
+def _is_in(layer: str, path: str) -> bool:
+    try:
+        status = os.lstat(f"{layer}{path}")
+    except OSError:
+        return False
+    return not (stat.S_ISCHR(status.st_mode) and status.st_rdev == 0)
+
+
+def _is_opaque(directory: int) -> bool:
+    for name in _OPAQUE:
+        try:
+            if os.getxattr(directory, name) == b"y":
+                return True
+        except OSError:
+            continue
+    return False

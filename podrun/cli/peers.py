@@ -1,0 +1,96 @@
+"""Words of docker and podman: some are commands here under another name; of the others podrun says what to use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from podrun.cli import completion
+from podrun.cli.output import Guarded
+from podrun.engine import journal as journals
+from podrun.errors import WRONG_FILE, Failure
+from podrun.launcher import launch
+from podrun.launcher.commands import act, host_of, name_of
+
+#: One command for another: the words that a peer's word stands for.
+SAME = {
+    "images": ("image", "ls"), "rmi": ("image", "rm"), "pull": ("image", "pull"), "load": ("image", "import"),
+    "save": ("image", "export"), "import": ("image", "import"), "tag": ("image", "tag"), "untag": ("image", "untag"),
+    "update-image": ("image", "pull"), "volumes": ("volume", "ls"), "networks": ("network", "ls"),
+}  # fmt: skip
+#: What podrun does not have, and what people use instead.
+INSTEAD = {
+    "build": "podrun builds no images: use buildah, or docker build and 'podrun image pull docker-daemon:NAME'",
+    "commit": "podrun makes no images of containers: write a Containerfile, and build it with buildah",
+    "push": "podrun pushes nothing: 'podrun image export' and skopeo copy do",
+    "search": "podrun searches no registry",
+    "create": "a pod file is what create makes elsewhere: 'podrun run --save FILE' writes one",
+    "rename": "a pod has the name of its file",
+    "compose": "'podrun convert compose FILE' makes pod files of it",
+    "generate": "'podrun unit NAME' prints units, 'podrun run --save FILE' a pod file",
+    "play": "'podrun convert kube FILE' makes pod files of it",
+    "kube": "'podrun convert kube FILE' makes pod files of it",
+    "pod": "every pod is a file with all its containers: see docs/reference/pod-file.md",
+    "machine": "podrun runs on this machine only",
+    "swarm": "'podrun cluster' places pods on several hosts",
+    "service": "'podrun unit --install NAME' makes a service of systemd's",
+    "auto-update": "'podrun update'",
+    "checkpoint": "podrun freezes pods ('podrun pause'), and writes no checkpoints",
+    "attach": "'podrun logs -f NAME' shows the output, 'podrun exec -it NAME sh' gives a shell",
+}
+
+
+class Group(click.Group):
+    """The commands of podrun, and what people who come from elsewhere type."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        command = super().get_command(ctx, cmd_name)
+        if command is None and cmd_name in SAME:
+            group, name = SAME[cmd_name]
+            inner = super().get_command(ctx, group)
+            command = inner.get_command(ctx, name) if isinstance(inner, click.Group) else None
+        if command is None and cmd_name in WORDS:
+            return WORDS[cmd_name]
+        return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError:
+            if args[0] in INSTEAD:
+                raise click.UsageError(f"there is no {args[0]!r}: {INSTEAD[args[0]]}", ctx) from None
+            raise
+
+
+@click.command("stop", cls=Guarded)
+@click.option("-a", "--all", "every", is_flag=True, help="All pods.")
+@click.option("-i", "--ignore", is_flag=True, help="Accepted: a pod that is not there is no failure anyway.")
+@click.option("-f", "--force", is_flag=True, help="Go on when a step cannot be undone.")
+@click.argument("words", metavar="[FILE|NAME]...", nargs=-1, shell_complete=completion.words)
+@click.pass_context
+def stop(ctx: click.Context, words: Sequence[str], every: bool, ignore: bool, force: bool) -> int:
+    """Undo pods, as 'down' does, several at once."""
+    host = host_of(ctx.obj)
+    if bool(words) == every:
+        raise Failure("name the pods, or say --all", code=WRONG_FILE)
+    for name in journals.pods(host.run) if every else [name_of(word, host) for word in words]:
+        launch.down(name, host, force=force)
+        click.echo(name)
+    return 0
+
+
+@click.command("start", cls=Guarded)
+@click.argument("words", metavar="FILE|NAME...", nargs=-1, required=True, shell_complete=completion.words)
+@click.pass_context
+def start(ctx: click.Context, words: Sequence[str]) -> None:
+    """Start pods and return when they are ready, as 'up -d' does, several at once."""
+    for word in words:
+        given = {"word": word, "detach": True, "segment": "", "resolved": False}
+        if code := act("up", {**ctx.obj, **given}):
+            ctx.exit(code)
+        click.echo(word)
+
+
+WORDS = {"stop": stop, "rm": stop, "start": start}
