@@ -17,6 +17,7 @@ from podrun.cluster.pacemaker import State
 from podrun.cluster.programs import run_all
 from podrun.errors import BUSY, UNAVAILABLE, WRONG_FILE, Failure
 from podrun.identity import of_unit
+from podrun.launcher import foreground
 from podrun.launcher.commands import valid_name
 from podrun.messages import tell
 from podrun.systemd import install
@@ -221,6 +222,7 @@ def journal(name: str, follow: bool, lines: int | None) -> None:
 def _follow(name: str, words: Sequence[str], lines: int) -> None:
     """A journalctl on each host that runs the pod; one more when it comes to another host."""
     readers: dict[str, subprocess.Popen[bytes]] = {}
+    foreground.interruptible()
     try:
         while True:
             for machine in _machines_of(name, pacemaker.state()):
@@ -269,6 +271,10 @@ def move(name: str, machine: str, timeout: float) -> None:
         what = f"{machine} is {found.state}" if found else f"there is no host {machine}"
         raise Failure(what, code=UNAVAILABLE, hint="'podrun cluster machines' lists those there are")
     where = [unit.machine for unit in state.units if unit.pod == name and unit.machine]
+    desired = next(unit.desired for unit in state.units if unit.pod == name)
+    if desired != "started":
+        hint = f"'podrun cluster start {name}' first" if desired == "stopped" else f"'crm resource manage {name}' first"
+        raise Failure(f"{name} is {desired}: the cluster does not move it", code=BUSY, hint=hint)
     if where == [machine]:
         click.echo(f"{name}: is on {machine}")
         return

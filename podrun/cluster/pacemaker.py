@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 from podrun.cluster import configuration
 from podrun.cluster.programs import asked, run
-from podrun.errors import CANNOT_CREATE, UNAVAILABLE, Failure
+from podrun.errors import UNAVAILABLE, Failure
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -178,13 +178,9 @@ def parsed_configuration(cib: Element) -> Configuration:
 def load(wanted: Sequence[configuration.Statement], before: Configuration, seconds: float = 120) -> None:
     """Has crm put the statements into the CIB, in one change. Own constraints that are not wanted any more go.
 
-    Raises Failure when a name is somebody else's resource, or when crm refuses.
+    Raises Failure when crm refuses.
     """
     names = {statement.id for statement in wanted if statement.id}
-    if taken := sorted(names & before.foreign):
-        raise Failure(
-            f"the cluster has a resource {taken[0]} that is no pod", code=CANNOT_CREATE, hint="rename the pod"
-        )
     stale = sorted(before.own - names)
     with tempfile.NamedTemporaryFile("w", prefix="podrun-", suffix=".crm") as file:
         file.write(configuration.text(wanted))

@@ -176,8 +176,18 @@ def _contradictions(pod: Pod, known: Mapping[str, Pod]) -> Iterator[str]:
         if placement.everywhere or repelled.placement.everywhere:
             name = pod.name if placement.everywhere else repelled.name
             yield f"[placement] conflicts: {name} is global, so {repelled.name} and {pod.name} cannot be apart"
-        elif repelled.name == placement.machine_of or repelled.placement.machine_of == pod.name:
+        elif _leader(pod, known) == _leader(repelled, known):
             yield f"[placement] conflicts: {repelled.name} is on the same machine because of machine_of"
+
+
+def _leader(pod: Pod, known: Mapping[str, Pod]) -> str:
+    """The pod whose machine it is in the end, by machine_of; a global one is on every machine and leads nobody."""
+    for _ in known:
+        leader = known.get(pod.placement.machine_of)
+        if leader is None or leader.placement.everywhere:
+            break
+        pod = leader
+    return pod.name
 
 
 def _in_circle(pod: Pod, known: Mapping[str, Pod]) -> bool:

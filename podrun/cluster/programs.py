@@ -29,9 +29,10 @@ class Done(NamedTuple):
 
     @property
     def last_words(self) -> str:
-        """The last line of what it complained of, for a message."""
-        lines = [line.strip() for line in f"{self.out}\n{self.err}".splitlines() if line.strip()]
-        printable = "".join(c for c in (lines or [""])[-1] if c.isprintable())
+        """The last line of what it complained of, for a message; XML is for programs."""
+        lines = [line.strip() for text in (self.out, self.err) for line in text.splitlines()]
+        words = [line for line in lines if line and not line.startswith("<")]
+        printable = "".join(c for c in (words or [""])[-1] if c.isprintable())
         return printable[:300] or ("it took too long" if self.code == TIMED_OUT else f"it ended with {self.code}")
 
 

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from podrun.cluster import configuration, files, hosts, pacemaker, pods
-from podrun.errors import BUSY, STEP_FAILED, UNAVAILABLE, WRONG_FILE, Failure
+from podrun.errors import BUSY, CANNOT_CREATE, STEP_FAILED, UNAVAILABLE, WRONG_FILE, Failure
 from podrun.messages import tell
 from podrun.options import Wrong
 
@@ -65,6 +65,10 @@ def statements(
         found = []
     if mistakes:
         _refuse(mistakes, WRONG_FILE)
+    taken = sorted({statement.id for statement in found} & (before.foreign if before else frozenset()))
+    if taken:
+        hint = "give the pod another name"
+        raise Failure(f"the cluster has a resource {taken[0]} that is no pod", code=CANNOT_CREATE, hint=hint)
     return found
 
 

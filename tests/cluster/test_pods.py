@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from podrun.cluster import pods, rollout
-from podrun.errors import WRONG_FILE, Failure
+from podrun.cluster import pacemaker, pods, rollout
+from podrun.errors import CANNOT_CREATE, WRONG_FILE, Failure
 
 CHAIN = '[[chain]]\nhook = "image"\nref = "host:"\n[[chain]]\nhook = "container"\n'
 
@@ -44,6 +44,11 @@ def written(tmp_path):
         ({"a": "[placement]\nglobal = true\nconflicts = ['b*']", "b": ""}, "a is global, so"),
         ({"a": "[placement]\nconflicts = ['b']\nmachine_of = 'b'", "b": ""}, "because of machine_of"),
         ({"a": "[placement]\nmachine_of = 'b'", "b": "[placement]\nconflicts = ['a']"}, "because of machine_of"),
+        (
+            {"a": "[placement]\nmachine_of = 'c'\nconflicts = ['b']", "b": "[placement]\nmachine_of = 'd'"}
+            | {"c": "", "d": "[placement]\nmachine_of = 'c'"},
+            "b is on the same machine because of machine_of",
+        ),
     ],
 )
 def test_what_a_cluster_cannot_do_is_refused(written, texts, told):
@@ -59,6 +64,13 @@ def test_all_mistakes_are_told_at_once(written, capsys):
     assert len([*capsys.readouterr().err.splitlines(), caught.value.what]) == 3
 
 
+def test_somebody_elses_resource_is_refused_before_anything_is_sent(written):
+    before = pacemaker.Configuration({}, frozenset({"a"}), frozenset(), {}, True, 1)
+    with pytest.raises(Failure, match="a resource a that is no pod") as caught:
+        rollout.statements(rollout.Wanted(written(a=""), {"a": {}}), before, fencing=True)
+    assert caught.value.code == CANNOT_CREATE
+
+
 @pytest.mark.parametrize(
     "texts",
     [
@@ -66,6 +78,8 @@ def test_all_mistakes_are_told_at_once(written, capsys):
         {"a": "[unit]\nRequires = 'b.service'", "b": "[placement]\nglobal = true"},
         {"a": "[unit]\nRequires = 'sshd.service'"},
         {"a": "[placement]\nconflicts = ['a', 'b*']"},
+        {"a": "[placement]\nmachine_of = 'c'\nconflicts = ['b']", "b": "[placement]\nmachine_of = 'c'"}
+        | {"c": "[placement]\nglobal = true"},
     ],
 )
 def test_what_a_cluster_can_do_is_not(written, texts):
