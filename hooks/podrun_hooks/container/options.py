@@ -61,9 +61,15 @@ def signal_number(text: Any) -> int:
         return _SIGNALS.index(name) + 1
     for word, base, sign in (("RTMIN", 34, 1), ("RTMAX", 64, -1)):
         offset = name.removeprefix(word).lstrip("+-") or "0"
-        if name.startswith(word) and offset.isascii() and offset.isdigit() and 34 <= base + sign * int(offset) <= 64:
+        if (
+            name.startswith(word)
+            and len(offset) < 3
+            and offset.isascii()
+            and offset.isdigit()
+            and 34 <= base + sign * int(offset) <= 64
+        ):
             return base + sign * int(offset)
-    if name.isascii() and name.isdigit() and 0 < int(name) <= 64:
+    if len(name) < 3 and name.isascii() and name.isdigit() and 0 < int(name) <= 64:
         return int(name)
     raise Wrong(f"expected a signal such as 'SIGTERM' or 15, not {text!r}")
 

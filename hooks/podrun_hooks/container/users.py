@@ -40,9 +40,9 @@ def spelled(text: str) -> str:
     # "1000:" and ":1000" are docker's: what is left out is the default.
     for word in [word for word in (user, group) if word] or [""]:
         if not word or ":" in word or word.startswith("-") or not word.isprintable() or set(word) & set(" /,"):
-            raise Wrong(f"expected a user such as 'www-data', '1000' or '1000:1000', not {text!r}")
-        if word.isdigit() and not (word.isascii() and int(word) <= _LAST):
-            raise Wrong(f"{word} is no user's and no group's number: the last one is {_LAST}")
+            raise Wrong(f"expected a user such as 'www-data', '1000' or '1000:1000', not {text[:100]!r}")
+        if word.isdigit() and not _is_number(word):
+            raise Wrong(f"{word[:20]} is no user's and no group's number: the last one is {_LAST}")
     return text
 
 
@@ -61,17 +61,17 @@ def resolve(text: str, tree: Tree, *, of_image: bool) -> User:
     word = word or "0"
     entry = next(_entries(tree, "/etc/passwd", word, 3), None)
     if entry is None and not word.isdigit():
-        raise Failure(f"user {word!r} is not in the image's /etc/passwd", code=code)
+        raise Failure(f"user {word[:100]!r} is not in the image's /etc/passwd", code=code)
     # Whatever an entry found by its number says, that number is who it is.
-    uid = int(word) if word.isdigit() or entry is None else _number(entry[2], code)
+    uid = int(word.lstrip("0") or "0") if word.isdigit() or entry is None else _number(entry[2], code)
     # Rows may be short: what is missing is empty, and of a group 0.
     gid = 0 if entry is None else _number(entry[3] or "0", code)
     home = (entry[5] if entry else "") or "/"
     if group:
         found = None if group.isdigit() else next(_entries(tree, "/etc/group", group, 3), None)
         if found is None and not group.isdigit():
-            raise Failure(f"group {group!r} is not in the image's /etc/group", code=code)
-        return User(uid, int(group) if found is None else _number(found[2], code), (), home)
+            raise Failure(f"group {group[:100]!r} is not in the image's /etc/group", code=code)
+        return User(uid, int(group.lstrip("0") or "0") if found is None else _number(found[2], code), (), home)
     name = entry[0] if entry else ""
     groups = [_number(row[2], code) for row in _rows(tree, "/etc/group", 3) if name and name in row[3].split(",")]
     return User(uid, gid, [number for number in dict.fromkeys(groups) if number != gid], home)
@@ -79,18 +79,23 @@ def resolve(text: str, tree: Tree, *, of_image: bool) -> User:
 
 def group(text: str, tree: Tree) -> int:
     """The number of a supplementary group, a name or a number. Raises Failure (WRONG_FILE)."""
-    if text.isascii() and text.isdigit() and int(text) <= _LAST:
-        return int(text)
+    if _is_number(text):
+        return int(text.lstrip("0") or "0")
     found = next(_entries(tree, "/etc/group", text, 4), None)
     if found is None:
-        raise Failure(f"group {text!r} is not in the image's /etc/group", code=WRONG_FILE)
+        raise Failure(f"group {text[:100]!r} is not in the image's /etc/group", code=WRONG_FILE)
     return _number(found[2], WRONG_FILE)
 
 
+def _is_number(text: str) -> bool:
+    """True for the number of a user or a group. CPython converts no more than 4300 digits."""
+    return text.isascii() and text.isdigit() and len(text.lstrip("0")) <= 10 and int(text.lstrip("0") or "0") <= _LAST
+
+
 def _number(text: str, code: int) -> int:
-    if not (text.isascii() and text.isdigit() and int(text) <= _LAST):
-        raise Failure(f"the image's passwd or group file has a number out of range: {text!r}", code=code)
-    return int(text)
+    if not _is_number(text):
+        raise Failure(f"the image's passwd or group file has a number out of range: {text[:20]!r}", code=code)
+    return int(text.lstrip("0") or "0")
 
 
 def _entries(tree: Tree, file: str, word: str, fields: int) -> Iterator[list[str]]:

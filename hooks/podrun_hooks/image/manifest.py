@@ -29,6 +29,8 @@ _CONFIGS = frozenset(
 
 #: Manifests, indexes and configurations are read into memory.
 MAX_DOCUMENT = 8 << 20
+#: execve(2): bytes of one argument, and of all of them with a stack of the usual 8 MiB; of a path and of a name in it.
+_MAX_WORD, _MAX_WORDS, _MAX_PATH, _MAX_NAME = (128 << 10) - 1, 2 << 20, 4096, 255
 #: overlayfs stacks no more (OVL_MAX_STACK).
 MAX_LAYERS = 500
 
@@ -108,6 +110,12 @@ def document(content: bytes, what: str) -> dict[str, Any]:
         raise malformed(f"{what} is not JSON") from None
     if not isinstance(value, dict):
         raise malformed(f"{what} is not a JSON object")
+    if b"\\ud" in content.lower():
+        # An escaped half of a character (RFC 8259, 8.2) is no text that a file or an environment could hold.
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise malformed(f"{what} has half a character in it") from None
     return value
 
 
@@ -274,13 +282,17 @@ def configuration(content: bytes, layers: int, what: str) -> Configuration:
         raise malformed(f"{what}: config is not an object")
     for key in ("Entrypoint", "Cmd", "Env"):
         words = config.get(key)
-        if key != "Env" and _is_text(words):
+        if key != "Env" and _is_text(words) and len(words) <= _MAX_WORD:
             continue  # as docker takes it: one word
         if words is not None and not (isinstance(words, list) and all(map(_is_text, words))):
             raise malformed(f"{what}: {key} is not a list of strings")
+        if words and (sum(map(len, words)) > _MAX_WORDS or max(map(len, words)) > _MAX_WORD):
+            raise malformed(f"{what}: {key} is longer than a program can be given")
     for key in ("User", "WorkingDir", "StopSignal"):
-        if config.get(key) is not None and not _is_text(config[key]):
-            raise malformed(f"{what}: {key} is not a string")
+        if config.get(key) is not None and not (_is_text(config[key]) and len(config[key]) < _MAX_PATH):
+            raise malformed(f"{what}: {key} is not a string of less than {_MAX_PATH} characters")
+    if max(map(len, (config.get("WorkingDir") or "").encode().split(b"/"))) > _MAX_NAME:
+        raise malformed(f"{what}: WorkingDir is no path")
     for key in ("Volumes", "ExposedPorts", "Labels"):
         if config.get(key) is not None and not isinstance(config[key], dict):
             raise malformed(f"{what}: {key} is not an object")

@@ -106,10 +106,16 @@ def _images(content: bytes, what: str) -> list[dict[str, Any]]:
     return listed
 
 
+def _tags(item: dict[str, Any]) -> list[str]:
+    """The names of an image of manifest.json, as far as they are names."""
+    tags = item.get("RepoTags")
+    return [tag for tag in tags if isinstance(tag, str) and tag.isprintable()] if isinstance(tags, list) else []
+
+
 def _selected(listed: list[dict[str, Any]], tag: str, what: str) -> int:
     """The index in manifest.json of the image that is meant."""
-    names = [[_full(name) for name in item.get("RepoTags") or []] for item in listed]
-    if tag.startswith("@") and tag[1:].isdigit() and int(tag[1:]) < len(listed):
+    names = [[_full(name) for name in _tags(item)] for item in listed]
+    if tag.startswith("@") and len(tag) < 8 and tag[1:].isdecimal() and int(tag[1:]) < len(listed):
         return int(tag[1:])
     for index, tags in enumerate(names):
         if tag and tag in tags:
@@ -117,8 +123,8 @@ def _selected(listed: list[dict[str, Any]], tag: str, what: str) -> int:
     if not tag and len(listed) == 1:
         return 0
     there = ", ".join(sorted(name for tags in names for name in tags)) or "images without a name: ask for @0"
-    asked = f"has no {tag}" if tag else "holds several images"
-    raise Failure(f"{what} {asked}", code=WRONG_FILE, hint=f"there is {there}")
+    asked = f"has no {tag[:200]}" if tag else "holds several images"
+    raise Failure(f"{what} {asked}", code=WRONG_FILE, hint=f"there is {there[:400]}")
 
 
 def _full(name: Any) -> str:
@@ -195,7 +201,7 @@ def contents(named: Reference, scratch: str) -> tuple[str, list[str]]:
             index = document(archive.content("index.json"), f"{named.text}: index.json")
             return reference.OCI_ARCHIVE, tags_of(index)
         listed = _images(archive.content("manifest.json"), named.text)
-        tags = [item.get("RepoTags") or [f"@{number}"] for number, item in enumerate(listed)]
+        tags = [_tags(item) or [f"@{number}"] for number, item in enumerate(listed)]
         return reference.DOCKER_ARCHIVE, [f":{name}" for own in tags for name in own]
 
 
