@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 from podrun.errors import BUSY, UNAVAILABLE, WRONG_FILE, Failure, of_oserror
 from podrun_hooks.image import manifest, reference
 from podrun_hooks.image.fetch import Progress
-from podrun_hooks.image.layer.stream import malformed
+from podrun_hooks.image.layer.stream import chunks_in_time, malformed
 from podrun_hooks.image.pull import pull as _pull
 from podrun_hooks.image.reference import Reference
 from podrun_hooks.image.sources import host
@@ -112,6 +111,10 @@ def import_(root: str, path: str, notify: Callable[[str], None] = _quietly, name
         return _named(root, [f"{kind}:{path}{tag}" for tag in tags], name, notify, strict=path.startswith(scratch))
 
 
+#: Seconds that a pipe may bring nothing.
+_SILENCE = 30.0
+
+
 def _is_file(path: str) -> bool:
     """Whether a path can be read from more than once: /dev/stdin and process substitutions are pipes."""
     return os.path.isfile(path) or not os.path.exists(path)
@@ -121,8 +124,12 @@ def _spooled(path: str, scratch: str) -> str:
     """What comes through a pipe, in a file of the store's file system."""
     place = f"{scratch}/archive"
     try:
-        with open(0 if path == "-" else path, "rb", closefd=path != "-") as pipe, open(place, "xb") as file:
-            shutil.copyfileobj(pipe, file)
+        # Opening a FIFO would wait for its writer.
+        fd = os.dup(0) if path == "-" else os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        with open(fd, "rb", buffering=0) as pipe, open(place, "xb") as file:
+            # Standard input is somebody's who can end it.
+            for chunk in chunks_in_time(pipe, "the archive", None if path == "-" else _SILENCE):
+                file.write(chunk)
     except OSError as error:
         raise of_oserror(error, "reading the archive") from None
     return place
@@ -208,15 +215,10 @@ def _platform_of(root: str, stored: layout.Stored) -> dict[str, str]:
 
 
 def _tags_of_layout(index: str) -> list[str]:
-    from podrun_hooks.image.sources.archive import tags_of
+    from podrun_hooks.image.sources.archive import opened, tags_of
 
-    try:
-        with open(index, "rb") as file:
-            return tags_of(manifest.document(file.read(), index))
-    except FileNotFoundError:
-        raise Failure(f"{index} is not there", code=WRONG_FILE) from None
-    except OSError as error:
-        raise of_oserror(error) from None
+    with opened(index, "image layout") as file:
+        return tags_of(manifest.document(file.read(manifest.MAX_DOCUMENT + 1), index))
 
 
 def ls(root: str) -> list[Listed]:

@@ -282,7 +282,7 @@ def configuration(content: bytes, layers: int, what: str) -> Configuration:
         raise malformed(f"{what}: config is not an object")
     for key in ("Entrypoint", "Cmd", "Env"):
         words = config.get(key)
-        if key != "Env" and _is_text(words) and len(words) <= _MAX_WORD:
+        if key != "Env" and isinstance(words, str) and _is_text(words) and len(words) <= _MAX_WORD:
             continue  # as docker takes it: one word
         if words is not None and not (isinstance(words, list) and all(map(_is_text, words))):
             raise malformed(f"{what}: {key} is not a list of strings")
@@ -291,7 +291,7 @@ def configuration(content: bytes, layers: int, what: str) -> Configuration:
     for key in ("User", "WorkingDir", "StopSignal"):
         if config.get(key) is not None and not (_is_text(config[key]) and len(config[key]) < _MAX_PATH):
             raise malformed(f"{what}: {key} is not a string of less than {_MAX_PATH} characters")
-    if max(map(len, (config.get("WorkingDir") or "").encode().split(b"/"))) > _MAX_NAME:
+    if max(map(len, str(config.get("WorkingDir") or "").encode().split(b"/"))) > _MAX_NAME:
         raise malformed(f"{what}: WorkingDir is no path")
     for key in ("Volumes", "ExposedPorts", "Labels"):
         if config.get(key) is not None and not isinstance(config[key], dict):

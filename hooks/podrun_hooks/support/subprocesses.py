@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import select
 
 from podrun.errors import UNAVAILABLE, Failure
 from podrun.record import NamedTuple
@@ -11,6 +13,10 @@ from podrun_hooks.support import syscalls
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+
+#: Bytes of output that are kept, and milliseconds between two looks at how many there are.
+_MOST, _GLANCE = 4 << 20, 100
 
 
 class Ended(NamedTuple):
@@ -62,6 +68,7 @@ def run(
         if not child:
             _become(argv, env, before, (source, *captured), keep, parent, trouble)
         try:
+            _wait(child, [fd for fd, given in zip(captured, (stdout, stderr), strict=True) if given is None])
             status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         except BaseException:
             # podrun is about to undo what this program is doing.
@@ -107,8 +114,24 @@ def _become(
             os._exit(125)
 
 
+def _wait(child: int, outputs: Sequence[int]) -> None:
+    """Waits until a program has ended, and empties what it writes to when that is more than anybody reads."""
+    pidfd = os.pidfd_open(child)
+    try:
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        while not poll.poll(_GLANCE):
+            for fd in outputs:
+                if os.fstat(fd).st_size > _MOST:
+                    os.ftruncate(fd, 0)
+    finally:
+        os.close(pidfd)
+
+
 def _unnamed(content: bytes = b"") -> int:
     fd = os.memfd_create("podrun", os.MFD_CLOEXEC)
+    if not content:
+        fcntl.fcntl(fd, fcntl.F_SETFL, os.O_APPEND)  # it may be emptied while somebody writes
     if content:
         os.write(fd, content)
         os.lseek(fd, 0, os.SEEK_SET)

@@ -28,6 +28,10 @@ else:
 SEPARATOR = "\x1f"
 
 
+#: Bytes of a command's output that are kept, and seconds between two looks at how many there are.
+_MOST, _GLANCE = 1 << 16, 0.1
+
+
 class Over(Exception):
     """The process whose life the probe is about has ended."""
 
@@ -107,15 +111,18 @@ def _await(fd: int, event: int, deadline: float, life: int) -> None:
 
 def run(argv: Sequence[str], seconds: float, life: int) -> str:
     """Runs a runtime's ``exec``; returns what is wrong, "" for status 0. What takes too long is killed."""
-    # Not a pipe: what the command leaves behind in the container would keep it open.
-    output = posix.memfd_create("output", posix.MFD_CLOEXEC)
+    # Not a pipe: what the command leaves behind in the container would keep it open. Written at its end, so that it
+    # can be emptied meanwhile.
+    memory = posix.memfd_create("output", posix.MFD_CLOEXEC)
+    output = posix.open(f"/proc/self/fd/{memory}", posix.O_RDWR | posix.O_APPEND | posix.O_CLOEXEC)
+    posix.close(memory)
     # An ignored signal stays ignored across execve(2), and Python ignores these.
     ignored = [_signal.SIGPIPE, _signal.SIGXFSZ]
     actions = [(posix.POSIX_SPAWN_DUP2, output, 1), (posix.POSIX_SPAWN_DUP2, output, 2)]
     child = posix.posix_spawn(argv[0], list(argv), posix.environ, file_actions=actions, setsigdef=ignored)
     pidfd = posix.pidfd_open(child)
     try:
-        _await(pidfd, select.POLLIN, time.monotonic() + seconds, life)
+        _await_quiet(pidfd, time.monotonic() + seconds, life, output)
     except (TimeoutError, Over) as reason:
         # The command is the runtime's child, and outlives it.
         for pid in [*_children(child), child]:
@@ -129,11 +136,25 @@ def run(argv: Sequence[str], seconds: float, life: int) -> str:
         return f"no end within {seconds:g} s"
     finally:
         posix.close(pidfd)
-        words = posix.pread(output, 4096, 0).decode(errors="replace").split("\n")
+        start = max(0, posix.fstat(output).st_size - 4096)
+        words = posix.pread(output, 4096, start).decode(errors="replace").split("\n")
         posix.close(output)
     status = posix.waitstatus_to_exitcode(posix.waitpid(child, 0)[1])
     last = next((word.strip() for word in reversed(words) if word.strip()), "")
     return f"status {status}{f' ({last})' if last else ''}" if status else ""
+
+
+def _await_quiet(pidfd: int, deadline: float, life: int, output: int) -> None:
+    """Waits for the command, and forgets what it has written as soon as that is more than anybody reads."""
+    while True:
+        try:
+            _await(pidfd, select.POLLIN, min(deadline, time.monotonic() + _GLANCE), life)
+            return
+        except TimeoutError:
+            if time.monotonic() >= deadline:
+                raise
+        if posix.fstat(output).st_size > _MOST:
+            posix.ftruncate(output, 0)
 
 
 def _children(pid: int) -> list[int]:

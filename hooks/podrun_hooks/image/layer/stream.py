@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import select
 import threading
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -97,6 +98,26 @@ class Reader:
 def chunks_of(file: IO[bytes]) -> Iterator[bytes]:
     """A file's content from where it stands."""
     while chunk := file.read(CHUNK):
+        yield chunk
+
+
+def chunks_in_time(pipe: IO[bytes], what: str, silence: float | None) -> Iterator[bytes]:
+    """What an unbuffered pipe brings, at most MAX_LAYER_BYTES, with no more than ``silence`` seconds between.
+
+    Raises Failure: UNAVAILABLE when nothing comes, MALFORMED when it does not end.
+    """
+    poll = select.poll()
+    poll.register(pipe, select.POLLIN)
+    total = 0
+    while True:
+        if not poll.poll(None if silence is None else silence * 1000):
+            raise Failure(f"{what}: nothing has come for {silence:g} s", code=UNAVAILABLE)
+        chunk = pipe.read(CHUNK)
+        if not chunk:
+            return
+        total += len(chunk)
+        if total > MAX_LAYER_BYTES:
+            raise malformed(f"{what} is larger than {MAX_LAYER_BYTES} bytes")
         yield chunk
 
 

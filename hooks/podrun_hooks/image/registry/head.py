@@ -7,6 +7,7 @@ once; where it does not (it wants to know who we are, redirects, is behind a pro
 from __future__ import annotations
 
 import os
+import time
 
 from podrun_hooks.image import reference
 from podrun_hooks.image.reference import Reference
@@ -59,6 +60,7 @@ def _ask(registry: str, request: bytes) -> bytes:
     plain = config.is_loopback(registry)
     host, _, port = registry.rpartition(":") if not registry.endswith("]") and ":" in registry else (registry, "", "")
     host, number = host.strip("[]"), int(port or (80 if plain else 443))
+    until = time.monotonic() + _TIMEOUT
     connection: Any
     if plain:
         connection = _connected(host, number)
@@ -73,6 +75,8 @@ def _ask(registry: str, request: bytes) -> bytes:
         connection.sendall(request)
         answer = b""
         while b"\r\n\r\n" not in answer and len(answer) < _LONGEST:
+            # A socket's timeout is for one byte.
+            connection.settimeout(max(0.001, until - time.monotonic()))
             piece = connection.recv(_LONGEST)
             if not piece:
                 return b""

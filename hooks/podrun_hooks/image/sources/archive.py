@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from typing import IO, Any, NamedTuple
@@ -48,9 +49,9 @@ def layout(named: Reference, scratch: str) -> Source:
 
     def open_blob(wanted: Descriptor) -> Iterator[bytes]:
         path = f"{named.path}/blobs/sha256/{wanted.digest.removeprefix('sha256:')}"
-        return chunks_of(_open(path, f"{named.text}: blob {wanted.digest[7:19]}"))
+        return chunks_of(opened(path, f"{named.text}: blob {wanted.digest[7:19]}"))
 
-    with _open(f"{named.path}/index.json", named.text) as file:
+    with opened(f"{named.path}/index.json", named.text) as file:
         index = document(file.read(MAX_DOCUMENT + 1), f"{named.text}: index.json")
     return _of_layout(named, index, open_blob, lambda: None)
 
@@ -289,9 +290,14 @@ class _Seeking(Reader):
         self.position += size
 
 
-def _open(path: str, what: str) -> IO[bytes]:
+def opened(path: str, what: str) -> IO[bytes]:
+    """A plain file; no FIFO of somebody's keeps us waiting. Raises Failure."""
     try:
-        return open(path, "rb")
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise Failure(f"{what}: {path} is not a plain file", code=WRONG_FILE)
+        return open(fd, "rb")
     except FileNotFoundError:
         raise Failure(f"{what}: {path} is not there", code=WRONG_FILE) from None
     except OSError as error:
@@ -300,7 +306,7 @@ def _open(path: str, what: str) -> IO[bytes]:
 
 def _plain(named: Reference, scratch: str) -> IO[bytes]:
     """The archive, decompressed into an unnamed file when it is compressed as a whole."""
-    file = _open(named.path, named.text)
+    file = opened(named.path, named.text)
     start = file.read(6)
     file.seek(0)
     if start[:3] == b"BZh" or start == b"\xfd7zXZ\0":

@@ -9,6 +9,7 @@ import base64
 import json
 import os
 import shutil
+import stat
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -136,8 +137,7 @@ def _read(place: str, named: Reference) -> bytes | None:
     """A file at a URL; None when it is not there."""
     if place.startswith("file://"):
         try:
-            with open(place.removeprefix("file://"), "rb") as file:
-                return file.read(_LARGEST)
+            return _content(place.removeprefix("file://"))
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -154,6 +154,13 @@ def _read(place: str, named: Reference) -> bytes | None:
         raise client.unreachable(error) from None
     finally:
         client.close()
+
+
+def _content(path: str) -> bytes:
+    """A file's content; a FIFO has none, and keeps nobody waiting."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    with open(fd, "rb") as file:
+        return (file.read(_LARGEST) or b"") if stat.S_ISREG(os.fstat(fd).st_mode) else b""
 
 
 def _signed(signature: bytes, ring: str, scratch: str) -> bytes:
