@@ -43,6 +43,8 @@ class Failure(Exception):
         self.key = key
         #: The hook and the name of the step that it befell.
         self.step = ("", "")
+        #: What else is wrong, each to be told in a line of its own.
+        self.others: list[Failure] = []
 
     def __str__(self) -> str:
         return f"{self.what}; {self.hint}" if self.hint else self.what

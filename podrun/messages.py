@@ -37,7 +37,8 @@ def report(error: BaseException, subject: str, debug: bool) -> int:
         tell(f"podrun: {subject}stopped by {names.get(error.signal, error.signal)}{told}")
         return 128 + error.signal
     if isinstance(error, Failure):
-        tell(f"podrun: {subject}{error}")
+        for one in (error, *error.others):
+            tell(f"podrun: {subject}{one}")
         return error.code or STEP_FAILED
     raise error
 

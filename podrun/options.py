@@ -22,12 +22,16 @@ else:
 
 
 class Wrong(ValueError):
-    """A value that a declaration refuses. ``where`` leads from the value to the part that is wrong."""
+    """A value that a declaration refuses. ``where`` leads from the value to the part that is wrong.
 
-    def __init__(self, what: str, where: Where = ()) -> None:
+    ``others``: what else is wrong with it.
+    """
+
+    def __init__(self, what: str, where: Where = (), others: Sequence[Wrong] = ()) -> None:
         super().__init__(what)
         self.what = what
         self.where = where
+        self.others = others
 
 
 class Kind(Generic[T]):
@@ -79,19 +83,32 @@ def read(options: type[Any], table: Any) -> Any:
         raise Wrong(f"expected a table, not {_say(table)}")
     declared: dict[str, Option] = options._field_defaults
     values = {}
+    mistakes: list[Wrong] = []
     for key, value in table.items():
         if key not in declared:
-            raise Wrong(unknown(key, list(declared)), (key,))
+            mistakes.append(Wrong(unknown(key, list(declared)), (key,)))
+            continue
         try:
             values[key] = declared[key].kind.parse(value)
         except Wrong as wrong:
-            raise _below(key, wrong) from None
+            mistakes += [_below(key, one) for one in (wrong, *wrong.others)]
     for key, field in declared.items():
-        if key not in values:
-            if field.default is REQUIRED:
-                raise Wrong(f"{key} is missing", ())
+        if key not in values and key not in table:
+            if field.default is REQUIRED and not any(
+                wrong.where[0] not in declared for wrong in mistakes if wrong.where
+            ):
+                # Beside a key that is spelled wrong it may not be missing at all.
+                mistakes.append(Wrong(f"{key} is missing", ()))
             values[key] = field.default
+    if mistakes:
+        raise together(mistakes)
     return options(**values)
+
+
+def together(mistakes: Sequence[Wrong]) -> Wrong:
+    """Several mistakes as one exception: the first, with the others."""
+    first, *others = mistakes
+    return Wrong(first.what, first.where, others)
 
 
 def _below(key: str, wrong: Wrong) -> Wrong:
@@ -100,10 +117,41 @@ def _below(key: str, wrong: Wrong) -> Wrong:
     return Wrong(wrong.what if named else f"{key}: {wrong.what}", (key, *wrong.where))
 
 
+#: Words of compose files and of docker's command line, and what they are here.
+_FOREIGN = {
+    "ports": "podrun's word is publish, an option of the network step",
+    "expose": "containers of a pod network reach every port: leave it out",
+    "environment": "podrun's word is env",
+    "env_file": "podrun's word is env_files",
+    "healthcheck": "podrun's words are ready (when it counts as started) and live (what it has to answer to)",
+    "health_cmd": "podrun's words are ready and live, with exec = [...]",
+    "restart": 'podrun leaves that to systemd: [service] Restart = "on-failure"',
+    "restart_policy": 'podrun leaves that to systemd: [service] Restart = "on-failure"',
+    "depends_on": "the chain is the order within a pod; on other pods: [pod] requires = [...], after = [...]",
+    "mounts": "podrun's word is volumes, or a storage step",
+    "mount": "podrun's word is volumes, or a storage step",
+    "networks": "podrun's way is a network step",
+    "network_mode": "podrun's word is mode, an option of the network step",
+    "container_name": "podrun's word is name",
+    "working_dir": "podrun's word is workdir",
+    "mem_limit": "podrun's word is memory",
+    "cpu_limit": "podrun's word is cpus",
+    "pids_limit": "podrun's word is pids",
+    "stop_grace_period": "podrun's word is stop_timeout",
+    "cmd": "podrun's word is command",
+    "args": "podrun's word is command",
+    "logging": "podrun's word is log",
+    "privileged": "podrun has no such switch: name what is needed in capabilities, devices and volumes",
+    "chain": "below [pod] it is a key of that table: put chain = [...] above [pod], or write [[chain]] tables",
+}
+
+
 def unknown(word: str, known: Sequence[str], what: str = "key") -> str:
     """The message for a word that is not among the known ones, with the nearest of them."""
     from difflib import get_close_matches
 
+    if what == "key" and word in _FOREIGN and word not in known:
+        return f"unknown key {word!r}; {_FOREIGN[word]}"
     near = get_close_matches(word, known, 1, 0.6)
     return f"unknown {what} {word!r}" + (f"; did you mean {near[0]!r}?" if near else f" (known: {', '.join(known)})")
 

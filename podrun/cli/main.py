@@ -340,20 +340,53 @@ def wait(host: Host, word: str) -> int:
 @_command(_word)
 def check(host: Host, word: str) -> int:
     """Say what is wrong with a pod file, and what would keep the pod from starting."""
+    from podrun.systemd import settings
+
     text = loader.load(word, environ=host.environ, load_hook=hook_loader.load)
-    code = 0
+    code = said = 0
     for step, problem in _problems(text, host):
+        if problem.key == "credential" and step.options.get("credential") in _credentials(text):
+            continue  # the file itself has systemd hand it in
         kind = "error" if problem.fatal else "warning"
         at = launch.located(text, host, step.hook, step.name, problem.key or "hook")
         hint = f"; {problem.hint}" if problem.hint else ""
         click.echo(f"{at}{label_of(step._asdict())}: {kind}: {problem.what}{hint}")
+        said += 1
         if problem.fatal:
             code = code or problem.code
+    for section, key, what in settings.problems(text.sections):
+        fatal = (section, key) == ("socket", "Accept")
+        at = loader.line_of(text, (section, key))
+        click.echo(f"{at}[{section}]: {'error' if fatal else 'warning'}: {what}")
+        said += 1
+        code = code or (WRONG_FILE if fatal else 0)
+    for what in [] if said or not text.sections else _verified(word, host):
+        click.echo(f"[unit]: warning: {what}")
+        said += 1
     if text.placement:
         click.echo(f"{text.name}: [placement] means nothing on one machine; 'podrun cluster export' shows its use")
-    if not code:
+    if not said:
         click.echo(f"{text.name}: {len(text.steps)} steps, nothing wrong")
     return code
+
+
+def _credentials(text: loader.PodText) -> set[str]:
+    """The credentials that the file's [service] gives (systemd.exec(5), "Credentials")."""
+    service = text.sections.get("service", {})
+    keys = ("LoadCredential", "LoadCredentialEncrypted", "SetCredential", "SetCredentialEncrypted")
+    values = [service.get(key, ()) for key in keys]
+    texts = [item for value in values for item in (value if isinstance(value, list) else [value]) if item]
+    return {str(item).partition(":")[0] for item in texts}
+
+
+def _verified(word: str, host: Host) -> list[str]:
+    """What systemd itself finds in the pod's units; nothing where they cannot be made here."""
+    from podrun.systemd import install, settings
+
+    try:
+        return settings.verified(install.units(word, host))
+    except Failure:
+        return []
 
 
 @_command(_word, _format, click.Option(["--explain"], is_flag=True, help="With the commands that do the same by hand."))
@@ -390,7 +423,7 @@ def plan(host: Host, word: str, form: str, explain: bool) -> None:
         options = " ".join(f"{key}={json.dumps(value)}" for key, value in placed.items())
         click.echo(f"in a cluster: {options}")
     if not steps and not undo:
-        click.echo(f"{name}: nothing to start and nothing to undo")
+        click.echo(f"{name}: nothing to start and nothing to undo: there is no such pod, and no {ETC}/{name}.toml")
 
 
 @_command(_word, _format, click.Option(["--svg"], is_flag=True, help="Print a picture instead of a table."))
@@ -433,16 +466,20 @@ def stats(host: Host, form: str, words: Sequence[str]) -> None:
     from podrun.cli import stats as usage
 
     names = [name_of(word, host) for word in words] or journals.pods(host.run)
+    for name in names:
+        if not journals.journals(host.run, name):
+            raise Failure(f"there is no pod {name}", code=UNAVAILABLE, hint="'podrun ps' lists those that there are")
     shown = usage.rows(host.run, names)
     printed(shown if form == "json" else [{**row, "memory": human(row["memory"])} for row in shown], form)
 
 
 @_command(
     click.Option(["--install"], is_flag=True, help="Put them where systemd reads them, and enable them."),
+    click.Option(["--uninstall"], is_flag=True, help="Disable and remove the pod's installed units."),
     click.Option(["--install-generator"], is_flag=True, help="Have systemd make the units of /etc/podrun itself."),
     click.Argument(["word"], metavar="[FILE|NAME]", required=False),
 )
-def unit(host: Host, word: str | None, install: bool, install_generator: bool) -> None:
+def unit(host: Host, word: str | None, install: bool, uninstall: bool, install_generator: bool) -> None:
     """Print the systemd units of a pod file."""
     from podrun.systemd import generator
     from podrun.systemd import install as installing
@@ -453,10 +490,16 @@ def unit(host: Host, word: str | None, install: bool, install_generator: bool) -
         if not install_generator:
             raise Failure("which pod's units?", code=WRONG_FILE, hint="podrun unit FILE|NAME")
         return
+    if uninstall:
+        for line in installing.uninstall(name_of(word, host)):
+            click.echo(line)
+        return
     made = installing.units(word, host)
     if install:
         for line in installing.install(made):
             click.echo(line)
+        if not installing.starts_at_boot(made):
+            host.report('nothing starts it at boot: the file has no [install] with WantedBy = "multi-user.target"')
         return
     for number, (name, text) in enumerate(made.items()):
         click.echo(f"{chr(10) if number else ''}# {name}\n{text}", nl=False)

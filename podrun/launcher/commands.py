@@ -127,6 +127,8 @@ def _up(given: dict[str, Any], host: Host) -> int:
             in_unit=notify.takes_over(host.environ),
             cache=cache.directory(host.run),
         )
+    # What the pod is called from here on, whatever its file is.
+    given["word"] = text.name
     if given["detach"] and not given["segment"]:
         from podrun.launcher import detach
 
@@ -137,8 +139,12 @@ def _up(given: dict[str, Any], host: Host) -> int:
 def _down(given: dict[str, Any], host: Host) -> int:
     from podrun.launcher import launch
 
+    name = given["word"] = name_of(given["word"], host)
+    if not given["invocation"] and not launch.is_known(name, host):
+        host.report("there is no such pod, and nothing of it: nothing was undone")
+        return 0
     return launch.down(
-        name_of(given["word"], host),
+        name,
         host,
         invocation=given["invocation"],
         force=given["force"],

@@ -12,7 +12,7 @@ from podrun.engine import state as states
 from podrun.engine.locks import Lock
 from podrun.engine.segments import label_of, problems, resolve, segments, services
 from podrun.engine.world import Callbacks
-from podrun.errors import BUSY, WRONG_FILE, Failure, Interrupted
+from podrun.errors import BUSY, UNAVAILABLE, WRONG_FILE, Failure, Interrupted
 from podrun.hook import Pod, is_resident
 from podrun.host import Host
 from podrun.identity import Identity
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 SIGKILL = 9
 #: Seconds: a payload that fails so soon may not have got as far as its work.
 _SOON = 10.0
+#: Seconds that another pod has to come up.
+_OTHERS = 60.0
 
 
 def up(
@@ -48,6 +50,8 @@ def up(
 
     Raises Failure: BUSY when the pod is up or another podrun works on it, else what the failing step says.
     """
+    if (text.requires or text.after) and not notify.takes_over(host.environ):
+        _await_other_pods(text, host)
     steps = _steps(text, segment)
     residents_wanted = sum(is_resident(hook_loader.load(step.hook), step.options) for step in steps)
     taking_over = notify.takes_over(host.environ)
@@ -98,6 +102,17 @@ def up(
     return _attend(pod, host) if staying else 0
 
 
+def _await_other_pods(text: PodText, host: Host) -> None:
+    """By hand, what units leave to systemd: waits for pods that are starting. Raises Failure for one that is not up."""
+    for name in dict.fromkeys([*text.requires, *text.after]):
+        deadline = time.monotonic() + _OTHERS
+        while states.state(host.run, name) == "starting" and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if name in text.requires and (state := states.state(host.run, name)) != "up":
+            what = f"it requires the pod {name}, which is {'not there' if state == 'absent' else state}"
+            raise Failure(what, code=UNAVAILABLE, hint=f"podrun up -d {name}; nothing was started")
+
+
 def _steps(text: PodText, segment: str) -> Sequence[StepText]:
     """The steps of one segment; of a pod that begins with a container, the pod segment has none."""
     if not segment:
@@ -134,6 +149,17 @@ def down(name: str, host: Host, *, invocation: str = "", force: bool = False, se
         interrupted.hint = f"'podrun down {name}' goes on from here"
         raise
     return 0
+
+
+def is_known(name: str, host: Host) -> bool:
+    """Whether there is a pod of that name, the end of one, or a unit or a file that could be one."""
+    return bool(
+        os.path.lexists(journals.directory(host.run, name))
+        or exit_records.all_of(host.run, name)
+        or notify.made_of(name)
+        or notify.is_transient(f"{Identity(name).tag(host.run)}.service")
+        or os.path.exists(f"/etc/podrun/{name}.toml")
+    )
 
 
 def _explain_streams(found: Sequence[journals.Journal], host: Host) -> None:

@@ -101,7 +101,13 @@ def _described(text: PodText) -> units.Pod:
     segments = units.cut(steps, known)
     name, at, instance = text.name.partition("@")
     sections = {key: text.sections.get(key, {}) for key in ("unit", "service", "install")}
-    about = {"stop_timeout": text.stop_timeout, "reload": text.reload, "drain": text.drain}
+    about = {
+        "stop_timeout": text.stop_timeout,
+        "reload": text.reload,
+        "after": [*text.after],
+        "requires": [*text.requires],
+        "drain": text.drain,
+    }
     return units.Pod(name, at + instance, text.file, about, segments, sections, [], known=known)
 
 

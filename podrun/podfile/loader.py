@@ -6,7 +6,7 @@ import os
 
 from podrun.errors import WRONG_FILE, Failure
 from podrun.hook import is_resident
-from podrun.options import Wrong, read, unknown
+from podrun.options import Wrong, read, together, unknown
 from podrun.podfile import defaults, files
 from podrun.podfile.cache import Results
 from podrun.podfile.model import Place, Table, assembled, common_keys, located, pod_name, without_variables
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from typing import Any, TypeAlias
 
     from podrun.hook import Hook
+    from podrun.options import Where
     from podrun.podfile.model import File, Model
 
     LoadHook: TypeAlias = Callable[[str], Hook]
@@ -63,6 +64,9 @@ class PodText(NamedTuple):
     drain: float = 0.0
     #: "auto": the pod has a user namespace of its own.
     userns: str = "host"
+    #: Names of other pods.
+    after: tuple[str, ...] = ()
+    requires: tuple[str, ...] = ()
 
 
 # --- reading ------------------------------------------------------------------------------------------------------
@@ -90,10 +94,15 @@ def load(
     found = files.find(word, etc, in_unit=in_unit)
     if found.instance:
         located(Table({}, Place(found.texts[0], ()), {}), STEP_NAME.parse, found.instance)
-    resolve = files.resolver(environ, found.instance)
     with Results(cache) as results:
         read_files = [(text, results.of(text.text or "", files.tables, text)) for text in found.texts]
         given = defaults.load(results)
+        if environ is not None and not in_unit and any("service" in tables for _, tables in read_files):
+            from podrun.podfile import unit_environment
+
+            # By hand, a variable means what it will mean in the unit.
+            environ = unit_environment.of([tables for _, tables in read_files], environ, found.instance)
+        resolve = files.resolver(environ, found.instance)
         return _understood(read_files, given, found.name, found.instance, load_hook, resolve, known=environ is not None)
 
 
@@ -114,6 +123,22 @@ def from_tables(
     with Results("") as results:
         given = defaults.load(results)
     return _understood([(files.Source(file, None), tables)], given, name, "", load_hook, resolve, known=True)
+
+
+def line_of(text: PodText, where: Where) -> str:
+    """Where a key of a section stands, in front of a message: "web.toml:12: "; the last file that has it."""
+    try:
+        found = files.find(text.file, "", in_unit=False) if text.file else None
+    except Failure:
+        found = None
+    for source in reversed(found.texts if found else ()):
+        try:
+            table = files.tables(source).get(str(where[0]))
+        except Failure:
+            continue
+        if isinstance(table, dict) and where[1] in table:
+            return f"{source.at(where)}: "
+    return ""
 
 
 def place(
@@ -159,26 +184,34 @@ def _understood(
     first = read_files[0][0]
     try:
         model = _assembled(read_files, load_hook, resolve, known=known)
+        if not model.chain and "chain" in model.own["pod"].values:
+            located(model.own["pod"], read, PodTable, {"chain": []})
         if not model.chain:
             raise first.failure("there is no [[chain]]: a pod is at least one step", ())
         pod, placement = model.own["pod"], model.own["placement"]
         given.complete(pod, model.chain)
         values = pod.values if known else without_variables(pod.values, "name")
-        about: PodTable = located(pod, read, PodTable, values)
+        mistakes = _Mistakes()
+        about = read(PodTable, {})
+        with mistakes:
+            about = located(pod, read, PodTable, values)
         for key, hooks in FIRST_STEPS.items():
             if hook := hooks.get(getattr(about, key)):
                 model.chain.insert(0, Table({"hook": hook, "name": hook}, pod.place, {}))
+        steps = _steps(model.chain, load_hook, known, mistakes)
         name = pod_name(model, stem)
         return PodText(
             name=f"{name}@{instance}" if instance else name,
             file=first.path if first.text is None else os.path.abspath(first.path),
-            steps=_steps(model.chain, load_hook, known),
+            steps=steps,
             type=about.type,
             stop_timeout=about.stop_timeout,
             sections={**model.sections, **_sockets(model)},
             reload=about.reload,
             drain=about.drain,
             userns=about.userns,
+            after=tuple(about.after),
+            requires=tuple(about.requires),
             placement=dict(located(placement, read, PlacementTable, placement.values)) if placement.values else {},
         )
     except RecursionError:
@@ -205,7 +238,28 @@ def _hook(step: Table, load_hook: LoadHook) -> Hook:
         raise Failure(wrong.what, code=failure.code, hint=failure.hint) from failure
 
 
-def _steps(chain: Sequence[Table], load_hook: LoadHook, known: bool) -> tuple[StepText, ...]:
+class _Mistakes:
+    """``with mistakes``: a Failure is kept; :meth:`tell` raises all of them as one."""
+
+    def __init__(self) -> None:
+        self.all: list[Failure] = []
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: object, _where: object) -> bool:
+        if isinstance(error, Failure):
+            self.all += [error, *error.others]
+            return True
+        return False
+
+    def tell(self) -> None:
+        if self.all:
+            first, *first.others = self.all
+            raise first
+
+
+def _steps(chain: Sequence[Table], load_hook: LoadHook, known: bool, mistakes: _Mistakes) -> tuple[StepText, ...]:
     taken: set[tuple[str, str]] = set()
     for table in chain:
         located(table, _check_name, table.key, taken)
@@ -217,7 +271,9 @@ def _steps(chain: Sequence[Table], load_hook: LoadHook, known: bool) -> tuple[St
     for table, hook in pairs:
         if is_resident(hook, table.values):
             later = later[1:]
-        steps.append(located(table, _step, table.values, hook, later, known))
+        with mistakes:
+            steps.append(located(table, _step, table.values, hook, later, known))
+    mistakes.tell()
     for index, table in enumerate(chain):
         located(table, _check_references, table.values, load_hook, chain[:index])
     return tuple(steps)
@@ -249,11 +305,16 @@ def _step(values: dict[str, Any], hook: Hook, later: Sequence[str], known: bool)
     options = {key: value for key, value in values.items() if key not in COMMON}
     if hook.Options is not None:
         declared = hook.Options._field_defaults
-        for key in options:
-            if key not in declared:
-                raise Wrong(unknown(key, [*declared, *COMMON]), (key,))
+        mistakes = [Wrong(unknown(key, [*declared, *COMMON]), (key,)) for key in options if key not in declared]
         if known or "${" not in repr(options):
-            read(hook.Options, options)
+            try:
+                read(hook.Options, {key: value for key, value in options.items() if key in declared})
+            except Wrong as wrong:
+                # A key that is spelled wrong is not missing besides.
+                found = [wrong, *wrong.others]
+                mistakes += [one for one in found if one.where or not mistakes]
+        if mistakes:
+            raise together(mistakes)
     if is_resident(hook, values):
         _check_resident(common, later)
     for index, name in enumerate(common["for"]):

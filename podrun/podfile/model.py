@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any, TypeAlias
 
+    from podrun.errors import Failure
     from podrun.options import Where
 
     #: A file and its tables.
@@ -118,9 +119,15 @@ def located(table: Table, verb: Callable[..., Any], *arguments: Any) -> Any:
     try:
         return verb(*arguments)
     except Wrong as wrong:
-        key = wrong.where[0] if wrong.where else None
-        place = table.later.get(str(key), table.place)
-        raise place.text.failure(wrong.what, (*place.where, *wrong.where)) from None
+        first, *others = [_failure(table, one) for one in (wrong, *wrong.others)]
+        first.others = others
+        raise first from None
+
+
+def _failure(table: Table, wrong: Wrong) -> Failure:
+    key = wrong.where[0] if wrong.where else None
+    place = table.later.get(str(key), table.place)
+    return place.text.failure(wrong.what, (*place.where, *wrong.where))
 
 
 def _default_name(stem: str) -> str:

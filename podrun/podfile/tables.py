@@ -93,6 +93,23 @@ _RELOAD: Kind[str | list[str]] = Kind(
 )
 
 
+def _other_pod(text: str) -> str:
+    name, at, instance = text.partition("@")
+    POD_NAME.parse(name)
+    if at:
+        STEP_NAME.parse(instance)
+    return text
+
+
+_POD: Kind[str] = checked(TEXT, _other_pod)
+
+
+def _calendar(text: str) -> str:
+    if text and not (text.isprintable() and text.isascii() and text.strip()):
+        raise Wrong(f"expected a time of systemd.time(7) such as 'daily' or 'Mon 03:00', not {text!r}")
+    return text
+
+
 class PodTable(NamedTuple):
     """The keys of ``[pod]``."""
 
@@ -117,6 +134,15 @@ class PodTable(NamedTuple):
         choice("host", "auto"),
         "auto: a user namespace of the pod's own, with a range of 65,536 ids that no other pod has; host: the host's",
         "host",
+    )
+    after: list[str] = option(
+        list_of(_POD), "pods that start before this one, where they start; this one stops before them", []
+    )
+    requires: list[str] = option(
+        list_of(_POD), "pods that have to be up; started by systemd together with this one, which ends with them", []
+    )
+    timer: str = option(
+        checked(TEXT, _calendar), "of a job: when systemd starts it (OnCalendar=, systemd.time(7)): 'daily'", ""
     )
     pull_unit: bool = option(BOOLEAN, "have a unit of its own pull the images before the pod's starts", False)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 
 from podrun import PROGRAM
 from podrun.engine import hook_loader
-from podrun.errors import NOT_ALLOWED, UNAVAILABLE, WRONG_FILE, Failure
+from podrun.errors import BUSY, NOT_ALLOWED, UNAVAILABLE, WRONG_FILE, Failure
 from podrun.hook_extras import HasUnitNeeds, offers
 from podrun.options import Wrong
 from podrun.podfile import loader
@@ -93,6 +94,37 @@ def install(texts: dict[str, str]) -> list[str]:
         subprocess.run(["systemctl", "enable", "--quiet", *wanted], check=False)
         done += [f"enabled {name}" for name in wanted]
     return done
+
+
+def uninstall(name: str) -> list[str]:
+    """Disables and removes the units that podrun has made of a pod's file; returns what was done.
+
+    Raises Failure: UNAVAILABLE when there are none, BUSY while one of them runs.
+    """
+    stem, at, instance = name.partition("@")
+    own = re.compile(rf"{re.escape(stem)}(\.[^.@]+)?{re.escape(at + instance)}\.(service|socket|timer)")
+    try:
+        names = sorted(entry for entry in os.listdir(unit_files.INSTALLED) if own.fullmatch(entry))
+    except FileNotFoundError:
+        names = []
+    paths = [f"{unit_files.INSTALLED}/{entry}" for entry in names]
+    paths = [path for path in paths if _read(path).startswith("# Made by podrun ")]
+    if not paths:
+        raise Failure(f"podrun has installed no units of {name}", code=UNAVAILABLE)
+    made = [os.path.basename(path) for path in paths]
+    for unit in made:
+        if not subprocess.run(["systemctl", "is-active", "--quiet", unit], check=False).returncode:
+            raise Failure(f"{unit} is active", code=BUSY, hint=f"systemctl stop {unit}")
+    subprocess.run(["systemctl", "disable", "--quiet", *made], check=False)
+    for path in paths:
+        os.unlink(path)
+    subprocess.run(["systemctl", "daemon-reload"], check=False)
+    return [f"removed {path}" for path in paths]
+
+
+def starts_at_boot(texts: dict[str, str]) -> bool:
+    """Whether anything would start the pod by itself: an [Install] section of one of its units."""
+    return any("\n[Install]\n" in text for text in texts.values())
 
 
 def program() -> str:

@@ -167,6 +167,8 @@ def units(pod: Pod, podrun: Command) -> dict[str, str]:
     if _follows(pod) and not podrun.options:
         made[following.UNIT] = following.text(podrun.line("follow"))
     _add(made, pulling)
+    if pod.about.get("timer"):
+        _add(made, {pod.unit("", "timer"): _timer(pod)})
     return made
 
 
@@ -271,7 +273,22 @@ def _unit(pod: Pod, *, pulling: bool) -> Lines:
     network = f"{_ONLINE}{' ' + pod.fellow('pull') if pulling else ''}"
     network += f" {following.UNIT}" if _follows(pod) else ""
     about = _with([("Description", pod.title), ("Wants", network), ("After", network)], pod.sections["unit"], add=True)
-    return [*about, *_before_cluster(pod)]
+    return [*about, *_other_pods(pod), *_before_cluster(pod)]
+
+
+def _other_pods(pod: Pod) -> Lines:
+    """What [pod] after and requires mean: their units have their names."""
+    after, requires = ([f"{name}.service" for name in pod.about.get(key) or ()] for key in ("after", "requires"))
+    lines = [("Requires", " ".join(requires))] if requires else []
+    return [*lines, ("After", " ".join(dict.fromkeys([*after, *requires])))] if after or requires else []
+
+
+def _timer(pod: Pod) -> str:
+    """The timer of a job; a run that was missed because the machine was off is made up for."""
+    about = [("Description", f"{pod.title}: timer")]
+    timer = {"OnCalendar": str(pod.about["timer"]).replace("%", "%%"), "Persistent": True}
+    blocks = _text(pod, about, [], {"WantedBy": "timers.target"}, _with([], timer))
+    return blocks.replace("\n[Socket]\n", "\n[Timer]\n")
 
 
 def _before_cluster(pod: Pod) -> Lines:

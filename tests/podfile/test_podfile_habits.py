@@ -1,0 +1,153 @@
+"""What people write out of habit: several mistakes at once, words of other tools, settings that systemd does not know."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from podrun.podfile import unit_environment
+from podrun.systemd import settings
+from podrun.systemd import units as unit
+
+CHAIN = '[[chain]]\nhook = "image"\nref = "host:"\n[[chain]]\nhook = "container"\ncommand = ["true"]\n'
+
+
+def checked(podrun, text: str, name: str = "web", **more: str) -> tuple[int, list[str]]:
+    done = podrun("check", podrun.file(name, text), **more)
+    return done.returncode, (done.stdout + done.stderr).splitlines()
+
+
+def test_each_mistake_has_a_line_and_all_are_told_at_once(podrun):
+    text = '[pod]\nstop_timeout = "soon"\nnmae = "x"\n' + CHAIN + 'memory = "lots"\nports = ["80"]\nuser = "a b"\n'
+    code, lines = checked(podrun, text)
+    assert code == 78
+    for number, words in ((2, "stop_timeout"), (3, "nmae"), (10, "memory"), (11, "publish"), (12, "user")):
+        assert [line for line in lines if f"web.toml:{number}: " in line and words in line], (number, lines)
+    assert len(lines) == 5
+
+
+@pytest.mark.parametrize(
+    ("key", "word"),
+    [
+        ("ports", "publish"),
+        ("environment", "env"),
+        ("healthcheck", "live"),
+        ("restart", "Restart"),
+        ("depends_on", "after"),
+    ],
+)
+def test_words_of_compose_and_docker_lead_to_podruns(podrun, key, word):
+    code, [line] = checked(podrun, f"{CHAIN}{key} = []\n")
+    assert code == 78
+    assert f"unknown key {key!r}; " in line
+    assert word in line
+
+
+def test_an_inline_chain_below_pod_is_told_where_it_belongs(podrun):
+    code, lines = checked(podrun, '[pod]\nname = "web"\nchain = [ { hook = "image", ref = "host:" } ]\n')
+    assert code == 78
+    assert any("above [pod]" in line for line in lines), lines
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ('[unit]\nRequires = "db"\n', "'db.service'"),
+        ('[service]\nrestart = "always"\n', "'Restart'"),
+        ('[service]\nRestart = "sometimes"\n', "Restart"),
+        ("[service]\nRestartSecs = 3\n", "RestartSec"),
+        ('[service]\nWantedBy = "multi-user.target"\n', "[install]"),
+        ('[service]\nRemainAfterExit = "maybe"\n', "yes or no"),
+        ('[install]\nWantedBy = "multi-user"\n', "multi-user"),
+    ],
+)
+def test_what_systemd_would_ignore_is_told_with_its_line(podrun, sections, words):
+    code, lines = checked(podrun, sections + CHAIN)
+    [line] = lines
+    assert code == 0
+    assert "web.toml:2: [" in line
+    assert ": warning: " in line
+    assert words in line
+
+
+def test_a_socket_for_each_connection_is_refused(podrun):
+    code, [line] = checked(podrun, f"{CHAIN}[socket]\nListenStream = 80\nAccept = true\n")
+    assert code == 78
+    assert "Accept" in line
+
+
+def test_what_is_right_is_said_to_be(podrun):
+    text = f'[unit]\nAfter = ["db.service"]\n[service]\nRestart = "on-failure"\nRestartSec = "2s"\nNice = 3\n{CHAIN}'
+    assert checked(podrun, text) == (0, ["web: 2 steps, nothing wrong"])
+
+
+def test_every_setting_of_this_machines_systemd_is_known():
+    done = subprocess.run(["/lib/systemd/systemd", "--dump-configuration-items"], capture_output=True, text=True)
+    section = ""
+    for line in done.stdout.splitlines():
+        if line.startswith("["):
+            section = line.strip("[]").lower()
+        key = line.partition("=")[0]
+        if "=" in line and section in settings.KNOWN:
+            assert key in settings.KNOWN[section], (section, key)
+
+
+# --- variables -----------------------------------------------------------------------------------------------------
+
+
+def test_a_variable_means_by_hand_what_it_means_in_the_unit(podrun, tmp_path):
+    file = tmp_path / "environment"
+    file.write_text('# comment\nTAG="1.4 x"\nPLAIN=a b\n')
+    text = f'[service]\nEnvironment = ["A=1", "\\"B=two words\\" C=3"]\nEnvironmentFile = "-{file}"\n{CHAIN}'
+    text = text.replace('["true"]', '["${A}", "${B}", "${C}", "${TAG}", "${PLAIN}"]')
+    assert checked(podrun, text)[0] == 0
+    done = podrun("plan", podrun.file("web", text))
+    assert '["1", "two words", "3", "1.4 x", "a b"]' in done.stdout, done.stderr
+
+
+def test_drop_ins_and_instances_count(tmp_path):
+    files = [{"service": {"Environment": "A=%i"}}, {"service": {"EnvironmentFile": str(tmp_path / "none")}}]
+    assert unit_environment.of(files, {"A": "shell", "B": "2"}, "blue") == {"A": "blue", "B": "2"}
+
+
+# --- pods and pods -------------------------------------------------------------------------------------------------
+
+
+def made(tmp_path: Path, text: str) -> dict[str, str]:
+    path = tmp_path / "web.toml"
+    path.write_text(text)
+    return unit.units(unit.read(str(path), strictly=False), unit.Command("/opt/podrun"))
+
+
+def test_pods_that_depend_on_pods_become_settings_of_the_unit(tmp_path):
+    text = made(tmp_path, f'[pod]\nafter = ["cache"]\nrequires = ["db@blue"]\n{CHAIN}')["web.service"]
+    assert "\nRequires=db@blue.service\n" in text
+    assert "\nAfter=cache.service db@blue.service\n" in text
+
+
+def test_a_job_with_a_timer_has_a_timer_unit(tmp_path):
+    units = made(tmp_path, f'[pod]\ntype = "job"\ntimer = "daily"\n{CHAIN}')
+    assert sorted(units) == ["web.service", "web.timer"]
+    assert "\n[Timer]\nOnCalendar=daily\nPersistent=yes\n" in units["web.timer"]
+    assert unit.links("web.timer", units["web.timer"]) == ["timers.target.wants/web.timer"]
+
+
+def test_a_pod_that_requires_one_that_is_not_up_says_so(podrun):
+    done = podrun("up", podrun.file("web", f'[pod]\nrequires = ["db"]\n{CHAIN}'))
+    assert done.returncode == 69
+    assert "it requires the pod db, which is not there; podrun up -d db" in done.stderr
+
+
+def test_the_pods_name_is_in_messages_and_not_the_files(podrun):
+    path = podrun.file("some-file", f'[pod]\nname = "web"\n{CHAIN}'.replace("true", "/no/such"))
+    done = podrun("up", path)
+    assert done.stderr.startswith("podrun: web: "), done.stderr
+
+
+def test_a_name_that_never_was_is_told(podrun):
+    for words, code in ((("down", "nobody"), 0), (("stats", "nobody"), 69), (("plan", "nobody"), 0)):
+        done = podrun(*words)
+        assert done.returncode == code
+        assert "there is no" in done.stdout + done.stderr
