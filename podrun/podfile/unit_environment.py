@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+from collections import ChainMap
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 _LARGEST = 1 << 20
 
 
-def of(files: Sequence[dict[str, Any]], environ: Mapping[str, str], instance: str = "") -> dict[str, str]:
+def of(files: Sequence[dict[str, Any]], environ: Mapping[str, str], instance: str = "") -> Mapping[str, str]:
     """``environ`` with what the [service] tables of a pod file and its drop-ins add (systemd.exec(5), "Environment").
 
     Of what systemd expands only "%i" and "%%" mean something here. Files that cannot be read add nothing: the start of
@@ -23,7 +24,7 @@ def of(files: Sequence[dict[str, Any]], environ: Mapping[str, str], instance: st
     for tables in files:
         if isinstance(tables.get("service"), dict):
             service.update(tables["service"])
-    found = dict(environ)
+    found: dict[str, str] = {}
     for text in _texts(service.get("Environment")):
         for word in _split(text.replace("%i", instance).replace("%%", "%")):
             name, equals, value = word.partition("=")
@@ -32,7 +33,7 @@ def of(files: Sequence[dict[str, Any]], environ: Mapping[str, str], instance: st
     for text in _texts(service.get("EnvironmentFile")):
         for path in sorted(glob.glob(text.removeprefix("-").replace("%i", instance))):
             found.update(_file(path))
-    return found
+    return ChainMap(found, environ) if found else environ  # type: ignore[arg-type]  # nobody writes into it
 
 
 def _texts(value: Any) -> list[str]:

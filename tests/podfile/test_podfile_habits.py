@@ -109,7 +109,7 @@ def test_a_variable_means_by_hand_what_it_means_in_the_unit(podrun, tmp_path):
 
 def test_drop_ins_and_instances_count(tmp_path):
     files = [{"service": {"Environment": "A=%i"}}, {"service": {"EnvironmentFile": str(tmp_path / "none")}}]
-    assert unit_environment.of(files, {"A": "shell", "B": "2"}, "blue") == {"A": "blue", "B": "2"}
+    assert dict(unit_environment.of(files, {"A": "shell", "B": "2"}, "blue")) == {"A": "blue", "B": "2"}
 
 
 # --- pods and pods -------------------------------------------------------------------------------------------------
