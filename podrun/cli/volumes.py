@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from podrun.cli import backups
 from podrun.cli.output import Guarded, printed
 from podrun.engine import hook_loader
 from podrun.engine import journal as journals
@@ -29,6 +30,10 @@ def _volumes() -> Any:
 @click.group(name="volume")
 def group() -> None:
     """Named volumes."""
+
+
+for command in backups.COMMANDS:
+    group.add_command(command)
 
 
 def users(host: Host) -> dict[str, list[str]]:

@@ -41,7 +41,7 @@ _SECRETS = ("password", "pass", "passwd", "password2")
 def _source(text: str) -> str:
     """Raises Wrong for what is no source, whatever its type."""
     if text.startswith(VOLUME):
-        _volume(text[len(VOLUME) :])
+        volume_name(text[len(VOLUME) :])
     elif text.startswith((TMPFS, FILE)):
         if text not in (TMPFS, FILE):
             more = "its size is an option: size=64M" if text.startswith(TMPFS) else "say content or credential"
@@ -60,7 +60,8 @@ def _source(text: str) -> str:
     return text
 
 
-def _volume(name: str) -> str:
+def volume_name(name: str) -> str:
+    """Checks the name of a named volume; raises Wrong."""
     if not name or name.strip(_LETTERS + "-_.") or name[0] not in _LETTERS or len(name) > 128:
         raise Wrong(f"expected a volume's name of letters, digits, '-', '_' and '.', not {name!r}")
     return name
@@ -146,7 +147,7 @@ class Options(NamedTuple):
     )
     content: str = option(secret(TEXT), "with file: what is in it; no journal and no inspect tells it", "")
     credential: str = option(
-        checked(TEXT, _volume), "with file: the systemd credential that is in it (LoadCredential= of the unit)", ""
+        checked(TEXT, volume_name), "with file: the systemd credential that is in it (LoadCredential= of the unit)", ""
     )
     idmap: list[str] = option(
         list_of(checked(TEXT, _mapping)), "of a path or volume: owners there as others here, '1000:0:1'", []

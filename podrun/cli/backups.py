@@ -1,0 +1,123 @@
+"""``podrun volume create``, ``export`` and ``import``: volumes as tar archives, with owners, links and attributes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import click
+
+from podrun.cli.output import Guarded
+from podrun.engine import hook_loader
+from podrun.errors import BUSY, CANNOT_CREATE, MALFORMED, UNAVAILABLE, WRONG_FILE, Failure
+from podrun.launcher.commands import host_of
+from podrun.options import Wrong
+
+#: GNU tar; numbers instead of names, because another host's passwd is not this one's.
+_TAR = ["tar", "--numeric-owner", "--xattrs", "--xattrs-include=*", "--acls", "--sparse"]
+
+
+def _path(root: str, name: str, *, there: bool) -> str:
+    """The directory of a volume that is there, or is not. Raises Failure."""
+    volumes = hook_loader.part("storage", "volumes")
+    try:
+        hook_loader.part("storage", "options").volume_name(name)
+    except Wrong as wrong:
+        raise Failure(wrong.what, code=WRONG_FILE) from None
+    path: str = volumes.path_of(root, name)
+    if there and not os.path.isdir(path):
+        raise Failure(f"there is no volume {name}", code=UNAVAILABLE, hint="'podrun volume ls' lists them")
+    if not there and os.path.isdir(path):
+        raise Failure(f"volume {name} is there already", code=BUSY)
+    return path
+
+
+@click.command(cls=Guarded)
+@click.argument("names", nargs=-1, required=True)
+@click.pass_context
+def create(ctx: click.Context, names: tuple[str, ...]) -> None:
+    """Make volumes; the first container that uses one fills it with what its image has there."""
+    root = host_of(ctx.obj).root
+    for name in names:
+        _path(root, name, there=False)
+    for name in names:
+        hook_loader.part("storage", "volumes").provide(root, name)
+        click.echo(name)
+
+
+@click.command("export", cls=Guarded)
+@click.option("-o", "--output", default="-", metavar="FILE", help="Where to; default: standard output.")
+@click.argument("name")
+@click.pass_context
+def export(ctx: click.Context, name: str, output: str) -> None:
+    """Write what is in a volume as a tar archive. A database is stopped first, or asked for a dump instead."""
+    path = _path(host_of(ctx.obj).root, name, there=True)
+    if output == "-":
+        if sys.stdout.isatty():
+            raise Failure("an archive is nothing for a terminal", code=WRONG_FILE, hint="-o FILE")
+        _run([*_TAR, "-C", path, "-c", "."])
+        return
+    # Under its name only when it is whole.
+    part = f"{output}.part"
+    try:
+        with open(part, "xb") as file:
+            _run([*_TAR, "-C", path, "-c", "."], stdout=file.fileno())
+            os.fsync(file.fileno())
+        os.rename(part, output)
+    except FileExistsError:
+        raise Failure(f"{part} is there already: another export is at work, or was killed", code=BUSY) from None
+    except OSError as error:
+        raise Failure(f"{output}: {error.strerror}", code=CANNOT_CREATE) from None
+    except BaseException:
+        if os.path.exists(part):
+            os.unlink(part)
+        raise
+
+
+@click.command("import", cls=Guarded)
+@click.argument("name")
+@click.argument("file", metavar="FILE")
+@click.pass_context
+def import_(ctx: click.Context, name: str, file: str) -> None:
+    """Fill a volume, a new or an empty one, with what is in a tar archive (-: standard input)."""
+    root = host_of(ctx.obj).root
+    volumes = hook_loader.part("storage", "volumes")
+    path = volumes.path_of(root, name) if name else ""
+    if name and os.path.isdir(path):
+        path = _path(root, name, there=True)
+        if os.listdir(path):
+            raise Failure(f"volume {name} has something in it", code=BUSY, hint="import into a new one")
+    else:
+        path = _path(root, name, there=False)
+    source = sys.stdin.fileno() if file == "-" else _opened(file)
+    try:
+        # What an image has is not copied over it.
+        volumes.provide(root, name, fill=False)
+        _run([*_TAR, "-C", path, "-x", "-p", "-f", "-"], stdin=source)
+    finally:
+        if file != "-":
+            os.close(source)
+    click.echo(name)
+
+
+def _opened(path: str) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise Failure(f"{path}: {error.strerror}", code=UNAVAILABLE) from None
+
+
+def _run(argv: list[str], stdin: int | None = None, stdout: int | None = None) -> None:
+    """Runs tar, its words being ours when it fails. Raises Failure: MALFORMED or CANNOT_CREATE."""
+    sys.stdout.flush()
+    done = subprocess.run(
+        argv, stdin=subprocess.DEVNULL if stdin is None else stdin, stdout=stdout, stderr=subprocess.PIPE, check=False
+    )
+    if done.returncode:
+        words = done.stderr.decode(errors="replace").strip().splitlines() or [f"tar ended with {done.returncode}"]
+        space = any("No space left" in word for word in words)
+        raise Failure(words[0].removeprefix("tar: "), code=CANNOT_CREATE if space or "-c" in argv else MALFORMED)
+
+
+COMMANDS = (create, export, import_)
