@@ -54,7 +54,7 @@ def apply(words: Sequence[str], without_fencing: bool) -> None:
     """Bring pod files to every host, and have the cluster run them beside the pods that it has."""
     state, before = pacemaker.state(), pacemaker.configured()
     known = files.manifest(pods.ETC)
-    wanted = rollout.read(words, known.pods)
+    wanted = rollout.read(words, known)
     statements = rollout.statements(wanted, before, fencing=not without_fencing)
     for machine in state.machines:
         if machine.state not in rollout.REACHABLE:
@@ -347,11 +347,10 @@ def rm(name: str, timeout: float) -> None:
     """Stop a pod, take it out of the cluster and its file off the hosts."""
     state = pacemaker.state()
     known = files.manifest(pods.ETC)
-    before = known.pods
     in_cluster = any(unit.pod == name for unit in state.units)
-    if not in_cluster and name not in before:
+    if not in_cluster and name not in known.pods:
         _known(name, state)
-    left = rollout.read([], {pod: names for pod, names in before.items() if pod != name})
+    left = rollout.read([], known, without=name)
     if needing := [pod.name for pod in left.pods if name in (pod.placement.machine_of, *pod.requires)]:
         raise Failure(f"{', '.join(needing)} cannot be without it", code=BUSY, hint="remove these first")
     if in_cluster:

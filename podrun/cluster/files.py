@@ -40,6 +40,10 @@ class Manifest(NamedTuple):
     generation: int = 0
 
 
+#: The manifest of a host to which nothing was ever applied.
+NOTHING = Manifest({}, {})
+
+
 class Received(NamedTuple):
     """What a host did with what it was sent."""
 
@@ -58,7 +62,7 @@ def manifest(etc: str) -> Manifest:
         with open(f"{etc}/{MANIFEST}", encoding="utf-8") as file:
             return _manifest(json.loads(file.read(LIMIT_OF_ALL)))
     except FileNotFoundError:
-        return Manifest({}, {})
+        return NOTHING
     except (ValueError, UnicodeDecodeError):
         raise Failure(f"{etc}/{MANIFEST} is not what podrun wrote", code=MALFORMED, hint="remove it") from None
 

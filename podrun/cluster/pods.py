@@ -57,7 +57,7 @@ class Pod(NamedTuple):
 
 def read(word: str) -> Pod:
     """The pod of a pod file, or of a pod's name in /etc/podrun. Raises Failure for a wrong pod file."""
-    text = loader.load(word, environ=None, load_hook=hook_loader.load)
+    text = loader.load(word, environ=None, load_hook=hook_loader.load, etc=ETC)
     known = declared({step.hook for step in text.steps})
     try:
         unit = units.read(text.file, known, strictly=False)

@@ -12,7 +12,7 @@ from podrun.messages import tell
 from podrun.options import Wrong
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from podrun.cluster.pacemaker import State
     from podrun.cluster.pods import Pod
@@ -29,10 +29,10 @@ class Wanted(NamedTuple):
     texts: dict[str, dict[str, str]]
 
 
-def read(words: Sequence[str], before: Mapping[str, Collection[str]] = {}) -> Wanted:
-    """The pods of these words, and those that the cluster has already (``before``: its manifest's pods).
+def read(words: Sequence[str], before: files.Manifest = files.NOTHING, without: str = "") -> Wanted:
+    """The pods of these words, and those that the cluster has already (``before``), but the one ``without``.
 
-    Raises Failure for a wrong pod file.
+    Raises Failure for a wrong pod file, and for a file of the cluster's that was changed here and is not asked for.
     """
     found: dict[str, tuple[Pod, dict[str, str]]] = {}
     for word in words:
@@ -40,12 +40,18 @@ def read(words: Sequence[str], before: Mapping[str, Collection[str]] = {}) -> Wa
         if pod.name in found:
             raise Failure(f"two files are the pod {pod.name}: {found[pod.name][0].file} and {word}", code=WRONG_FILE)
         found[pod.name] = pod, pods.sources(word)
-    for name, names in before.items():
-        if name not in found:
-            # The file that this host has, whatever the pod calls itself: an instance by its own name.
-            file = next((file for file in names if "/" not in file), f"{name}.toml")
-            word = file.removesuffix(".toml").partition("@")[0] + ("@" + name.partition("@")[2] if "@" in name else "")
-            found[name] = pods.read(word), pods.sources(word)
+    for name, names in before.pods.items():
+        if name in found or name == without:
+            continue
+        # The file that this host has, whatever the pod calls itself: an instance by its own name.
+        file = next((file for file in names if "/" not in file), f"{name}.toml")
+        stem, at, instance = file.partition(".toml")[0].partition("@")[0], *name.partition("@")[1:]
+        texts = pods.sources(f"{stem}{at}{instance}")
+        for path, text in texts.items():
+            if before.files.get(path) != files.digest(text):
+                hint = f"'podrun cluster apply {name}' brings it to all hosts"
+                raise Failure(f"{pods.ETC}/{path} was changed on this host", code=WRONG_FILE, hint=hint)
+        found[name] = pods.read(f"{stem}{at}{instance}"), texts
     ordered = sorted(found)
     return Wanted([found[name][0] for name in ordered], {name: found[name][1] for name in ordered})
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from podrun.cluster import pacemaker, pods, rollout
+from podrun.cluster import files, pacemaker, pods, rollout
 from podrun.errors import CANNOT_CREATE, WRONG_FILE, Failure
 
 CHAIN = '[[chain]]\nhook = "image"\nref = "host:"\n[[chain]]\nhook = "container"\n'
@@ -69,6 +69,19 @@ def test_somebody_elses_resource_is_refused_before_anything_is_sent(written):
     with pytest.raises(Failure, match="a resource a that is no pod") as caught:
         rollout.statements(rollout.Wanted(written(a=""), {"a": {}}), before, fencing=True)
     assert caught.value.code == CANNOT_CREATE
+
+
+def test_a_file_of_the_clusters_that_was_changed_here_goes_nowhere_unasked(tmp_path, monkeypatch):
+    monkeypatch.setattr(pods, "ETC", str(tmp_path))
+    texts = {"a": {"a.toml": CHAIN}, "web@blue": {"web@.toml": CHAIN, "web@.toml.d/1.toml": "[pod]\n"}}
+    files.receive(files.message(texts, files.NOTHING), str(tmp_path))
+    known = files.manifest(str(tmp_path))
+    assert rollout.read([], known).texts == texts
+    assert list(rollout.read([], known, without="a").texts) == ["web@blue"]
+    (tmp_path / "web@.toml.d/2.toml").write_text("[pod]\n")
+    with pytest.raises(Failure, match=r"2.toml was changed on this host; 'podrun cluster apply web@blue'"):
+        rollout.read(["a"], known)
+    assert "web@.toml.d/2.toml" in rollout.read(["web@blue"], known).texts["web@blue"]
 
 
 @pytest.mark.parametrize(
