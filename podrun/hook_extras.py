@@ -12,7 +12,7 @@ from podrun.record import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence, Set
+    from collections.abc import Callable, Iterable, Mapping, Sequence, Set
     from typing import IO, Any, NoReturn, Protocol, TypeVar
 
     from podrun.hook import Facts, Problem, Step
@@ -136,6 +136,25 @@ class RunsBeside(Protocol):
 
     def exclusive(self, step: Step) -> str:
         """Why two generations of a pod cannot have the step at once; "" when they can. Changes nothing."""
+
+
+class KeepsVersions(Protocol):
+    """``podrun update`` and ``rollback``: what a name stands for changes. ``options``: a step's, read."""
+
+    def version(self, root: str, options: Any) -> dict[str, Any]:
+        """What the name stands for here, "digest" among it: enough to bring it back; {} when it has no versions."""
+
+    def available(self, root: str, options: Any) -> str:
+        """The digest that the name's source has for it now; "" when that is not known without fetching it."""
+
+    def refresh(self, root: str, options: Any, notify: Callable[[str], None]) -> None:
+        """Fetches what the name stands for now. Raises Failure: the name stands for what it did then."""
+
+    def as_it_is(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """A step's table, as written, with which it takes what the name stands for here and asks nobody."""
+
+    def bring_back(self, root: str, version: dict[str, Any]) -> None:
+        """Has the name stand for an earlier version again. Raises Failure when that is not here any more."""
 
 
 class TakesOver(Protocol):

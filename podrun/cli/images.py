@@ -20,13 +20,14 @@ from podrun.hook_extras import UsesImages, offers
 from podrun.host import Host
 from podrun.launcher import pull
 from podrun.launcher.commands import host_of
+from podrun.launcher.history import kept
 
 
 def used(host: Host) -> set[str]:
-    """Digests and references of the images that pods were started from."""
-    found: set[str] = set()
+    """Digests and references of the images that pods were started from, and that a rollback would take."""
+    found = kept(host.root)
     for name in journals.pods(host.run):
-        for entry in states.entries(journals.journals(host.run, name)):
+        for entry in states.entries(journals.everything(host.run, name)):
             try:
                 using = offers(hook_loader.load(entry.step["hook"]), UsesImages)
             except Failure:

@@ -20,6 +20,7 @@ from podrun.cli import (
     convert,
     copying,
     doctor,
+    generations,
     hooks,
     networks,
     payload,
@@ -145,6 +146,8 @@ podrun.add_command(_run())
 for command in (*payload.COMMANDS, *about.COMMANDS, copying.cp):
     podrun.add_command(command)
 podrun.add_command(doctor.command)
+for command in (generations.update, generations.history, generations.rollback):
+    podrun.add_command(command)
 podrun.add_command(login)
 podrun.add_command(logout)
 

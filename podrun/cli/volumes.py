@@ -40,7 +40,7 @@ def users(host: Host) -> dict[str, list[str]]:
     """The pods that use each volume, by their journals."""
     found: dict[str, list[str]] = {}
     for pod in journals.pods(host.run):
-        for entry in states.entries(journals.journals(host.run, pod)):
+        for entry in states.entries(journals.everything(host.run, pod)):
             for name in _volumes_of(entry) if entry.at != "down" else ():
                 if pod not in found.setdefault(name, []):
                     found[name].append(pod)

@@ -31,7 +31,7 @@ from podrun.record import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence, Set
+    from collections.abc import Iterator, Mapping, Sequence
     from typing import Any
 
 VERSION = 1
@@ -80,7 +80,7 @@ class Journal(NamedTuple):
     entries: tuple[Entry, ...]
     ready: bool = False
     stopping: bool = False
-    #: What only one generation can have is about to move to this one, and has moved.
+    #: What only one generation can have is or was about to move to this one; has moved, and not back.
     moving: bool = False
     serving: bool = False
 
@@ -119,6 +119,11 @@ def _listed(path: str) -> list[str]:
         return os.listdir(path)
     except (FileNotFoundError, NotADirectoryError):
         return []
+
+
+def everything(run: str, pod: str) -> list[Journal]:
+    """The journals of all generations of a pod, oldest first."""
+    return [journal for key in generations(run, pod) for journal in of_generation(run, key)]
 
 
 def pods(run: str) -> list[str]:
@@ -176,11 +181,12 @@ def read(path: str) -> Journal:
     if lines[0].get("v", 0) > VERSION:
         return Journal(path, _header_of_another_version(path, lines[0]["v"]), ())
     entries: dict[int, Entry] = {}
-    said = set()
+    said, place = set(), ""
     for line in lines[1:]:
         at = line.get("at")
         if "n" not in line:
             said.add(at)
+            place = at if at in ("moving", "serving") else place
         elif at == "starting":
             entries[line["n"]] = Entry(line["n"], line["step"], began=line.get("t", 0.0))
         else:
@@ -188,11 +194,15 @@ def read(path: str) -> Journal:
             if "ms" in line:
                 changes["milliseconds"] = line["ms"]
             entries[line["n"]] = entries[line["n"]]._replace(**changes)
-    return Journal(path, _header(lines[0]), tuple(entries[n] for n in sorted(entries)), *_flags(said))
-
-
-def _flags(said: Set[Any]) -> Iterator[bool]:
-    return (at in said for at in ("ready", "stopping", "moving", "serving"))
+    return Journal(
+        path,
+        _header(lines[0]),
+        tuple(entries[n] for n in sorted(entries)),
+        "ready" in said,
+        "stopping" in said,
+        bool(place),
+        place == "serving",
+    )
 
 
 def _whole_lines(text: str) -> Iterator[dict[str, Any]]:
@@ -290,7 +300,7 @@ class Writer:
         self._append({"at": "ready"})
 
     def moving(self) -> None:
-        """What only one generation can have is about to move to this one."""
+        """What only one generation can have is about to move to this one, or back."""
         self._append({"at": "moving"})
 
     def serving(self) -> None:

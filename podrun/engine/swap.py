@@ -23,21 +23,29 @@ if TYPE_CHECKING:
 
 
 def swap(
-    pod: Pod, file: str, steps: Sequence[StepText], world: Callbacks, *, drain: float, moved: Callable[[], None]
+    pod: Pod,
+    file: str,
+    steps: Sequence[StepText],
+    world: Callbacks,
+    *,
+    drain: float,
+    moved: Callable[[], None],
+    well: Callable[[], None] | None = None,
 ) -> None:
     """Starts ``pod``, a generation beside the one that serves, moves to it what only one can have, undoes the other.
 
-    ``moved`` is called in between: from then on the new generation is the pod. The caller holds the pod's lock, and has
-    called :func:`recover`. Raises Failure when it does not start: then the old one serves on, as if nothing had been.
+    ``moved`` is called in between: from then on the new generation is the pod. ``well`` comes before that, while the
+    new one serves and the old one is still there: it watches as long as it wants to, and raises Failure to go back.
+    The caller holds the pod's lock, and has called :func:`recover`. Raises Failure when the new generation does not
+    start, or is not well: then the old one serves on, as if nothing had been.
     """
     before = journals.serving(pod.run, pod.name)
     chain.up(pod, file, steps, world)
     try:
         move(pod.run, before, pod.key, world)
+        if well:
+            well()
     except BaseException as error:
-        if journals.serving(pod.run, pod.name) == pod.key:
-            moved()
-            raise
         move_back(pod.run, before, pod.key, world)
         raise chain.given_up(error, pod, world, "") from error
     moved()
@@ -89,6 +97,8 @@ def move(run: str, before: str, after: str, world: Callbacks) -> None:
 
 def move_back(run: str, before: str, after: str, world: Callbacks) -> None:
     """Moves it to ``before`` again, as far as it had been moved."""
+    with Writer(journals.of_generation(run, after)[0].path) as journal:
+        journal.moving()
     _take_over(run, before, after, world)
     world.watch("moved back", before)
 

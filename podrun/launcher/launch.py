@@ -85,6 +85,7 @@ def up(
             foreground.adopt_orphans()
         if cgroup:
             notify.leave_room(cgroup)
+        began = time.monotonic()
         try:
             chain.up(pod, text.file, text.steps, world, only=segment)
             foreground.hold()
@@ -94,6 +95,10 @@ def up(
         except Interrupted as interrupted:
             # It may have come when the chain was whole, and chain.up past the point where it would have undone it.
             raise interrupted if interrupted.hint else chain.given_up(interrupted, pod, world, segment) from None
+        if text.reload == "swap" or text.update:
+            from podrun.launcher import history
+
+            history.note(host, text, "up", history.who(host.environ), began)
         if taking_over:
             notify.notify(host.environ, f"READY=1\nSTATUS=up, {len(steps)} step{'s' * (len(steps) != 1)}")
             notify.barrier(host.environ)

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import os
+import time
+
+from podrun import jsontext
 from podrun.engine import hook_loader, swap
 from podrun.engine import journal as journals
 from podrun.engine import state as states
 from podrun.engine.locks import Lock
 from podrun.engine.processes import alive
 from podrun.engine.segments import label_of, resolve
-from podrun.errors import BUSY, UNAVAILABLE, WRONG_FILE, Failure
+from podrun.errors import BUSY, STEP_FAILED, UNAVAILABLE, WRONG_FILE, Failure
 from podrun.hook import is_resident
 from podrun.hook_extras import RunsCommands, offers
 from podrun.identity import Identity
-from podrun.launcher import foreground, launch
+from podrun.launcher import foreground, history, launch
+from podrun.record import NamedTuple
 from podrun.systemd import notify
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Any
 
     from podrun.engine.journal import Header
     from podrun.engine.world import Callbacks
@@ -26,7 +32,18 @@ if TYPE_CHECKING:
     from podrun.podfile.loader import PodText
 
 
-def reload(name: str, host: Host, *, text: PodText | None = None) -> int:
+class Request(NamedTuple):
+    """Who wants a reload and how: a file between the podrun that asks systemd and the one that systemd starts."""
+
+    how: str = "reload"
+    by: str = ""
+    #: Seconds that the new generation is watched while the old one is still there.
+    watch: float = 0.0
+    #: The pod as it is to be (history.table_of), instead of its file; empty: the file.
+    text: dict[str, Any] = {}
+
+
+def reload(name: str, host: Host, *, text: PodText | None = None, request: Request | None = None) -> int:
     """Reloads a pod that is up; returns the exit code. One with a unit is reloaded by systemd, which calls this again.
 
     ``text``: the pod as it is to be, instead of its file as it is now. Raises Failure: UNAVAILABLE when the pod is not
@@ -34,14 +51,22 @@ def reload(name: str, host: Host, *, text: PodText | None = None) -> int:
     """
     header = _header(name, host)
     if header.pod.unit and header.pod.invocation != host.environ.get("INVOCATION_ID"):
-        return _by_systemd(header, host)
-    text = text or today(header, host)
-    if text.reload == "swap":
-        return change(text, header, host)
+        return _by_systemd(header, host, request)
+    request = request or _take_request(name, host)
+    text = history.of_table(request.text) if request.text else text or today(header, host)
+    if text.reload == "swap" or request.how != "reload":
+        began = time.monotonic()
+        try:
+            code = change(text, header, host, request)
+        except Failure as failure:
+            history.note(host, text, request.how, request.by, began, result=history.FAILED, why=failure.what)
+            raise
+        history.note(host, text, request.how, request.by, began)
+        return code
     return _ask_payload(text, name, host)
 
 
-def change(text: PodText, header: Header, host: Host) -> int:
+def change(text: PodText, header: Header, host: Host, request: Request) -> int:
     """Makes of a pod that is up what ``text`` says: by a hot swap, else by stopping and starting it."""
     foreground.interruptible()
     inside = bool(header.pod.unit)
@@ -49,6 +74,9 @@ def change(text: PodText, header: Header, host: Host) -> int:
         main: list[int] = []
         world = launch.callbacks(host, lock, listening=notify.takes_over(host.environ))
         world = world._replace(main_process=main.append)
+        if inside and len(journals.generations(host.run, text.name)) > 1:
+            # The one before may still be the unit's main process, which systemd must not see end.
+            _supervise([resident.pid for resident in launch.residents(host.run, text.name)], host)
         left = swap.recover(host.run, text.name, world)
         if left:
             host.report(f"a reload that was killed had left something behind; undone: {', '.join(left)}")
@@ -63,12 +91,15 @@ def change(text: PodText, header: Header, host: Host) -> int:
                 notify.leave_room(pod.cgroup)
 
             def moved() -> None:
-                told = f"STATUS=generation {pod.generation} serves, the one before it is being undone"
-                # In one message: systemd supervises the new process from here on, and the unit is never without one.
-                notify.notify(host.environ, "\n".join([*(f"MAINPID={pid}" for pid in main[-1:] if inside), told]))
+                if inside:
+                    _supervise(main, host)
+                world.notify(f"STATUS=generation {pod.generation} serves, the one before it is being undone")
+
+            def well() -> None:
+                _watch(text.name, request.watch, world, host)
 
             try:
-                swap.swap(pod, text.file, text.steps, world, drain=text.drain, moved=moved)
+                swap.swap(pod, text.file, text.steps, world, drain=text.drain, moved=moved, well=well)
             except Failure as failure:
                 failure.what = launch.located(text, host, *failure.step, failure.key) + failure.what
                 raise
@@ -77,6 +108,53 @@ def change(text: PodText, header: Header, host: Host) -> int:
                 notify.barrier(host.environ)
             return 0
     return _replaced(text, header, host, reasons)
+
+
+def _supervise(pids: Sequence[int], host: Host) -> None:
+    """Has systemd supervise the last of the processes from now on: the unit is never without a main process."""
+    if pids:
+        notify.notify(host.environ, f"MAINPID={pids[-1]}")
+        notify.barrier(host.environ)
+
+
+def _watch(name: str, seconds: float, world: Callbacks, host: Host) -> None:
+    """Watches the generation that serves for so long. Raises Failure when one of its processes has ended."""
+    deadline = time.monotonic() + seconds
+    watched = [*launch.residents(host.run, name), *launch.residents(host.run, name, "prober")]
+    told = 0.0
+    while (now := time.monotonic()) < deadline:
+        if now - told > 5:
+            told = now
+            world.notify(f"STATUS=watching the new generation for {deadline - now:.0f} s\nEXTEND_TIMEOUT_USEC=15000000")
+        for resident in watched:
+            if not alive(resident.pid, resident.start):
+                after = seconds - (deadline - time.monotonic())
+                raise Failure(f"{resident.label}: it ended {after:.1f} s after it had taken over", code=STEP_FAILED)
+        time.sleep(0.02)
+
+
+def _request_path(name: str, host: Host) -> str:
+    return f"{host.run}/requests/{Identity(name).text}.json"
+
+
+def _take_request(name: str, host: Host) -> Request:
+    """What was asked of systemd, once; else somebody has called systemctl, or this podrun, with nothing more to say."""
+    try:
+        with open(_request_path(name, host), encoding="utf-8") as file:
+            found = Request(**jsontext.loads(file.read()))
+        os.unlink(_request_path(name, host))
+    except (FileNotFoundError, ValueError, TypeError):
+        return Request(by=history.who(host.environ))
+    return found
+
+
+def _leave_request(name: str, host: Host, request: Request) -> None:
+    path = _request_path(name, host)
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    fd = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with open(fd, "w", encoding="utf-8") as file:
+        file.write(jsontext.dumps(request._asdict()))
+    os.rename(f"{path}.new", path)
 
 
 def obstacles(text: PodText, pod: Pod, world: Callbacks) -> list[str]:
@@ -128,7 +206,7 @@ def _next(before: Pod, text: PodText) -> Pod:
     return pod._replace(tag=Identity(pod.name).tag(pod.run, pod.generation))
 
 
-def _by_systemd(header: Header, host: Host) -> int:
+def _by_systemd(header: Header, host: Host, request: Request | None) -> int:
     """Has systemd reload the pod's unit. Where the pod has several, each restarts: they have no ExecReload=."""
     text = today(header, host) if header.file else None
     found = [journal.header for journal in journals.journals(host.run, header.pod.name)]
@@ -141,7 +219,13 @@ def _by_systemd(header: Header, host: Host) -> int:
     if text and text.reload == "swap" and len({*units}) > 1:
         host.report("it is stopped and started, because two generations cannot run at once: it has several units")
         return notify.ask("restart", units)
-    return notify.ask("reload", units)
+    _leave_request(header.pod.name, host, request or Request(by=history.who(host.environ)))
+    code = notify.ask("reload", units)
+    if code:
+        past = history.read(host.root, header.pod.name)
+        why = past[-1].why if past and past[-1].result == history.FAILED else f"see 'journalctl -u {units[0]}'"
+        raise Failure(f"{units[0]} was not reloaded: {why}", code=STEP_FAILED)
+    return code
 
 
 def _replaced(text: PodText, header: Header, host: Host, reasons: Sequence[str]) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from podrun.options import schema_of
-from podrun.podfile.tables import COMMON, FileTable, PlacementTable, PodTable, StepTable
+from podrun.podfile.tables import COMMON, FileTable, PlacementTable, PodTable, StepTable, UpdateTable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def schema(hooks: Mapping[str, Hook], described: Mapping[str, Any] | None = None
     """
     whole = schema_of(FileTable)
     properties = whole["properties"]
-    for key, table in (("pod", PodTable), ("placement", PlacementTable)):
+    for key, table in (("pod", PodTable), ("placement", PlacementTable), ("update", UpdateTable)):
         properties[key] = {**_open(schema_of(table)), "description": properties[key]["description"]}
     common = _open(schema_of(StepTable))["properties"]
     common["hook"]["anyOf"] = [{"enum": list(hooks)}, {"pattern": "^exec:"}, _VARIABLE]

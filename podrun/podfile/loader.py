@@ -10,7 +10,7 @@ from podrun.options import Wrong, read, together, unknown
 from podrun.podfile import defaults, files
 from podrun.podfile.cache import Results
 from podrun.podfile.model import Place, Table, assembled, common_keys, located, pod_name, without_variables
-from podrun.podfile.tables import COMMON, FIRST_STEPS, STEP_NAME, PlacementTable, PodTable
+from podrun.podfile.tables import COMMON, FIRST_STEPS, STEP_NAME, PlacementTable, PodTable, UpdateTable
 from podrun.record import NamedTuple
 
 TYPE_CHECKING = False
@@ -67,6 +67,8 @@ class PodText(NamedTuple):
     #: Names of other pods.
     after: tuple[str, ...] = ()
     requires: tuple[str, ...] = ()
+    #: The keys of [update] with their defaults (podrun.podfile.tables.UpdateTable); empty without the table.
+    update: dict[str, Any] = {}
 
 
 # --- reading ------------------------------------------------------------------------------------------------------
@@ -188,7 +190,7 @@ def _understood(
             located(model.own["pod"], read, PodTable, {"chain": []})
         if not model.chain:
             raise first.failure("there is no [[chain]]: a pod is at least one step", ())
-        pod, placement = model.own["pod"], model.own["placement"]
+        pod, placement, update = (model.own[key] for key in ("pod", "placement", "update"))
         given.complete(pod, model.chain)
         values = pod.values if known else without_variables(pod.values, "name")
         mistakes = _Mistakes()
@@ -212,6 +214,7 @@ def _understood(
             userns=about.userns,
             after=tuple(about.after),
             requires=tuple(about.requires),
+            update=dict(located(update, read, UpdateTable, update.values)) if "update" in model.seen else {},
             placement=dict(located(placement, read, PlacementTable, placement.values)) if placement.values else {},
         )
     except RecursionError:

@@ -3,7 +3,7 @@
 Drop-ins are ``web.toml.d/*.toml`` beside ``web.toml``, sorted by name; for ``web@blue`` first those of ``web@.toml.d``,
 then those of ``web@blue.toml.d``. They are put on top of the pod file, one after the other:
 
-- in [pod], [placement], [unit], [service], [install] and [socket], key by key, the later file wins;
+- in [pod], [placement], [update], [unit], [service], [install] and [socket], key by key, the later file wins;
 - a [[socket]] entry changes the one with its FileDescriptorName, or is one more;
 - a [[chain]] entry with a ``name`` changes the step of that hook and name, one without changes the only step of its
   hook (several: an error); its keys replace the step's keys, whole;
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     File: TypeAlias = tuple[Source, dict[str, Any]]
 
 #: The tables that are read key by key, beside the sections for systemd.
-OWN = ("pod", "placement")
+OWN = ("pod", "placement", "update")
 _FD_NAME = "FileDescriptorName"
 
 
@@ -59,7 +59,7 @@ class Table(NamedTuple):
 class Model(NamedTuple):
     """The tables of all files as one."""
 
-    #: [pod] and [placement].
+    #: [pod], [placement] and [update].
     own: dict[str, Table]
     #: Each step with its name.
     chain: list[Table]

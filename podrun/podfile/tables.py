@@ -147,6 +147,31 @@ class PodTable(NamedTuple):
     pull_unit: bool = option(BOOLEAN, "have a unit of its own pull the images before the pod's starts", False)
 
 
+def _keep(value: Any) -> int:
+    if type(value) is not int or not 1 <= value <= 100:
+        raise Wrong(f"expected an integer from 1 to 100, not {value!r}")
+    return value
+
+
+class UpdateTable(dict[str, object]):
+    """The keys of ``[update]``. A dict, because ``from`` cannot be a field's name."""
+
+    _field_defaults = {
+        "from": Option(
+            choice("registry", "local"),
+            "where a new version comes from: what a tag stands for, or has been pulled",
+            "registry",
+        ),
+        "mode": Option(choice("swap", "restart"), "how the pod gets it; what cannot be swapped is restarted", "swap"),
+        "watch": Option(
+            DURATION, "how long a new version is watched; when it is not well the pod goes back to the one before", 60.0
+        ),
+        "keep": Option(
+            Kind(_keep, {"type": "integer", "minimum": 1, "maximum": 100}), "how many versions stay in the store", 3
+        ),
+    }
+
+
 _LETTERS = LOWER | frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 _PATTERN, _MACHINE, _ATTRIBUTE = LOWER | frozenset("-_.@*?[]!"), _LETTERS | frozenset(".-"), _LETTERS | frozenset("_.-")
 
@@ -228,6 +253,7 @@ class FileTable(dict[str, object]):
     _field_defaults = {
         "pod": Option(table_of(ANYTHING), "the pod itself", {}),
         "placement": Option(table_of(ANYTHING), "where a cluster may run the pod; on one machine it means nothing", {}),
+        "update": Option(table_of(ANYTHING), "what podrun update does with the pod", {}),
         "chain": Option(Kind(_chain, {"type": "array"}), "the steps, in the order of the start", ()),
         **{key: Option(_ONE_OR_SEVERAL if key == "socket" else _SETTINGS, doc, {}) for key, doc in _DESCRIBED.items()},
     }

@@ -11,7 +11,7 @@ from pathlib import Path
 from podrun.host import tag
 
 #: Shared by all pods of a run directory, and meant to stay.
-LASTING = ("/ended/", "/units/", "/locks/", "/images/", "/seccomp/", "/volumes/", "/parsed/")
+LASTING = ("/ended/", "/history/", "/requests/", "/units/", "/locks/", "/images/", "/seccomp/", "/volumes/", "/parsed/")
 
 
 def _lines(*argv: str) -> list[str]:

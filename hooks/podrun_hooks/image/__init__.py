@@ -16,7 +16,7 @@ from podrun_hooks.image.trust import requirements
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence, Set
+    from collections.abc import Callable, Mapping, Sequence, Set
     from typing import Any
 
     from podrun.hook import Facts, Step
@@ -106,6 +106,39 @@ def check(step: Step) -> Sequence[Problem]:
 
         return problems(named.registry)
     return []
+
+
+def version(root: str, options: Any) -> dict[str, Any]:
+    """See versions.version()."""
+    from podrun_hooks.image import versions
+
+    return versions.version(root, options)
+
+
+def available(root: str, options: Any) -> str:
+    """See versions.available()."""
+    from podrun_hooks.image import versions
+
+    return versions.available(root, options)
+
+
+def refresh(root: str, options: Any, notify: Callable[[str], None]) -> None:
+    """See versions.refresh()."""
+    from podrun_hooks.image import versions
+
+    versions.refresh(root, options, notify)
+
+
+def as_it_is(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The registry may have something else under the name by now."""
+    return {**options, "pull": "never"}
+
+
+def bring_back(root: str, version: dict[str, Any]) -> None:
+    """See versions.bring_back()."""
+    from podrun_hooks.image import versions
+
+    versions.bring_back(root, version)
 
 
 def exclusive(step: Step) -> str:

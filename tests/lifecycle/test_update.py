@@ -1,0 +1,178 @@
+"""podrun update, history and rollback, with images of a registry of the test's own and of an archive."""
+
+from __future__ import annotations
+
+import json
+import random
+import stat
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support.busy import SERVER, Busy
+from support.image_builder import directory, docker_archive, file, image, layout, symlink, tar
+from support.image_servers import Registry, docker_registry
+from support.launcher import Podrun
+
+pytestmark = pytest.mark.root
+
+_PROGRAM = (
+    'import os; os.environ["VERSION"] = open("/version").read().strip()\n'
+    'import threading; timer = threading.Timer(float(open("/ends").read()), lambda: os._exit(9))\n'
+    "timer.daemon = True; timer.start()\n" + SERVER.replace('"PORT", "80"', '"PORT", open("/port").read().strip()')
+)
+
+
+def built(version: str, *, ends: float = 1e6, port: int = 80):
+    """An image of that version: it ends after so many seconds, and listens on that port."""
+    return image(
+        tar(
+            *(directory(name) for name in ("usr", "etc")),
+            *(symlink(name, f"usr/{name}") for name in ("bin", "lib", "lib64", "sbin")),
+            file("version", version.encode()),
+            file("ends", str(ends).encode()),
+            file("port", str(port).encode()),
+        )
+    )
+
+
+class Web:
+    """A pod of an image named by a tag."""
+
+    def __init__(self, podrun: Podrun, ref: str, *, update: str) -> None:
+        self.podrun, self.port = podrun, random.randint(20000, 30000)
+        self.path = podrun.file(
+            "web",
+            f"""
+[pod]
+reload = "swap"
+stop_timeout = "3s"
+[update]
+{update}
+[[chain]]
+hook = "image"
+ref = "{ref}"
+[[chain]]
+hook = "network"
+publish = ["127.0.0.1:{self.port}:80"]
+[[chain]]
+hook = "container"
+command = ["/usr/bin/python3", "-c", '''{_PROGRAM.replace("${", "$${")}''']
+volumes = ["/usr:/usr:ro"]
+ready = {{ http = ":80/", timeout = "2s" }}
+""",
+        )
+
+    def get(self) -> str:
+        argv = ["curl", "-s", "-m", "5", f"http://127.0.0.1:{self.port}/"]
+        return subprocess.run(argv, capture_output=True, text=True, check=False).stdout
+
+    def history(self) -> list[dict]:
+        return json.loads(self.podrun("history", "web", "--format", "json", check=True).stdout)
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+    with docker_registry(tmp_path_factory.mktemp("registry")) as found:
+        yield found
+
+
+@pytest.fixture
+def push(registry: Registry, tmp_path: Path):
+    number = iter(range(100))
+
+    def pushed(version: str, **more: float) -> None:
+        path = layout(str(tmp_path / f"layout{next(number)}"), {"web": built(version, **more)})
+        registry.push(f"oci:{path}:web", "team/web:1")
+
+    return pushed
+
+
+@pytest.fixture
+def web(podrun: Podrun, registry: Registry, push) -> Iterator[Web]:
+    push("one")
+    own = Web(podrun, f"{registry.host}/team/web:1", update='watch = "1s"')
+    podrun("up", "-d", own.path, check=True)
+    assert own.get() == "one"
+    yield own
+    podrun("down", "web", check=True)
+
+
+def test_an_update_swaps_to_what_the_tag_stands_for_now_and_a_rollback_back_again(web: Web, push) -> None:
+    assert "it is up to date" in web.podrun("update", "web", check=True).stderr
+    push("two")
+    assert "instead of" in web.podrun("update", "--check", "web", check=True).stderr
+    assert "swapped" in web.podrun("update", "--dry-run", "--all", check=True).stderr
+    client = Busy("127.0.0.1", web.port, keep=True)
+    web.podrun("update", "web", check=True)
+    assert web.get() == "two"
+    assert "it is up to date" in web.podrun("update", "--all", check=True).stderr
+    web.podrun("rollback", "web", check=True)
+    assert web.get() == "one"
+    count = client.stop()
+    assert count.failed == 0, count
+    assert [(row["how"], row["result"]) for row in web.history()] == [
+        ("up", "ok"),
+        ("update", "ok"),
+        ("rollback", "ok"),
+    ]
+    # What is started again is what it was rolled back to, and what a rollback may need is not pruned.
+    web.podrun("down", "web", check=True)
+    web.podrun("image", "prune", check=True)
+    web.podrun("up", "-d", web.path, check=True)
+    assert web.get() == "one"
+    web.podrun("rollback", "web", "2", check=True)
+    assert web.get() == "two"
+    where = web.podrun.root / "history" / "web"
+    assert stat.S_IMODE(where.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize(
+    ("wrong", "word"),
+    [({"port": 81}, "ready"), ({"ends": 0.5}, "it ended 0."), ({"ends": 0.0}, "")],
+    ids=["does not get ready", "ends when it has taken over", "ends at once"],
+)
+def test_a_version_that_is_not_well_is_left_again_and_not_tried_twice(web: Web, push, wrong, word) -> None:
+    push("bad", **wrong)
+    ended = web.podrun("update", "web")
+    assert ended.returncode == 76, ended.stderr
+    assert "back on the version before" in ended.stderr
+    assert word in ended.stderr
+    assert web.get() == "one"
+    assert [row["result"].partition(":")[0] for row in web.history()] == ["ok", "failed"]
+    assert "has been tried and was not well" in web.podrun("update", "web", check=True).stderr
+    web.podrun("down", "web", check=True)
+    web.podrun("up", "-d", web.path, check=True)
+    assert web.get() == "one"
+    push("two")
+    web.podrun("update", "web", check=True)
+    assert web.get() == "two"
+
+
+def test_an_image_that_is_not_there_changes_nothing(web: Web, registry: Registry) -> None:
+    path = Path(web.path)
+    path.write_text(path.read_text().replace("team/web:1", "team/none:1"))
+    client = Busy("127.0.0.1", web.port, keep=False)
+    ended = web.podrun("reload", "web")
+    assert ended.returncode == 69, ended.stderr
+    count = client.stop()
+    assert (count.failed, {*count.versions}) == (0, {"one"}), count
+
+
+def test_a_new_version_comes_from_an_archive_too(podrun: Podrun, tmp_path: Path) -> None:
+    archive = str(tmp_path / "web.tar")
+    docker_archive(archive, {"web:1": built("one")})
+    web = Web(podrun, f"docker-archive:{archive}:web:1", update='from = "local"\nmode = "restart"\nwatch = "500ms"')
+    podrun("up", "-d", web.path, check=True)
+    docker_archive(archive, {"web:1": built("two")})
+    podrun("image", "pull", "-q", f"docker-archive:{archive}:web:1", check=True)
+    podrun("update", "web", check=True)
+    assert web.get() == "two"
+    Path(archive).unlink()
+    podrun("rollback", "web", check=True)
+    assert web.get() == "one"
+    time.sleep(0.1)
+    podrun("down", "web", check=True)

@@ -1,0 +1,148 @@
+"""systemctl reload with [pod] reload = "swap": the unit stays active, its main process is the next generation's."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from support.busy import SERVER, Busy
+from support.systemd_case import IMAGE, Pods, ended, main_pid, sh, show, systemctl, until, words
+
+pytestmark = pytest.mark.systemd
+
+_PORT = 7480
+_POD = 'reload = "swap"'
+
+
+def _chain(version: str, *, env: str = "", server: str = SERVER, patience: str = "20s") -> str:
+    return f"""
+[[chain]]
+hook = "network"
+publish = ["127.0.0.1:{_PORT}:80"]
+[[chain]]
+hook = "container"
+command = ["/usr/bin/python3", "-c", '''{server.replace("${", "$${")}''']
+env = {{ VERSION = "{version}" {env} }}
+ready = {{ http = ":80/", timeout = "{patience}" }}
+[[chain]]
+hook = "register"
+service = "web"
+port = 80
+"""
+
+
+def _write(pods: Pods, version: str, **more: str) -> None:
+    Path("/etc/podrun/web.toml").write_text(f'[pod]\nstop_timeout = "3s"\n{_POD}\n{IMAGE}{_chain(version, **more)}')
+
+
+def _get() -> str:
+    argv = ["curl", "-s", "-m", "5", f"http://127.0.0.1:{_PORT}/"]
+    return subprocess.run(argv, capture_output=True, text=True, check=False).stdout
+
+
+@pytest.fixture
+def web(pods: Pods) -> Pods:
+    pods.install("web", IMAGE, _chain("1"), pod=_POD)
+    assert systemctl("start", "web").returncode == 0, words("web")
+    return pods
+
+
+def _processes() -> int:
+    """How many processes there are in the unit's cgroup."""
+    return sum(
+        len(path.read_text().split()) for path in Path("/sys/fs/cgroup/system.slice/web.service").rglob("cgroup.procs")
+    )
+
+
+def test_a_reload_moves_supervision_to_the_next_generation_and_no_request_fails(web: Pods) -> None:
+    first, count = main_pid("web"), Busy("127.0.0.1", _PORT, keep=True)
+    seen = set()
+    for version in "234":
+        _write(web, version)
+        reloading = subprocess.Popen(["systemctl", "reload", "web"])
+        while reloading.poll() is None:
+            seen.add(show("web", "ActiveState")[0])
+            time.sleep(0.02)
+        assert reloading.returncode == 0, words("web")
+        assert _get() == version
+    assert seen <= {"active", "reloading"}
+    told = count.stop()
+    assert told.failed == 0, told
+    assert main_pid("web") != first
+    assert Path(f"/proc/{main_pid('web')}/environ").read_bytes().count(b"VERSION=4")
+    assert show("web", "ActiveState", "NRestarts") == ["active", "0"]
+    assert _processes() == 1
+    # systemd supervises the new one: it sees how it ends.
+    os.kill(main_pid("web"), signal.SIGKILL)
+    assert ended("web")[:2] == ("signal", "killed")
+    web.nothing_left()
+
+
+def test_a_version_that_fails_leaves_the_unit_as_it_was(web: Pods) -> None:
+    pid = main_pid("web")
+    _write(web, "2", patience="300ms", env=', PORT = "81"')
+    assert systemctl("reload", "web").returncode != 0
+    assert (_get(), main_pid("web"), show("web", "ActiveState")[0]) == ("1", pid, "active")
+    assert "was not ready" in words("web") or "ready" in words("web")
+    systemctl("stop", "web")
+    web.nothing_left()
+
+
+def test_podrun_reload_has_systemd_reload_the_unit(web: Pods) -> None:
+    _write(web, "2")
+    assert sh("podrun", "reload", "web").returncode == 0
+    assert _get() == "2"
+    systemctl("stop", "web")
+    assert ended("web")[0] == "success"
+    web.nothing_left()
+
+
+@pytest.mark.parametrize("then", ["reload", "stop", "crash"])
+def test_a_reload_that_is_killed_leaves_one_generation_and_the_next_command_cleans_up(web: Pods, then: str) -> None:
+    for delay in (0.15, 0.4):
+        _write(web, f"2 {delay}")
+        reloading = subprocess.Popen(["systemctl", "reload", "web"], stderr=subprocess.DEVNULL)
+        until(lambda: show("web", "ControlPID")[0] != "0", 10)
+        time.sleep(delay)
+        if control := int(show("web", "ControlPID")[0]):
+            os.kill(control, signal.SIGKILL)
+        reloading.wait(20)
+        assert _get() in ("1", f"2 {delay}")
+    if then == "reload":
+        _write(web, "3")
+        assert systemctl("reload", "web").returncode == 0, words("web")
+        assert _get() == "3"
+    elif then == "crash":
+        os.kill(main_pid("web"), signal.SIGKILL)
+        assert ended("web")[0] == "signal"
+        web.nothing_left()
+    systemctl("stop", "web")
+    web.nothing_left()
+
+
+def test_what_cannot_run_twice_is_stopped_and_started(web: Pods) -> None:
+    _write(web, "2")
+    path = Path("/etc/podrun/web.toml")
+    path.write_text(path.read_text().replace('hook = "container"', 'hook = "container"\npersist = true'))
+    systemctl("reload", "web")
+    until(lambda: _get() == "2", 20, lambda: words("web"))
+    assert show("web", "ActiveState")[0] == "active"
+    systemctl("stop", "web")
+    sh("rm", "-rf", "/var/lib/podrun/pods/web")
+    web.nothing_left()
+
+
+def test_a_detached_pod_is_swapped_in_its_transient_unit(pods: Pods) -> None:
+    path = pods.file("web", f'[pod]\nstop_timeout = "3s"\n{_POD}\n{IMAGE}{_chain("1")}')
+    assert sh("podrun", "up", "-d", str(path)).returncode == 0
+    _write(pods, "2")
+    done = sh("podrun", "reload", "web")
+    assert done.returncode == 0, done.stderr + words("podrun-web")
+    assert _get() == "2"
+    assert sh("podrun", "down", "web").returncode == 0
+    pods.nothing_left()
