@@ -366,6 +366,8 @@ def check(host: Host, word: str) -> int:
     for what in [] if said or not text.sections else _verified(word, host):
         click.echo(f"[unit]: warning: {what}")
         said += 1
+    for reason in _unswappable(text, host) if text.reload == "swap" and not code else ():
+        click.echo(f"{text.name}: reloading stops and starts it, two generations cannot run at once: {reason}")
     if text.placement:
         click.echo(f"{text.name}: [placement] means nothing on one machine; 'podrun cluster export' shows its use")
     if not said:
@@ -390,6 +392,12 @@ def _verified(word: str, host: Host) -> list[str]:
         return settings.verified(install.units(word, host))
     except Failure:
         return []
+
+
+def _unswappable(text: loader.PodText, host: Host) -> list[str]:
+    from podrun.launcher import reload
+
+    return reload.obstacles(text, _pod(text, host), host)
 
 
 @_command(_word, _format, click.Option(["--explain"], is_flag=True, help="With the commands that do the same by hand."))

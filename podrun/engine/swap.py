@@ -8,17 +8,18 @@ from __future__ import annotations
 
 from podrun.engine import chain
 from podrun.engine import journal as journals
-from podrun.engine.journal import Entry, Journal, Writer
+from podrun.engine.journal import Entry, Writer
 from podrun.engine.segments import resolve
 from podrun.hook import Pod
 from podrun.hook_extras import RunsBeside, TakesOver, offers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from typing import Any
 
     from podrun.engine.world import Callbacks
-    from podrun.hook import Step
+    from podrun.hook import Hook, Step
     from podrun.podfile.loader import StepText
 
 
@@ -52,11 +53,11 @@ def swap(
     retire(pod.run, before, world, drain)
 
 
-def obstacles(pod: Pod, steps: Sequence[StepText], world: Callbacks) -> list[tuple[StepText, str]]:
+def obstacles(pod: Pod, steps: Sequence[StepText], load: Callable[[str], Hook]) -> list[tuple[StepText, str]]:
     """The steps that two generations cannot have at once, each with the reason."""
     found = []
     for text in steps:
-        hook = world.load(text.hook)
+        hook = load(text.hook)
         beside = offers(hook, RunsBeside)
         what = "the hook does not say that two generations can have it at once"
         if why := beside.exclusive(resolve(pod, hook, text._asdict())) if beside else what:
@@ -133,12 +134,6 @@ def _taking_over(run: str, key: str, world: Callbacks) -> Iterator[tuple[Entry, 
                 yield entry, chain.step_of(journal.header, entry, world)
 
 
-def takers(steps: Sequence[StepText], world: Callbacks) -> set[tuple[str, str]]:
-    """The steps, by hook and name, that have something which only one generation can have."""
-    return {(text.hook, text.name) for text in steps if offers(world.load(text.hook), TakesOver)}
-
-
-def takers_of(found: Sequence[Journal], world: Callbacks) -> set[tuple[str, str]]:
-    """The same of a generation that there is."""
-    steps = [entry.step for journal in found for entry in journal.entries]
-    return {(step["hook"], step["name"]) for step in steps if offers(world.load(step["hook"]), TakesOver)}
+def takers(steps: Iterable[Mapping[str, Any]], load: Callable[[str], Hook]) -> set[tuple[str, str]]:
+    """Those of the steps, as journals have them, that have something which only one generation can have."""
+    return {(step["hook"], step["name"]) for step in steps if offers(load(step["hook"]), TakesOver)}

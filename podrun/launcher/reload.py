@@ -81,7 +81,7 @@ def change(text: PodText, header: Header, host: Host, request: Request) -> int:
         if left:
             host.report(f"a reload that was killed had left something behind; undone: {', '.join(left)}")
         pod = _next(header.pod, text)
-        reasons = obstacles(text, pod, world)
+        reasons = obstacles(text, pod, host)
         if not reasons:
             launch.refuse_problems(pod, text, text.steps, world, host)
             if not inside:
@@ -157,10 +157,10 @@ def _leave_request(name: str, host: Host, request: Request) -> None:
     os.rename(f"{path}.new", path)
 
 
-def obstacles(text: PodText, pod: Pod, world: Callbacks) -> list[str]:
+def obstacles(text: PodText, pod: Pod, host: Host) -> list[str]:
     """Why a pod is stopped and started instead of swapped: lines for people; none when it can be swapped."""
-    residents = [step for step in text.steps if is_resident(world.load(step.hook), step.options)]
-    reasons = [f"{label_of(step._asdict())}: {why}" for step, why in swap.obstacles(pod, text.steps, world)]
+    residents = [step for step in text.steps if is_resident(hook_loader.load(step.hook), step.options)]
+    reasons = [f"{label_of(step._asdict())}: {why}" for step, why in swap.obstacles(pod, text.steps, hook_loader.load)]
     if text.type == "job":
         reasons.append("a job does its work once")
     if text.sections.get("socket"):
@@ -168,7 +168,10 @@ def obstacles(text: PodText, pod: Pod, world: Callbacks) -> list[str]:
     if len(residents) != 1:
         reasons.append("it has several containers" if residents else "it has no container")
     now = journals.journals(pod.run, pod.name)
-    if now and swap.takers_of(now, world) != swap.takers(text.steps, world):
+    steps = [entry.step for journal in now for entry in journal.entries]
+    if now and swap.takers(steps, hook_loader.load) != swap.takers(
+        [step._asdict() for step in text.steps], hook_loader.load
+    ):
         reasons.append("its network or its registration has been added, taken away or renamed")
     return reasons
 

@@ -1,4 +1,4 @@
-"""Whether a pod's steps use a registry with a server, and the unit of the one process a host that follows it."""
+"""The units that a host has once, whatever pods it has: the follower of registries, and the timer of updates."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from podrun.unit_needs import Path
 
 UNIT = "podrun-follow.service"
+UPDATE = "podrun-update"
+#: Units that several pods may ask for.
+OF_ALL = (UNIT, f"{UPDATE}.timer", f"{UPDATE}.service")
 #: Files of /etc/podrun that are no pods.
 NO_PODS = ("podrun.toml", "networks.toml", "registries.toml")
 
@@ -39,6 +42,37 @@ NoNewPrivileges=yes
 LockPersonality=yes
 RestrictRealtime=yes
 """
+
+
+_UPDATE_TIMER = """# Made by podrun for all pods of this host; 'podrun unit' shows it.
+[Unit]
+Description=podrun: updates of the pods that have an [update]
+
+[Timer]
+OnCalendar=daily
+RandomizedDelaySec=1h
+Persistent=true
+
+[Install]
+WantedBy=timers.target
+"""
+_UPDATE_SERVICE = """# Made by podrun for all pods of this host; 'podrun unit' shows it.
+[Unit]
+Description=podrun: updates of the pods that have an [update]
+Wants=network-online.target
+After=network-online.target
+
+[Service]
+Type=oneshot
+ExecStart={command}
+SyslogIdentifier=podrun-update
+TimeoutStartSec=infinity
+"""
+
+
+def updating(command: str) -> dict[str, str]:
+    """The timer, and what it starts. Another time of day: systemctl edit podrun-update.timer."""
+    return {f"{UPDATE}.timer": _UPDATE_TIMER, f"{UPDATE}.service": _UPDATE_SERVICE.format(command=command)}
 
 
 def text(command: str) -> str:

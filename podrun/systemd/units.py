@@ -68,6 +68,8 @@ class Pod(NamedTuple):
     sockets: list[dict[str, Any]]
     #: Whether there is a [placement]: a cluster may start and stop the pod.
     placed: bool = False
+    #: Whether there is an [update]: podrun-update.timer updates the pod.
+    updates: bool = False
     #: The file that ``podrun up`` is given, where it is another one than ``file``: an instance of a template.
     word: str = ""
     known: Mapping[str, Known] = HOOKS
@@ -131,6 +133,7 @@ def read(path: str, known: Mapping[str, Known] = HOOKS, *, strictly: bool = True
         {key: model.sections.get(key, {}) for key in ("unit", "service", "install")},
         model.sockets,
         "placement" in model.seen,
+        "update" in model.seen,
         os.path.abspath(path),
         known,
     )
@@ -166,6 +169,8 @@ def units(pod: Pod, podrun: Command) -> dict[str, str]:
         made[pod.unit(part, "socket")] = _text(pod, about, [], {"WantedBy": "sockets.target"}, _with([], given))
     if _follows(pod) and not podrun.options:
         made[following.UNIT] = following.text(podrun.line("follow"))
+    if pod.updates and not podrun.options:
+        made |= following.updating(podrun.line("update", "--all"))
     _add(made, pulling)
     if pod.about.get("timer"):
         _add(made, {pod.unit("", "timer"): _timer(pod)})
@@ -486,7 +491,7 @@ def generate(directory: str, podrun: Command, known: Mapping[str, Known], etc: s
             _tell(f"{path}: {error}")
             made = broken(path, str(error), podrun)
         for unit, text in made.items():
-            if unit == following.UNIT and unit in placed:
+            if unit in following.OF_ALL and unit in placed:
                 continue
             placed.add(unit)
             try:

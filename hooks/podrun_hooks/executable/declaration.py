@@ -26,7 +26,7 @@ _TYPES: Mapping[str, tuple[tuple[type, ...], str]] = {
 
 
 def plain(answer: Facts) -> Facts:
-    """The parts of a description that have the shape that they should have: doc, takes, gives, options."""
+    """The parts of a description that have the shape that they should have: doc, takes, gives, beside, options."""
     told: Facts = {}
     if isinstance(answer.get("doc"), str):
         told["doc"] = _line(answer["doc"])
@@ -34,6 +34,8 @@ def plain(answer: Facts) -> Facts:
         words = answer.get(key)
         if isinstance(words, list) and all(isinstance(word, str) for word in words):
             told[key] = [_line(word) for word in words]
+    if answer.get("beside") is True:
+        told["beside"] = True
     if isinstance(answer.get("options"), dict):
         told["options"] = _object(answer["options"])
     return told

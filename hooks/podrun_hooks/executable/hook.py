@@ -66,7 +66,8 @@ def check(step: Step) -> list[Problem]:
 def describe(step: Step) -> Facts:
     """What the executable says of itself when asked with PODRUN_VERB=describe; {} when it does not know that verb.
 
-    Any of "doc" (a line), "takes" and "gives" (names of facts), "options" (a JSON Schema).
+    Any of "doc" (a line), "takes" and "gives" (names of facts), "beside" (true: two generations of a pod can have the
+    step at once), "options" (a JSON Schema).
     """
     from podrun_hooks.executable import declaration
 
@@ -74,6 +75,13 @@ def describe(step: Step) -> Facts:
         return declaration.plain(ask(step._replace(timeout=_SAYING), "describe", {}, {}))
     except Failure:
         return {}
+
+
+def exclusive(step: Step) -> str:
+    """What it is named after may be one for all generations of a pod: only the executable itself knows."""
+    return (
+        "" if describe(step).get("beside") else "the executable does not say that it may run beside itself (describe)"
+    )
 
 
 def _wrong(step: Step) -> list[Problem]:
@@ -162,6 +170,7 @@ def _environ(step: Step, verb: str, facts: Facts, version: int) -> dict[str, str
         "PODRUN_TAG": step.pod.tag,
         "PODRUN_DIRECTORY": step.pod.directory,
         "PODRUN_STEP": step.name,
+        "PODRUN_GENERATION": str(step.pod.generation),
         "PODRUN_NETNS": facts.get("netns"),
     }
     for key, value in step.options.items():
