@@ -72,7 +72,8 @@ def up(step: Step, facts: Facts) -> Facts:
         placed = spec.mounts_of(step, facts, image, tree, place, mapping)
         config = spec.build(step, facts, image, tree, placed, isolation, listen, watchdog)
         config["annotations"].setdefault(_STOP_SIGNAL, str(spec.stop_signal(image.get("config") or {}, options)))
-        filter.apply(config, options.seccomp, step.pod.root, spec.capabilities(options, isolation), runtime.name)
+        given = spec.capabilities(options, isolation)
+        filter.apply(config, options.seccomp, step.pod.root, given, runtime.name, nested=options.nested_userns)
         _write(place.config, jsontext.dumps(config))
         held = sock.fileno() if sock is not None and options.ready.notify != "direct" else -1
         output = streams.open_streams(step, place, tree, image, config, held)
@@ -100,6 +101,9 @@ def up(step: Step, facts: Facts) -> Facts:
     runtimes.confirm_directory(pid)
     if own_cgroup and step.pod.unit and not isolation.unified:
         runtimes.remain_in_unit(pid)
+    if options.pids >= 0 and not (own_cgroup or (step.pod.unit and isolation.unified)):
+        # In a unit systemd counts (TasksMax=), and takes its processes for the unit's by their cgroup.
+        runtimes.limit_processes(place, pid, limits.processes(options))
     # Before start: systemd does not take a main process that has ended already.
     step.announce(pid)
     if not isolation.devices_ruled:
@@ -178,6 +182,7 @@ def check(step: Step) -> list[Problem]:
             program()
         except Failure as failure:
             problems.append(Problem(failure.what, UNAVAILABLE, failure.hint))
+    problems += _labels(step)
     if step.options.live and step.options.ready and step.options.ready.notify == "direct":
         what = "live and notify = 'direct' would both answer the unit's watchdog, and hide each other's silence"
         problems.append(Problem(what, WRONG_FILE, "leave out one"))
@@ -230,6 +235,26 @@ def exclusive(step: Step) -> str:
     if step.options.persist:
         return "a writable layer that persists"
     return "sockets that systemd has passed to it" if os.environ.get("LISTEN_FDS") else ""
+
+
+def _labels(step: Step) -> list[Problem]:
+    """Profiles and labels that this host does not know."""
+    options = step.options
+    problems = []
+    if options.apparmor and options.apparmor != "unconfined":
+        try:
+            with open("/sys/kernel/security/apparmor/profiles", encoding="utf-8") as file:
+                known = options.apparmor in {line.rpartition(" (")[0] for line in file}
+            what, hint = f"AppArmor has no profile {options.apparmor}", "apparmor_parser -r FILE"
+        except OSError:
+            known, what, hint = False, "AppArmor is not active on this host", "leave out apparmor"
+        if not known:
+            problems.append(Problem(what, UNAVAILABLE, hint, key="apparmor"))
+    for key in ("selinux", "selinux_mount"):
+        if getattr(options, key) and not os.path.exists("/sys/fs/selinux/enforce"):
+            what = "SELinux is not active on this host"
+            problems.append(Problem(what, UNAVAILABLE, f"leave out {key}", key=key))
+    return problems
 
 
 def explain(step: Step) -> list[str]:

@@ -14,6 +14,8 @@ RLIMITS = (
     "as", "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio",
     "rttime", "sigpending", "stack",
 )  # fmt: skip
+#: As many as podman's: a fork bomb ends here, and no server is near it.
+PIDS = 2048
 #: RLIM_INFINITY, as the OCI runtime specification spells it.
 UNLIMITED = 2**64 - 1
 #: Sysctls of the container's own IPC namespace (ipc_namespaces(7)); those of the network are the network step's.
@@ -106,12 +108,17 @@ def has_any(options: Any) -> bool:
         or options.cpus
         or options.cpu_shares
         or options.cpuset
-        or options.pids
+        or options.pids > 0
     )
 
 
+def processes(options: Any) -> int:
+    """How many processes and threads there may be; -1: as many as the host has room for."""
+    return int(options.pids) or PIDS
+
+
 def resources(options: Any) -> dict[str, Any]:
-    """``linux.resources`` without devices."""
+    """``linux.resources`` of a container with a cgroup of its own, without devices."""
     memory: dict[str, int] = {}
     if options.memory:
         memory["limit"] = options.memory
@@ -128,8 +135,7 @@ def resources(options: Any) -> dict[str, Any]:
     if options.cpuset:
         cpu["cpus"] = options.cpuset
     found: dict[str, Any] = {"memory": memory, "cpu": cpu}
-    if options.pids:
-        found["pids"] = {"limit": options.pids}
+    found["pids"] = {"limit": processes(options)}
     return {key: value for key, value in found.items() if value}
 
 

@@ -104,6 +104,16 @@ def _at_least_one(value: Any) -> int:
     return value
 
 
+def _pids(value: Any) -> int:
+    return -1 if value == -1 and type(value) is int else _at_least_one(value)
+
+
+def _label(text: str) -> str:
+    if not text or not text.isprintable() or " " in text:
+        raise Wrong(f"expected a profile or label, not {text!r}")
+    return text
+
+
 def _log(text: str) -> str:
     if text in ("auto", "direct", "pipe") or text.startswith("file:/"):
         return text
@@ -241,7 +251,9 @@ class Options(NamedTuple):
     cpus: float = option(
         Kind(_cpus, {"type": ["number", "string"]}), "limit of processor time, 1.5 is one and a half", 0.0
     )
-    pids: int = option(Kind(_at_least_one, {"type": "integer", "minimum": 1}), "limit of processes and threads", 0)
+    pids: int = option(
+        Kind(_pids, {"type": "integer", "minimum": -1}), "limit of processes and threads; default: 2048; -1: none", 0
+    )
     memory_reservation: int = option(SIZE, "memory that the kernel takes from others first when it is short", 0)
     memory_swap: int = option(limits.SWAP, "limit of memory and swap together; -1: as much swap as there is", 0)
     cpu_shares: int = option(limits.SHARES, "weight against other containers; 1024 is the usual one", 0)
@@ -267,6 +279,10 @@ class Options(NamedTuple):
     cap_add: list[str] = option(CAPABILITY_LIST, "the same as capabilities.add", [])
     cap_drop: list[str] = option(CAPABILITY_LIST, "the same as capabilities.drop", [])
     seccomp: str = option(checked(TEXT, _profile), "default, unconfined, or the path of a profile", "default")
+    nested_userns: bool = option(BOOLEAN, "let it make user namespaces: containers in it, a browser's sandbox", False)
+    apparmor: str = option(checked(TEXT, _label), "the AppArmor profile, which has to be loaded", "")
+    selinux: str = option(checked(TEXT, _label), "the SELinux label of its processes: user:role:type:level", "")
+    selinux_mount: str = option(checked(TEXT, _label), "the SELinux label of its files, where they have none", "")
     init: bool = option(BOOLEAN, "run catatonit as PID 1, which passes signals on and reaps", False)
     ready: Ready | None = option(checked(record(Ready), _one_probe), "when the container counts as started", None)
     live: Live | None = option(checked(record(Live), _one_probe), "what it has to answer to as long as it runs", None)

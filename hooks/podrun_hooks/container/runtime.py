@@ -110,16 +110,33 @@ def entering(runtime: Runtime, place: Place) -> Callable[[], None]:
     runc 1.1.5 begins in the root's directory (commandTemplate() in its container_linux.go), which for a container in a
     user namespace of its own is in the mount namespace of its create alone.
     """
-    with open(place.config, encoding="utf-8") as file:
-        root = jsontext.loads(file.read())["root"]["path"]
-    if runtime.name != "runc" or root == place.rootfs:
-        return private(runtime)
+    config = _config(place)
+    root = config["root"]["path"]
+    elsewhere = runtime.name == "runc" and root != place.rootfs
 
     def make_root() -> None:
         syscalls.mount("tmpfs", os.path.dirname(root), "tmpfs", syscalls.MS_NOSUID | syscalls.MS_NODEV, "mode=0755")
         os.mkdir(root)
 
-    return private(runtime, make_root)
+    before = private(runtime, make_root if elsewhere else None)
+
+    def enter() -> None:
+        if not _has_own_cgroup(config):
+            _enter_counted(place)
+        before()
+
+    return enter
+
+
+def _config(place: Place) -> dict[str, Any]:
+    with open(place.config, encoding="utf-8") as file:
+        config: dict[str, Any] = jsontext.loads(file.read())
+    return config
+
+
+def _has_own_cgroup(config: Mapping[str, Any]) -> bool:
+    """Whether the runtime made the container's cgroup."""
+    return "cgroupsPath" in config["linux"]
 
 
 def _has_hybrid_controller() -> bool:
@@ -217,6 +234,43 @@ def shorten_timers(step: Step, place: Place, isolation: Isolation, pid: int, tim
     return syn_timer.attach(own, timers)
 
 
+def limit_processes(place: Place, pid: int, most: int) -> None:
+    """Puts a created container that has no cgroup of its own into one that only counts its processes.
+
+    0.2 ms; the runtime would make cgroups in every hierarchy. Nothing where the host counts none, or podrun may not.
+    """
+    try:
+        path = _counting(place)
+        os.makedirs(path, exist_ok=True)
+        for name, value in (("pids.max", most), ("cgroup.procs", pid)):
+            with open(f"{path}/{name}", "w", encoding="utf-8") as file:
+                file.write(str(value))
+    except OSError:
+        return
+
+
+def _counting(place: Place) -> str:
+    """The cgroup that counts a container's processes. Raises OSError."""
+    if os.path.isdir(f"{_CGROUPS}/pids"):
+        return f"{_CGROUPS}/pids{place.cgroup}"
+    top = f"{_CGROUPS}{os.path.dirname(place.cgroup)}"
+    os.makedirs(top, exist_ok=True)
+    with open(f"{top}/cgroup.subtree_control", "w", encoding="utf-8") as file:
+        file.write("+pids")
+    return f"{_CGROUPS}{place.cgroup}"
+
+
+def _enter_counted(place: Place) -> None:
+    """In a forked child: be counted with the container, whose cgroup the runtime knows nothing of."""
+    for top in (f"{_CGROUPS}/pids", _CGROUPS):
+        try:
+            with open(f"{top}{place.cgroup}/cgroup.procs", "w", encoding="utf-8") as file:
+                file.write("0")
+            return
+        except OSError:
+            continue
+
+
 def remain_in_unit(pid: int) -> None:
     """Moves a created container back into podrun's cgroup where that tells which unit a process is of (cgroup v1).
 
@@ -285,7 +339,10 @@ def start(runtime: Runtime, place: Place, config: Mapping[str, Any], *, own_cgro
 
 def delete(runtime: Runtime, place: Place) -> str:
     """``delete -f``, which succeeds or not; returns its words, "" for success."""
-    own_cgroup = any(os.path.isdir(path) for path in cgroups(place))
+    try:
+        own_cgroup = _has_own_cgroup(_config(place))
+    except (OSError, ValueError, KeyError):
+        own_cgroup = any(os.path.isdir(path) for path in cgroups(place))
     argv = [*runtime.command(place, own_cgroup=own_cgroup), "delete", "-f", place.id]
     ended = subprocesses.run(argv, env=environment(place), before=private(runtime))
     return ended.errors or f"status {ended.status}" if ended.status else ""
@@ -326,7 +383,7 @@ def environment(place: Place) -> dict[str, str]:
 
 def exec_command(runtime: Runtime, place: Place, process_file: str, options: Sequence[str] = ()) -> list[str]:
     """The command line that runs what ``process_file`` (OCI's "process" object) says in a started container."""
-    own_cgroup = any(os.path.isdir(path) for path in cgroups(place))
+    own_cgroup = _has_own_cgroup(_config(place))
     return [*runtime.command(place, own_cgroup=own_cgroup), "exec", *options, "--process", process_file, place.id]
 
 

@@ -363,6 +363,8 @@ def build(
             "env": [*(f"{name}={value}" for name, value in variables.items()), *listen],
             "cwd": workdir,
             "capabilities": process_capabilities(user, names),
+            **({"apparmorProfile": options.apparmor} if options.apparmor else {}),
+            **({"selinuxLabel": options.selinux} if options.selinux else {}),
             "noNewPrivileges": options.no_new_privileges,
             "rlimits": limits.rlimits(options.ulimits),
             **({"oomScoreAdj": options.oom_score_adj} if options.oom_score_adj else {}),
@@ -371,6 +373,7 @@ def build(
         "hooks": _hooks(facts, argv[0], annotations, bool(options.volumes)),
         "annotations": annotations,
         "linux": {
+            **({"mountLabel": options.selinux_mount} if options.selinux_mount else {}),
             "namespaces": _namespaces(netns, options, facts.get("userns")),
             **_mappings(placed.mapping),
             **_propagation(placed.oci),
@@ -504,7 +507,7 @@ def _propagation(mounts: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def _resources(options: Any, nodes: Sequence[Facts], isolation: Isolation) -> dict[str, Any]:
-    given = limits.resources(options)
+    given = limits.resources(options) if isolation.cgroup else {}
     return {"devices": devices.rules(nodes), **given} if isolation.device_rules else given
 
 

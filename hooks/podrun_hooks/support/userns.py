@@ -237,7 +237,7 @@ def _made(flags: int, uid_map: str, gid_map: str) -> tuple[int, tuple[int, ...]]
             what = "the kernel makes no user namespace"
             raise Failure(what, code=STEP_FAILED, hint="sysctl user.max_user_namespaces")
         for name, text in (("uid_map", uid_map), ("gid_map", gid_map)):
-            with open(f"/proc/{child}/{name}", "w", encoding="ascii") as file:
+            with open(f"/proc/{child}/{name}", "w", encoding="utf-8") as file:
                 file.write(text)
     except BaseException:
         _end(child, closing)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import stat
@@ -14,6 +15,7 @@ import pytest
 from podrun.errors import CANNOT_EXECUTE, MALFORMED, NOT_FOUND, STEP_FAILED, UNAVAILABLE, WRONG_FILE, Failure
 from podrun.options import Wrong, read
 from podrun_hooks import container
+from podrun_hooks.container import paths as places
 from podrun_hooks.container import spec, users
 from podrun_hooks.container.options import signal_number
 from podrun_hooks.support import subprocesses
@@ -499,6 +501,54 @@ def test_limits_are_in_force_and_the_cgroup_goes_with_the_container(tmp_path: Pa
     )
     assert str(64 << 20) in found or "podrun" not in found
     assert case.left() == []
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("runtime", ["crun", "runc"])
+@pytest.mark.parametrize(("given", "most"), [({}, "2048"), ({"pids": 77}, "77"), ({"pids": -1}, "max")])
+def test_processes_are_limited_unless_asked_otherwise_and_those_of_an_exec_count(
+    tmp_path: Path, runtime: str, given: dict[str, Any], most: str
+) -> None:
+    case = Case(tmp_path)
+    case.up("sleep", "60", runtime=runtime, **given)
+    try:
+        found = [_counted(Path(f"/proc/{case.own['process']['pid']}/cgroup").read_text())]
+        found.append(_counted(case.exec("cat", "/proc/self/cgroup"), found[0][0]))
+    finally:
+        case.down()
+    assert [limit for _, limit in found] == [most] * 2
+    assert case.left() == []
+
+
+def _counted(text: str, whole: str = "") -> tuple[str, str]:
+    """The cgroup that counts a process, and its limit; ``whole``: how the host calls what is "/" in the container."""
+    rows = [line.split(":", 2) for line in text.splitlines()]
+    v1 = [path for _, names, path in rows if names == "pids"]
+    path = v1[0] if v1 else next(path for number, _, path in rows if number == "0")
+    path = whole if whole and path == "/" else path
+    try:
+        return path, Path(f"/sys/fs/cgroup/{'pids' if v1 else ''}{path}/pids.max").read_text().strip()
+    except FileNotFoundError:
+        return path, "max"  # the root has no limit
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("key", ["apparmor", "selinux", "selinux_mount"])
+def test_a_label_that_the_host_does_not_know_is_refused_by_check(tmp_path: Path, key: str) -> None:
+    problems = container.check(Case(tmp_path).step(**{key: "podrun-no-such-profile"}))
+    assert [(problem.code, problem.key) for problem in problems] == [(UNAVAILABLE, key)]
+
+
+@pytest.mark.root
+def test_labels_reach_the_runtimes_configuration(tmp_path: Path) -> None:
+    case = Case(tmp_path)
+    step = case.step(command=["true"], apparmor="own", selinux="a:b:c:s0", selinux_mount="a:b:d:s0")
+    with pytest.raises(Failure, match="create"):
+        container.up(step, case.facts())  # this host has neither
+    config = json.loads(Path(places.of(step).config).read_text())
+    assert config["process"]["apparmorProfile"] == "own"
+    assert (config["process"]["selinuxLabel"], config["linux"]["mountLabel"]) == ("a:b:c:s0", "a:b:d:s0")
+    case.down({})
 
 
 @pytest.mark.root

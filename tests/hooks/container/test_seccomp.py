@@ -9,6 +9,7 @@ import os
 import struct
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -312,3 +313,37 @@ def test_libseccomp_is_the_one_whose_version_is_in_the_key() -> None:
     version = ctypes.CDLL("libseccomp.so.2").seccomp_version
     version.restype = ctypes.POINTER(ctypes.c_uint * 3)
     assert filter._libseccomp(os.uname().machine).endswith(".".join(map(str, version().contents)))
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("runtime", ["crun", "runc"])
+@pytest.mark.parametrize("user", ["0", "1000"])
+def test_user_namespaces_in_a_container_are_made_where_they_are_asked_for(
+    tmp_path: Path, runtime: str, user: str
+) -> None:
+    case = Case(tmp_path)
+    script = "unshare -U true; echo $?"
+    assert case.run("sh", "-c", script, user=user, runtime=runtime).splitlines()[-1] == "1"
+    assert case.run("sh", "-c", script, user=user, runtime=runtime, nested_userns=True) == "0\n"
+    own = tmp_path / "own.json"
+    own.write_text('{"defaultAction": "SCMP_ACT_ALLOW"}')
+    assert case.run("sh", "-c", script, user=user, runtime=runtime, seccomp=str(own)) == "0\n"
+
+
+@pytest.mark.root
+def test_threads_and_processes_are_made_as_ever_where_namespaces_are_not(podrun: Any) -> None:
+    program = (
+        "import subprocess, threading; t = threading.Thread(target=print, args=('thread',)); t.start(); t.join(); "
+        "print(subprocess.run(['true']).returncode)"
+    )
+    assert podrun("run", "--rm", "host:", "python3", "-Ic", program, check=True).stdout == "thread\n0\n"
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "s390x"])
+def test_no_rule_that_is_left_allows_a_new_namespace(machine: str) -> None:
+    oci = profile.translated(None, frozenset(), machine, "6.1")
+    left = profile.without_namespaces(oci, machine)["syscalls"]
+    allowed = [rule for rule in left if rule["action"] == "SCMP_ACT_ALLOW"]
+    assert not [rule for rule in allowed if {"clone3", "unshare", "setns"} & {*rule["names"]}]
+    [clone] = [rule for rule in allowed if "clone" in rule["names"]]
+    assert clone["args"][0]["index"] == (1 if machine == "s390x" else 0)

@@ -21,16 +21,22 @@ PINNED = "containers-common-0.50.1-82f08aee"
 _COMPILER = "1"
 
 
-def apply(config: dict[str, Any], profile: str, root: str, capabilities: Iterable[str], runtime: str) -> None:
+def apply(
+    config: dict[str, Any], profile: str, root: str, capabilities: Iterable[str], runtime: str, *, nested: bool = False
+) -> None:
     """Puts the filter of ``profile`` ("default", "unconfined" or a path) into a runtime configuration.
+
+    ``nested``: the default one lets it make user namespaces.
 
     ``root`` is $PODRUN_ROOT; ``capabilities`` are names without CAP_. Raises Failure (WRONG_FILE) for a bad profile.
     """
     if profile == "unconfined":
         return
     names = frozenset(capabilities)
+    # A profile of somebody's own means what it says; CAP_SYS_ADMIN is no bar to namespaces anyway.
+    nested = nested or profile != "default" or "SYS_ADMIN" in names
     if runtime == "crun":
-        bpf = _cached(profile, root, names, "bpf")
+        bpf = _cached(profile, root, names, "bpf", nested)
         if bpf:
             import binascii
 
@@ -38,16 +44,17 @@ def apply(config: dict[str, Any], profile: str, root: str, capabilities: Iterabl
             return
     from podrun import jsontext
 
-    config["linux"]["seccomp"] = jsontext.loads(_cached(profile, root, names, "json").decode())
+    config["linux"]["seccomp"] = jsontext.loads(_cached(profile, root, names, "json", nested).decode())
 
 
-def _cached(profile: str, root: str, capabilities: frozenset[str], form: str) -> bytes:
+def _cached(profile: str, root: str, capabilities: frozenset[str], form: str, nested: bool = False) -> bytes:
     """The filter in one form: "bpf" (b"" where libseccomp is missing) or "json", the OCI spelling of the profile."""
     from _blake2 import blake2b
 
     content = None if profile == "default" else _content(profile)
     machine = os.uname()
     parts = [_COMPILER, PINNED, profile, machine.machine, machine.release, _libseccomp(machine.machine)]
+    parts.append("nested" if nested else "flat")
     key = blake2b("\0".join([*parts, *sorted(capabilities)]).encode(), digest_size=16)
     key.update(content or b"")
     path = f"{root}/seccomp/{key.hexdigest()}.{form}"
@@ -60,6 +67,8 @@ def _cached(profile: str, root: str, capabilities: frozenset[str], form: str) ->
 
     try:
         translated = profiles.translated(content, capabilities, machine.machine, machine.release)
+        if not nested:
+            translated = profiles.without_namespaces(translated, machine.machine)
         made = profiles.compiled(translated) if form == "bpf" else profiles.as_json(translated)
     except ValueError as error:
         raise Failure(f"seccomp profile {profile}: {error}", code=WRONG_FILE) from None
