@@ -484,7 +484,7 @@ def _system_mounts(options: Any, isolation: Isolation, taken: set[str]) -> list[
     shut = ["nosuid", "noexec", "nodev"]
     mounts = [
         ("/proc", "proc", "proc", shut),
-        ("/dev", "tmpfs", "tmpfs", ["nosuid", "strictatime", "mode=755", "size=65536k"]),
+        ("/dev", "tmpfs", "tmpfs", ["nosuid", "noexec", "strictatime", "mode=755", "size=65536k"]),
         ("/dev/pts", "devpts", "devpts", ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
         ("/dev/shm", "tmpfs", "shm", [*shut, "mode=1777", f"size={options.shm_size}"]),
         ("/dev/mqueue", "mqueue", "mqueue", shut),
