@@ -42,6 +42,23 @@ class Finding(NamedTuple):
     code: int = 0
 
 
+class Exposure(NamedTuple):
+    """One thing that a step gives away, for ``podrun check --security``."""
+
+    what: str
+    #: From 0.1, hardly anything, to 10.0, the whole host; those of a pod add up, to 10 at most.
+    weight: float
+    #: What to do about it.
+    hint: str = ""
+
+
+class Exposes(Protocol):
+    """``podrun check --security``."""
+
+    def exposes(self, step: Step) -> Iterable[Exposure]:
+        """What the step gives to the pod of the host, or of other pods. Changes nothing."""
+
+
 class Explains(Protocol):
     """``podrun plan --explain``."""
 

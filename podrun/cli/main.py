@@ -340,12 +340,20 @@ def wait(host: Host, word: str) -> int:
     return foreground.reap(last)
 
 
-@_command(_word)
-def check(host: Host, word: str) -> int:
+@_command(
+    _word, click.Option(["--security"], is_flag=True, help="Say instead what the pod is given of the host, in figures.")
+)
+def check(host: Host, word: str, security: bool) -> int:
     """Say what is wrong with a pod file, and what would keep the pod from starting."""
     from podrun.systemd import settings
 
     text = loader.load(word, environ=host.environ, load_hook=hook_loader.load)
+    if security:
+        from podrun.cli.security import report
+
+        for line in report(text, _pod(text, host)):
+            click.echo(line)
+        return 0
     code = said = 0
     for step, problem in _problems(text, host):
         if problem.key == "credential" and step.options.get("credential") in _credentials(text):

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from typing import IO, Any, NoReturn
 
     from podrun.hook import Step
+    from podrun.hook_extras import Exposure
     from podrun_hooks.container.paths import Place
     from podrun_hooks.container.streams import Streams
 
@@ -255,6 +256,13 @@ def _labels(step: Step) -> list[Problem]:
             what = "SELinux is not active on this host"
             problems.append(Problem(what, UNAVAILABLE, f"leave out {key}", key=key))
     return problems
+
+
+def exposes(step: Step) -> Iterator[Exposure]:
+    """What the container is given that an attacker in it would like."""
+    from podrun_hooks.container.exposure import of
+
+    return of(step)
 
 
 def explain(step: Step) -> list[str]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence, Set
 
     from podrun.hook import Facts, Step
-    from podrun.hook_extras import Finding
+    from podrun.hook_extras import Exposure, Finding
     from podrun_hooks.network.child import Child
     from podrun_hooks.network.ledger import Ledger
     from podrun_hooks.network.namespace import Plug
@@ -147,6 +147,13 @@ def check(step: Step) -> list[Problem]:
 
         problems += health.of_a_pod(step, options)
     return problems
+
+
+def exposes(step: Step) -> Iterator[Exposure]:
+    """Whose network the pod is in, and who reaches it."""
+    from podrun_hooks.network.exposure import of
+
+    return of(step)
 
 
 def explain(step: Step) -> list[str]:

@@ -14,10 +14,11 @@ from podrun_hooks.storage.options import Options as Options
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from typing import Any
 
     from podrun.hook import Facts, Step
+    from podrun.hook_extras import Exposure
 
 takes: Sequence[str] = ()
 gives: Sequence[str] = ("mounts",)
@@ -102,6 +103,13 @@ def _in_a_user_namespace(options: Options, kind: str) -> list[Problem]:
 
         what, key = userns.refusal(options.source) if kind == "bind" else "", "source"
     return [Problem(what, UNAVAILABLE, 'userns = "host" in [pod]', key=key)] if what else []
+
+
+def exposes(step: Step) -> Iterator[Exposure]:
+    """What the mount shows of the host."""
+    from podrun_hooks.storage import exposure
+
+    return exposure.of(step)
 
 
 def explain(step: Step) -> list[str]:
