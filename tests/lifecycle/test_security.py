@@ -163,6 +163,82 @@ def test_the_payload_in_the_foreground_writes_to_the_terminal_and_cannot_read_it
 
 
 @pytest.mark.root
+@pytest.mark.parametrize("runtime", ["crun", "runc"])
+@pytest.mark.parametrize("asked", ["run -i", "interactive", "interactive, detached"])
+def test_a_payload_that_reads_podruns_input_does_not_get_the_terminal(podrun, runtime, asked):
+    script = "ls -l /proc/self/fd; cat /dev/tty 2>&1; echo END; read x; echo got $x; sleep 60"
+    if asked == "run -i":
+        words = ["run", "-i", "--name", "web", "host:", "sh", "-c", script]
+    else:
+        words = ["up", pod(podrun, script, more=f'interactive = true\nruntime = "{runtime}"\n')]
+        words[1:1] = ["-d"] if "detached" in asked else []
+    with Terminal(podrun, *words) as terminal:
+        if "detached" in asked:
+            assert terminal.process.wait(15) == 0
+            until_logged(podrun, "END")
+            text = podrun("logs", "web").stdout
+        else:
+            terminal.until("END\r\n")
+            text = terminal.text
+            os.write(terminal.master, b"hello\n")
+            terminal.until("got hello")
+        found = descriptors(text)
+        assert set(found) == {0, 1, 2}
+        assert not [what for what in found.values() if "pts" in what or "tty" in what], text
+        assert "No such device or address" in text, "there is no controlling terminal to be opened"
+    podrun("down", "web", check=True)
+
+
+def until_logged(podrun, word):
+    deadline = time.monotonic() + 10
+    while word not in podrun("logs", "web").stdout:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.root
+def test_ctrl_c_takes_no_input_from_a_payload_that_reads_on(podrun):
+    script = "trap 'echo CAUGHT' INT; echo BEGUN; read x; read x; echo got $x"
+    with Terminal(podrun, "run", "-i", "--rm", "host:", "sh", "-c", script) as terminal:
+        terminal.until("BEGUN")
+        os.write(terminal.master, b"\x03")
+        terminal.until("CAUGHT")
+        os.write(terminal.master, b"hello\nhello\n")
+        terminal.until("got hello")
+
+
+# --- the log file ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("trick", ["link", "hard link", "fifo", "directory of theirs", "link of theirs on the way"])
+@pytest.mark.parametrize("detached", [False, True])
+def test_a_log_file_that_somebody_else_could_lead_elsewhere_is_refused(podrun, trick, detached):
+    theirs, victim = podrun.home / "theirs", podrun.home / "victim"
+    theirs.mkdir()
+    victim.write_text("kept\n")
+    log = theirs / "web.log"
+    if trick == "link":
+        log.symlink_to(victim)
+    elif trick == "hard link":
+        os.link(victim, log)
+    elif trick == "fifo":
+        os.mkfifo(log)
+    elif trick == "directory of theirs":
+        os.chown(theirs, NOBODY, -1)
+    else:
+        os.chown(theirs, NOBODY, -1)
+        (theirs / "logs").symlink_to(podrun.home)
+        log = theirs / "logs/web.log"
+    path = pod(podrun, "echo written", more=f'log = "file:{log}"\n')
+    done = podrun("up", *(["-d"] if detached else []), path, timeout=20)
+    assert done.returncode not in (0, 125), done.stderr
+    assert victim.read_text() == "kept\n"
+    assert not (podrun.home / "web.log").exists()
+    assert podrun.journals() == []
+
+
+@pytest.mark.root
 def test_an_exec_at_a_terminal_reads_and_writes_and_ends_as_everywhere(podrun):
     podrun("up", "-d", pod(podrun), check=True)
     script = "read word; echo got $word; echo oops >&2; sleep 60 & exit 7"

@@ -11,9 +11,11 @@ from __future__ import annotations
 import os
 import stat
 
+from podrun.errors import NOT_ALLOWED, Failure
 from podrun.record import NamedTuple
 from podrun_hooks.container import processes
 from podrun_hooks.container.processes import Process
+from podrun_hooks.support import trusted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -70,8 +72,7 @@ def open_streams(
     streams = Streams((0, 1, 2), [], {"file": file} if file else {}, [], [])
     stdin = _input(step, streams)
     if file:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-        streams.own.append(os.open(file, flags, 0o600))
+        streams.own.append(_opened(file))
         targets = [streams.own[-1]] * 2
     else:
         targets = [1, 2]
@@ -96,6 +97,26 @@ def open_streams(
     return streams._replace(fds=(stdin, outputs[0], outputs[1]))
 
 
+def _opened(file: str) -> int:
+    """A log file, to append to: in a directory that only root can change, or root would write where others say.
+
+    Raises Failure (NOT_ALLOWED), OSError.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    directory = trusted.directory(os.path.dirname(file), "/var/log")
+    try:
+        fd = os.open(os.path.basename(file), flags, 0o600, dir_fd=directory)
+    finally:
+        os.close(directory)
+    found = os.fstat(fd)
+    if stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
+        os.set_blocking(fd, True)
+        return fd
+    os.close(fd)
+    what = f"{file} is not a plain file" if not stat.S_ISREG(found.st_mode) else f"{file} has another name, too"
+    raise Failure(what, code=NOT_ALLOWED, hint="remove it, or log to another file")
+
+
 def _input(step: Step, streams: Streams) -> int:
     foreign = step.pod.userns == "auto"
     if not (step.options.interactive or step.pod.interactive):
@@ -109,8 +130,9 @@ def _input(step: Step, streams: Streams) -> int:
     if step.pod.console or not (_can_be_opened_for_more(0) or (foreign and _has_name(0))):
         return 0
     reading, writing = os.pipe2(os.O_CLOEXEC)
-    # In podrun's process group: only that one may read from the terminal (SIGTTIN, termios(3)).
-    streams.feeders.append(_spawned(0, writing))
+    # In podrun's process group: only that one may read from the terminal (SIGTTIN, termios(3)). Ctrl-C there is for the
+    # payload, which may well want to read on.
+    streams.feeders.append(_spawned(0, writing, argv=("/bin/sh", "-c", f"trap '' INT QUIT; exec {_CAT}")))
     os.close(writing)
     streams.own.append(reading)
     return reading
@@ -126,12 +148,12 @@ def _copied_to(target: int, streams: Streams, notify: int) -> int:
     return writing
 
 
-def _spawned(source: int, target: int, held: int = -1, **more: Any) -> Process:
+def _spawned(source: int, target: int, held: int = -1, argv: Sequence[str] = (_CAT,), **more: Any) -> Process:
     actions: list[tuple[Any, ...]] = [(os.POSIX_SPAWN_DUP2, source, 0), (os.POSIX_SPAWN_DUP2, target, 1)]
     # Whoever reads podrun's own standard error, of a detached start too, waits for the last one that has it.
     actions += [(os.POSIX_SPAWN_OPEN, 2, "/dev/null", os.O_WRONLY, 0)]
     actions += [(os.POSIX_SPAWN_DUP2, held, 3)] if held >= 0 else []
-    pid = os.posix_spawn(_CAT, ["cat"], {}, file_actions=actions, **more)
+    pid = os.posix_spawn(argv[0], list(argv), {}, file_actions=actions, **more)
     return Process(pid, processes.start_of(pid))
 
 

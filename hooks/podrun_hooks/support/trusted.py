@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from podrun import ownership
 from podrun.errors import NOT_ALLOWED, WRONG_FILE, Failure
 
@@ -39,3 +41,11 @@ def place(path: str, good: str, *, strict: bool = True) -> str:
         raise
     except OSError as error:
         raise Failure(f"{path}: {error.strerror}", code=WRONG_FILE) from None
+
+
+def directory(path: str, good: str) -> int:
+    """A descriptor of a directory that only root can change. Raises Failure (NOT_ALLOWED), OSError."""
+    try:
+        return ownership.opened(path, os.O_RDONLY | os.O_DIRECTORY)
+    except ownership.Untrusted as error:
+        raise Failure(error.about(path), code=NOT_ALLOWED, hint=error.hint(good)) from None
