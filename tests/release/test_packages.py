@@ -13,6 +13,7 @@ import click
 import pytest
 
 from podrun.cli.main import podrun as command
+from podrun.cluster import agent
 from podrun.engine import hook_loader
 
 
@@ -89,6 +90,13 @@ def test_the_generator_of_the_package_is_alone_and_starts_the_package_s_command(
         (tmp_path / name).mkdir()
     argv = ["/usr/bin/python3", "-IS", generator, *(str(tmp_path / name) for name in ("normal", "early", "late"))]
     assert subprocess.run(argv, timeout=30).returncode == 0
+
+
+def test_the_package_has_what_a_host_of_a_cluster_needs(unpacked):
+    placed = unpacked / agent.AGENT.lstrip("/")
+    assert os.access(placed, os.X_OK)
+    assert placed.read_bytes() == Path(agent.SOURCE).read_bytes()
+    assert (unpacked / "usr/lib/systemd/system/pacemaker.service.d/podrun.conf").read_text() == agent.ORDER_TEXT
 
 
 def test_the_same_sources_give_the_same_package(package, tmp_path):
