@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import click
 
+from podrun.cli import in_use
 from podrun.cli.output import Guarded, human, printed
 from podrun.engine import hook_loader
 from podrun.engine import journal as journals
@@ -184,12 +186,40 @@ def rm(ctx: click.Context, refs: Sequence[str]) -> None:
 
 
 @image.command(cls=Guarded)
-@click.option("-a", "--all", "unused", is_flag=True, help="Also images that no pod uses.")
+@click.option("-a", "--all", "unused", is_flag=True, help="Also images that no pod uses, up or not.")
+@click.option("-f", "--force", is_flag=True, help="Do not ask, and pass over pod files that cannot be read.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
 @click.pass_context
-def prune(ctx: click.Context, unused: bool) -> None:
-    """Remove what no image needs; with -a every image that no pod uses."""
+def prune(ctx: click.Context, unused: bool, force: bool, dry_run: bool) -> None:
+    """Remove what no image needs; with -a every image that no pod uses, up or not."""
     host = _host(ctx)
-    _removed(pull.store().prune(host.root, lambda: used(host), unused))
+    store = pull.store()
+    if not unused:
+        if not dry_run:
+            _removed(store.prune(host.root, lambda: used(host)))
+        return
+    patterns = in_use.images(host, force=force)
+
+    def wanted() -> set[str]:
+        by_files = {row.ref for row in store.ls(host.root) if _is_meant(row.ref, patterns)}
+        return used(host) | by_files
+
+    now = wanted()
+    gone = [row.ref for row in store.ls(host.root) if not {row.ref, row.digest} & now]
+    if in_use.is_agreed(gone, "image", force=force, dry_run=dry_run):
+        _removed(store.prune(host.root, wanted, True))
+
+
+def _is_meant(ref: str, patterns: Iterable[str]) -> bool:
+    """Whether a stored image is one that a pod file names, in full or short: a variable may be any part of it."""
+    for pattern in patterns:
+        if "*" in pattern:
+            ends = f"*{pattern}" if ":" in pattern.rpartition("/")[2] or "@" in pattern else f"*{pattern}:*"
+            if fnmatch.fnmatchcase(ref, ends):
+                return True
+        elif pull.store().spelled(pattern) == ref:
+            return True
+    return False
 
 
 def _removed(removed: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from podrun.cli import backups
+from podrun.cli import backups, in_use
 from podrun.cli.output import Guarded, printed
 from podrun.engine import hook_loader
 from podrun.engine import journal as journals
@@ -106,13 +106,21 @@ def rm(ctx: click.Context, names: Sequence[str]) -> None:
 
 
 @group.command(cls=Guarded)
+@click.option("-a", "--all", "named", is_flag=True, help="Named volumes, which is every one that podrun makes.")
+@click.option("-f", "--force", is_flag=True, help="Do not ask, and pass over pod files that cannot be read.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
 @click.pass_context
-def prune(ctx: click.Context) -> None:
-    """Remove the volumes that no pod uses now, with what is in them."""
+def prune(ctx: click.Context, named: bool, force: bool, dry_run: bool) -> None:
+    """Remove volumes that no pod uses, up or not, with what is in them."""
     host = host_of(ctx.obj)
+    patterns = in_use.volumes(host, force=force)
     used = users(host)
-    for name in _volumes().names(host.root):
-        if name not in used:
+    gone = [name for name in _volumes().names(host.root) if name not in used and not in_use.is_in(name, patterns)]
+    if gone and not named:
+        click.echo(f"no pod uses {', '.join(gone)}; --all removes named volumes")
+        return
+    if in_use.is_agreed(gone, "volume", force=force, dry_run=dry_run):
+        for name in gone:
             _volumes().remove(host.root, name)
             click.echo(f"removed {name}")
 

@@ -24,6 +24,23 @@ if TYPE_CHECKING:
     from podrun.host import Host
     from podrun.podfile.loader import StepText
 
+#: Where systemd looks for units (systemd.unit(5), "Unit File Load Path").
+UNIT_PATHS = (
+    "/etc/systemd/system.control",
+    "/run/systemd/system.control",
+    "/run/systemd/transient",
+    "/run/systemd/generator.early",
+    unit_files.INSTALLED,
+    "/etc/systemd/system.attached",
+    "/run/systemd/system",
+    "/run/systemd/system.attached",
+    "/run/systemd/generator",
+    "/usr/local/lib/systemd/system",
+    "/usr/lib/systemd/system",
+    "/lib/systemd/system",
+    "/run/systemd/generator.late",
+)
+
 #: Settings that give each command of a unit a mount namespace of its own: a network namespace that ExecStart= pins
 #: would be invisible to the host, to other units and to ExecStop=.
 NAMESPACED = frozenset(
@@ -80,10 +97,12 @@ def _answers_the_watchdog(step: StepText) -> bool:
 def install(texts: dict[str, str]) -> list[str]:
     """Writes the units, has systemd read them, and enables those with an [Install] section; returns what was done."""
     done = []
+    for name in texts:
+        if found := theirs(name):
+            what = f"{name} would take the place of {found}, which is not podrun's"
+            raise Failure(what, code=NOT_ALLOWED, hint="give the pod another name")
     for name, text in texts.items():
         path = f"{unit_files.INSTALLED}/{name}"
-        if os.path.exists(path) and "Made by podrun" not in _read(path):
-            raise Failure(f"{path} exists and is not podrun's", code=NOT_ALLOWED, hint="give the pod another name")
         with open(f"{path}.new", "w", encoding="utf-8") as file:
             file.write(text)
         os.rename(f"{path}.new", path)
@@ -125,6 +144,26 @@ def uninstall(name: str) -> list[str]:
 def starts_at_boot(texts: dict[str, str]) -> bool:
     """Whether anything would start the pod by itself: an [Install] section of one of its units."""
     return any("\n[Install]\n" in text for text in texts.values())
+
+
+def theirs(name: str) -> str:
+    """The unit of that name, or the script that systemd makes one of, that is not podrun's; "" when there is none.
+
+    Any of them counts: one that is hidden today is somebody's all the same.
+    """
+    for directory in UNIT_PATHS:
+        path = f"{directory}/{name}"
+        if os.path.lexists(path) and not _is_ours(path):
+            return path
+    script = f"/etc/init.d/{name.removesuffix('.service')}"
+    return script if name.endswith(".service") and os.path.lexists(script) else ""
+
+
+def _is_ours(path: str) -> bool:
+    try:
+        return os.path.isfile(path) and _read(path).startswith("# Made by podrun of ")
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def program() -> str:

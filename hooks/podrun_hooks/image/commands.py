@@ -400,7 +400,7 @@ def _manifest(root: str, digest: str) -> manifest.Manifest:
 def _remove(root: str, scratch: str, wanted: list[tuple[str, layout.Stored]], used: Used, *, strict: bool) -> Removed:
     """Takes the names away first and asks only then what is in use: a pod that has read a name has written its
     intent into its journal before, and one that finds no name waits for our lock to pull."""
-    busy = {_spelled(text) for text in used()}
+    busy = {spelled(text) for text in used()}
     free = [pair for pair in wanted if pair[1].ref not in busy and pair[1].digest not in busy]
     if strict and len(free) < len(wanted):
         ref = next(one.ref for path, one in wanted if (path, one) not in free)
@@ -413,7 +413,7 @@ def _remove(root: str, scratch: str, wanted: list[tuple[str, layout.Stored]], us
             if os.path.exists(path):
                 os.rename(path, kept)
                 moved.append((path, one, kept))
-        busy = {_spelled(text) for text in used()}
+        busy = {spelled(text) for text in used()}
         for path, one, kept in moved:
             if one.ref in busy or one.digest in busy:
                 if strict:
@@ -433,7 +433,8 @@ def _remove(root: str, scratch: str, wanted: list[tuple[str, layout.Stored]], us
     return Removed([one.ref for one in gone], _garbage(root, scratch, busy))
 
 
-def _spelled(text: str) -> str:
+def spelled(text: str) -> str:
+    """The full spelling of an image's name; a digest, and what is no name, as they are."""
     try:
         return text if reference.is_digest(text) or text.startswith("host:") else reference.parse(text).text
     except Failure:

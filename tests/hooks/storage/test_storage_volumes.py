@@ -49,7 +49,7 @@ def test_a_used_volume_stays(volume, podrun):
 
 
 def test_pruning_removes_what_no_pod_uses(volume):
-    assert volume("prune").output == "removed old\n"
+    assert volume("prune", "--all", "--force").output == "removed old\n"
     assert volume("ls", "-q").output.split() == ["data"]
 
 
