@@ -60,7 +60,7 @@ def _active(read: Project, draft: Draft) -> Table:
         if not table.get("profiles") or "*" in chosen or chosen & set(map(str, table["profiles"]))
     ]
     for name in wanted:
-        for other in service.depends_on(read.services[name]):
+        for other in project.depends_on(read.services[name]):
             if other in read.services and other not in wanted:
                 wanted.append(other)
     for name, table in read.services.items():
@@ -86,7 +86,7 @@ def _awaited(services: Table) -> dict[str, set[str]]:
     """How others wait for each service: the conditions of their depends_on."""
     found: dict[str, set[str]] = {}
     for table in services.values():
-        for other, entry in service.depends_on(table).items():
+        for other, entry in project.depends_on(table).items():
             condition = entry.get("condition", "service_started") if isinstance(entry, dict) else "service_started"
             found.setdefault(other, set()).add(str(condition))
     return found
@@ -102,7 +102,7 @@ def _sort(draft: Draft, context: service.Context) -> None:
             raise Failure(f"depends_on goes round in a circle: {cycle}", code=WRONG_FILE)
         if name in order or name not in context.services:
             return
-        for other in service.depends_on(context.services[name]):
+        for other in project.depends_on(context.services[name]):
             visit(other, (*chain, name))
         order.append(name)
 

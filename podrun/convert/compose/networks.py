@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from ..draft import Draft, Origin, Step, link_name
 from ..yamltext import Table, Tagged
-from .project import Project
+from .project import Project, depends_on
 
 #: Options of docker's bridge driver.
 _MTU = "com.docker.network.driver.mtu"
@@ -47,8 +47,6 @@ def first(services: Table) -> dict[str, str]:
 
     The highest priority, else the one on which most of what it depends on is found.
     """
-    from .service import depends_on
-
     chosen = {}
     for name, table in services.items():
         own = of(table)

@@ -371,6 +371,19 @@ def untagged(value: Any) -> Any:
     return value
 
 
+def depends_on(table: Table) -> dict[str, Any]:
+    """What a service depends on: depends_on in both its spellings, links, and networks or mounts it shares."""
+    value = table.get("depends_on") or {}
+    found: dict[str, Any] = dict(value) if isinstance(value, dict) else {str(name): None for name in value}
+    for link in table.get("links") or []:
+        found.setdefault(str(link).partition(":")[0], None)
+    for key in ("network_mode", "pid", "ipc"):
+        kind, _, other = str(table.get(key) or "").partition(":")
+        if kind == "service" and other:
+            found.setdefault(other, None)
+    return found
+
+
 def _table(whole: Table, key: str) -> Table:
     value = whole.get(key)
     if value is None:

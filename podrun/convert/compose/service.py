@@ -14,7 +14,7 @@ from ..container import Container
 from ..draft import Origin, Pod, Step, absolute, is_open, unspecified
 from ..yamltext import Table
 from . import deploy, mounts, networks
-from .project import Asked, Project, by_key
+from .project import Asked, Project, by_key, depends_on
 
 
 class Context(NamedTuple):
@@ -110,19 +110,6 @@ def _image(service: Service, origin: Origin) -> None:
         raise Failure(f"{origin.where}: {origin.key} has neither image nor build", code=WRONG_FILE)
     else:
         container.image.set("ref", ref, Origin(table.where("image"), f"{origin.key}.image"))
-
-
-def depends_on(table: Table) -> dict[str, Any]:
-    """What a service depends on: depends_on in both its spellings, links, and networks or mounts it shares."""
-    value = table.get("depends_on") or {}
-    found: dict[str, Any] = dict(value) if isinstance(value, dict) else {str(name): None for name in value}
-    for link in table.get("links") or []:
-        found.setdefault(str(link).partition(":")[0], None)
-    for key in ("network_mode", "pid", "ipc"):
-        kind, _, other = str(table.get(key) or "").partition(":")
-        if kind == "service" and other:
-            found.setdefault(other, None)
-    return found
 
 
 # --- keys that are more than an option ------------------------------------------------------------------------------

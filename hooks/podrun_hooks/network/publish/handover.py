@@ -7,6 +7,7 @@ from podrun_hooks.network import bridge as bridges
 from podrun_hooks.network import ledger as ledgers
 from podrun_hooks.network.netlink import nfnetlink
 from podrun_hooks.network.publish import ports
+from podrun_hooks.network.publish.holds import HOLDING, release
 from podrun_hooks.network.publish.spec import element_of, line_of, noted
 
 TYPE_CHECKING = False
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
     from podrun_hooks.network.ledger import Ledger
     from podrun_hooks.network.netlink.nfnetlink import Element
     from podrun_hooks.network.publish.spec import Publish
-
-#: The sets that say of a map's key: it has no element just now, but will.
-_HOLDING = {"host4": "hold4", "host6": "hold6", "any4": "holdany4", "any6": "holdany6"}
 
 
 class Side(NamedTuple):
@@ -60,23 +58,10 @@ def _replace(table: str, old: Sequence[Element], new: Sequence[Element]) -> None
     gone = [element for element in found if element in old and element not in new]
     come = [element for element in new if element not in found]
     moving = {(element.map, element.key) for element in gone} & {(element.map, element.key) for element in come}
-    holds = [nfnetlink.Element(_HOLDING[map_], key, b"") for map_, key in sorted(moving)]
+    holds = [nfnetlink.Element(HOLDING[map_], key, b"") for map_, key in sorted(moving)]
     release(table, holds)
     nfnetlink.add(socket, table, holds)
     try:
         nfnetlink.replace(socket, table, gone, come)
     finally:
         release(table, holds)
-
-
-def release(table: str, holds: Sequence[Element]) -> None:
-    """Deletes what there is of the elements of hold sets; a kill in the middle of a move leaves some."""
-    socket = nfnetlink.socket()
-    left = [hold for hold in holds if nfnetlink.find(socket, table, hold.map, hold.key)]
-    if left:
-        nfnetlink.delete(socket, table, left)
-
-
-def holds_of(ledger: Ledger) -> list[Element]:
-    """The elements of hold sets that there may be for the ports of a ledger."""
-    return [nfnetlink.Element(_HOLDING[element.map], element.key, b"") for element in noted(ledger)]

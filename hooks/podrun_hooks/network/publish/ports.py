@@ -82,9 +82,9 @@ def begin_release(table: str, ledger: Ledger, addresses: Sequence[str]) -> Child
         from podrun_hooks.network import forget
 
         if ledger.all("holds"):
-            from podrun_hooks.network.publish import handover
+            from podrun_hooks.network.publish import holds
 
-            handover.release(table, handover.holds_of(ledger))
+            holds.release(table, holds.holds_of(ledger))
 
         socket = nfnetlink.socket()
         for element in elements:
