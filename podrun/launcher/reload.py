@@ -70,6 +70,8 @@ def change(text: PodText, header: Header, host: Host, request: Request) -> int:
     """Makes of a pod that is up what ``text`` says: by a hot swap, else by stopping and starting it."""
     foreground.interruptible()
     inside = bool(header.pod.unit)
+    if not inside:
+        _refuse_foreground(header)
     with Lock(host.run, text.name, wait=False) as lock:
         main: list[int] = []
         world = launch.callbacks(host, lock, listening=notify.takes_over(host.environ))
@@ -237,7 +239,6 @@ def _replaced(text: PodText, header: Header, host: Host, reasons: Sequence[str])
     if header.pod.unit:
         # From within the unit's own ExecReload=, which its stop would wait for.
         return notify.ask("restart", [header.pod.unit], wait=False)
-    _refuse_foreground(header)
     launch.down(text.name, host)
     return launch.up(text, host, detach=True)
 

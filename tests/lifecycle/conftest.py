@@ -13,6 +13,8 @@ import pytest
 
 from support.kill_chain import CHAIN, loops
 from support.launcher import Podrun
+from support.objects import listing, settled
+from support.swap_case import Web
 
 
 @pytest.fixture
@@ -36,3 +38,16 @@ def web(podrun: Podrun, home: Path) -> Iterator[str]:
     while found := loops(home):
         assert time.monotonic() < deadline, found
         time.sleep(0.02)
+
+
+@pytest.fixture
+def swapped(podrun: Podrun) -> Iterator[Web]:
+    podrun("run", "--rm", "--name", "warm", "host:", "true", check=True)
+    (podrun.root / "volumes" / "data").mkdir(parents=True, exist_ok=True)
+    own = Web(podrun)
+    podrun("up", "-d", own.path, check=True)
+    podrun("down", "web", check=True)
+    before = listing(podrun.run, podrun.root)
+    yield own
+    podrun("down", "web", check=True)
+    assert not settled(podrun.run, podrun.root, before)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import random
 import subprocess
 import sys
 import time
@@ -14,86 +12,16 @@ import pytest
 from support.busy import SERVER, Busy
 from support.launcher import HERE, Podrun
 from support.network_case import inside, outside_host
-from support.objects import listing, settled
+from support.objects import listing
+from support.swap_case import Web
 
 pytestmark = [pytest.mark.root]
 
-_POD = """
-[pod]
-name = "web"
-reload = "swap"
-stop_timeout = "10s"
-{pod}
-[[chain]]
-hook = "image"
-ref = "host:"
-[[chain]]
-hook = "storage"
-source = "volume:data"
-target = "/data"
-[[chain]]
-hook = "network"
-publish = ["127.0.0.1:{port}:80", "198.51.100.1:{port}:80", "[::]:{more}:80", "0.0.0.0:{more}:80", "127.0.0.1:{port}:53/udp"]
-[[chain]]
-hook = "container"
-command = ["/usr/bin/python3", "-c", '''{server}''']
-env = {{ VERSION = "{version}" {env} }}
-ready = {{ http = ":80/", timeout = "{patience}" }}
-{container}
-[[chain]]
-hook = "register"
-service = "web"
-advertise = "pod"
-port = 80
-"""
-
-
-class Web:
-    """The pod file, in its versions."""
-
-    def __init__(self, podrun: Podrun) -> None:
-        self.podrun = podrun
-        self.port = random.randint(20000, 30000)
-        self.more = self.port + 1
-        self.path = self.write("1")
-
-    def write(
-        self,
-        version: str,
-        *,
-        env: str = "",
-        pod: str = "",
-        container: str = "",
-        patience: str = "20s",
-        server: str = SERVER,
-    ) -> str:
-        return self.podrun.file(
-            "web",
-            _POD.format(
-                port=self.port, more=self.more, version=version, server=server.replace("${", "$${"),
-                env=env, pod=pod, container=container, patience=patience,
-            ),
-        )  # fmt: skip
-
-    def inspect(self) -> dict:
-        return json.loads(self.podrun("inspect", "web", check=True).stdout)
-
-    def record(self) -> dict:
-        (found,) = (self.podrun.run / "registry" / "web").iterdir()
-        return json.loads(found.read_text())
-
 
 @pytest.fixture
-def web(podrun: Podrun):
-    podrun("run", "--rm", "--name", "warm", "host:", "true", check=True)
-    (podrun.root / "volumes" / "data").mkdir(parents=True, exist_ok=True)
-    own = Web(podrun)
-    podrun("up", "-d", own.path, check=True)
-    podrun("down", "web", check=True)
-    before = listing(podrun.run, podrun.root)
-    yield own
-    podrun("down", "web", check=True)
-    assert not settled(podrun.run, podrun.root, before)
+def web(swapped: Web) -> Web:
+    """In the place of the other tests' pod with a step of every kind."""
+    return swapped
 
 
 def kinds(web: Web) -> Counter[str]:
@@ -204,6 +132,46 @@ def test_what_cannot_run_twice_is_stopped_and_started(web: Web) -> None:
     web.write("2")
     web.podrun("down", "web", check=True)
     subprocess.run(["rm", "-rf", str(web.podrun.root / "pods")], check=True)
+
+
+def test_a_pod_in_the_foreground_of_a_terminal_is_left_alone(web: Web) -> None:
+    staying = web.podrun.start("up", web.path)
+    deadline = time.monotonic() + 20
+    while get(web.port) != "1" or web.inspect()["state"] != "up":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    web.write("2")
+    ended = web.podrun("reload", "web")
+    assert ended.returncode == 75, ended.stderr
+    assert "foreground of another terminal" in ended.stderr
+    assert get(web.port) == "1"
+    staying.terminate()
+    assert staying.wait(20) in (0, 143)
+
+
+def test_a_pod_that_comes_later_joins_the_generation_that_serves_and_holds_it(web: Web) -> None:
+    web.podrun("up", "-d", web.path, check=True)
+    web.write("2")
+    web.podrun("reload", "web", check=True)
+    joiner = web.podrun.file(
+        "joiner",
+        """
+[[chain]]
+hook = "image"
+ref = "host:"
+[[chain]]
+hook = "network"
+mode = "pod:web"
+[[chain]]
+hook = "container"
+command = ["sleep", "100"]
+""",
+    )
+    web.podrun("up", "-d", joiner, check=True)
+    assert web.podrun("exec", "joiner", "curl", "-s", "http://127.0.0.1:80/").stdout == "2"
+    assert "pod joiner has joined its network" in web.podrun("check", web.path).stdout
+    web.podrun("down", "joiner", check=True)
+    assert "joined" not in web.podrun("check", web.path).stdout
 
 
 def test_udp_callers_get_to_the_new_generation_at_once(web: Web) -> None:

@@ -137,6 +137,21 @@ def test_what_cannot_run_twice_is_stopped_and_started(web: Pods) -> None:
     web.nothing_left()
 
 
+def test_the_next_generations_probe_answers_the_watchdog(pods: Pods) -> None:
+    live = 'live = { http = ":80/", interval = "300ms", timeout = "300ms" }\nready ='
+    pods.install("web", IMAGE, _chain("1").replace("ready =", live), pod=_POD)
+    assert systemctl("start", "web").returncode == 0, words("web")
+    path = Path("/etc/podrun/web.toml")
+    path.write_text(path.read_text().replace('VERSION = "1"', 'VERSION = "2"'))
+    assert systemctl("reload", "web").returncode == 0, words("web")
+    pid = main_pid("web")
+    time.sleep(3)
+    assert (main_pid("web"), show("web", "ActiveState", "NRestarts")) == (pid, ["active", "0"]), words("web")
+    os.kill(pid, signal.SIGSTOP)
+    assert ended("web")[0] in ("watchdog", "signal", "exit-code"), words("web")
+    pods.nothing_left()
+
+
 def test_a_detached_pod_is_swapped_in_its_transient_unit(pods: Pods) -> None:
     path = pods.file("web", f'[pod]\nstop_timeout = "3s"\n{_POD}\n{IMAGE}{_chain("1")}')
     assert sh("podrun", "up", "-d", str(path)).returncode == 0
@@ -145,4 +160,42 @@ def test_a_detached_pod_is_swapped_in_its_transient_unit(pods: Pods) -> None:
     assert done.returncode == 0, done.stderr + words("podrun-web")
     assert _get() == "2"
     assert sh("podrun", "down", "web").returncode == 0
+    pods.nothing_left()
+
+
+def _image(path: str, version: str, ends: float) -> None:
+    from support.image_builder import directory, docker_archive, file, image, symlink, tar
+
+    parts = [directory("usr"), directory("etc"), *(symlink(name, f"usr/{name}") for name in ("bin", "lib", "lib64"))]
+    parts += [file("version", version.encode()), file("ends", str(ends).encode())]
+    docker_archive(path, {"web:1": image(tar(*parts))})
+
+
+def test_a_version_that_ends_while_it_is_watched_is_left_for_the_one_before(pods: Pods, tmp_path: Path) -> None:
+    archive, program = (
+        str(tmp_path / "web.tar"),
+        (
+            'import os, threading; os.environ["VERSION"] = open("/version").read()\n'
+            'timer = threading.Timer(float(open("/ends").read()), lambda: os._exit(9)); timer.daemon = True; timer.start()\n'
+        ),
+    )
+    _image(archive, "1", 1e6)
+    chain = _chain("0", server=program + SERVER).replace("ready =", 'volumes = ["/usr:/usr:ro"]\nready =')
+    image = (
+        f'[[chain]]\nhook = "image"\nref = "docker-archive:{archive}:web:1"\n[update]\nfrom = "local"\nwatch = "5s"\n'
+    )
+    pods.install("web", image, chain, pod=_POD)
+    assert systemctl("start", "web").returncode == 0, words("web")
+    pid, client = main_pid("web"), Busy("127.0.0.1", _PORT, keep=False)
+    _image(archive, "2", 2.0)
+    assert sh("podrun", "image", "pull", "-q", f"docker-archive:{archive}:web:1").returncode == 0
+    updated = sh("podrun", "update", "web")
+    assert updated.returncode == 76, updated.stderr
+    assert (_get(), main_pid("web"), show("web", "ActiveState", "NRestarts")) == ("1", pid, ["active", "0"])
+    count = client.stop()
+    # What the new version had not answered when it ended is lost; nobody is refused for long.
+    assert count.gap < 1000, count
+    assert {*count.versions} == {"1", "2"}
+    os.kill(main_pid("web"), signal.SIGKILL)
+    assert ended("web")[0] == "signal"
     pods.nothing_left()

@@ -6,7 +6,6 @@ import os
 
 from podrun.errors import UNAVAILABLE, WRONG_FILE, Failure
 from podrun.hook import Problem
-from podrun.identity import Identity
 from podrun_hooks.network import attach, bridge, files, names, namespace
 from podrun_hooks.network import ledger as ledgers
 from podrun_hooks.network.options import wish, with_network
@@ -83,17 +82,18 @@ def opened(step: Step, mode: str, word: str) -> int:
 
 
 def _opened_of_pod(step: Step, name: str) -> int:
-    if not _ledgers_of(step, name):
+    found = _ledgers_of(step, name)
+    if not found:
         raise Failure(f"pod {name} is not up, or has no network of its own", code=UNAVAILABLE)
     try:
-        return namespace.opened(namespace.path_of(Identity(name).tag(step.pod.run)))
+        return namespace.opened(namespace.path_of(found[-1].last("tag")))
     except Failure as failure:
         raise Failure(f"pod {name}: {failure.what}", code=UNAVAILABLE) from None
 
 
 def _ledgers_of(step: Step, name: str) -> list[Ledger]:
-    """The living ledgers of another pod's steps that have a namespace."""
-    found = ledgers.of(step.pod.run, name)
+    """The living ledgers of another pod's steps that have a namespace, of its generation that serves."""
+    found = filter(ledgers.holds_ports, ledgers.of(step.pod.run, name))
     return [one for one in found if one.all("netns") and ledgers.alive(step.pod.run, one)]
 
 

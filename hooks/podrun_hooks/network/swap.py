@@ -64,6 +64,8 @@ def take_over(step: Step, own: Facts, before: Step) -> None:
     new, old = _side(step), _side(before)
     ledger = new.ledger
     try:
+        # Whoever restores or checks ports meanwhile leaves these alone: both ledgers say that they are not theirs.
+        ledgers.note(old.fd, "holds", "no")
         for name in ledger.all("bridge"):
             directory = bridges.directory(step.pod.run, name)
             plain = [cidr.partition("/")[0] for cidr in own["addresses"]]
@@ -73,6 +75,7 @@ def take_over(step: Step, own: Facts, before: Step) -> None:
                 handover.move(step.pod, on, spec.each(step.options.publish), plain, new, old)
             names.remove(directory, names.mark(before), int(old.ledger.last("name") or -1))
             conntrack.forget_unanswered(lease.held(directory, bridges.pools_of(step.pod.run, name), old.ledger))
+        ledgers.note(new.fd, "holds", "yes")
     finally:
         os.close(new.fd)
         os.close(old.fd)

@@ -45,10 +45,7 @@ def move(pod: Pod, bridge: Bridge, wanted: Sequence[Publish], addresses: Sequenc
         line = line_of(publish, ports.target_of(publish, addresses), pod.tag)
         if line not in known:
             ledgers.note(new.fd, "publish", line)
-    # Whoever restores or checks ports meanwhile leaves these alone: both ledgers say that they are not theirs.
-    ledgers.note(old.fd, "holds", "no")
     _replace(bridge.table, list(noted(old.ledger)), elements)
-    ledgers.note(new.fd, "holds", "yes")
 
 
 def _replace(table: str, old: Sequence[Element], new: Sequence[Element]) -> None:
