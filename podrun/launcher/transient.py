@@ -11,8 +11,9 @@ import sys
 
 from podrun import jsontext
 from podrun.engine import state as states
-from podrun.errors import BUSY, CANNOT_CREATE, INTERNAL, UNAVAILABLE, Failure
+from podrun.errors import BUSY, CANNOT_CREATE, INTERNAL, UNAVAILABLE, WRONG_FILE, Failure
 from podrun.identity import Identity
+from podrun.options import Wrong
 from podrun.podfile.loader import PodText, StepText
 from podrun.systemd import notify, units
 from podrun.systemd.generator import declared
@@ -38,10 +39,12 @@ def start(text: PodText, host: Host) -> int:
         _run(["systemctl", "reset-failed", name], quiet=True)
     path = write(text, host)
     podrun = units.Command(_program(), ("--root", host.root, "--run", host.run))
+    try:
+        wanted = list(_settings(pod, podrun))
+    except Wrong as wrong:
+        raise Failure(f"{text.file or text.name}: {wrong.what}", code=WRONG_FILE) from None
     reloading = podrun.line("reload", "--resolved", units.quoted(path)) if text.reload == "swap" else ""
-    settings = [
-        (key, reloading if key == "ExecReload" and reloading else value) for key, value in _settings(pod, podrun)
-    ]
+    settings = [(key, reloading if key == "ExecReload" and reloading else value) for key, value in wanted]
     properties = [f"--property={key}={value}" for key, value in settings]
     argv = [
         "systemd-run",

@@ -161,7 +161,7 @@ def theirs(name: str) -> str:
 
 def _is_ours(path: str) -> bool:
     try:
-        return os.path.isfile(path) and _read(path).startswith("# Made by podrun of ")
+        return os.path.isfile(path) and _read(path).startswith("# Made by podrun ")
     except (OSError, UnicodeDecodeError):
         return False
 

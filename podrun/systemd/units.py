@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     #: Settings of a section: keys and values.
     Lines: TypeAlias = list[tuple[str, str]]
 
+#: Bytes of a line, LONG_LINE_MAX of systemd, with some for the key.
+_LONGEST = (1 << 20) - 256
 #: The absolute path that ExecStart= carries. A generator of its own has another one.
 PODRUN = "/usr/local/bin/podrun"
 ETC = "/etc/podrun"
@@ -423,8 +425,14 @@ def _seconds(seconds: float) -> str:
 
 
 def quoted(word: str, specifiers: str = "") -> str:
-    """A word for an Exec setting (systemd.service(5), "Command lines"); ``specifiers`` are added as they are."""
-    text = word.replace("\\", "\\\\").replace("%", "%%").replace("$", "$$").replace('"', '\\"') + specifiers
+    """A word for an Exec setting (systemd.service(5), "Command lines"); ``specifiers`` are added as they are.
+
+    Raises Wrong for what no command line can hold.
+    """
+    if "\0" in word or not _is_utf8(word):
+        raise Wrong(f"{word!r} cannot be a word of a command line")
+    text = word.replace("\\", "\\\\").replace("%", "%%").replace("$", "$$").replace('"', '\\"')
+    text = "".join(f"\\x{ord(c):02x}" if ord(c) < 32 or ord(c) == 127 else c for c in text) + specifiers
     plain = text and all(c.isalnum() or c in "/@._-+:=,%" for c in text)
     return text if plain else f'"{text}"'
 
@@ -436,8 +444,8 @@ def _with(settings: Lines, given: dict[str, Any], *, add: bool = False) -> Lines
     for key, value in given.items():
         for item in value if type(value) is list else [value]:
             word = ("yes" if item else "no") if type(item) is bool else str(item)
-            if "\n" in word or not (key.isascii() and key.isalnum()):
-                raise Wrong(f"{key!r} is not a setting of one line")
+            if not (key.isascii() and key.isalnum()):
+                raise Wrong(f"{key!r} is not a setting")
             lines.append((key, word))
     return lines
 
@@ -445,14 +453,35 @@ def _with(settings: Lines, given: dict[str, Any], *, add: bool = False) -> Lines
 def _text(pod: Pod, unit: Lines, service: Lines, install: dict[str, Any], socket: Lines | None = None) -> str:
     unit = [*unit, ("SourcePath", pod.file.replace("%", "%%"))]
     parts = [("Unit", unit), ("Service", service), ("Socket", socket or []), ("Install", _with([], install))]
-    blocks = ["\n".join([f"[{head}]", *(f"{key}={value}" for key, value in lines)]) for head, lines in parts if lines]
+    blocks = ["\n".join([f"[{head}]", *(_line(key, value) for key, value in lines)]) for head, lines in parts if lines]
     return f"# Made by podrun of {pod.file}; 'podrun unit' shows it.\n" + "\n\n".join(blocks) + "\n"
+
+
+def _line(key: str, value: str) -> str:
+    """A setting as one line of a unit file (systemd.syntax(7)). Raises Wrong for a value that would be more, or less.
+
+    For systemd's read_line() a carriage return and a NUL end a line, and a backslash at its end joins the next one.
+    """
+    backslashes = len(value) - len(value.rstrip("\\"))
+    if set(value) & set("\n\r\0") or backslashes % 2 or len(value) > _LONGEST or not _is_utf8(value):
+        raise Wrong(f"{key}= is not a setting of one line: {value[:200]!r}")
+    return f"{key}={value}"
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def broken(path: str, what: str, podrun: Command) -> dict[str, str]:
     """The unit of a pod file that cannot be read: starting it fails with the pod file's error. It starts at boot."""
     name = os.path.basename(path).removesuffix(".toml")
-    line = "".join(c if c.isprintable() else " " for c in what).replace("%", "%%")
+    line = "".join(c if c.isprintable() else " " for c in what).replace("%", "%%").rstrip("\\")
+    if not re.fullmatch(r"[A-Za-z0-9:_.@-]+", name):
+        raise Wrong(f"{path!r} cannot be the name of a unit")
     file = quoted(path.removesuffix("@.toml"), "@%i.toml") if name.endswith("@") else quoted(path)
     lines = [f"# {path}: {line}", "[Unit]", f"Description=podrun pod {name}: {line}", "", "[Service]", "Type=oneshot"]
     lines += [f"ExecStart={podrun.line('up', file)}"]
@@ -470,7 +499,8 @@ def links(name: str, text: str) -> list[str]:
             return []
         name = f"{stem}@{default}.{kind}"
     kinds = {"WantedBy": "wants", "RequiredBy": "requires"}
-    return [f"{target}.{kinds[key]}/{name}" for key, value in given if key in kinds for target in value.split()]
+    targets = [(target, kinds[key]) for key, value in given if key in kinds for target in value.split()]
+    return [f"{target}.{kind}/{name}" for target, kind in targets if re.fullmatch(r"[A-Za-z0-9:_.@\\-]+", target)]
 
 
 # --- the generator --------------------------------------------------------------------------------------------------
@@ -489,7 +519,11 @@ def generate(directory: str, podrun: Command, known: Mapping[str, Known], etc: s
             made = units(pod, podrun)
         except Exception as error:
             _tell(f"{path}: {error}")
-            made = broken(path, str(error), podrun)
+            try:
+                made = broken(path, str(error), podrun)
+            except Wrong as wrong:
+                _tell(str(wrong))
+                continue
         for unit, text in made.items():
             if unit in following.OF_ALL and unit in placed:
                 continue
@@ -532,6 +566,6 @@ def _tell(line: str) -> None:
     """One line for the journal: a generator has the kernel's log only (systemd.generator(7))."""
     try:
         with open("/dev/kmsg", "w", encoding="utf-8") as kmsg:
-            kmsg.write(f"<3>podrun-generator: {line}")
+            kmsg.write(f"<3>podrun-generator: {''.join(c if c.isprintable() else ' ' for c in line)}")
     except OSError:
         print(f"podrun-generator: {line}", file=sys.stderr)

@@ -110,7 +110,7 @@ def paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     "make",
     [
         lambda paths: (paths / "usr/nginx.service").write_text("[Service]\n"),
-        lambda paths: (paths / "etc/nginx.service").write_text("[Service]\n# Made by podrun of me\n"),
+        lambda paths: (paths / "etc/nginx.service").write_text("[Service]\n# not: # Made by podrun of me\n"),
         lambda paths: (paths / "etc/nginx.service").symlink_to("/dev/null"),
         lambda paths: (paths / "usr/nginx.service").symlink_to("nowhere"),
         lambda paths: (paths / "run/nginx.service").symlink_to(paths / "usr/www.service"),
