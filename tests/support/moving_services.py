@@ -60,10 +60,10 @@ class Moving(Services):
         os.makedirs(self.cgroup, exist_ok=True)
         assert syn_timer.attach(self.cgroup, {address: [50, 60]}) == ""
 
-    def calling_with(self, *words: str) -> subprocess.Popen[str]:
-        """The client's program in its pod."""
+    def calling_with(self, *words: str, pod: str = "app") -> subprocess.Popen[str]:
+        """The client's program in a pod."""
         join = 'test -z "$0" || echo $$ >"$0/cgroup.procs"; exec "$@"'
-        argv = ["sh", "-c", join, self.cgroup, *inside(self.facts["app"]["netns"]), self.program, *words]
+        argv = ["sh", "-c", join, self.cgroup, *inside(self.facts[pod]["netns"]), self.program, *words]
         return subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
 
     def load(self, address: str, seconds: float, *, threads: int = 4, pause: float = 0.002) -> subprocess.Popen[str]:

@@ -55,7 +55,7 @@ def running(run: str) -> str:
 
 def lock_of(run: str) -> str:
     """Whoever follows holds it; its content is the kind."""
-    return f"{wishes.directory(run)}/.follower"
+    return wishes.lock_of(run, "follower")
 
 
 def unit_of(run: str) -> str:

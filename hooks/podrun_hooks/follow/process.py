@@ -219,6 +219,7 @@ class Follower:
         sources = {wish.source for wish in found}
         for gone in set(self.followed) - sources:
             self.followed.pop(gone).client.close()
+            wishes.Leases(self.run).forget(gone)
         for source in sources:
             if source not in self.followed:
                 self.followed[source] = Followed(source, self.run)

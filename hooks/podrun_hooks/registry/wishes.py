@@ -174,6 +174,19 @@ class Leases:
             file.write(lease)
         os.rename(unfinished, path)
 
+    def forget(self, source: Source) -> None:
+        """Forgets the leases of a registry that nobody uses any more: they end by themselves."""
+        try:
+            names = os.listdir(self._directory)
+        except FileNotFoundError:
+            return
+        for name in names:
+            if name.startswith(f"{source.identity}-") and name.endswith(".lease"):
+                try:
+                    os.unlink(f"{self._directory}/{name}")
+                except FileNotFoundError:
+                    continue
+
     def _path(self, source: Source, ttl: float) -> str:
         return f"{self._directory}/{source.identity}-{ttl:g}.lease"
 
@@ -204,10 +217,15 @@ def held(run: str) -> int:
     return _locked(run, "addresses")
 
 
-def _locked(run: str, name: str) -> int:
-    """A descriptor of a lock beside those of pods, none of whose names begins with a dot. It is never unlinked."""
+def lock_of(run: str, name: str) -> str:
+    """The path of a lock, beside those of pods, none of whose names begins with a dot. It is never unlinked."""
     os.makedirs(f"{run}/locks", mode=0o700, exist_ok=True)
-    fd = os.open(f"{run}/locks/.registry-{name}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    return f"{run}/locks/.registry-{name}"
+
+
+def _locked(run: str, name: str) -> int:
+    """A descriptor of a lock."""
+    fd = os.open(lock_of(run, name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
     except BaseException:

@@ -1,0 +1,332 @@
+"""What stands between a pod and a service costs: throughput, latency and memory of the ambassador and of its peers.
+
+    bench/ambassador.py speed [SECONDS]    side by side: direct, nft, HAProxy, nginx, systemd-socket-proxyd, Envoy
+    bench/ambassador.py moves [NUMBER]     so many moves in good order and so many kill -9, each kind of registry
+    bench/ambassador.py delay [NUMBER]     from a record to switched traffic
+    bench/ambassador.py scale [SECONDS]    what leases and polls of many hosts cost etcd
+
+Peers that are not installed are passed over and named. The exit code is 1 when a figure misses its target.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+from podrun_hooks import ambassador
+from podrun_hooks.follow import begin
+from podrun_hooks.registry import connect, wishes
+from podrun_hooks.registry import source as sources
+from podrun_hooks.registry.record import Record
+from support import registry_servers
+from support.moving_services import Moving
+from support.network_case import inside
+
+TICK = os.sysconf("SC_CLK_TCK")
+missed: list[str] = []
+
+
+def target(what: str, good: bool) -> str:
+    """The word behind a figure; remembers what it misses."""
+    if not good:
+        missed.append(what)
+    return "" if good else "   <- misses its target"
+
+
+# --- speed ---------------------------------------------------------------------------------------------------------
+
+
+def peers(moving: Moving, backend: str) -> Iterator[tuple[str, str, list[str]]]:
+    """Other proxies: a name, the port that they take, and a command; files go to the pods' home."""
+    home = moving.home
+    if nginx := shutil.which("nginx"):
+        module = "/usr/lib/nginx/modules/ngx_stream_module.so"
+        load = f"load_module {module};\n" if os.path.exists(module) else ""
+        text = f"{load}daemon off; pid {home}/nginx.pid; error_log {home}/nginx.log; worker_processes 1;\n"
+        text += "events { worker_connections 4096; }\n"
+        text += f"stream {{ server {{ listen 127.0.0.1:7001; proxy_pass {backend}:5432; }} }}\n"
+        (home / "nginx.conf").write_text(text)
+        yield "nginx stream", "7001", [nginx, "-c", f"{home}/nginx.conf"]
+    proxyd = "/lib/systemd/systemd-socket-proxyd"
+    if os.path.exists(proxyd):
+        argv = ["systemd-socket-activate", "-l", "127.0.0.1:7002", proxyd, "--connections-max=4096", f"{backend}:5432"]
+        yield "systemd-socket-proxyd", "7002", argv
+    envoy = os.environ.get("ENVOY") or shutil.which("envoy")
+    if envoy:
+        place = {"socket_address": {"address": backend, "port_value": 5432}}
+        cluster = {
+            "name": "db", "type": "STATIC",
+            "load_assignment": {"cluster_name": "db",
+                                "endpoints": [{"lb_endpoints": [{"endpoint": {"address": place}}]}]},
+        }  # fmt: skip
+        kind = "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy"
+        proxy = {"name": "tcp", "typed_config": {"@type": kind, "stat_prefix": "db", "cluster": "db"}}
+        listener = {
+            "address": {"socket_address": {"address": "127.0.0.1", "port_value": 7003}},
+            "filter_chains": [{"filters": [proxy]}],
+        }
+        whole = {"static_resources": {"listeners": [listener], "clusters": [cluster]}}
+        (home / "envoy.json").write_text(json.dumps(whole))
+        argv = [envoy, "-c", f"{home}/envoy.json", "--concurrency", "1", "--disable-hot-restart", "-l", "error"]
+        yield "Envoy", "7003", argv
+    for name, found in (("nginx", nginx), ("Envoy", envoy)):
+        if not found:
+            print(f"({name} is not installed)")
+
+
+def memory(pid: int) -> float:
+    """PSS of a process and its children, MB."""
+    pids, total = [pid], 0.0
+    while pids:
+        one = pids.pop()
+        try:
+            total += int(Path(f"/proc/{one}/smaps_rollup").read_text().partition("Pss:")[2].split()[0]) / 1024
+            pids += map(int, Path(f"/proc/{one}/task/{one}/children").read_text().split())
+        except (OSError, IndexError):
+            continue
+    return total
+
+
+def once(moving: Moving, pod: str, host: str, port: str, seconds: float, *, plain: bool = True) -> dict[str, float]:
+    """One way to the service, from a pod. ``plain`` False: what is no HTTP does not get through."""
+    found: dict[str, float] = {"gbit": 0.0}
+    asked = [["ping", host, port, "8000"], ["load", host, port, "8", str(seconds), "0"]]
+    for words in ([["bulk", host, port, "2", str(seconds)]] if plain else []) + asked:
+        found |= moving.counted(moving.calling_with(*words, pod=pod))
+    return found
+
+
+def speed(seconds: float, rounds: int = 5) -> None:
+    """Side by side: all ways in turn, several times over, so that a busy moment is everybody's."""
+    moving = Moving(registry="file:", advertise="pod")
+    ways: dict[str, tuple[str, str, str, bool, int]] = {}
+    others: list[subprocess.Popen[bytes]] = []
+    try:
+        moving.start("b0")
+        backend = moving.facts["b0"]["addresses"][0].partition("/")[0]
+        moving.pod("bare")
+        ways["direct, no conntrack"] = ("bare", backend, "5432", True, 0)
+        address = moving.client("app")
+        ways["direct"] = ("app", backend, "5432", True, 0)
+        ways["nft (podrun)"] = ("app", address, "5432", True, 0)
+        for mode, step, port in (("tcp", "tcp", 6001), ("http", "http", 6002)):
+            table = {"registry": "file:", "via": "haproxy", "mode": mode}
+            facts = moving.do(ambassador, "app", step, service="db", port=port, **table)
+            way = ("app", "127.0.0.1", str(port), mode == "tcp", facts["process"]["pid"])
+            ways[f"HAProxy {mode} (podrun)"] = way
+        for name, port_, argv in peers(moving, backend):
+            process = subprocess.Popen([*inside(moving.facts["app"]["netns"]), *argv], stderr=subprocess.DEVNULL)
+            others.append(process)
+            ways[name] = ("app", "127.0.0.1", port_, True, process.pid)
+        time.sleep(2)
+        told: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
+        for _ in range(rounds):
+            for name, (pod, host, port_, plain, _) in ways.items():
+                told[name].append(once(moving, pod, host, port_, seconds, plain=plain))
+        sizes = {name: memory(way[4]) if way[4] else 0.0 for name, way in ways.items()}
+    finally:
+        for process in others:
+            process.terminate()
+            process.wait()
+        moving.close()
+    print(f"{'':26}{'Gbit/s':>8} {'kept p50/p99 us':>17} {'new p50/p99 us':>17} {'new/s':>8} {'MB':>6}")
+    medians = {}
+    for name, all_ in told.items():
+        row = {key: statistics.median(one[key] for one in all_) for key in all_[0] if key != "why"}
+        kept, new = f"{row['kept_p50']:.0f}/{row['kept_p99']:.0f}", f"{row['new_p50']:.0f}/{row['new_p99']:.0f}"
+        print(f"{name:26}{row['gbit']:8.1f} {kept:>17} {new:>17} {row['rate']:8.0f} {sizes[name]:6.1f}")
+        medians[name] = row
+    ratio = medians["nft (podrun)"]["gbit"] / medians["direct"]["gbit"]
+    print(f"nft moves {ratio:.2f} of what a direct connection does{target('throughput', ratio >= 0.95)}")
+
+
+# --- moves ---------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def registries() -> Iterator[Iterator[tuple[str, str]]]:
+    """Each kind of registry: its name and URL."""
+    servers = [registry_servers.etcd(), registry_servers.consul()]
+    try:
+        yield iter([("file", "file:"), ("etcd", servers[0].url), ("consul", servers[1].url)])
+    finally:
+        for server in servers:
+            server.close()
+
+
+@contextlib.contextmanager
+def following(url: str) -> Iterator[Moving]:
+    """Pods that use a registry, and the follower where it has a server."""
+    moving = Moving(registry=url, advertise="pod", drain="250ms")
+    os.makedirs(wishes.directory(moving.run), mode=0o700, exist_ok=True)
+    follower = subprocess.Popen(begin.command(moving.run, "unit")) if url != "file:" else None
+    try:
+        yield moving
+    finally:
+        moving.close()
+        if follower:
+            follower.send_signal(signal.SIGTERM)
+            follower.wait()
+
+
+def moves(number: int) -> None:
+    """Moves under load, with the timer that containers have."""
+    with registries() as kinds:
+        for name, url in kinds:
+            for kind, act in (("in good order", _gracefully), ("kill -9", _abruptly)):
+                with following(url) as moving:
+                    moving.start("b0")
+                    address = moving.client("app", registry=url)
+                    moving.timer(address)
+                    time.sleep(1)
+                    period = 0.8 if act is _gracefully else 1.7
+                    calling = moving.load(address, number * period + 1, pause=0.001)
+                    time.sleep(0.5)
+                    for n in range(number):
+                        began = time.monotonic()
+                        act(moving, f"b{n % 2}", f"b{(n + 1) % 2}")
+                        time.sleep(max(0.0, period - (time.monotonic() - began)))
+                    found = moving.counted(calling)
+                lost = found["reset"] + found["empty"]
+                fine = not found["connect"] and not found["timeout"] and (kind == "kill -9" or not lost)
+                waits = found["worst_connect"]
+                good = fine and waits <= (500 if kind == "kill -9" else 200)
+                words = f"{found['good']} requests, {found['connect']} connects failed, {lost} requests lost in flight"
+                print(f"{name:7}{number} x {kind:14} {words}, longest wait {waits:.0f} ms{target(name + kind, good)}")
+
+
+def _gracefully(moving: Moving, old: str, new: str) -> None:
+    moving.start(new)
+    time.sleep(0.25)
+    moving.stop(old)
+
+
+def _abruptly(moving: Moving, old: str, new: str) -> None:
+    moving.kill(old)
+    time.sleep(0.3)
+    moving.start(new)
+    moving.undo(old, "register")
+
+
+# --- delay ---------------------------------------------------------------------------------------------------------
+
+
+def delay(number: int) -> None:
+    """From the moment a record is written until the pod's calls are answered by what it leads to."""
+    with registries() as kinds:
+        for name, url in kinds:
+            with following(url) as moving:
+                address = moving.client("app", registry=url, hold="5min")
+                table = moving.started["app"].pod.tag
+                moving.pod("b0")
+                times = []
+                time.sleep(1)
+                for n in range(number):
+                    time.sleep(0.037 * (n % 7))
+                    began = time.monotonic()
+                    moving.start("b0")
+                    while "tcp . " not in moving.nft("app", "list", "map", "inet", table, "one"):
+                        pass
+                    times.append((time.monotonic() - began) * 1000)
+                    moving.stop("b0")
+                    while "tcp . " in moving.nft("app", "list", "map", "inet", table, "one"):
+                        time.sleep(0.02)
+                del address
+            print(f"{name:7} from start and record to switched traffic: median {statistics.median(times):.0f} ms, "
+                  f"worst {max(times):.0f} ms")  # fmt: skip
+
+
+# --- scale ---------------------------------------------------------------------------------------------------------
+
+
+def cpu(pid: int) -> float:
+    """Seconds of processor time."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICK
+
+
+def scale(seconds: float) -> None:
+    """Records on host leases, each host polling once a second and renewing every five."""
+    for hosts, each in ((15, 100), (150, 1000)):
+        server = registry_servers.etcd()
+        try:
+            assert server.process
+            pid = server.process.pid
+            began = time.monotonic()
+            clients = [connect(sources.parse(server.url)) for _ in range(hosts)]
+            leases = [client._grant(60, 10) for client in clients]
+            record = Record("web", "web", "host", "192.0.2.1", 80, ready=True, gen="g" * 32, boot_id="b" * 36)
+            for n, client in enumerate(clients):
+                for at in range(0, each, 100):
+                    keys = [f"/podrun/v1/svc/s{(n * each + at + k) // 5}/h{n}p{at + k}" for k in range(100)]
+                    puts = [{"key": _b64(key), "value": _b64(record.text), "lease": leases[n]} for key in keys]
+                    client._call("kv/txn", {"success": [{"requestPut": put} for put in puts]}, 10)
+            filled, used = time.monotonic() - began, cpu(pid)
+            share = _steady(pid, clients, leases, seconds, churn=False)
+            busy = _steady(pid, clients, leases, seconds, churn=True)
+            size = memory(pid)
+            words = f"{hosts * each} records on {hosts} leases in {filled:.0f} s ({used:.1f} s of etcd)"
+            limit = 3.0 if hosts == 15 else 25.0
+            told = f"steady {share:.1f} % of a core, with a change in every poll {busy:.1f} %, {size:.0f} MB"
+            print(f"{words}: {told}{target(f'{hosts} leases', share <= limit)}", flush=True)
+        finally:
+            server.close()
+
+
+def _steady(pid: int, clients: list[Any], leases: list[str], seconds: float, *, churn: bool) -> float:
+    services = [[f"s{(n * 7 + k) % 300}" for k in range(5)] for n in range(len(clients))]
+    for client, wanted in zip(clients, services, strict=True):
+        client.poll(wanted, seconds=10)
+    began, used, n = time.monotonic(), cpu(pid), 0
+    pause = 1.0 / len(clients)
+    while time.monotonic() - began < seconds:
+        at = n % len(clients)
+        if churn and not at:
+            clients[0]._put("/podrun/v1/svc/churn/x", f"{n}", leases[0], 10, None)
+        clients[at].poll(services[at], seconds=10)
+        if (n // len(clients)) % 5 == at % 5:
+            clients[at]._renewed(leases[at], 10)
+        n += 1
+        time.sleep(max(0.0, began + n * pause - time.monotonic()))
+    return 100 * (cpu(pid) - used) / (time.monotonic() - began)
+
+
+def _b64(text: str) -> str:
+    from podrun_hooks.registry.etcd import _b64 as encoded
+
+    return encoded(text)
+
+
+def main() -> int:
+    """Runs what the command line names."""
+    parts: dict[str, tuple[Callable[[Any], None], float]] = {
+        "speed": (speed, 1.5), "moves": (moves, 20), "delay": (delay, 15), "scale": (scale, 15),
+    }  # fmt: skip
+    words = sys.argv[1:]
+    names = [word for word in words if word in parts] or list(parts)
+    given = next((float(word) for word in words if word not in parts), None)
+    begin.ensure = lambda step: None  # the benchmark starts the followers itself
+    for name in names:
+        act, usual = parts[name]
+        print(f"--- {name}", flush=True)
+        value = usual if given is None else given
+        act(value if name in ("speed", "scale") else int(value))
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    tempfile.tempdir = "/run" if os.access("/run", os.W_OK) else None
+    sys.exit(main())
