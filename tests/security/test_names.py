@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from podrun.errors import WRONG_FILE, Failure
@@ -43,3 +45,20 @@ def test_a_host_name_of_ones_own_is_ones_own(place: Place) -> None:
     for name in ("web", "web.example.com", "dbx", "other"):
         place.up("web", hostname=name)
         place.down("web")
+
+
+def test_a_name_is_taken_on_the_bridge_of_its_pod_only(place: Place) -> None:
+    """Each project of several pods has a "db" on a bridge of its own."""
+    etc = Path("/etc/podrun")
+    file = etc / "podrun-test-db.toml"
+    etc.mkdir(exist_ok=True)
+    try:
+        file.write_text('chain = [ { hook = "network" } ]')
+        assert [problem.what for problem in place.check("web", hostname=file.stem)] == [
+            f"the host name {file.stem} is pod {file.stem}'s"
+        ]
+        assert place.check("web", hostname=file.stem, bridge="shop") == []
+        file.write_text('chain = [ { hook = "network", bridge = "shop" } ]')
+        assert len(place.check("web", hostname=file.stem, bridge="shop")) == 1
+    finally:
+        file.unlink()

@@ -109,12 +109,29 @@ def refuse_taken(step: Step, directory: str) -> None:
     taken = {name.lower(): known.mark for known in records.known(directory) for name in known.names}
     for name in (name.lower() for name in asked[:-1]):
         holder = taken.get(name, "").partition("/")[0].removeprefix(step.pod.tag.removesuffix(step.pod.name))
-        if not holder and os.path.exists(f"/etc/podrun/{name}.toml"):
+        if not holder and _may_join(f"/etc/podrun/{name}.toml", os.path.basename(directory), step):
             holder = name
         if holder and holder.partition("+")[0] != step.pod.name.partition("@")[0]:
             raise Failure(
                 f"the host name {name} is pod {holder}'s", code=WRONG_FILE, hint="choose another", key="hostname"
             )
+
+
+def _may_join(path: str, bridge: str, step: Step) -> bool:
+    """Whether there is such a pod file, and its pod would be on this bridge: names are a bridge's own.
+
+    The usual bridge is anybody's. Another one is of those whose files name it; what cannot be read could.
+    """
+    from podrun_hooks.network.bridge import default_name
+
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            text = file.read(1 << 20)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return bridge == default_name(step.pod) or bridge in text or "${" in text
 
 
 def names(hostname: str, pod: str) -> list[str]:
