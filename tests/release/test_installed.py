@@ -28,17 +28,33 @@ volumes = ["data:/data"]
 [install]
 WantedBy = "multi-user.target"
 """
+#: A project of two services, the second of which waits until the first is healthy.
+SHOP = """
+services:
+  db:
+    image: "host:"
+    command: sh -c "sleep 1; touch /tmp/ready; exec sleep infinity"
+    healthcheck: {test: [CMD, test, -e, /tmp/ready], interval: 1s}
+  web:
+    image: "host:"
+    command: sleep infinity
+    depends_on: {db: {condition: service_healthy}}
+"""
 #: What the booted host does, each line of its output a result.
 SCRIPT = """#!/bin/sh
 exec >/root/report 2>&1
 echo active: $(systemctl is-active web)
 pid=$(systemctl show -P MainPID web)
 echo payload: $(cat /proc/$pid/comm)
+podrun convert compose -o /etc/podrun /root/shop >/root/convert.log 2>&1 || cat /root/convert.log
+systemctl daemon-reload
+systemctl start shop-web
+echo shop: $(systemctl is-active shop-db shop-web) $(podrun exec shop-db test -e /tmp/ready && echo ready)
 echo kept >/var/lib/podrun/volumes/data/data/file
 dpkg -i /root/newer.deb >/root/upgrade.log 2>&1 || tail -3 /root/upgrade.log
 echo version: $(dpkg-query -W -f '${Version}' podrun)
 echo same: $([ "$(systemctl show -P MainPID web)" = $pid ] && systemctl is-active web)
-podrun ps -q
+echo pods: $(podrun ps -q)
 dpkg --purge podrun >/root/purge.log 2>&1 || tail -3 /root/purge.log
 echo after purge: $(cat /var/lib/podrun/volumes/data/data/file) $([ -d /proc/$pid ] && echo running)
 echo left: $(find / -xdev -name '*podrun*' -not -path '/root/*' -not -path '/etc/podrun*' -not -path '/var/lib/podrun*' -not -path '/var/log/*' -not -path '/var/lib/dpkg/info/*' | head -3)
@@ -112,6 +128,8 @@ def test_apt_installs_the_package_in_a_fresh_root_and_pods_outlive_upgrade_and_p
     assert told.returncode == 0, told.stderr
 
     (tree / "etc/podrun/web.toml").write_text(POD)
+    (tree / "root/shop").mkdir()
+    (tree / "root/shop/compose.yaml").write_text(SHOP)
     (tree / "etc/systemd/system/check.service").write_text(UNIT)
     (tree / "root/script").write_text(SCRIPT)
     shutil.copy(newer(package, tmp_path), tree / "root")
@@ -132,11 +150,11 @@ def test_apt_installs_the_package_in_a_fresh_root_and_pods_outlive_upgrade_and_p
     print(f"{suite}: booted, upgraded, purged: {time.monotonic() - began:.1f} s")
     report = (tree / "root/report").read_text().splitlines()
     assert report[:2] == ["active: active", "payload: sleep"], report
-    assert report[2].startswith("version: 9."), report
-    assert report[3:5] == ["same: active", "web"], report
-    assert report[5] == "after purge: kept running", report
-    assert report[6] == "left:", report
-    assert report[7] == "end", report
+    assert report[2] == "shop: active active ready", report
+    assert report[3].startswith("version: 9."), report
+    assert report[4:] == ["same: active", "pods: shop-db shop-web web", "after purge: kept running", "left:", "end"], (
+        report
+    )
 
 
 def test_lintian_finds_nothing(package):
