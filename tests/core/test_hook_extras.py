@@ -48,7 +48,7 @@ def test_the_table_knows_no_other_hook():
         (UsesVolumes, {"storage", "container"}),
         (RunsExecutables, set()),
         (Registers, {"register"}),
-        (ChecksChain, {"register"}),
+        (ChecksChain, {"register", "container"}),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

@@ -75,7 +75,9 @@ def followers(podrun):
 
 
 def test_in_the_foreground_podrun_keeps_the_record_itself(podrun, registry):
-    file = podrun.file("web", POD.format(url=registry.url))
+    ambassador = '[[chain]]\nhook = "ambassador"\nservice = "db"\nport = 5432\nregistry = "{url}"\n\n'
+    before, container, after = POD.partition('[[chain]]\nhook = "container"')
+    file = podrun.file("web", (before + ambassador + container + after).format(url=registry.url))
     process = podrun.start("up", file, stderr=subprocess.PIPE)
     until(lambda: records(registry) == ["web"])
     stays(registry)

@@ -265,6 +265,17 @@ def exposes(step: Step) -> Iterator[Exposure]:
     return of(step)
 
 
+def check_in_chain(step: Step, before: Sequence[Step]) -> list[Problem]:
+    """A container that may change the pod's network may also change where its ambassadors lead."""
+    options = step.options
+    added = {*options.capabilities.add, *options.cap_add}
+    maps = [other for other in before if other.hook == "ambassador" and getattr(other.options, "via", "") == "nft"]
+    if not maps or not added & {"NET_ADMIN", "ALL"}:
+        return []
+    what = f"with NET_ADMIN it can change where {maps[0].label} leads: that is advice for it then, not policy"
+    return [Problem(what, NOT_ALLOWED, fatal=False, key="cap_add")]
+
+
 def explain(step: Step) -> list[str]:
     """The commands of mount, nsenter and the runtime that do the same."""
     from podrun_hooks.container.by_hand import commands

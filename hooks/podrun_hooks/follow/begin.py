@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 RUN = "/run/podrun"
 #: What ``[defaults]``, tests and people without systemd say: "no".
 _VARIABLE = "PODRUN_SYSTEMD"
+#: What this process follows already: several steps of a pod need one child.
+_own: set[tuple[int, str]] = set()
 
 
 def ensure(step: Step) -> None:
@@ -31,7 +33,9 @@ def ensure(step: Step) -> None:
     if booted and _unit(run):
         return
     if step.pod.attached:
-        _start(run, "foreground")
+        if (os.getpid(), run) not in _own:
+            _start(run, "foreground")
+            _own.add((os.getpid(), run))
         return
     pid = _start(run, "sidekick")
     why = f"process {pid} stays and follows the registry: systemd does not run here"

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from podrun.errors import Failure
-from podrun_hooks import ambassador, register
+from podrun.hook import Step, read
+from podrun_hooks import ambassador, container, register
 from podrun_hooks.ambassador import targets
 from podrun_hooks.ambassador.targets import Target
 from podrun_hooks.registry import file, wishes
@@ -334,6 +335,23 @@ def test_thirty_steps_at_once_lose_no_update(services):
     assert services.call("app", address)[0] == "db3"
     table = services.started["app"].pod.tag
     assert "elements" not in services.nft("app", "list", "map", "inet", table, "many")
+
+
+@pytest.mark.parametrize(
+    ("table", "warned"),
+    [
+        ({"cap_add": ["NET_ADMIN"]}, True),
+        ({"capabilities": {"add": ["ALL"]}}, True),
+        ({"cap_add": ["SYS_TIME"]}, False),
+    ],
+)
+def test_check_warns_of_a_container_that_could_change_its_map(services, table, warned):
+    pod = services.step("any").pod
+    leading = Step(pod, "ambassador", "db", read(ambassador.Options, {"service": "db", "port": 1}))
+    step = Step(pod, "container", "main", read(container.Options, table))
+    problems = container.check_in_chain(step, [leading])
+    assert [(problem.fatal, problem.key) for problem in problems] == ([(False, "cap_add")] if warned else [])
+    assert container.check_in_chain(step, []) == []
 
 
 @pytest.mark.parametrize(
