@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from podrun import __version__
-from podrun.cli.output import Guarded, human, printed
+from podrun.cli.output import Guarded, human, printed, say
 from podrun.engine import hook_loader
 from podrun.engine import journal as journals
 from podrun.launcher.commands import host_of
@@ -25,10 +25,10 @@ def version(ctx: click.Context, form: str) -> None:
     """Print the version of podrun and of what it runs on."""
     about = {"podrun": __version__, "python": platform.python_version(), "kernel": platform.release()}
     if form == "json":
-        click.echo(json.dumps(about))
+        say(json.dumps(about))
         return
     for key, value in about.items():
-        click.echo(f"{key:8}{value}")
+        say(f"{key:8}{value}")
 
 
 @click.command(cls=Guarded)
@@ -51,7 +51,7 @@ def info(ctx: click.Context) -> None:
         "images": len(os.listdir(f"{store}/refs")) if os.path.isdir(f"{store}/refs") else 0,
         "hooks": hook_loader.names(),
     }
-    click.echo(json.dumps(whole, indent=2))
+    say(json.dumps(whole, indent=2))
 
 
 @click.group()

@@ -8,7 +8,7 @@ import sys
 
 import click
 
-from podrun.cli.output import Guarded
+from podrun.cli.output import Guarded, say
 from podrun.engine import hook_loader
 from podrun.errors import BUSY, CANNOT_CREATE, MALFORMED, UNAVAILABLE, WRONG_FILE, Failure
 from podrun.launcher.commands import host_of
@@ -43,7 +43,7 @@ def create(ctx: click.Context, names: tuple[str, ...]) -> None:
         _path(root, name, there=False)
     for name in names:
         hook_loader.part("storage", "volumes").provide(root, name)
-        click.echo(name)
+        say(name)
 
 
 @click.command("export", cls=Guarded)
@@ -98,7 +98,7 @@ def import_(ctx: click.Context, name: str, file: str) -> None:
     finally:
         if file != "-":
             os.close(source)
-    click.echo(name)
+    say(name)
 
 
 def _opened(path: str) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from podrun.cli.output import Guarded, printed
+from podrun.cli.output import Guarded, printed, say
 from podrun.cluster import agent, configuration, files, hosts, pacemaker, pods, rollout
 from podrun.cluster.pacemaker import State
 from podrun.cluster.programs import run_all
@@ -43,7 +43,7 @@ def export(words: Sequence[str], without_fencing: bool) -> None:
     """Print these pods, all that the cluster is to have, as configuration for crm."""
     wanted = rollout.read(words)
     statements = rollout.statements(wanted, None, fencing=not without_fencing)
-    click.echo(configuration.text(statements), nl=False)
+    say(configuration.text(statements), nl=False)
     _notes(wanted, fencing=not without_fencing)
 
 
@@ -63,7 +63,7 @@ def apply(words: Sequence[str], without_fencing: bool) -> None:
     pacemaker.load(statements, before)
     for name in sorted(wanted.texts):
         changed = [host for host, done in received.items() if set(done.written) & wanted.texts[name].keys()]
-        click.echo(f"{name}: {'on ' + ' '.join(sorted(changed)) if changed else 'unchanged'}")
+        say(f"{name}: {'on ' + ' '.join(sorted(changed)) if changed else 'unchanged'}")
         if changed and any(unit.pod == name and unit.machine for unit in state.units):
             tell(f"podrun: {name} runs as it was before; it takes its new file when it is started again")
     after = pacemaker.configured()
@@ -81,7 +81,7 @@ def _notes(wanted: rollout.Wanted, *, fencing: bool) -> None:
 def install_agent() -> None:
     """Install the resource agent, the generator of units and Pacemaker's order on this host."""
     for path in agent.install():
-        click.echo(path)
+        say(path)
 
 
 @group.command(name="receive", cls=Guarded, hidden=True)
@@ -92,13 +92,13 @@ def receive() -> None:
     done = files.receive(sent, pods.ETC)
     if done.written or done.removed:
         subprocess.run(["systemctl", "daemon-reload"], check=False, stdout=subprocess.DEVNULL, timeout=60)
-    click.echo(json.dumps(done._asdict()))
+    say(json.dumps(done._asdict()))
 
 
 @group.command(name="manifest", cls=Guarded, hidden=True)
 def manifest() -> None:
     """Print one word for the files that this host has of the cluster."""
-    click.echo(files.fingerprint(pods.ETC))
+    say(files.fingerprint(pods.ETC))
 
 
 # --- views ------------------------------------------------------------------------------------------------------------
@@ -196,7 +196,7 @@ def status(name: str) -> int:
     words = ["systemctl", "status", "--no-pager", "--full", "--", *_unit_names(_known(name, state))]
     code = 0
     for machine in _machines_of(name, state):
-        click.echo(f"--- {machine}")
+        say(f"--- {machine}")
         done = subprocess.run(hosts.command(machine, words), stdin=subprocess.DEVNULL, check=False, timeout=60)
         code = code or done.returncode
     return code
@@ -276,14 +276,14 @@ def move(name: str, machine: str, timeout: float) -> None:
         hint = f"'podrun cluster start {name}' first" if desired == "stopped" else f"'crm resource manage {name}' first"
         raise Failure(f"{name} is {desired}: the cluster does not move it", code=BUSY, hint=hint)
     if where == [machine]:
-        click.echo(f"{name}: is on {machine}")
+        say(f"{name}: is on {machine}")
         return
     pacemaker.move(identifier, machine)
     try:
         rollout.waited(lambda now: _is_on(name, machine, now), timeout, f"{name} is not on {machine}")
     finally:
         pacemaker.let_go(identifier)
-    click.echo(f"{name}: {where[0] if where else '-'} -> {machine}, {time.monotonic() - began:.1f} s")
+    say(f"{name}: {where[0] if where else '-'} -> {machine}, {time.monotonic() - began:.1f} s")
 
 
 def _single(name: str) -> str:
@@ -314,7 +314,7 @@ def start(name: str, timeout: float) -> None:
     pacemaker.forget_failures(configuration.resource(name))
     pacemaker.set_role(_placed(name), started=True)
     now = rollout.waited(lambda state: _runs(name, state), timeout, f"{name} is not started")
-    click.echo(f"{name}: on {' '.join(_machines_of(name, now))}")
+    say(f"{name}: on {' '.join(_machines_of(name, now))}")
 
 
 def _runs(name: str, state: State) -> bool:
@@ -328,7 +328,7 @@ def stop(name: str, timeout: float) -> None:
     """Have the cluster stop a pod, and keep it stopped until it is started again."""
     _known(name, pacemaker.state())
     _stop(name, timeout)
-    click.echo(f"{name}: stopped")
+    say(f"{name}: stopped")
 
 
 def _stop(name: str, timeout: float) -> None:
@@ -358,4 +358,4 @@ def rm(name: str, timeout: float) -> None:
         pacemaker.remove([*dict.fromkeys((_placed(name), configuration.resource(name)))])
     received = rollout.deliver(left, known, state, install.program())
     removed = sorted(host for host, done in received.items() if done.removed)
-    click.echo(f"{name}: removed from {' '.join(removed) or 'the cluster'}")
+    say(f"{name}: removed from {' '.join(removed) or 'the cluster'}")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from podrun.cli.output import Guarded
+from podrun.cli.output import Guarded, say
 from podrun.engine import hook_loader
 from podrun.errors import CANNOT_CREATE, INTERNAL, WRONG_FILE, Failure
 from podrun.messages import tell
@@ -70,9 +70,9 @@ def _finished(draft: Draft, output: str | None, force: bool, strict: bool) -> No
     if output is not None:
         _write(output, texts, force)
     elif len(texts) == 1 and not networks:
-        click.echo("".join(texts.values()), nl=False)
+        say("".join(texts.values()), nl=False)
     else:
-        click.echo("\n".join(f"# --- {name} ---\n{text}" for name, text in texts.items()), nl=False)
+        say("\n".join(f"# --- {name} ---\n{text}" for name, text in texts.items()), nl=False)
     if strict and any(note.by_hand for note in notes):
         raise Failure("something is left to be done by hand", code=WRONG_FILE, hint="the lines above say what")
 
@@ -142,7 +142,7 @@ def _write(directory: str, texts: Mapping[str, str], force: bool) -> None:
     except OSError as error:
         raise Failure(f"{error.filename}: {error.strerror}", code=CANNOT_CREATE) from None
     for path in paths:
-        click.echo(path)
+        say(path)
 
 
 def _pairs(words: Sequence[str], option: str) -> dict[str, str]:

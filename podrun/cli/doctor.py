@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import click
 
-from podrun.cli.output import Guarded, human, printed
+from podrun.cli.output import Guarded, human, printed, say
 from podrun.engine import hook_loader
 from podrun.engine import journal as journals
 from podrun.engine.state import state
@@ -95,5 +95,5 @@ def command(ctx: click.Context, form: str) -> int:
         printed([{"state": one.state, "what": one.what, "hint": one.hint} for one in found], form)
     else:
         for one in found:
-            click.echo(f"{one.state:4}  {one.what}{'; ' + one.hint if one.hint else ''}")
+            say(f"{one.state:4}  {one.what}{'; ' + one.hint if one.hint else ''}")
     return next((one.code for one in found if one.state == "fail"), 0)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import click
 
-from podrun.cli.output import Guarded, printed
+from podrun.cli.output import Guarded, printed, say
 from podrun.errors import UNAVAILABLE, Failure
 from podrun.launcher.commands import host_of, name_of
 
@@ -59,7 +59,7 @@ def history(ctx: click.Context, word: str, form: str) -> None:
         for change in past
     ]
     if form == "json":
-        click.echo(json.dumps(rows, indent=2))
+        say(json.dumps(rows, indent=2))
     else:
         printed(rows, form)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from podrun.cli.output import say
 from podrun.conformance import scaffold
 from podrun.engine import hook_loader
 from podrun.engine.segments import resolve
@@ -61,24 +62,24 @@ def describe(word: str, form: str) -> None:
             raise Failure(problem.what, code=problem.code, hint=problem.hint)
     about = _about(name, found)
     if form == "json":
-        click.echo(json.dumps(about, indent=2))
+        say(json.dumps(about, indent=2))
         return
-    click.echo(f"{name}: {about['doc']}\n")
+    say(f"{name}: {about['doc']}\n")
     for key in ("source", "takes", "gives", "resident"):
         value = about[key]
-        click.echo(f"{key:9} {', '.join(value) or 'nothing' if isinstance(value, list) else value}")
+        say(f"{key:9} {', '.join(value) or 'nothing' if isinstance(value, list) else value}")
     if found.Options is not None:
-        click.echo("\noptions")
+        say("\noptions")
         for option, field in found.Options._field_defaults.items():
             default = "required" if field.default is REQUIRED else f"default {field.default!r}"
-            click.echo(f"  {option} ({_kind(field.kind.schema)}, {default})\n      {field.doc}")
+            say(f"  {option} ({_kind(field.kind.schema)}, {default})\n      {field.doc}")
     elif about["schema"].get("properties"):
-        click.echo("\noptions")
+        say("\noptions")
         required = about["schema"].get("required", [])
         for option, declared in about["schema"]["properties"].items():
             default = f"default {declared['default']!r}" if "default" in declared else "optional"
             told = f"  {option} ({_kind(declared)}, {'required' if option in required else default})"
-            click.echo(f"{printable(told)}\n      {printable(str(declared.get('description', '')))}")
+            say(f"{printable(told)}\n      {printable(str(declared.get('description', '')))}")
 
 
 @hook.command(cls=_Guarded)
@@ -114,7 +115,7 @@ def test(ctx: click.Context, /, word: str, form: str, **given: Any) -> int:
 def new(word: str, language: str) -> None:
     """Write a hook to begin with, and its test, into a directory NAME."""
     for path in scaffold.write(word, language):
-        click.echo(path)
+        say(path)
 
 
 def _name(word: str) -> str:

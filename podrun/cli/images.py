@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from podrun.cli import in_use
-from podrun.cli.output import Guarded, human, printed
+from podrun.cli.output import Guarded, human, printed, say
 from podrun.engine import hook_loader
 from podrun.engine import journal as journals
 from podrun.engine import state as states
@@ -57,7 +57,7 @@ def import_(ctx: click.Context, path: str, name: str) -> None:
     with pull.teller(quiet=False) as teller:
         images = pull.store().import_(_host(ctx).root, path, teller.notify, name)
     for found in images:
-        click.echo(f"{found.digest}  {found.ref}")
+        say(f"{found.digest}  {found.ref}")
 
 
 @image.command(cls=Guarded)
@@ -67,7 +67,7 @@ def import_(ctx: click.Context, path: str, name: str) -> None:
 def tag(ctx: click.Context, ref: str, name: str) -> None:
     """Give an image of the store one more name."""
     found = pull.store().tag(_host(ctx).root, ref, name, os.getcwd())
-    click.echo(f"{found.digest}  {found.ref}")
+    say(f"{found.digest}  {found.ref}")
 
 
 @image.command(cls=Guarded)
@@ -76,7 +76,7 @@ def tag(ctx: click.Context, ref: str, name: str) -> None:
 def untag(ctx: click.Context, refs: Sequence[str]) -> None:
     """Remove names; what has no other name stays until 'podrun image prune'."""
     for ref in pull.store().untag(_host(ctx).root, list(refs), os.getcwd()):
-        click.echo(ref)
+        say(ref)
 
 
 @image.command(cls=Guarded)
@@ -96,7 +96,7 @@ def export(ctx: click.Context, ref: str, file: str, form: str) -> None:
         raise Failure("an archive is not for a terminal", code=WRONG_FILE, hint="name a file or use a pipe")
     path = file if file == "-" else os.path.abspath(file)
     digest = pull.store().export(_host(ctx).root, ref, path, form, os.getcwd())
-    click.echo(digest, err=file == "-")
+    say(digest, err=file == "-")
 
 
 @image.command(cls=Guarded)
@@ -132,7 +132,7 @@ def login(ctx: click.Context, registry: str, username: str, password_stdin: bool
     else:
         password = click.prompt("Password", hide_input=True, err=True)
     place = pull.store().login(registry, user, password)
-    click.echo(f"{registry}: logged in; kept in {place}")
+    say(f"{registry}: logged in; kept in {place}")
 
 
 @click.command(cls=Guarded)
@@ -141,7 +141,7 @@ def login(ctx: click.Context, registry: str, username: str, password_stdin: bool
 def logout(ctx: click.Context, registry: str) -> None:
     """Forget the name and password for a registry."""
     found = pull.store().logout(registry)
-    click.echo(f"{registry}: {'logged out' if found else 'was not logged in'}")
+    say(f"{registry}: {'logged out' if found else 'was not logged in'}")
 
 
 @image.command(cls=Guarded)
@@ -153,7 +153,7 @@ def ls(ctx: click.Context, form: str, quiet: bool) -> None:
     rows = [row._asdict() for row in pull.store().ls(_host(ctx).root)]
     if quiet:
         for row in rows:
-            click.echo(row["digest"])
+            say(row["digest"])
         return
     if form == "table":
         rows = [
@@ -173,7 +173,7 @@ def ls(ctx: click.Context, form: str, quiet: bool) -> None:
 @click.pass_context
 def inspect(ctx: click.Context, ref: str) -> None:
     """Print what the store knows of an image as JSON."""
-    click.echo(json.dumps(pull.store().inspect(_host(ctx).root, ref, os.getcwd()), indent=2))
+    say(json.dumps(pull.store().inspect(_host(ctx).root, ref, os.getcwd()), indent=2))
 
 
 @image.command(cls=Guarded)
@@ -224,5 +224,5 @@ def _is_meant(ref: str, patterns: Iterable[str]) -> bool:
 
 def _removed(removed: Any) -> None:
     for ref in removed.refs:
-        click.echo(f"removed {ref}")
-    click.echo(f"freed {human(removed.freed)}")
+        say(f"removed {ref}")
+    say(f"freed {human(removed.freed)}")

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import click
 
+from podrun.cli.output import say
 from podrun.engine import hook_loader
 from podrun.errors import BUSY, WRONG_FILE, Failure
 from podrun.hook_extras import UsesImages, UsesVolumes, offers
@@ -45,7 +46,7 @@ def is_agreed(names: Sequence[str], what: str, *, force: bool, dry_run: bool) ->
     """Says what would be removed, and asks. Raises Failure (WRONG_FILE) without a terminal to ask at."""
     for name in names:
         if dry_run or not force:
-            click.echo(f"would remove {what} {name}")
+            say(f"would remove {what} {name}")
     if dry_run or not names:
         return not dry_run
     if force:

@@ -30,7 +30,7 @@ from podrun.cli import (
     volumes,
 )
 from podrun.cli.images import image, login, logout
-from podrun.cli.output import human, printed
+from podrun.cli.output import human, printed, say
 from podrun.engine import hook_loader, segments
 from podrun.engine import journal as journals
 from podrun.engine import state as states
@@ -222,7 +222,7 @@ def ps(host: Host, form: str, quiet: bool, also_ended: bool, filters: Sequence[s
         rows = [row for row in rows if str(row[key]) == value]
     if quiet:
         for row in rows:
-            click.echo(row["name"])
+            say(row["name"])
     else:
         printed(rows, form)
 
@@ -234,7 +234,7 @@ def inspect(host: Host, word: str) -> None:
     whole = views.inspect(host.run, name) or views.ended(host.run, name)
     if whole is None:
         raise Failure("there is no such pod", code=UNAVAILABLE, hint="'podrun ps -a' lists those that there are")
-    click.echo(json.dumps(whole, indent=2))
+    say(json.dumps(whole, indent=2))
 
 
 @_command(
@@ -352,7 +352,7 @@ def check(host: Host, word: str, security: bool) -> int:
         from podrun.cli.security import report
 
         for line in report(text, _pod(text, host)):
-            click.echo(line)
+            say(line)
         return 0
     code = said = 0
     for step, problem in _problems(text, host):
@@ -361,25 +361,25 @@ def check(host: Host, word: str, security: bool) -> int:
         kind = "error" if problem.fatal else "warning"
         at = launch.located(text, host, step.hook, step.name, problem.key or "hook")
         hint = f"; {problem.hint}" if problem.hint else ""
-        click.echo(f"{at}{label_of(step._asdict())}: {kind}: {problem.what}{hint}")
+        say(f"{at}{label_of(step._asdict())}: {kind}: {problem.what}{hint}")
         said += 1
         if problem.fatal:
             code = code or problem.code
     for section, key, what in settings.problems(text.sections):
         fatal = (section, key) == ("socket", "Accept")
         at = loader.line_of(text, (section, key))
-        click.echo(f"{at}[{section}]: {'error' if fatal else 'warning'}: {what}")
+        say(f"{at}[{section}]: {'error' if fatal else 'warning'}: {what}")
         said += 1
         code = code or (WRONG_FILE if fatal else 0)
     for what in [] if said or not text.sections else _verified(word, host):
-        click.echo(f"[unit]: warning: {what}")
+        say(f"[unit]: warning: {what}")
         said += 1
     for reason in _unswappable(text, host) if text.reload == "swap" and not code else ():
-        click.echo(f"{text.name}: reloading stops and starts it, two generations cannot run at once: {reason}")
+        say(f"{text.name}: reloading stops and starts it, two generations cannot run at once: {reason}")
     if text.placement:
-        click.echo(f"{text.name}: [placement] means nothing on one machine; 'podrun cluster export' shows its use")
+        say(f"{text.name}: [placement] means nothing on one machine; 'podrun cluster export' shows its use")
     if not said:
-        click.echo(f"{text.name}: {len(text.steps)} steps, nothing wrong")
+        say(f"{text.name}: {len(text.steps)} steps, nothing wrong")
     return code
 
 
@@ -425,24 +425,24 @@ def plan(host: Host, word: str, form: str, explain: bool) -> None:
     if form == "json":
         told = [{"step": label_of(step._asdict()), **problem._asdict()} for step, problem in problems]
         whole = {"pod": name, "up": steps, "problems": told, "down": undo, "placement": placement}
-        click.echo(json.dumps(whole, indent=2))
+        say(json.dumps(whole, indent=2))
         return
     for number, step in enumerate(steps, 1):
         notes = f"  ({', '.join(step['notes'])})" if step["notes"] else ""
         notes += f"  {step['path']}" if step.get("path") else ""
         options = " ".join(f"{key}={json.dumps(value)}" for key, value in step["options"].items())
-        click.echo(f"up   {number:2} {step['step']}{notes}  {options}".rstrip())
+        say(f"up   {number:2} {step['step']}{notes}  {options}".rstrip())
         for line in step.get("explain", ()):
-            click.echo(f"          {line}")
+            say(f"          {line}")
     for found, problem in problems:
-        click.echo(f"     {'!' if problem.fatal else '?'}  {label_of(found._asdict())}: {problem.what}")
+        say(f"     {'!' if problem.fatal else '?'}  {label_of(found._asdict())}: {problem.what}")
     for number, step in enumerate(undo, 1):
-        click.echo(f"down {number:2} {step['step']}")
+        say(f"down {number:2} {step['step']}")
     if placed := {key: value for key, value in placement.items() if value}:
         options = " ".join(f"{key}={json.dumps(value)}" for key, value in placed.items())
-        click.echo(f"in a cluster: {options}")
+        say(f"in a cluster: {options}")
     if not steps and not undo:
-        click.echo(f"{name}: nothing to start and nothing to undo: there is no such pod, and no {ETC}/{name}.toml")
+        say(f"{name}: nothing to start and nothing to undo: there is no such pod, and no {ETC}/{name}.toml")
 
 
 @_command(_word, _format, click.Option(["--svg"], is_flag=True, help="Print a picture instead of a table."))
@@ -455,7 +455,7 @@ def trace(host: Host, word: str, form: str, svg: bool) -> None:
     if svg:
         from podrun.cli import timeline_svg
 
-        click.echo(timeline_svg.svg(name, found), nl=False)
+        say(timeline_svg.svg(name, found), nl=False)
     else:
         printed(views.trace(found), form)
 
@@ -465,17 +465,17 @@ def gc(host: Host, only_check: bool) -> int:
     """Undo pods that are dead, failed or from before the reboot, and remove what belongs to none."""
     if only_check:
         for line in (lines := doctor.stale(host)):
-            click.echo(line)
+            say(line)
         return 1 if lines else 0
     for name in journals.pods(host.run):
         state = states.state(host.run, name)
         if state in ("dead", "failed", "absent") and launch.sweep(name, host):
-            click.echo(f"{name}: {state}")
+            say(f"{name}: {state}")
     cache.forget(cache.directory(host.run))
     exit_records.forget(host.run, journals.pods(host.run))
     for hook, collecting in hook_loader.offering(Collects):
         for line in collecting.collect(host.root, host.run, {*journals.pods(host.run)}, False):
-            click.echo(f"{hook}: {line}")
+            say(f"{hook}: {line}")
     return 0
 
 
@@ -504,30 +504,30 @@ def unit(host: Host, word: str | None, install: bool, uninstall: bool, install_g
     from podrun.systemd import install as installing
 
     if install_generator:
-        click.echo(generator.install(installing.program()))
+        say(generator.install(installing.program()))
     if word is None:
         if not install_generator:
             raise Failure("which pod's units?", code=WRONG_FILE, hint="podrun unit FILE|NAME")
         return
     if uninstall:
         for line in installing.uninstall(name_of(word, host)):
-            click.echo(line)
+            say(line)
         return
     made = installing.units(word, host)
     if install:
         for line in installing.install(made):
-            click.echo(line)
+            say(line)
         if not installing.starts_at_boot(made):
             host.report('nothing starts it at boot: the file has no [install] with WantedBy = "multi-user.target"')
         return
     for number, (name, text) in enumerate(made.items()):
-        click.echo(f"{chr(10) if number else ''}# {name}\n{text}", nl=False)
+        say(f"{chr(10) if number else ''}# {name}\n{text}", nl=False)
 
 
 @_command(click.Argument(["shell"], type=click.Choice(completion.SHELLS)))
 def completion_(host: Host, shell: str) -> None:
     """Print what makes a shell complete podrun's commands, options and pods."""
-    click.echo(completion.script(podrun, shell))
+    say(completion.script(podrun, shell))
 
 
 @_command()
@@ -536,7 +536,7 @@ def schema(host: Host) -> None:
     from podrun.podfile.jsonschema import schema as schema_of
 
     described = {name: hook_loader.described(name).get("options") for name in hook_loader.dropped_in()}
-    click.echo(json.dumps(schema_of(hook_loader.known(), described), indent=2))
+    say(json.dumps(schema_of(hook_loader.known(), described), indent=2))
 
 
 def _problems(text: loader.PodText, host: Host) -> list[tuple[loader.StepText, Any]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from podrun.cli.output import Guarded, printed
+from podrun.cli.output import Guarded, printed, say
 from podrun.engine import hook_loader
 from podrun.errors import UNAVAILABLE, Failure
 from podrun.launcher.commands import host_of
@@ -32,7 +32,7 @@ def ls(ctx: click.Context, form: str, quiet: bool) -> None:
     rows = _hook("inspect").networks(host_of(ctx.obj).run)
     if quiet:
         for row in rows:
-            click.echo(row["name"])
+            say(row["name"])
         return
     if form == "table":
         keys = ("name", "subnet", "subnet6", "leases")
@@ -64,12 +64,12 @@ def inspect(ctx: click.Context, name: str | None) -> None:
             }
         )
     if name is None:
-        click.echo(json.dumps(whole, indent=2))
+        say(json.dumps(whole, indent=2))
         return
     found = next((row for row in whole if row["name"] == name), None)
     if found is None:
         raise Failure(f"there is no bridge {name}", code=UNAVAILABLE, hint="'podrun network ls' lists those there are")
-    click.echo(json.dumps(found, indent=2))
+    say(json.dumps(found, indent=2))
 
 
 @group.command(cls=Guarded)
@@ -78,9 +78,9 @@ def reload(ctx: click.Context) -> None:
     """Make bridges, rules and published ports whole again, after somebody else has flushed the ruleset."""
     host = host_of(ctx.obj)
     for name in _hook("health").reload(host.run):
-        click.echo(name)
+        say(name)
     for problem in _hook("health").problems(host.run):
-        click.echo(f"warning: {problem.what}{'; ' + problem.hint if problem.hint else ''}", err=True)
+        say(f"warning: {problem.what}{'; ' + problem.hint if problem.hint else ''}", err=True)
 
 
 @group.command(cls=Guarded)
@@ -89,4 +89,4 @@ def reload(ctx: click.Context) -> None:
 def gc(ctx: click.Context, name: str) -> None:
     """Have the plugins of CNI network NAME drop every attachment that is not a living pod's (CNI 1.1)."""
     for plugin in _hook("cni").collect(host_of(ctx.obj).run, name):
-        click.echo(f"warning: {plugin} was not asked: it does not announce CNI 1.1", err=True)
+        say(f"warning: {plugin} was not asked: it does not announce CNI 1.1", err=True)

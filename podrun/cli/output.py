@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from podrun.launcher.commands import guarded
+from podrun.messages import printable
 
 
 class Guarded(click.Command):
@@ -18,18 +19,27 @@ class Guarded(click.Command):
         ctx.exit(guarded(lambda: super(Guarded, self).invoke(ctx), ctx.obj))
 
 
+def say(text: object = "", *, nl: bool = True, err: bool = False) -> None:
+    """The one writer of what commands print: names, labels and other people's words come as their escapes.
+
+    Lines and tabs stay; what a payload has written is not ours and goes out as it is (logs, exec, attach, cp).
+    """
+    lines = str(text).split("\n")
+    click.echo("\n".join("\t".join(map(printable, line.split("\t"))) for line in lines), nl=nl, err=err)
+
+
 def printed(rows: Sequence[dict[str, Any]], form: str) -> None:
     """Prints rows: a table for people, or JSON Lines."""
     if form == "json":
         for row in rows:
-            click.echo(json.dumps(row))
+            say(json.dumps(row))
         return
     if not rows:
         return
     table = [[head.upper() for head in rows[0]], *([_cell(value) for value in row.values()] for row in rows)]
     widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
     for cells in table:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
+        say("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
 
 
 def _cell(value: Any) -> str:

@@ -13,7 +13,7 @@ import click
 import psutil
 
 from podrun.cli import completion, views
-from podrun.cli.output import Guarded, printed
+from podrun.cli.output import Guarded, printed, say
 from podrun.engine import hook_loader
 from podrun.engine import journal as journals
 from podrun.engine import state as states
@@ -86,7 +86,7 @@ def kill(ctx: click.Context, words: Sequence[str], wanted: str, container: str) 
     host = host_of(ctx.obj)
     for running in [Running(host, word, container) for word in words]:
         foreground.send(running.resident, number)
-        click.echo(running.name)
+        say(running.name)
 
 
 @click.command(cls=Guarded)
@@ -158,9 +158,9 @@ def port(ctx: click.Context, word: str, wanted: str) -> None:
     for row in published:
         outside = f"[{row['ip']}]:{row['host']}" if ":" in row["ip"] else f"{row['ip']}:{row['host']}"
         if not wanted:
-            click.echo(f"{row['port']}/{row['proto']} -> {outside}")
+            say(f"{row['port']}/{row['proto']} -> {outside}")
         elif str(row["port"]) == number and row["proto"] == (protocol or "tcp"):
-            click.echo(outside)
+            say(outside)
             shown += 1
     if wanted and not shown:
         raise Failure(f"{name}: port {wanted} is not published", code=UNAVAILABLE, hint=f"'podrun port {name}' lists")
@@ -179,7 +179,7 @@ def _freezing(name: str, on: bool, doc: str) -> click.Command:
                     hook = offers(hook_loader.load(entry.step["hook"]), Controls)
                     if hook and journal.header and "process" in entry.facts:
                         hook.freeze(resolve(journal.header.pod, hook_loader.load(entry.step["hook"]), entry.step), on)
-            click.echo(running.name)
+            say(running.name)
 
     return command
 
@@ -212,7 +212,7 @@ def limits(
         raise Failure("name a limit greater than zero", code=WRONG_FILE, hint="--memory, --cpus, --pids")
     running = Running(host_of(ctx.obj), word, container)
     running.controls().limit(running.step(), wanted)
-    click.echo(running.name)
+    say(running.name)
 
 
 @click.command(cls=Guarded)
@@ -225,7 +225,7 @@ def diff(ctx: click.Context, word: str, container: str, form: str) -> None:
     running = Running(host_of(ctx.obj), word, container)
     given = merged([entry.facts for entry in states.entries(journals.journals(host_of(ctx.obj).run, running.name))])
     for kind, path in running.controls().changes(running.step(), given):
-        click.echo(json.dumps({"change": kind, "path": path}) if form == "json" else f"{kind} {click.unstyle(path)!s}")
+        say(json.dumps({"change": kind, "path": path}) if form == "json" else f"{kind} {click.unstyle(path)!s}")
 
 
 COMMANDS = (kill, top, port, pause, unpause, limits, diff)

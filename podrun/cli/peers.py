@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from podrun.cli import completion
-from podrun.cli.output import Guarded
+from podrun.cli.output import Guarded, say
 from podrun.engine import journal as journals
 from podrun.errors import WRONG_FILE, Failure
 from podrun.launcher import launch
@@ -77,7 +77,7 @@ def stop(ctx: click.Context, words: Sequence[str], every: bool, ignore: bool, fo
         raise Failure("name the pods, or say --all", code=WRONG_FILE)
     for name in journals.pods(host.run) if every else [name_of(word, host) for word in words]:
         launch.down(name, host, force=force)
-        click.echo(name)
+        say(name)
     return 0
 
 
@@ -90,7 +90,7 @@ def start(ctx: click.Context, words: Sequence[str]) -> None:
         given = {"word": word, "detach": True, "segment": "", "resolved": False}
         if code := act("up", {**ctx.obj, **given}):
             ctx.exit(code)
-        click.echo(word)
+        say(word)
 
 
 WORDS = {"stop": stop, "rm": stop, "start": start}

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from podrun.cli.output import Guarded, printed
+from podrun.cli.output import Guarded, printed, say
 from podrun.engine import hook_loader
 from podrun.errors import UNAVAILABLE, WRONG_FILE, Failure
 from podrun.hook import DURATION, Pod, Step, Wrong, read
@@ -34,7 +34,7 @@ def ls(ctx: click.Context, url: str, form: str, quiet: bool) -> None:
     names = asking.services(source)
     if quiet:
         for name in names:
-            click.echo(name)
+            say(name)
         return
     printed([_row(record) for name in names for record in _records(asking, source, name)], form)
 
@@ -82,7 +82,7 @@ def watch(ctx: click.Context, service: str, url: str) -> None:
     """Print a line of JSON each time the records of SERVICE, or of any service, change."""
     asking, source = _opened(ctx, url)
     for name, records in asking.changes(source, service):
-        click.echo(json.dumps({"service": name, "records": [_row(record) for record in records]}))
+        say(json.dumps({"service": name, "records": [_row(record) for record in records]}))
 
 
 @group.command(cls=Guarded)
@@ -107,7 +107,7 @@ def _records(asking: Any, source: Any, service: str) -> list[Any]:
     wrong: list[str] = []
     records: list[Any] = asking.records(source, service, wrong)
     for line in wrong:
-        click.echo(f"warning: {''.join(c if c.isprintable() else repr(c)[1:-1] for c in line)}", err=True)
+        say(f"warning: {''.join(c if c.isprintable() else repr(c)[1:-1] for c in line)}", err=True)
     return records
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from podrun.cli import backups, in_use
-from podrun.cli.output import Guarded, printed
+from podrun.cli.output import Guarded, printed, say
 from podrun.engine import hook_loader
 from podrun.engine import journal as journals
 from podrun.engine import state as states
@@ -71,7 +71,7 @@ def ls(ctx: click.Context, form: str, quiet: bool) -> None:
     rows = [_row(host, name, used) for name in _volumes().names(host.root)]
     if quiet:
         for row in rows:
-            click.echo(row["name"])
+            say(row["name"])
         return
     if form == "table":
         rows = [{**row, "modified": time.strftime("%Y-%m-%d %H:%M", time.localtime(row["modified"]))} for row in rows]
@@ -85,7 +85,7 @@ def inspect(ctx: click.Context, name: str) -> None:
     """Print what is known of a volume as JSON."""
     host = host_of(ctx.obj)
     _known(host, [name])
-    click.echo(json.dumps(_row(host, name, users(host)), indent=2))
+    say(json.dumps(_row(host, name, users(host)), indent=2))
 
 
 @group.command(cls=Guarded)
@@ -102,7 +102,7 @@ def rm(ctx: click.Context, names: Sequence[str]) -> None:
             raise Failure(f"volume {name} is used by {pods}", code=BUSY, hint=f"'podrun down {used[name][0]}' first")
     for name in names:
         _volumes().remove(host.root, name)
-        click.echo(f"removed {name}")
+        say(f"removed {name}")
 
 
 @group.command(cls=Guarded)
@@ -117,12 +117,12 @@ def prune(ctx: click.Context, named: bool, force: bool, dry_run: bool) -> None:
     used = users(host)
     gone = [name for name in _volumes().names(host.root) if name not in used and not in_use.is_in(name, patterns)]
     if gone and not named:
-        click.echo(f"no pod uses {', '.join(gone)}; --all removes named volumes")
+        say(f"no pod uses {', '.join(gone)}; --all removes named volumes")
         return
     if in_use.is_agreed(gone, "volume", force=force, dry_run=dry_run):
         for name in gone:
             _volumes().remove(host.root, name)
-            click.echo(f"removed {name}")
+            say(f"removed {name}")
 
 
 def _known(host: Host, names: Sequence[str]) -> None:

@@ -8,6 +8,7 @@ import time
 
 from podrun.engine import hook_loader
 from podrun.launcher import foreground
+from podrun.messages import tell
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class _Lines:
         status = next((line[7:] for line in assignments.splitlines() if line.startswith("STATUS=")), "")
         if status and time.monotonic() - self.last >= 1.0:
             self.last = time.monotonic()
-            print(status, file=sys.stderr, flush=True)
+            tell(status)
 
 
 class _Silence(_Lines):

@@ -227,8 +227,11 @@ class _Log:
             self._pass_on(self.rest)
 
     def _pass_on(self, line: bytes | bytearray) -> None:
+        text = line.decode(errors="replace")
+        if not text.isprintable():  # the terminal is not the executable's to talk to
+            text = "".join(c if c.isprintable() or c == "\t" else repr(c)[1:-1] for c in text)
         try:
-            os.write(2, self.prefix + line + b"\n")
+            os.write(2, self.prefix + text.encode() + b"\n")
         except OSError:
             pass  # nobody reads our standard error any more: no reason to stop a step
 

@@ -79,7 +79,8 @@ def pull(
         except Failure as failure:
             if policy == "newer" and known and failure.code == UNAVAILABLE and proved(root, demands, known.digest):
                 notify(f"STATUS={failure.what}; going on with what is stored")
-                print(f"podrun: warning: {failure.what}; going on with what is stored", file=sys.stderr, flush=True)
+                said = failure.what if failure.what.isprintable() else ascii(failure.what)
+                print(f"podrun: warning: {said}; going on with what is stored", file=sys.stderr, flush=True)
                 return layout.image(root, known)
             raise
         except OSError as error:
