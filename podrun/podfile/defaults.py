@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 PATH = "/etc/podrun/podrun.toml"
 #: The keys of [pod] that may have a default.
 _POD_KEYS = ("userns",)
+#: Keys that hooks read themselves, whichever step asks: where services are registered, and by which address.
+_READ_ELSEWHERE = ("registry", "advertise")
 
 
 class Defaults(NamedTuple):
@@ -73,6 +75,8 @@ def _read(text: Source, tables: dict[str, Any]) -> Defaults:
     pod: dict[str, Any] = {}
     steps: dict[str, dict[str, Any]] = {}
     for key, value in table.items():
+        if key in _READ_ELSEWHERE:
+            continue
         if type(value) is dict:
             if misplaced := [word for word in value if word in COMMON]:
                 raise Wrong(f"{misplaced[0]} is no option of a hook", ("defaults", key, misplaced[0]))
@@ -80,7 +84,7 @@ def _read(text: Source, tables: dict[str, Any]) -> Defaults:
         elif key in _POD_KEYS:
             pod[key] = value
         else:
-            what = unknown(key, _POD_KEYS)
+            what = unknown(key, [*_POD_KEYS, *_READ_ELSEWHERE])
             raise Wrong(f"{what}; options of a hook stand in a table, such as [defaults.container]", ("defaults", key))
     try:
         read(PodTable, pod)
