@@ -1,4 +1,4 @@
-"""The entry point: what podrun.arguments knows goes straight to the launcher, everything else to click."""
+"""The entry point: what podrun.launcher.arguments knows goes straight to the launcher, everything else to click."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def main() -> None:
     try:
         code = run(sys.argv[1:])
     except KeyboardInterrupt:
-        code = 130  # before there was anything to tell
+        code = 130  # before there was anything to report
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def _hear_interrupts() -> None:
-    """Makes Ctrl-C an exception again, which commands tell of; bin/podrun had it end the process."""
+    """Makes Ctrl-C an exception again, which commands report; bin/podrun had it end the process."""
     import signal
 
     if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
@@ -53,7 +53,7 @@ def _hear_interrupts() -> None:
 
 
 def _have_standard_streams() -> None:
-    """Opens those of the descriptors 0, 1 and 2 that podrun was started without: no lock and no journal must be one."""
+    """Opens those of the descriptors 0, 1 and 2 that are closed, so that no lock and no journal gets such a number."""
     for fd, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
         try:
             os.fstat(fd)

@@ -41,7 +41,7 @@ class Failure(Exception):
         self.code = code
         self.hint = hint
         self.key = key
-        #: The hook and the name of the step that it befell.
+        #: The hook and the name of the step that failed.
         self.step = ("", "")
         #: What else is wrong, each to be told in a line of its own.
         self.others: list[Failure] = []

@@ -8,16 +8,16 @@ from podrun.errors import STEP_FAILED, Failure, Interrupted
 
 
 def printable(line: str) -> str:
-    """What is not printable is shown as its escape, so that nobody forges a line or talks to the terminal."""
+    """Shows unprintable characters as escapes, so that no text can forge a line or control the terminal."""
     if line.isprintable():
         return line
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in line)
 
 
 def tell(line: str) -> None:
-    """A line on standard error. That nobody reads it any more is no reason to stop anything.
+    """Prints a line on standard error. A reader that has gone away is no reason to stop.
 
-    Images, runtimes and payloads have their words in it.
+    The line may quote images, runtimes and payloads.
     """
     try:
         print(printable(line), file=sys.stderr, flush=True)
@@ -44,4 +44,4 @@ def report(error: BaseException, subject: str, debug: bool) -> int:
 
 
 def quiet(*_: object) -> None:
-    """Says nothing: the callback of whoever does not want to hear."""
+    """Does nothing: the callback of a caller that wants no reports."""

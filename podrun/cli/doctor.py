@@ -30,7 +30,11 @@ def findings(host: Host) -> Iterator[Finding]:
     yield _systemd()
     yield _cgroups()
     if generator.is_stale():
-        yield Finding("warn", f"{generator.PATH} is not of this podrun", "podrun unit --install-generator")
+        yield Finding(
+            "warn",
+            f"{generator.PATH} was made by another version of podrun, or for other hooks",
+            "podrun unit --install-generator",
+        )
     yield from _room(host)
     for _, diagnosing in hook_loader.offering(Diagnoses):
         yield from diagnosing.diagnose(host.root, host.run)

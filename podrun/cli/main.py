@@ -256,7 +256,7 @@ def logs(host: Host, word: str, container: str, follow: bool) -> None:
         show_entries(header.pod.unit, header.pod.invocation, process["pid"], process["start"], follow=follow)
         return
     if not path:
-        raise Failure("its output went where podrun's own went", code=UNAVAILABLE)
+        raise Failure("its output was not captured: it went to podrun's own standard output", code=UNAVAILABLE)
     with _plain(path) as file:
         while True:
             running = alive(process["pid"], process["start"])

@@ -1,4 +1,4 @@
-"""The conformance kit: puts one hook through what happens to hooks, and tells what it did not survive.
+"""The conformance kit: runs one hook through failure scenarios and reports violations of the contract.
 
 Every verb runs in a child of its own, so that it can be killed at any moment. The kit is the subreaper of these
 children: whatever a hook leaves running becomes a child of the kit, and is seen.
@@ -352,7 +352,7 @@ class Kit:
             file.seek(0)
             answer = file.read()
         told: dict[str, Any] = (
-            json.loads(answer) if answer else {"kind": "killed", "what": f"no end after {PATIENCE:g} s"}
+            json.loads(answer) if answer else {"kind": "killed", "what": f"timed out after {PATIENCE:g} s"}
         )
         return Ended(
             told["kind"], told.get("facts") or {}, told.get("what", ""), told.get("code", 0), seconds,
@@ -371,7 +371,7 @@ class Kit:
                 time.sleep(2 * PATIENCE)
 
         def late(*_: object) -> None:
-            raise Failure(f"no end after {HANGING:g} s")
+            raise Failure(f"timed out after {HANGING:g} s")
 
         try:
             os.dup2(self.log.fileno(), 2)

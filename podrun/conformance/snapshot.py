@@ -1,4 +1,4 @@
-"""What the conformance kit sees of the machine, and a corner of the machine of its own for it to look at."""
+"""Snapshots of the machine's state for the conformance kit, and the namespaces that it isolates itself in."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def mounts() -> list[tuple[str, str]]:
 
 
 def orphans() -> Iterator[tuple[int, str]]:
-    """The living children of this process; dead ones are buried on the way."""
+    """The living children of this process; zombies are reaped on the way."""
     try:
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass

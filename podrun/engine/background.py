@@ -29,7 +29,7 @@ else:
 
 _PR_SET_PDEATHSIG = 1
 _SIGKILL = 9
-#: Seconds after its time that a child has for saying that it was late.
+#: Seconds past its deadline in which a child can still report that it timed out.
 _GRACE = 2.0
 
 
@@ -55,7 +55,7 @@ class Background(NamedTuple):
         status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         os.close(self.pipe)
         if not answer:
-            raise Failure(f"its process in the background ended with {status} and said nothing")
+            raise Failure(f"its background process ended with {status} and gave no answer")
         told = jsontext.loads(answer)
         if "failure" in told:
             what, code, hint, key = told["failure"]
@@ -64,7 +64,7 @@ class Background(NamedTuple):
         return facts
 
     def _answer(self) -> str | None:
-        """What the child says until it ends; None: it does not, long after its time (a hook may be deaf to signals)."""
+        """The child's answer, read to its end; None when the child outlives its deadline and the grace."""
         poll = select.poll()
         poll.register(self.pipe, select.POLLIN)
         deadline = self.began + self.timeout + _GRACE

@@ -1,4 +1,4 @@
-"""How long a verb may take: a step's ``timeout`` interrupts the hook that is at work."""
+"""The deadline of a verb: a step's ``timeout`` interrupts the hook that is at work."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ else:
 
 def late(seconds: float) -> Failure:
     """The Failure of what took longer than ``seconds``."""
-    return Failure(f"no end after {seconds:g} s", hint="'timeout' of the step says how long it may take")
+    return Failure(f"timed out after {seconds:g} s", hint="'timeout' of the step says how long it may take")
 
 
 class limit:  # noqa: N801  # reads as a word: with limit(5.0)

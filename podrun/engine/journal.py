@@ -267,7 +267,7 @@ class Writer:
             raise Failure(f"{self.path}: {os.strerror(errno.ENOSPC)}", code=CANNOT_CREATE)
 
     def _append_if_possible(self, line: Mapping[str, Any]) -> None:
-        """What is only told while undoing: a full disk must not keep a pod from being removed."""
+        """Appends as far as possible during an undo: a full disk must not keep a pod from being removed."""
         try:
             self._append(line)
         except Failure:

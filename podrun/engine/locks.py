@@ -1,4 +1,4 @@
-"""A pod's lock: one podrun at a time works on a pod."""
+"""A pod's lock: only one podrun at a time works on a pod."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def state(run: str, name: str) -> str:
 
 
 def standing(found: Sequence[Journal]) -> str:
-    """up, dead or failed: how a pod stands that no podrun is at work on. For whoever holds the lock."""
+    """up, dead or failed: the state of a pod that no podrun is working on. The caller holds its lock."""
     if any(journal.stopping for journal in found) or not all(journal.ready for journal in found):
         return "failed"
     if any(journal.header and journal.header.boot_id != boot_id() for journal in found):

@@ -48,7 +48,7 @@ def pull(given: dict[str, Any], host: Host) -> int:
     return 0
 
 
-# --- how far it is
+# --- progress
 
 
 class _Lines:

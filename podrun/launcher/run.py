@@ -33,7 +33,7 @@ def start(pod: dict[str, Any], given: dict[str, Any], host: Host) -> int:
         return 0
     if given["restart"] not in ("", "no") and not (given["detach"] and notify.booted()):
         raise Failure(
-            "nobody would restart it", code=UNAVAILABLE, hint="--restart takes -d, and a machine run by systemd"
+            "--restart needs -d on a host that systemd runs", code=UNAVAILABLE, hint="systemd does the restarting"
         )
     if given["detach"] and not given["tty"]:
         from podrun.launcher import detach
@@ -42,7 +42,9 @@ def start(pod: dict[str, Any], given: dict[str, Any], host: Host) -> int:
     if not given["tty"]:
         return launch.up(text, host, interactive=given["interactive"])
     if given["detach"]:
-        raise Failure("-t needs somebody at the terminal", code=WRONG_FILE, hint="leave out -d, or -t")
+        raise Failure(
+            "-t cannot be used with -d: nobody would be at the terminal", code=WRONG_FILE, hint="leave out -d, or -t"
+        )
     from podrun.launcher.terminal import Terminal
 
     directory = journals.directory(host.run, name)

@@ -1,6 +1,6 @@
-"""TOML that has been parsed before: running tomllib costs 12 ms of a start, reading its result back next to nothing.
+"""A cache of parsed TOML: running tomllib costs 12 ms of a start, reading its result back next to nothing.
 
-Results lie in the run directory under the hash of the text that they are the result of, so none is ever out of date;
+Results are in the run directory under the hash of the text that they were parsed from, so none is ever out of date;
 ``gc`` removes them all. A directory that somebody else could write to is not used.
 """
 
@@ -67,7 +67,7 @@ class Results:
                     file.write(content)
                 os.rename(unfinished, path)
         except OSError:
-            pass  # a disk that is full or read-only has more important things to say
+            pass  # a full or read-only disk is reported where it matters
 
     def _path(self, text: str) -> str:
         from _blake2 import blake2b

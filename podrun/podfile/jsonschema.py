@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from podrun.hook import Hook
 
-#: A string that only the start completes: its shape cannot be told before.
+#: A string with a variable: its shape can only be checked once the variable has been substituted.
 _VARIABLE = {"type": "string", "pattern": r"\$\{|%i"}
 
 

@@ -339,7 +339,7 @@ def _step(values: dict[str, Any], hook: Hook, later: Sequence[str], known: bool)
 
 def _check_resident(common: dict[str, Any], later: Sequence[str]) -> None:
     if common["background"]:
-        raise Wrong("background is not for a step that leaves a process running", ("background",))
+        raise Wrong("a step that leaves a process running cannot be in the background", ("background",))
     # It names a unit, a journal and a cgroup, beside those of the pod segment and of the launcher.
     if common["name"] in ("pod", "podrun"):
         raise Wrong(f"{common['name']!r} is podrun's own name: choose another step name", ("name",))

@@ -1,4 +1,4 @@
-"""The keys that a pod file has whatever its hooks are, declared as hooks declare their options."""
+"""The keys that every pod file may have, whichever hooks it names; declared as hooks declare their options."""
 
 from __future__ import annotations
 

@@ -62,8 +62,8 @@ def units(word: str, host: Host) -> dict[str, str]:
     asked = text.sections.get("service", {}).get("WatchdogSec")
     if asked and not any(_answers_the_watchdog(step) for step in text.steps):
         host.report(
-            f"nobody will answer WatchdogSec={asked}, and systemd will kill the container: "
-            'it takes live = { ... }, or ready = { notify = "direct" }'
+            f"nothing answers WatchdogSec={asked}: systemd will kill the container; "
+            'set live = { ... }, or ready = { notify = "direct" }'
         )
     for setting in text.sections.get("service", {}):
         if setting in NAMESPACED:

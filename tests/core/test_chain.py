@@ -148,7 +148,7 @@ def test_a_failure_elsewhere_ends_what_runs_in_the_background(hooks, tmp_path):
 def test_a_background_step_has_no_more_time_than_its_timeout(hooks, tmp_path):
     hooks.add("slow", {"image": "app"}, during=lambda *_: time.sleep(60))
     hooks.add("a")
-    with pytest.raises(Failure, match=r"slow: no end after 0.1 s; 'timeout' of the step .*; undone: a, slow"):
+    with pytest.raises(Failure, match=r"slow: timed out after 0.1 s; 'timeout' of the step .*; undone: a, slow"):
         up(hooks, tmp_path, step("slow", background=True, timeout=0.1), step("a"))
 
 
@@ -158,7 +158,7 @@ def test_a_background_step_that_is_deaf_is_killed_soon_after_its_time(hooks, tmp
     hooks.add(
         "slow", {"image": "app"}, during=lambda *_: (signal.pthread_sigmask(signal.SIG_BLOCK, deaf), time.sleep(60))
     )
-    with pytest.raises(Failure, match=r"slow: no end after 0.1 s"):
+    with pytest.raises(Failure, match=r"slow: timed out after 0.1 s"):
         up(hooks, tmp_path, step("slow", background=True, timeout=0.1))
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, 0)
@@ -248,7 +248,7 @@ def test_a_journal_of_an_earlier_boot_is_undone_with_empty_facts(hooks, tmp_path
 
 def test_a_step_that_takes_too_long_is_interrupted(hooks, tmp_path):
     hooks.add("a", during=lambda *_: time.sleep(30))
-    with pytest.raises(Failure, match=r"a: no end after 0.1 s"):
+    with pytest.raises(Failure, match=r"a: timed out after 0.1 s"):
         up(hooks, tmp_path, step("a", timeout=0.1))
 
 

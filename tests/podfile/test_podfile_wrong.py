@@ -153,7 +153,7 @@ def test_a_wrong_pod_table_is_refused(tmp_path, pod, message):
         ("name = 'pod'", "'pod' is podrun's own name: choose another step name"),
         ("optional = 'yes'", "optional: expected true or false, not a string"),
         ("background = 1", "background: expected true or false, not an integer"),
-        ("background = true", "background is not for a step that leaves a process running"),
+        ("background = true", "a step that leaves a process running cannot be in the background"),
         ("timeout = true", "timeout: expected a time span such as '20s' or '1min 30s' (systemd.time(7)), not True"),
         ("for = 'app'", "for: expected an array, not a string"),
         ("for = [1]", "for: expected a string, not an integer"),

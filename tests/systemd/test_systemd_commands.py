@@ -164,4 +164,4 @@ def test_the_generator_knows_the_resident_hooks_of_installed_packages(pods):
 def test_a_watchdogsec_that_nobody_will_answer_is_told_of(pods):
     pods.file("web", IMAGE + container(PATIENT) + '[service]\nWatchdogSec = "5s"\n')
     done = sh("podrun", "unit", "web")
-    assert "nobody will answer WatchdogSec=5s" in done.stderr
+    assert "nothing answers WatchdogSec=5s" in done.stderr

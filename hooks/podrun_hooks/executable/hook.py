@@ -27,7 +27,7 @@ default_name = ""
 
 #: Seconds that a verb may take unless the step's ``timeout`` says otherwise: systemd's DefaultTimeoutStartSec.
 PATIENCE = 90.0
-#: Seconds for describe: somebody waits for nothing but words.
+#: Seconds for describe: a person waits for the answer.
 _SAYING = 5.0
 #: Where executables are found by their names: the administrator's first, then those of packages.
 DIRECTORIES = ("/etc/podrun/hooks.d", "/usr/lib/podrun/hooks")
@@ -212,7 +212,7 @@ def _problem(told: Any) -> Problem:
         return Problem(str(told), fatal=False)
     code = told.get("code")
     return Problem(
-        str(told.get("what") or "a problem without words"),
+        str(told.get("what") or "(no description)"),
         code if code in OF_A_STEP else STEP_FAILED,
         str(told.get("hint") or ""),
         fatal=told.get("fatal") is True,

@@ -27,7 +27,7 @@ _LINE = 1 << 16
 
 
 class Patience:
-    """The moment until which an executable may take. ``firm``: what it says of needing longer is only passed on."""
+    """The deadline of one verb. ``firm``: the executable's EXTEND_TIMEOUT_USEC= is passed on but does not move it."""
 
     def __init__(self, seconds: float, *, firm: bool) -> None:
         self.deadline = time.monotonic() + seconds
