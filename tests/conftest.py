@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,3 +83,38 @@ def nothing_left(podrun):
     before = listing(podrun.run, podrun.root)
     yield
     assert not settled(podrun.run, podrun.root, before)
+
+
+@pytest.fixture(scope="module")
+def dockerd() -> Iterator[None]:
+    """A dockerd of the test's own, on a socket with a short name, without a network."""
+    if not shutil.which("dockerd"):
+        pytest.skip("dockerd is not installed")
+    pytest.importorskip("docker")
+    place = Path(tempfile.mkdtemp(prefix="t-image-"))
+    before = os.environ.get("DOCKER_HOST")
+    os.environ["DOCKER_HOST"] = f"unix://{place}/sock"
+    # In a network of its own: one without a bridge removes docker0, which may be somebody's.
+    argv = ["unshare", "--net", "dockerd", "--bridge=none"]
+    argv += ["--data-root", str(place / "data"), "--exec-root", str(place / "exec")]
+    argv += ["--iptables=false", "--ip6tables=false", "--ip-forward=false", "--pidfile", str(place / "pid")]
+    with (place / "log").open("wb") as log:
+        daemon = subprocess.Popen([*argv, "-H", os.environ["DOCKER_HOST"]], stdout=log, stderr=log)
+    try:
+        for _ in range(200):
+            if daemon.poll() is not None or subprocess.run(["docker", "info"], capture_output=True).returncode == 0:
+                break
+            time.sleep(0.1)
+        if daemon.poll() is not None:
+            pytest.skip(f"dockerd does not start here: {(place / 'log').read_text()[-500:]}")
+        yield
+    finally:
+        daemon.terminate()
+        daemon.wait()
+        os.environ.pop("DOCKER_HOST")
+        if before is not None:
+            os.environ["DOCKER_HOST"] = before
+        for line in Path("/proc/self/mounts").read_text().splitlines():
+            if str(place) in line:
+                subprocess.run(["umount", "-l", line.split()[1]])
+        shutil.rmtree(place)

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
-import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,38 +45,3 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     subprocess.run(argv, check=True, capture_output=True)
     (place / "pem").write_text((place / "key").read_text() + (place / "crt").read_text())
     yield str(place / "pem")
-
-
-@pytest.fixture(scope="module")
-def dockerd() -> Iterator[None]:
-    """A dockerd of the test's own, on a socket with a short name, without a network."""
-    if not shutil.which("dockerd"):
-        pytest.skip("dockerd is not installed")
-    pytest.importorskip("docker")
-    place = Path(tempfile.mkdtemp(prefix="t-image-"))
-    before = os.environ.get("DOCKER_HOST")
-    os.environ["DOCKER_HOST"] = f"unix://{place}/sock"
-    # In a network of its own: one without a bridge removes docker0, which may be somebody's.
-    argv = ["unshare", "--net", "dockerd", "--bridge=none"]
-    argv += ["--data-root", str(place / "data"), "--exec-root", str(place / "exec")]
-    argv += ["--iptables=false", "--ip6tables=false", "--ip-forward=false", "--pidfile", str(place / "pid")]
-    with (place / "log").open("wb") as log:
-        daemon = subprocess.Popen([*argv, "-H", os.environ["DOCKER_HOST"]], stdout=log, stderr=log)
-    try:
-        for _ in range(200):
-            if daemon.poll() is not None or subprocess.run(["docker", "info"], capture_output=True).returncode == 0:
-                break
-            time.sleep(0.1)
-        if daemon.poll() is not None:
-            pytest.skip(f"dockerd does not start here: {(place / 'log').read_text()[-500:]}")
-        yield
-    finally:
-        daemon.terminate()
-        daemon.wait()
-        os.environ.pop("DOCKER_HOST")
-        if before is not None:
-            os.environ["DOCKER_HOST"] = before
-        for line in Path("/proc/self/mounts").read_text().splitlines():
-            if str(place) in line:
-                subprocess.run(["umount", "-l", line.split()[1]])
-        shutil.rmtree(place)
