@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 from podrun import messages, ownership
@@ -28,7 +29,7 @@ def guarded(work: Callable[[], int | None], given: dict[str, Any]) -> int:
     try:
         return work() or 0
     except (Failure, Interrupted) as error:
-        return messages.report(error, subject(given), given["debug"])
+        return messages.report(_as_root(error), subject(given), given["debug"])
     except KeyboardInterrupt:
         tell(f"podrun: {subject(given)}interrupted; run it again to go on")
         return 130
@@ -37,7 +38,7 @@ def guarded(work: Callable[[], int | None], given: dict[str, Any]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     except OSError as error:
-        return messages.report(of_oserror(error), subject(given), given["debug"])
+        return messages.report(_as_root(of_oserror(error)), subject(given), given["debug"])
     except ModuleNotFoundError as error:
         return messages.report(_lacking(error), subject(given), given["debug"])
     except Exception as error:
@@ -45,6 +46,14 @@ def guarded(work: Callable[[], int | None], given: dict[str, Any]) -> int:
             raise
         tell(f"podrun: internal error: {type(error).__name__}: {error}; --debug shows where")
         return INTERNAL
+
+
+def _as_root(error: Failure | Interrupted) -> Failure | Interrupted:
+    """The same error; for who is not root, what the kernel does not permit is told in one sentence by all commands."""
+    refusals = (os.strerror(errno.EACCES), os.strerror(errno.EPERM))
+    if os.geteuid() and isinstance(error, Failure) and any(words in error.what for words in refusals):
+        return Failure(f"podrun needs root: {error.what}", code=NOT_ALLOWED, hint="sudo podrun ...")
+    return error
 
 
 def _lacking(error: ModuleNotFoundError) -> Failure:

@@ -22,7 +22,7 @@ from podrun.systemd import exit_records, notify
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from podrun.engine.world import Callbacks
     from podrun.launcher.terminal import Terminal
@@ -234,9 +234,18 @@ def residents(run: str, name: str, fact: str = "process") -> list[Resident]:
 def callbacks(host: Host, lock: Lock, *, listening: bool = False, handing_off: bool = False) -> Callbacks:
     """What a chain calls back for. ``listening``: systemd is told of progress; ``handing_off``: of the main process."""
 
+    pulling: list[Callable[[str], None]] = []
+
     def tell_systemd(assignments: str) -> None:
         if listening:
             notify.notify(host.environ, assignments)
+        elif pulling or assignments.startswith("STATUS=Pulling "):
+            # By hand, who waits for an image sees how far it is, as with 'image pull'.
+            if not pulling:
+                from podrun.launcher import pull
+
+                pulling.append(pull.lines())
+            pulling[0](assignments)
 
     def hand_over(pid: int) -> None:
         # While podrun stays, podrun is the unit's main process.

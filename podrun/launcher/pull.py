@@ -128,6 +128,19 @@ def _drawn() -> Any:
     return bars
 
 
+def lines() -> Any:
+    """A function that prints what a pull tells (sd_notify(3) assignments), a line a second."""
+    return _PullLines().notify
+
+
+class _PullLines(_Lines):
+    """The lines of a pull; of what comes after it nothing."""
+
+    def notify(self, assignments: str) -> None:
+        if assignments.startswith(("STATUS=Pulling ", "STATUS=Storing ")) or " of " in assignments:
+            super().notify(assignments)
+
+
 def teller(quiet: bool) -> Any:
     """Who tells of a pull: ``notify`` and ``progress`` within a ``with``."""
     if quiet:

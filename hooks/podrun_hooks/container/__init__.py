@@ -14,6 +14,7 @@ from podrun_hooks.container import limits, processes, rootfs, spec, streams
 from podrun_hooks.container import paths as places
 from podrun_hooks.container import runtime as runtimes
 from podrun_hooks.container.options import Options as Options
+from podrun_hooks.container.options import of_healthcheck
 from podrun_hooks.container.processes import SIGKILL, Process
 from podrun_hooks.container.seccomp import filter
 from podrun_hooks.support import subprocesses as programs
@@ -57,6 +58,9 @@ def up(step: Step, facts: Facts) -> Facts:
     options = step.options
     place = places.of(step)
     image = _image(step, facts)
+    if step.options.health == "image" and not step.options.live:
+        step = step._replace(options=step.options._replace(live=of_healthcheck(image.get("config") or {})))
+    options = step.options
     runtime = runtimes.choose(options.runtime)
     timers = facts.get("syn_timer", {})
     isolation = runtimes.isolation(step, place, runtime, timers=bool(timers))
@@ -64,6 +68,7 @@ def up(step: Step, facts: Facts) -> Facts:
     watchdog = _watchdog(step)
     step.status(f"assembling the root of {step.name}")
     places.prepare(place, persist=options.persist)
+    rootfs.own_top(place, image["layers"])
     sock = _notify_socket(step, place) if options.ready and options.ready.notify else None
     mapping = userns.of_facts(facts)
     root, placed = -1, None
@@ -134,7 +139,7 @@ def down(step: Step, own: Facts) -> None:
     """Stops the payload and removes everything that ``up`` made or was about to make."""
     place = places.of(step)
     _report(step, own, ready=False)
-    if step.options.live:
+    if step.options.live or step.options.health == "image":
         from podrun_hooks.container.probes import live
 
         live.end(step)
@@ -178,6 +183,10 @@ def check(step: Step) -> list[Problem]:
         )
     if os.geteuid():
         problems.append(Problem("containers need root", NOT_ALLOWED))
+    wanted = {"memory": step.options.memory, "cpu": step.options.cpus, "pids": step.options.pids}
+    for name in runtimes.missing_controllers([name for name, limit in wanted.items() if limit]):
+        what = f"the kernel has no cgroup controller {name} (or it is turned off): the limit cannot hold"
+        problems.append(Problem(what, UNAVAILABLE, fatal=False, key={"cpu": "cpus"}.get(name, name)))
     for program in (lambda: runtimes.choose(step.options.runtime), *_programs(step)):
         try:
             program()
@@ -284,7 +293,20 @@ def explain(step: Step) -> list[str]:
 
 
 def diagnose(root: str, run: str) -> Iterator[Finding]:
-    """Which runtime there is, and whether it runs."""
+    """Which runtime there is, whether it runs, and whether its writable layers have a place."""
+    where = root
+    while not os.path.exists(where):
+        where = os.path.dirname(where)
+    if rootfs.type_of(where) == "overlay":
+        yield Finding(
+            "fail",
+            f"{root} is on an overlay: no writable layer can be there",
+            "--root on a disk, a volume or a tmpfs",
+            73,
+        )
+    missing = runtimes.missing_controllers(("memory", "cpu", "pids"))
+    if missing:
+        yield Finding("warn", f"the kernel has no cgroup controller {', '.join(missing)}: such limits are refused")
     try:
         chosen = runtimes.choose("auto")
     except Failure as lacking:

@@ -78,6 +78,22 @@ _WORDS = {
 }  # fmt: skip
 
 
+#: Files that every pod gets. Where one of them leads into a read-only mount in which it does not exist, the pod does
+#: without: /etc of the host, say, with its link to a resolver that is not in the container.
+_GENERATED = ("/etc/hosts", "/etc/resolv.conf", "/etc/hostname")
+
+
+def _can_be_made(tree: Tree, target: str) -> bool:
+    try:
+        fd, _, _ = tree.make(target, directory=False)
+    except Elsewhere:
+        return True
+    except Failure:
+        return False
+    os.close(fd)
+    return True
+
+
 class Mount(NamedTuple):
     """One mount: what, where, and by whom."""
 
@@ -151,6 +167,8 @@ def make(tree: Tree, wanted: Sequence[Facts], place: Place, mapping: Mapping | N
     latest = {plain(mount["containerPath"]): mount for mount in wanted}
     try:
         for target in sorted(latest, key=lambda path: path.count("/")):
+            if target in _GENERATED and not _can_be_made(tree, target):
+                continue
             _add(mounts, tree, target, latest[target])
         if mounts.staged() and not mapping:
             os.makedirs(place.stage, mode=0o700, exist_ok=True)

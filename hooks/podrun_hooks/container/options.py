@@ -25,6 +25,7 @@ from podrun_hooks.container.users import spelled
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Any
 
 #: capabilities(7) in the order of their numbers: CAP_CHOWN is bit 0.
@@ -203,6 +204,28 @@ class Live(NamedTuple):
     retries: int = option(Kind(_at_least_one, {"type": "integer", "minimum": 1}), "failures in a row that kill it", 3)
 
 
+def of_healthcheck(config: Mapping[str, Any]) -> Live | None:
+    """An image's HEALTHCHECK as a live probe (docker's image configuration: times in nanoseconds, 0: its default)."""
+    check = config.get("Healthcheck")
+    check = check if isinstance(check, dict) else {}
+    test = check.get("Test")
+    if not (isinstance(test, list) and len(test) > 1 and all(type(word) is str for word in test)):
+        return None  # none, "NONE", or inherited from nobody
+    words = {"CMD": test[1:], "CMD-SHELL": ["/bin/sh", "-c", " ".join(test[1:])]}.get(test[0])
+    if words is None:
+        return None
+
+    def seconds(key: str, usual: float) -> float:
+        value = check.get(key)
+        return value / 1e9 if type(value) is int and value > 0 else usual
+
+    retries = check.get("Retries")
+    retries = retries if type(retries) is int and retries > 0 else 3
+    return Live(
+        exec=words, http="", tcp="", interval=seconds("Interval", 30), timeout=seconds("Timeout", 30), retries=retries
+    )
+
+
 def _one_probe(value: Any) -> Any:
     notify = getattr(value, "notify", False)
     if sum(map(bool, (value.http, value.tcp, value.exec, notify))) != 1:
@@ -286,6 +309,9 @@ class Options(NamedTuple):
     init: bool = option(BOOLEAN, "run catatonit as PID 1, which passes signals on and reaps", False)
     ready: Ready | None = option(checked(record(Ready), _one_probe), "when the container counts as started", None)
     live: Live | None = option(checked(record(Live), _one_probe), "what it has to answer to as long as it runs", None)
+    health: str = option(
+        choice("none", "image"), "image: the image's HEALTHCHECK is what it has to answer to, as live says", "none"
+    )
     stop_signal: int = option(
         Kind(signal_number, {"type": ["string", "integer"]}), "default: the image's STOPSIGNAL, else SIGTERM", 0
     )

@@ -85,6 +85,11 @@ class Place(NamedTuple):
         return f"{self.storage}/work"
 
     @property
+    def volumes(self) -> str:
+        """What the image's VOLUME directories hold below a read-only root."""
+        return f"{self.storage}/volumes"
+
+    @property
     def state(self) -> str:
         """The runtime's state directory of this container."""
         return f"{self.runtime}/{self.id}"
@@ -116,6 +121,7 @@ def prepare(place: Place, *, persist: bool) -> None:
     if not persist:
         clear(place.upper)
     clear(place.work)
+    clear(place.volumes)
     clear(place.written)
     # The merged root shows the mode of upper: 0700 would lock every user but root out of the container's "/".
     for directory, mode in ((place.upper, 0o755), (place.work, 0o700), (place.rootfs, 0o700), (place.written, 0o700)):
@@ -139,6 +145,7 @@ def remove(place: Place, *, persist: bool) -> None:
     for directory in (place.rootfs, place.stage, place.notify, place.bundle):
         _rmdir(directory)
     clear(place.work)
+    clear(place.volumes)
     if not persist:
         clear(place.upper)
         clear(f"{place.storage}/empty")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 
 from podrun.errors import CANNOT_CREATE, MALFORMED, UNAVAILABLE, Failure
 from podrun_hooks.support import syscalls, userns
@@ -26,6 +27,20 @@ _LONGEST = 255
 
 
 # --- the overlay ---------------------------------------------------------------------------------------------------
+
+
+def own_top(place: Place, layers: Sequence[str]) -> None:
+    """Gives the writable layer the owner and mode that the layers give "/": the merged root shows the upper one's.
+
+    A layer that says nothing of "/" has the usual ones, so the uppermost that says anything counts.
+    """
+    for layer in reversed(layers):
+        about = os.stat(layer)
+        mode = stat.S_IMODE(about.st_mode)
+        if (mode, about.st_uid, about.st_gid) != (0o755, 0, 0):
+            os.chown(place.upper, about.st_uid, about.st_gid)
+            os.chmod(place.upper, mode)
+            return
 
 
 def stack(place: Place, layers: Sequence[str], *, volatile: bool, mapping: Mapping | None = None) -> int:
@@ -47,6 +62,10 @@ def stack(place: Place, layers: Sequence[str], *, volatile: bool, mapping: Mappi
         options += [(f"{kind}dir", path) for kind, path in _writable(place, opened, mapping)]
         if volatile:
             options.append(("volatile", None))
+        if _release() < (6, 7):
+            # To ask such a kernel for "lowerdir+" leaves a line in its log at every start.
+            with userns.AsRootOf(mapping):
+                return stack_in_one_string(place, lowest_last, volatile=volatile, trees=opened if mapping else ())
         try:
             # What overlayfs makes, it makes as whoever mounts it: in its work directory at once.
             with userns.AsRootOf(mapping):
@@ -60,10 +79,31 @@ def stack(place: Place, layers: Sequence[str], *, volatile: bool, mapping: Mappi
             return stack_in_one_string(place, lowest_last, volatile=volatile, trees=opened if mapping else ())
     except OSError as error:
         code = MALFORMED if error.errno == errno.ENOENT else CANNOT_CREATE
-        raise Failure(f"overlayfs refuses the root file system: {error.strerror}", code=code) from error
+        hint = _on_overlay(place.storage)
+        raise Failure(f"overlayfs refuses the root file system: {error.strerror}", code=code, hint=hint) from error
     finally:
         for fd in opened:
             os.close(fd)
+
+
+def _on_overlay(path: str) -> str:
+    """What to do where the writable layer would lie on an overlay itself, which overlayfs does not take; else ""."""
+    if type_of(path) != "overlay":
+        return ""
+    return (
+        f"{path} lies on an overlay, as in a container or a live system: "
+        "--root (PODRUN_ROOT) on a disk, a volume or a tmpfs works"
+    )
+
+
+def type_of(path: str) -> str:
+    """The type of the file system that a path is on: "ext4", "overlay"."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as file:
+        rows = [line.split() for line in file]
+    path = os.path.realpath(path)
+    found = [row for row in rows if path == row[4] or path.startswith(f"{row[4].rstrip('/')}/")]
+    best = max(found, key=lambda row: len(row[4]), default=None)
+    return best[best.index("-") + 1] if best else ""
 
 
 def _short(path: str, opened: list[int]) -> str:

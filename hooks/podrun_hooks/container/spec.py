@@ -17,7 +17,7 @@ from podrun_hooks.support.rooted_tree import Elsewhere, plain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
     from typing import Any
 
     from podrun.hook import Step
@@ -282,6 +282,9 @@ def mounts_of(
     """The mounts that image, facts and options ask for, detached; makes their targets in ``tree``. Raises Failure."""
     options = step.options
     wanted = [*image.get("mounts", ()), *facts.get("mounts", ()), *_own_mounts(options, step.pod.root)]
+    if options.read_only:
+        taken = {plain(mount["containerPath"]) for mount in wanted}
+        wanted += _writable_volumes((image.get("config") or {}).get("Volumes") or (), taken, tree, place, mapping)
     if options.init:
         from podrun_hooks.support.subprocesses import find
 
@@ -294,6 +297,41 @@ def mounts_of(
         # The host's POSIX shared memory and message queues belong to its IPC namespace (shm_overview(7)).
         wanted.append({"hostPath": "/dev/shm", "containerPath": "/dev/shm", "options": ["bind"]})
     return mounts.make(tree, wanted, place, mapping)
+
+
+def _writable_volumes(
+    volumes: Iterable[str], taken: Collection[str], tree: Tree, place: Place, mapping: IdMapping | None
+) -> list[Facts]:
+    """What the image's VOLUME means below a read-only root: a place to write, which goes with the container.
+
+    Below a root that can be written the writable layer is such a place. What the image has there is copied.
+    """
+    wanted: list[Facts] = []
+    for number, path in enumerate(plain(volume) for volume in volumes):
+        if path in taken or path == "/":
+            continue
+        try:
+            fd, _ = tree.find(path)
+        except (OSError, Elsewhere):
+            fd = -1
+        try:
+            about = os.fstat(fd) if fd >= 0 else None
+            content = os.listdir(f"/proc/self/fd/{fd}") if about and stat.S_ISDIR(about.st_mode) else []
+            if content:
+                from podrun_hooks.storage import volumes as named
+
+                copy = f"{place.volumes}/{number}"
+                os.makedirs(copy, mode=0o700, exist_ok=True)
+                named.copy_tree(fd, f"{copy}/data", mapping)
+                wanted.append({"hostPath": f"{copy}/data", "containerPath": path, "options": ["bind"]})
+                continue
+        finally:
+            if fd >= 0:
+                os.close(fd)
+        words = [f"mode={stat.S_IMODE(about.st_mode):o}"] if about else []
+        words += [f"uid={about.st_uid}", f"gid={about.st_gid}"] if about and not mapping else []
+        wanted.append({"hostPath": "tmpfs", "containerPath": path, "type": "tmpfs", "options": words})
+    return wanted
 
 
 def zone_file(zone: str) -> str:
@@ -343,7 +381,8 @@ def build(
     names = [f"CAP_{name}" for name in sorted(capabilities(options, isolation))]
     who = user._replace(groups=[*user.groups, *more_groups])
     find_command(tree, argv, variables, workdir, who, names, placed.mapping.base if placed.mapping else None)
-    annotations = {**facts.get("annotations", {}), **options.labels, **options.annotations}
+    labels = {key: value for key, value in (config.get("Labels") or {}).items() if type(value) is str}
+    annotations = {**labels, **facts.get("annotations", {}), **options.labels, **options.annotations}
     nodes = [*facts.get("deviceNodes", ()), *devices.asked_for(options.devices)]
     open_paths = "ALL" in options.unmask
     return {

@@ -59,7 +59,7 @@ def fill(place: str, tree: Any, target: str, mapping: Mapping | None = None) -> 
         found = _directory(tree, target) if not os.listdir(place) else -1
         if found >= 0:
             try:
-                _copy(found, place, mapping)
+                copy_tree(found, place, mapping)
             finally:
                 os.close(found)
         _used(place)
@@ -81,7 +81,8 @@ def _directory(tree: Any, target: str) -> int:
         os.close(fd)
 
 
-def _copy(source: int, place: str, mapping: Mapping | None) -> None:
+def copy_tree(source: int, place: str, mapping: Mapping | None) -> None:
+    """Copies the directory at a descriptor, owners and all, to ``place``, which appears when it is whole."""
     from podrun_hooks.support.rooted_tree import clear
     from podrun_hooks.support.subprocesses import find, run
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -9,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from podrun.errors import CANNOT_EXECUTE, Failure
-from podrun_hooks.container import executables, users
+from podrun_hooks.container import executables, processes, rootfs, users
+from podrun_hooks.container import paths as places
+from podrun_hooks.container.options import of_healthcheck
 from podrun_hooks.container.users import User
 from podrun_hooks.support.rooted_tree import Tree
 from support.container_case import Case
@@ -82,3 +85,86 @@ def test_a_program_for_another_c_library_is_told(tmp_path: Path) -> None:
     with pytest.raises(Failure, match=r"needs the loader /lib.*, which is not in the image"):
         case.up("dynamic")
     case.down({})
+
+
+def test_the_images_volumes_can_be_written_below_a_read_only_root_and_go_with_the_pod(tmp_path: Path) -> None:
+    case = Case(tmp_path)
+    case.config = {"Volumes": {"/data": {}, "/srv/www": {}, "/new": {}}}
+    (case.layer / "data").mkdir(mode=0o750)
+    (case.layer / "srv/www").mkdir(parents=True)
+    (case.layer / "srv/www/page").write_text("from the image")
+    script = (
+        "echo a >/data/a && echo b >/new/b && cat /srv/www/page && echo c >/srv/www/c && stat -c %a /data; touch /x"
+    )
+    text = case.run("sh", "-c", script, read_only=True)
+    assert text.startswith("from the image750\n"), text
+    assert "Read-only file system" in text
+    assert case.left() == []
+    assert not (case.layer / "srv/www/c").exists()
+
+
+def test_the_layers_own_top_directory_has_its_mode_and_owner(tmp_path: Path) -> None:
+    case = Case(tmp_path)
+    assert case.run("stat", "-c", "%a %u", "/") == "755 0\n"
+    case.layer.chmod(0o1777)
+    os.chown(case.layer, 7, 8)
+    assert case.run("stat", "-c", "%a %u %g", "/") == "1777 7 8\n"
+
+
+@pytest.mark.parametrize(
+    ("test", "command"),
+    [
+        (["CMD", "probe", "-x"], ["probe", "-x"]),
+        (["CMD-SHELL", "probe || exit 1"], ["/bin/sh", "-c", "probe || exit 1"]),
+        (["NONE"], None),
+        ([], None),
+        (None, None),
+    ],
+)
+def test_the_images_healthcheck_is_a_live_probe(test: list[str] | None, command: list[str] | None) -> None:
+    given = {"Healthcheck": {"Test": test, "Interval": 5_000_000_000, "Timeout": 0, "Retries": 2}}
+    found = of_healthcheck(given)
+    assert (found.exec if found else None) == command
+    if found:
+        assert (found.interval, found.timeout, found.retries) == (5.0, 30, 2)
+
+
+def test_a_container_that_fails_the_images_healthcheck_is_killed(tmp_path: Path) -> None:
+    case = Case(tmp_path)
+    check = {"Test": ["CMD-SHELL", "false"], "Interval": 50_000_000, "Timeout": 1_000_000_000, "Retries": 2}
+    case.config = {"Healthcheck": check}
+    case.up("sleep", "60", health="image", stop_signal="KILL")
+    pidfd = os.pidfd_open(case.own["process"]["pid"])
+    assert processes.ended(pidfd, 10)
+    os.close(pidfd)
+    case.down()
+    assert case.left() == []
+
+
+def test_labels_of_the_image_are_kept(tmp_path: Path) -> None:
+    case = Case(tmp_path)
+    case.config = {"Labels": {"a": "1", "b": "2"}}
+    case.up("sleep", "60", stop_signal="KILL", labels={"b": "own"})
+    told = json.loads(Path(places.of(case.step()).config).read_text())["annotations"]
+    case.down()
+    assert (told["a"], told["b"]) == ("1", "own")
+
+
+def test_a_link_to_a_resolver_below_a_read_only_mount_does_not_keep_a_pod_from_starting(tmp_path: Path) -> None:
+    case = Case(tmp_path)
+    etc = tmp_path / "etc"
+    etc.mkdir()
+    (etc / "resolv.conf").symlink_to("/run/systemd/resolve/stub-resolv.conf")
+    (etc / "passwd").write_text("root:x:0:0::/:\n")
+    (tmp_path / "given").write_text("nameserver 10.0.0.1\n")
+    mounts = [
+        {"hostPath": str(etc), "containerPath": "/etc", "options": ["bind", "ro"]},
+        {"hostPath": str(tmp_path / "given"), "containerPath": "/etc/hosts", "options": ["bind", "ro"]},
+        {"hostPath": str(tmp_path / "given"), "containerPath": "/etc/resolv.conf", "options": ["bind", "ro"]},
+    ]
+    assert case.run("sh", "-c", "test -e /etc/hosts || echo up", facts={"mounts": mounts}) == "up\n"
+
+
+def test_what_a_root_on_an_overlay_means_is_told() -> None:
+    assert rootfs.type_of("/proc/self") == "proc"
+    assert rootfs.type_of("/dev/shm") == "tmpfs"
