@@ -128,3 +128,22 @@ def _timed(act):
     began = time.monotonic()
     act()
     return time.monotonic() - began
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("#!/bin/sh\r\necho {}\r\n", "CRLF"),
+        ("echo {}\n", "neither #!"),
+        ("#!/no/such/interpreter\n", "which is not there"),
+        ("", "neither #!"),
+    ],
+    ids=["CRLF", "no first line", "interpreter", "empty"],
+)
+def test_an_executable_that_cannot_be_executed_is_refused_before_anything_is_created(home, content, words):
+    path = home / "hook"
+    path.write_text(content)
+    path.chmod(0o755)
+    [problem] = hook.check(step_of(path, home))
+    assert problem.fatal
+    assert words in problem.what

@@ -37,7 +37,8 @@ _APACHE = (
 )
 _PHP = (
     "printf '[global]\\nerror_log = /proc/self/fd/2\\ndaemonize = no\\n[www]\\nlisten = 9000\\n"
-    "access.log = /proc/self/fd/2\\ncatch_workers_output = yes\\n' >/etc/php/8.2/fpm/pool.d/zz.conf; exec php-fpm8.2"
+    "access.log = /proc/self/fd/2\\ncatch_workers_output = yes\\n' >/etc/php/8.2/fpm/pool.d/zz.conf; "
+    "mkdir -p /run/php; exec php-fpm8.2"
 )
 _NGINX = (
     "ln -sf /dev/stdout /var/log/nginx/access.log; ln -sf /dev/stderr /var/log/nginx/error.log; "
@@ -95,7 +96,9 @@ class Peer:
     def start(self, server: Server) -> None:
         volume = f"{server.name}-data:/data"
         argv = ["run", "-d", "--name", server.name, "--network", "none", "--stop-signal", server.stop, "-v", volume]
-        argv += ["--ulimit", "host"] if self.name == "podman" else []
+        if self.name == "podman":
+            # Limits that a sandbox without CAP_SYS_RESOURCE can set, and the runtime that takes hybrid cgroups.
+            argv += ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=900:900", "--runtime", "runc"]
         done = sh(*self.argv, *argv, self.image, "sh", "-c", server.script)
         assert done.returncode == 0, done.stderr
 

@@ -237,4 +237,24 @@ def _path_of(step: Step) -> str:
         raise Failure(f"{path} is not a file", code=WRONG_FILE)
     if not os.access(real, os.X_OK):
         raise Failure(f"{path} is not an executable file", code=WRONG_FILE, hint=f"chmod +x {path}")
+    if why := _not_to_be_executed(real):
+        raise Failure(f"{path} {why}", code=WRONG_FILE)
     return real
+
+
+def _not_to_be_executed(path: str) -> str:
+    """What execve(2) would refuse with nothing but "Exec format error" or "No such file or directory"; "": nothing."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            start = file.read(256)
+    except OSError:
+        return ""  # executable, and not to be read
+    if start.startswith(b"\x7fELF") or not start.startswith(b"#!"):
+        return "" if start.startswith(b"\x7fELF") else "begins with neither #! nor a program's header"
+    line = start[2:].partition(b"\n")[0]
+    if line.endswith(b"\r"):
+        return "has lines that end in CRLF, as on Windows"
+    words = line.split()
+    if not words or not os.path.exists(words[0]):
+        return f"is a script for {os.fsdecode(words[0]) if words else 'nothing'}, which is not there"
+    return ""
