@@ -170,7 +170,7 @@ def registries() -> Iterator[Iterator[tuple[str, str]]]:
 @contextlib.contextmanager
 def following(url: str) -> Iterator[Moving]:
     """Pods that use a registry, and the follower where it has a server."""
-    moving = Moving(registry=url, advertise="pod", drain="250ms")
+    moving = Moving(registry=url, advertise="pod", drain="1s" if url != "file:" else "250ms")
     os.makedirs(wishes.directory(moving.run), mode=0o700, exist_ok=True)
     follower = subprocess.Popen(begin.command(moving.run, "unit")) if url != "file:" else None
     try:
@@ -192,7 +192,7 @@ def moves(number: int) -> None:
                     address = moving.client("app", registry=url)
                     moving.timer(address)
                     time.sleep(1)
-                    period = 0.8 if act is _gracefully else 1.7
+                    period = 1.6 if act is _gracefully else 1.7
                     calling = moving.load(address, number * period + 1, pause=0.001)
                     time.sleep(0.5)
                     for n in range(number):
@@ -204,13 +204,14 @@ def moves(number: int) -> None:
                 fine = not found["connect"] and not found["timeout"] and (kind == "kill -9" or not lost)
                 waits = found["worst_connect"]
                 good = fine and waits <= (500 if kind == "kill -9" else 200)
+                verdict = target(name + kind, good)
                 words = f"{found['good']} requests, {found['connect']} connects failed, {lost} requests lost in flight"
-                print(f"{name:7}{number} x {kind:14} {words}, longest wait {waits:.0f} ms{target(name + kind, good)}")
+                print(f"{name:7}{number} x {kind:14} {words}, longest wait {waits:.0f} ms {found['why']}" + verdict)
 
 
 def _gracefully(moving: Moving, old: str, new: str) -> None:
     moving.start(new)
-    time.sleep(0.25)
+    time.sleep(0.4)  # longer than from one poll to the next
     moving.stop(old)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from podrun_hooks import register
-from podrun_hooks.follow import begin
+from podrun_hooks.follow import begin, process
 from podrun_hooks.registry import connect, wishes
 from podrun_hooks.registry import source as sources
 from podrun_hooks.registry.record import Record
@@ -190,6 +190,17 @@ def test_what_somebody_deleted_comes_back_and_orphans_of_this_host_go(alone):
     # As after kill -9 of a pod that is gone: the record is there, and nobody's wish.
     wishes.remove(alone.run, "db1", "register")
     until(lambda: alone.records() == [])
+
+
+def test_a_record_that_is_written_while_the_follower_looks_is_no_orphan(host):
+    followed = process.Followed(sources.parse(host.url), host.run)
+    host.backend("db1", service="early")
+    [first] = wishes.everything(host.run)
+    followed.wants([first], [])
+    host.backend("db2", service="early")
+    followed._keep(first.ttl)
+    until(lambda: sorted(one.unit for one in host.records("early")) == ["db1", "db2"])
+    followed.client.close()
 
 
 def test_connections_to_a_host_that_has_vanished_are_ended(alone):

@@ -113,20 +113,30 @@ class Followed:
         self.kept += 1
         repair = self.kept % _REPAIR_EVERY == 1 or bool(self.trouble)
         records = {wish.record.key: wish.record for wish in mine}
-        for line in self.client.keep(ttl, records, self.leases, seconds=_CALL, repair=repair):
+        done = self.client.keep(
+            ttl, records, self.leases, seconds=_CALL, repair=repair, orphaned=lambda key: not self._is_wished(key)
+        )
+        for line in done:
             say(f"{self.source.url}: {line}")
         for wish in mine:
             if self.written.get(wish.record.key) == wish.record:
                 continue
-            done = self.client.announce(wish.record, ttl, self.leases, seconds=_CALL, only_new=not wish.deferred)
+            taken = self.client.announce(wish.record, ttl, self.leases, seconds=_CALL, only_new=not wish.deferred)
             self.written[wish.record.key] = wish.record
             current = wishes.read(self.run, wish.pod, wish.step)
             if not isinstance(current, Registration) or current.record.gen != wish.record.gen:
                 # The pod has gone meanwhile, and did not find the record that was written just now.
                 self.client.withdraw(wish.record.service, wish.record.id, wish.record.gen, seconds=_CALL)
-            elif wish.deferred and done:
+            elif wish.deferred and taken:
                 wishes.write(self.run, current._replace(deferred=False))
                 say(f"{self.source.url}: registered {wish.record.key}, which was deferred")
+
+    def _is_wished(self, key: str) -> bool:
+        """Whether a step wants the record now: it writes its wish before the record, perhaps since we looked."""
+        return any(
+            isinstance(wish, Registration) and wish.source == self.source and wish.record.key == key
+            for wish in wishes.everything(self.run)
+        )
 
     def _poll(self) -> list[tuple[Ambassador, Lost]]:
         services = {wish.service for wish in self.ambassadors}

@@ -13,11 +13,11 @@ import time
 from podrun import jsontext
 from podrun.hook import Wrong
 from podrun_hooks.registry.http import Away, Client, Refused, password
-from podrun_hooks.registry.record import MOST, Record, parse
+from podrun_hooks.registry.record import MOST, PREFIX, Record, parse
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping
     from typing import Any
 
     from podrun_hooks.registry.http import Answer
@@ -128,10 +128,18 @@ class Consul:
         return changed
 
     def keep(
-        self, ttl: float, wanted: Mapping[str, Record], leases: Leases, *, seconds: float, repair: bool
+        self,
+        ttl: float,
+        wanted: Mapping[str, Record],
+        leases: Leases,
+        *,
+        seconds: float,
+        repair: bool,
+        orphaned: Callable[[str], bool] = lambda _: True,
     ) -> list[str]:
         """Passes the host's check; with ``repair`` what is missing is registered and what is too much deregistered.
 
+        ``orphaned`` is asked before a key is deleted: what is not wanted may have been written since somebody looked.
         Returns what was done beside renewing, for the log.
         """
         del leases
@@ -150,6 +158,9 @@ class Consul:
                 self._register(record, ttl, seconds)
                 done.append(f"registered {name}")
         for name in sorted(set(there) - set(expected)):
+            service, _, identity = name.removeprefix("podrun:").partition(":")
+            if not orphaned(f"{PREFIX}{service}/{identity}"):
+                continue
             self._call("PUT", f"/v1/agent/service/deregister/{name}", None, seconds)
             done.append(f"removed {name}, which no pod of this host has")
         return done

@@ -17,7 +17,7 @@ from podrun_hooks.registry.record import MOST, PREFIX, Record, parse
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping
     from typing import Any
 
     from podrun_hooks.registry.http import Answer
@@ -162,10 +162,18 @@ class Etcd:
         return first or after != before
 
     def keep(
-        self, ttl: float, wanted: Mapping[str, Record], leases: Leases, *, seconds: float, repair: bool
+        self,
+        ttl: float,
+        wanted: Mapping[str, Record],
+        leases: Leases,
+        *,
+        seconds: float,
+        repair: bool,
+        orphaned: Callable[[str], bool] = lambda _: True,
     ) -> list[str]:
         """Renews the host's lease; with ``repair`` what is missing under it is written and what is too much deleted.
 
+        ``orphaned`` is asked before a key is deleted: what is not wanted may have been written since somebody looked.
         Returns what was done beside renewing, for the log.
         """
         lease = leases.of(self.source, ttl)
@@ -182,7 +190,7 @@ class Etcd:
             if key not in held and self._put(key, record.text, lease, seconds, record.gen):
                 done.append(f"registered {key}")
         for key in sorted(held - set(wanted)):
-            if key.startswith(PREFIX):
+            if key.startswith(PREFIX) and orphaned(key):
                 self._call("kv/deleterange", {"key": _b64(key)}, seconds)
                 done.append(f"removed {key}, which no pod of this host has")
         return done
