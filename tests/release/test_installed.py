@@ -146,7 +146,13 @@ def test_apt_installs_the_package_in_a_fresh_root_and_pods_outlive_upgrade_and_p
     ]
     argv += ["--capability=all", "--link-journal=no", f"--machine=podrun-deb-{os.getpid()}", "--console=pipe"]
     argv += ["--system-call-filter=@keyring bpf"]
-    subprocess.run(argv, env={**os.environ, **systemd_host.NSPAWN}, capture_output=True, timeout=180)
+    cgroup = systemd_host.own_cgroup(tree.parent.name)
+    if cgroup:
+        argv = ["sh", "-c", 'echo 0 >"$0"/cgroup.procs && exec "$@"', str(cgroup), *argv]
+    try:
+        subprocess.run(argv, env={**os.environ, **systemd_host.NSPAWN}, capture_output=True, timeout=180)
+    finally:
+        systemd_host.remove_cgroup(cgroup)
     print(f"{suite}: booted, upgraded, purged: {time.monotonic() - began:.1f} s")
     report = (tree / "root/report").read_text().splitlines()
     assert report[:2] == ["active: active", "payload: sleep"], report

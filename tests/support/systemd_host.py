@@ -214,7 +214,7 @@ class Boot:
             self.reports.touch()
             self._carry(self.shared / "carry.tar")
             argv = self._nspawn(made) if self.kind == "nspawn" else self._qemu(made, disk(made))
-            self.cgroup = self._own_cgroup() if self.kind == "nspawn" else None
+            self.cgroup = own_cgroup(self.home.name) if self.kind == "nspawn" else None
             if self.cgroup:
                 argv = ["sh", "-c", 'echo 0 >"$0"/cgroup.procs && exec "$@"', str(self.cgroup), *argv]
             environ = {**os.environ, **NSPAWN, "TMPDIR": str(self.home)}
@@ -236,7 +236,7 @@ class Boot:
                     self.process.wait(3)
                 except subprocess.TimeoutExpired:
                     continue
-        self._remove_cgroup()
+        remove_cgroup(self.cgroup)
         shutil.rmtree(self.home, ignore_errors=True)
 
     def lines(self, patience: float) -> Iterator[str]:
@@ -308,27 +308,29 @@ class Boot:
         argv += ["-drive", f"file={image},format=raw,if=virtio,cache=unsafe,snapshot=on"]
         return [*argv, "-drive", f"file={self.shared}/carry.tar,format=raw,if=virtio,readonly=on"]
 
-    def _own_cgroup(self) -> Path | None:
-        """nspawn makes its caller's cgroup the guest's root: the guest gets one of its own, where we may make one."""
-        for top in (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified")):
-            if (top / "cgroup.procs").exists() and (top / "cgroup.controllers").exists():
-                try:
-                    (top / self.home.name).mkdir()
-                except OSError:
-                    continue
-                return top / self.home.name
-        return None
 
-    def _remove_cgroup(self) -> None:
-        """nspawn makes the same cgroup in systemd's own v1 hierarchy, where there is one."""
-        for place in [self.cgroup, *Path("/sys/fs/cgroup").glob(f"*/{self.home.name}")] if self.cgroup else []:
-            deadline = time.monotonic() + 5
-            while place and place.exists() and time.monotonic() < deadline:
-                for directory, _, _ in os.walk(place, topdown=False):
-                    try:
-                        os.rmdir(directory)
-                    except OSError:
-                        time.sleep(0.02)
+def own_cgroup(name: str) -> Path | None:
+    """nspawn makes its caller's cgroup the guest's root: the guest gets one of its own, where we may make one."""
+    for top in (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified")):
+        if (top / "cgroup.procs").exists() and (top / "cgroup.controllers").exists():
+            try:
+                (top / name).mkdir()
+            except OSError:
+                continue
+            return top / name
+    return None
+
+
+def remove_cgroup(cgroup: Path | None) -> None:
+    """nspawn makes the same cgroup in systemd's own v1 hierarchy, where there is one."""
+    for place in [cgroup, *Path("/sys/fs/cgroup").glob(f"*/{cgroup.name}")] if cgroup else []:
+        deadline = time.monotonic() + 5
+        while place and place.exists() and time.monotonic() < deadline:
+            for directory, _, _ in os.walk(place, topdown=False):
+                try:
+                    os.rmdir(directory)
+                except OSError:
+                    time.sleep(0.02)
 
 
 def _inside() -> None:
