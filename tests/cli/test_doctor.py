@@ -18,7 +18,7 @@ pytestmark = pytest.mark.root
 CHAIN = """chain = [
     { hook = "image", ref = "host:" },
     { hook = "network", publish = ["PORT:80"] },
-    { hook = "container", command = ["sleep", "60"] },
+    { hook = "container", command = ["sleep", "60"], stop_signal = "KILL" },
 ]"""
 
 

@@ -266,7 +266,20 @@ def test_run_d_is_a_transient_unit_and_wait_returns_the_payloads_status(pods):
 
 
 def test_wait_returns_128_and_the_signal_that_killed_the_payload(pods):
-    assert sh("podrun", "run", "-d", "--name", "task", "host:", "sleep", "100").returncode == 0
+    assert (
+        sh(
+            "podrun",
+            "run",
+            "-d",
+            "--name",
+            "task",
+            "host:",
+            "sh",
+            "-c",
+            "trap 'exit 0' TERM; while :; do sleep 0.1; done",
+        ).returncode
+        == 0
+    )
     os.kill(main_pid("podrun-task"), 9)
     assert sh("podrun", "wait", "task").returncode == 137
     systemctl("reset-failed")

@@ -124,8 +124,8 @@ def run(argv: Sequence[str], seconds: float, life: int) -> str:
     try:
         _await_quiet(pidfd, time.monotonic() + seconds, life, output)
     except (TimeoutError, Over) as reason:
-        # The command is the runtime's child, and outlives it.
-        for pid in [*_children(child), child]:
+        # The command is the runtime's child and outlives it, and what it has started outlives the command.
+        for pid in reversed(_family(child)):
             try:
                 posix.kill(pid, 9)
             except ProcessLookupError:
@@ -155,6 +155,18 @@ def _await_quiet(pidfd: int, deadline: float, life: int, output: int) -> None:
                 raise
         if posix.fstat(output).st_size > _MOST:
             posix.ftruncate(output, 0)
+
+
+def _family(pid: int) -> list[int]:
+    """A process and all below it, stopped one after the other so that none starts another one unseen."""
+    found = [pid]
+    for one in found:
+        try:
+            posix.kill(one, _signal.SIGSTOP)
+        except ProcessLookupError:
+            continue
+        found += _children(one)
+    return found
 
 
 def _children(pid: int) -> list[int]:
