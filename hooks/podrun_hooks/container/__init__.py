@@ -56,6 +56,9 @@ _STOP_SIGNAL = "org.opencontainers.image.stopSignal"
 def up(step: Step, facts: Facts) -> Facts:
     """Creates and starts the container in what the facts say; returns when it is ready."""
     options = step.options
+    if step.pod.userns == "auto" and not facts.get("userns"):
+        what = "the pod is to have a user namespace, and no step has made one"
+        raise Failure(what, code=STEP_FAILED, hint="its pod segment makes it: start that first")
     place = places.of(step)
     image = _image(step, facts)
     if step.options.health == "image" and not step.options.live:

@@ -208,6 +208,32 @@ def test_a_secret_is_readable_for_the_pods_root_alone(own: InNamespace, runtime:
         storage.down(step, facts)
 
 
+def test_without_its_namespace_such_a_container_does_not_start(own: InNamespace) -> None:
+    with pytest.raises(Failure, match="no step has made one"):
+        container.up(own.case.step(command=["true"]), own.case.facts())
+
+
+def test_containers_with_units_of_their_own_are_in_one_namespace(podrun: Any, subids: None) -> None:
+    script = "read a b c < /proc/self/uid_map; echo $b; sleep 60"
+    steps = [
+        {"hook": "image", "ref": "host:"},
+        *({"hook": "container", "name": name, "command": ["sh", "-c", script]} for name in ("one", "two")),
+    ]
+    lines = ['[pod]\nuserns = "auto"\nstop_timeout = "0s"']
+    lines += [
+        "[[chain]]\n" + "\n".join(f"{key} = {json.dumps(value)}" for key, value in step.items()) for step in steps
+    ]
+    path = podrun.file("web", "\n".join(lines))
+    for segment in ("pod", "one", "two"):
+        podrun("up", "-d", "--segment", segment, path, check=True)
+    inside = [
+        os.readlink(f"/proc/{one['pid']}/ns/user") for one in json.loads(podrun("inspect", "web").stdout)["containers"]
+    ]
+    assert len(inside) == 2 and inside[0] == inside[1] != os.readlink("/proc/self/ns/user")
+    podrun("down", "web", check=True)
+    assert os.listdir(podrun.run / "userns") == []
+
+
 # --- what cannot be ------------------------------------------------------------------------------------------------
 
 
