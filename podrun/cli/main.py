@@ -257,15 +257,41 @@ def logs(host: Host, word: str, container: str, follow: bool) -> None:
         return
     if not path:
         raise Failure("its output was not captured: it went to podrun's own standard output", code=UNAVAILABLE)
-    with _plain(path) as file:
+    options = found[1].step["options"]
+    for older in _older_logs(path, options.get("log_files", 3)) if options.get("log_size") else ():
+        with _plain(older) as file:
+            shutil.copyfileobj(file, sys.stdout.buffer)
+    file = _plain(path)
+    try:
         while True:
             running = alive(process["pid"], process["start"])
+            rotated = _is_another(path, file)
             while block := file.read(65536):
                 sys.stdout.buffer.write(block)
                 sys.stdout.buffer.flush()
+            if rotated:
+                file.close()
+                file = _plain(path)
+                continue
             if not follow or not running:
                 return
             _pause(0.1)
+    finally:
+        file.close()
+
+
+def _older_logs(path: str, most: int) -> list[str]:
+    """The files that a log has outgrown (``log_size``), the oldest first."""
+    found = [f"{path}.{number}" for number in range(most, 0, -1)]
+    return [older for older in found if os.path.lexists(older)]
+
+
+def _is_another(path: str, file: BinaryIO) -> bool:
+    """Whether the log has been begun anew since ``file`` was opened."""
+    try:
+        return os.stat(path, follow_symlinks=False).st_ino != os.fstat(file.fileno()).st_ino
+    except FileNotFoundError:
+        return False
 
 
 def _logs_of_ended(host: Host, name: str, container: str) -> None:

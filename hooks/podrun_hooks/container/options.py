@@ -115,6 +115,12 @@ def _label(text: str) -> str:
     return text
 
 
+def _log_files(value: Any) -> int:
+    if type(value) is not int or not 0 <= value <= 99:
+        raise Wrong(f"expected a number from 0 to 99, not {value!r}")
+    return value
+
+
 def _log(text: str) -> str:
     if text in ("auto", "direct", "pipe") or text.startswith("file:/"):
         return text
@@ -317,6 +323,10 @@ class Options(NamedTuple):
     )
     stop_timeout: float | None = option(DURATION, "time from the signal to SIGKILL; default: the pod's", None)
     log: str = option(checked(TEXT, _log), "where the output goes: auto, direct, pipe, or file:/path", "auto")
+    log_size: int = option(SIZE, "of a log file, when another one is begun; default: it grows", 0)
+    log_files: int = option(
+        Kind(_log_files, {"type": "integer", "minimum": 0, "maximum": 99}), "how many older ones are kept", 3
+    )
     interactive: bool = option(BOOLEAN, "give the container podrun's standard input", False)
     runtime: str = option(choice("auto", "crun", "runc"), "the OCI runtime; auto: crun, else runc", "auto")
     annotations: dict[str, str] = option(table_of(TEXT), "annotations in the runtime's configuration", {})

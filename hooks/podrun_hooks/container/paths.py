@@ -142,6 +142,9 @@ def remove(place: Place, *, persist: bool) -> None:
             os.unlink(file)
         except (FileNotFoundError, NotADirectoryError):
             pass
+    older = 1
+    while _unlinked(f"{place.log}.{older}"):
+        older += 1
     for directory in (place.rootfs, place.stage, place.notify, place.bundle):
         _rmdir(directory)
     clear(place.work)
@@ -155,6 +158,14 @@ def remove(place: Place, *, persist: bool) -> None:
         for directory in (place.storage, generation, *above):
             _rmdir(directory)
     _rmdir(place.runtime)
+
+
+def _unlinked(file: str) -> bool:
+    try:
+        os.unlink(file)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def _rmdir(directory: str) -> None:

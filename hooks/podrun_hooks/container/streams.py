@@ -91,7 +91,8 @@ def open_streams(
             found = os.fstat(target)
             key = (found.st_dev, found.st_ino)
             if key not in writing:
-                writing[key] = _copied_to(target, streams, notify)
+                argv = _rotating(file, step.options) if file and step.options.log_size else (_CAT,)
+                writing[key] = _copied_to(target, streams, notify, argv)
             target = writing[key]
         outputs.append(target)
     return streams._replace(fds=(stdin, outputs[0], outputs[1]))
@@ -138,11 +139,39 @@ def _input(step: Step, streams: Streams) -> int:
     return reading
 
 
-def _copied_to(target: int, streams: Streams, notify: int) -> int:
+#: Writes its input to a file of at most so many bytes, and keeps so many before it as FILE.1, FILE.2, ... head(1) reads
+#: no more than it writes; a full disk loses lines and ends no payload.
+_ROTATE = """
+PATH=/usr/bin:/bin
+umask 077
+while :; do
+  have=$(stat -c %s -- "$1" 2>/dev/null || echo 0)
+  if [ "$have" -lt "$2" ]; then
+    stdbuf -o0 head -c "$(($2 - have))" >>"$1" 2>/dev/null ||
+      exec cat >/dev/null
+    have=$(stat -c %s -- "$1" 2>/dev/null || echo 0)
+    [ "$have" -ge "$2" ] || exit 0
+  fi
+  n=$3
+  while [ "$n" -gt 1 ]; do
+    mv -f -- "$1.$((n - 1))" "$1.$n" 2>/dev/null
+    n=$((n - 1))
+  done
+  if [ "$3" -gt 0 ]; then mv -f -- "$1" "$1.1"; else : >"$1"; fi
+done
+"""
+
+
+def _rotating(file: str, options: Any) -> tuple[str, ...]:
+    """The command that keeps a log file small."""
+    return ("/bin/sh", "-c", _ROTATE, "podrun-log", file, str(options.log_size), str(options.log_files))
+
+
+def _copied_to(target: int, streams: Streams, notify: int, argv: Sequence[str] = (_CAT,)) -> int:
     """The writing end of a pipe that cat(1) copies to ``target``; cat ends when the last writer has closed it."""
     reading, writing = os.pipe2(os.O_CLOEXEC)
     # A process group of its own: Ctrl-C in the terminal is for the payload, whose last words are still to be copied.
-    streams.copiers.append(_spawned(reading, target, notify, setpgroup=0))
+    streams.copiers.append(_spawned(reading, target, notify, argv, setpgroup=0))
     os.close(reading)
     streams.own.append(writing)
     return writing

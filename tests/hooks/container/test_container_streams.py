@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import socket
 import subprocess
@@ -13,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from podrun_hooks.container import stream_search
+from podrun_hooks.container import paths as places
+from podrun_hooks.container import processes, stream_search
 from podrun_hooks.support import stream_names
 from podrun_hooks.support.rooted_tree import Tree
 from support.container_case import Case
@@ -176,3 +178,45 @@ def test_commands_environment_scripts_and_mounts_are_searched_at_the_start(tmp_p
     began = time.monotonic()
     assert searched(case, "app", mounts=(tmp_path / "conf",))
     assert time.monotonic() - began < 1
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("named", [False, True])
+def test_a_log_file_is_begun_anew_when_it_is_large_enough_and_some_are_kept(tmp_path: Path, named: bool) -> None:
+    case = Case(tmp_path)
+    file = tmp_path / "own.log" if named else Path(places.of(case.step()).log)
+    log = {"log": f"file:{file}"} if named else {}
+    script = "n=0; while [ $n -lt 1000 ]; do echo line-$n; n=$((n + 1)); done; echo LAST >&2"
+    case.up("sh", "-c", script, log_size=2000, log_files=2, **log)
+    try:
+        process = processes.Process(**case.own["process"])
+        pidfd = processes.opened(process)
+        assert pidfd is None or processes.ended(pidfd, 10)
+        deadline = time.monotonic() + 10
+        while not file.exists() or "LAST" not in file.read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        kept = [f"{file}.2", f"{file}.1", str(file)]
+        assert sorted(str(path) for path in file.parent.glob(f"{file.name}*")) == sorted(kept)
+        assert [os.stat(path).st_size for path in kept[:2]] == [2000, 2000]
+        assert all(os.stat(path).st_mode & 0o777 == 0o600 for path in kept)
+        text = "".join(Path(path).read_text() for path in kept)
+        assert text.endswith("line-998\nline-999\nLAST\n"), "in order, and to the last line"
+    finally:
+        case.down()
+    assert [path.exists() for path in map(Path, kept)] == [named] * 3
+    for path in kept if named else ():
+        os.unlink(path)
+    assert case.left() == []
+
+
+@pytest.mark.root
+def test_logs_shows_all_that_is_kept_and_follows_into_the_next_file(podrun: Any) -> None:
+    script = "for n in 1 2 3 4 5 6 7 8; do echo line-$n; sleep 0.15; done"
+    step = f'{{ hook = "container", log_size = "16", log_files = 9, command = {json.dumps(["sh", "-c", script])} }}'
+    podrun("up", "-d", podrun.file("web", f'chain = [ {{ hook = "image", ref = "host:" }}, {step} ]'), check=True)
+    wanted = "".join(f"line-{n}\n" for n in range(1, 9))
+    assert podrun("logs", "-f", "web", check=True).stdout == wanted
+    assert podrun("logs", "web", check=True).stdout == wanted
+    podrun("down", "web", check=True)
+    assert not list(podrun.root.rglob("*.log*"))
