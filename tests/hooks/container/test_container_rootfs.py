@@ -65,7 +65,7 @@ def test_an_older_kernel_starts_the_same_container(tmp_path: Path, monkeypatch: 
         raise OSError(22, "Invalid argument")
 
     monkeypatch.setattr(rootfs.syscalls, "fsmount", without_lowerdir_plus)
-    monkeypatch.setattr(rootfs, "_knows_lowerdir_plus", lambda: False)
+    monkeypatch.setattr(rootfs, "_release", lambda: (6, 1))
     case = Case(tmp_path)
     many_layers(case, 3, tmp_path / "layers")
     assert case.run("cat", "/top") == "2\n"
