@@ -11,7 +11,7 @@ import stat
 import tarfile
 
 from podrun.errors import CANNOT_CREATE, UNAVAILABLE, Failure
-from podrun_hooks.support import syscalls
+from podrun_hooks.support import syscalls, userns
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -143,8 +143,9 @@ def unpack(root: Root, path: str, stream: IO[bytes], rename: str = "") -> None:
     ``rename``: what the top entry is called there. Owners are the container's root. Raises Failure.
     """
     top = root.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    mapping = userns.Mapping(-1, userns.Range(*root.owner)) if any(root.owner) else None
     try:
-        with tarfile.open(fileobj=stream, mode="r|*") as archive:
+        with tarfile.open(fileobj=stream, mode="r|*") as archive, userns.AsRootOf(mapping):
             for count, member in enumerate(archive):
                 if count > _MOST:
                     raise Failure(f"more than {_MOST} files", code=UNAVAILABLE)

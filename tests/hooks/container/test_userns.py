@@ -234,6 +234,17 @@ def test_containers_with_units_of_their_own_are_in_one_namespace(podrun: Any, su
     assert os.listdir(podrun.run / "userns") == []
 
 
+def test_files_go_in_and_out_of_such_a_container(podrun: Any, subids: None) -> None:
+    podrun("up", "-d", pod(podrun, "crun", "sleep 60"), check=True)
+    (podrun.home / "in").mkdir()
+    (podrun.home / "in/file").write_text("content\n")
+    podrun("cp", str(podrun.home / "in"), "web:/root/copied", check=True)
+    found = podrun("exec", "web", "stat", "-c", "%u %n", "/root/copied", "/root/copied/file", check=True).stdout
+    assert found == "0 /root/copied\n0 /root/copied/file\n"
+    podrun("cp", "web:/root/copied", str(podrun.home / "out"), check=True)
+    assert (podrun.home / "out/file").read_text() == "content\n"
+
+
 # --- what cannot be ------------------------------------------------------------------------------------------------
 
 
