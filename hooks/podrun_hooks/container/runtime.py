@@ -63,17 +63,28 @@ def isolation(step: Step, place: Place, runtime: Runtime, *, timers: bool = Fals
     # On v2 device rules are a BPF program; loading it makes crun raise RLIMIT_MEMLOCK. On v1 they are a file.
     able = not unified or _has_capability(_CAP_SYS_RESOURCE)
     if step.pod.cgroup:
-        return Isolation(place.cgroup, True, able, unified)
+        return Isolation(place.cgroup, True, able, unified, _counted(step.pod.cgroup, unified=unified))
     if limits.has_any(options) or options.pid == "host" or runtime.name == "runc":
         if step.pod.unit and unified:
             # Outside of the unit's cgroup neither systemd nor the journal would know whose the container is.
             what = f"{'runc' if runtime.name == 'runc' else 'a limit'} needs a cgroup that systemd delegates"
             hint = f"Delegate=cpu memory pids io in the [Service] section of {step.pod.unit}"
             raise Failure(what, code=WRONG_FILE, hint=hint)
-        return Isolation(place.cgroup, able, able, unified)
+        return Isolation(place.cgroup, able, able, unified, _counted("", unified=unified))
     if timers and unified and not step.pod.unit:
-        return Isolation(place.cgroup, able, able, unified)
+        return Isolation(place.cgroup, able, able, unified, _counted("", unified=unified))
     return Isolation("", False, False, unified)
+
+
+def _counted(cgroup: str, *, unified: bool) -> bool:
+    """Whether the cgroups below ``cgroup`` can have a limit of processes."""
+    if not unified:
+        return os.path.isdir(f"{_CGROUPS}/pids")
+    try:
+        with open(f"{_CGROUPS}/{cgroup.strip('/')}/cgroup.controllers", "rb", buffering=0) as file:
+            return b"pids" in file.read().split()
+    except OSError:
+        return False
 
 
 def _has_capability(number: int) -> bool:

@@ -66,6 +66,8 @@ class Isolation(NamedTuple):
     device_rules: bool
     #: cgroup v2 alone is mounted.
     unified: bool
+    #: Processes can be counted there: a host, or whoever delegates, may have no pids controller to give.
+    counted: bool = True
 
 
 def capabilities(options: Any, isolation: Isolation) -> frozenset[str]:
@@ -547,6 +549,8 @@ def _propagation(mounts: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 def _resources(options: Any, nodes: Sequence[Facts], isolation: Isolation) -> dict[str, Any]:
     given = limits.resources(options) if isolation.cgroup else {}
+    if not (options.pids or isolation.counted):
+        given.pop("pids", None)
     return {"devices": devices.rules(nodes), **given} if isolation.device_rules else given
 
 
