@@ -44,6 +44,7 @@ def start(text: PodText, host: Host) -> int:
     except Wrong as wrong:
         raise Failure(f"{text.file or text.name}: {wrong.what}", code=WRONG_FILE) from None
     reloading = podrun.line("reload", "--resolved", units.quoted(path)) if text.reload == "swap" else ""
+    wanted = _off_the_command_line(wanted, text, path)
     settings = [(key, reloading if key == "ExecReload" and reloading else value) for key, value in wanted]
     properties = [f"--property={key}={value}" for key, value in settings]
     argv = [
@@ -56,6 +57,42 @@ def start(text: PodText, host: Host) -> int:
     if not _run([*argv, *properties, "--", podrun.path, *podrun.options, "up", "--resolved", path]):
         return 0
     return _why(name)
+
+
+def _off_the_command_line(wanted: list[tuple[str, str]], text: PodText, path: str) -> list[tuple[str, str]]:
+    """The settings, with variables and credentials in files (0600) beside ``path`` instead of in their values.
+
+    Everybody may read the command line of systemd-run (proc(5)), and ask systemd for Environment= and SetCredential=.
+    """
+    secret = [value for key, value in wanted if key == "Environment"]
+    if not secret and not any(key == "SetCredential" for key, _ in wanted):
+        return wanted
+    from podrun.podfile import unit_environment
+
+    kept = [pair for pair in wanted if pair[0] not in ("Environment", "SetCredential")]
+    stem = path.removesuffix(".json")
+    if secret:
+        found = unit_environment.of([{"service": {"Environment": secret}}], {}, text.name.partition("@")[2])
+        # systemd.exec(5), EnvironmentFile=: between double quotes a backslash keeps these as they are.
+        escapes = str.maketrans({letter: f"\\{letter}" for letter in '"\\`$'})
+        lines = (f'{name}="{value.translate(escapes)}"\n' for name, value in found.items())
+        _private(f"{stem}.env", "".join(lines))
+        kept.append(("EnvironmentFile", f"{stem}.env"))
+    for key, value in wanted:
+        if key == "SetCredential":
+            name, _, content = value.partition(":")
+            if not name or set(name) & set("/%"):
+                raise Failure(f"SetCredential={name}: is no name of a credential", code=WRONG_FILE)
+            _private(f"{stem}.{name}.credential", unit_environment.unescaped(content))
+            kept.append(("LoadCredential", f"{name}:{stem}.{name}.credential"))
+    return kept
+
+
+def _private(path: str, content: str) -> None:
+    fd = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with open(fd, "w", encoding="utf-8") as file:
+        file.write(content)
+    os.rename(f"{path}.new", path)
 
 
 def start_made(text: PodText, source: str, host: Host) -> int:

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+#: A text that may hold secrets is parsed each time: nothing of it outlives the start.
+_SECRET = ("content", "SetCredential")
+
+
 def directory(run: str) -> str:
     """Where the results lie."""
     return f"{run}/parsed"
@@ -41,7 +45,7 @@ class Results:
         known = self._recall(text)
         if known is None:
             known = parse(*arguments)
-            if self.place:
+            if self.place and not any(word in text for word in _SECRET):
                 try:
                     self.new.append((self._path(text), jsontext.dumps(known)))
                 except (TypeError, RecursionError):
@@ -63,7 +67,8 @@ class Results:
             os.makedirs(self.place, mode=0o700, exist_ok=True)
             for path, content in self.new if _is_ours(self.place) else ():
                 unfinished = f"{path}.{os.getpid()}"
-                with open(unfinished, "w", encoding="utf-8") as file:
+                fd = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+                with open(fd, "w", encoding="utf-8") as file:
                     file.write(content)
                 os.rename(unfinished, path)
         except OSError:

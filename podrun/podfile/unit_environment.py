@@ -36,6 +36,22 @@ def of(files: Sequence[dict[str, Any]], environ: Mapping[str, str], instance: st
     return ChainMap(found, environ) if found else environ  # type: ignore[arg-type]  # nobody writes into it
 
 
+def unescaped(text: str) -> str:
+    """The content of SetCredential= as systemd reads it: C escapes, "%%" for a percent sign."""
+    found, at = "", 0
+    while at < len(text):
+        if text[at] == "\\" and at + 1 < len(text):
+            at += 1
+            found += {"n": "\n", "t": "\t", "s": " "}.get(text[at], text[at])
+        elif text.startswith("%%", at):
+            at += 1
+            found += "%"
+        else:
+            found += text[at]
+        at += 1
+    return found
+
+
 def _texts(value: Any) -> list[str]:
     return [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, str)]
 
