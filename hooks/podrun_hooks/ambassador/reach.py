@@ -7,6 +7,7 @@ of the launcher.
 from __future__ import annotations
 
 import os
+import time
 
 from podrun_hooks.ambassador import flows, maps
 from podrun_hooks.ambassador import targets as chosen
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     from podrun_hooks.registry.record import Record
     from podrun_hooks.registry.source import Source
     from podrun_hooks.registry.wishes import Ambassador
+
+
+#: Seconds after which connections that began while a map was changed are looked for.
+_AFTERWARDS = 0.02
 
 
 def host(run: str, table: str) -> chosen.Host:
@@ -72,6 +77,7 @@ def lead(
             by_pod.setdefault((wish.netns, wish.place), []).append((wish, targets))
         else:
             _tell_haproxy(wish, targets, say)
+    moved: list[tuple[Socket, Sequence[Lost]]] = []
     with _Entering() as entering:
         for (netns, table), services in by_pod.items():
             try:
@@ -79,11 +85,17 @@ def lead(
                 gone = maps.switch(socket, table, services)
                 if gone:
                     flows.forget(socket, gone)
+                    moved.append((socket, gone))
             except OSError as error:
                 say(f"{services[0][0].pod}: its map cannot be changed: {error}")
                 continue
             by_key = {maps.key_of(wish): wish for wish, _ in services}
             lost += [(by_key[_key(one)], one) for one in gone]
+        if moved:
+            # A first packet that was just looking into the map has its entry by now.
+            time.sleep(_AFTERWARDS)
+        for socket, before in moved:
+            flows.forget(socket, before)
     return lost
 
 
