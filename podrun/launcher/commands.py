@@ -142,7 +142,7 @@ def _up(given: dict[str, Any], host: Host) -> int:
         from podrun.launcher import detach
 
         return detach.start(text, host)
-    return launch.up(text, host, detach=given["detach"], segment=given["segment"])
+    return launch.up(text, host, detach=given["detach"], segment=given["segment"], reload=_reload_in_foreground)
 
 
 def _down(given: dict[str, Any], host: Host) -> int:
@@ -159,6 +159,12 @@ def _down(given: dict[str, Any], host: Host) -> int:
         force=given["force"],
         segment=given["segment"],
     )
+
+
+def _reload_in_foreground(name: str, host: Host) -> None:
+    from podrun.launcher import reload
+
+    reload.in_foreground(name, host)
 
 
 def _reload(given: dict[str, Any], host: Host) -> int:

@@ -14,7 +14,7 @@ from podrun.record import NamedTuple
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal as _signal
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from types import FrameType
 else:
     import _signal
@@ -27,6 +27,8 @@ ENDING = (SIGINT, SIGTERM)
 NAMES: dict[int, str] = {SIGINT: "SIGINT", SIGTERM: "SIGTERM", SIGHUP: "SIGHUP"}
 #: Signals that are the payload's own business.
 PASSED_ON = (SIGHUP, SIGQUIT, _signal.SIGUSR1, _signal.SIGUSR2, _signal.SIGCONT)
+#: Asks a podrun in the foreground to reload its pod: podrun's own, no payload gets it.
+RELOAD = _signal.SIGRTMIN + 2
 
 
 class Resident(NamedTuple):
@@ -62,16 +64,28 @@ def hold() -> set[int]:
     Returns which they are. Threads started from now on leave the signals to the main one.
     """
     # A blocked signal is queued although it is ignored, and nohup(1) means it.
-    held: set[int] = {number for number in (*ENDING, *PASSED_ON) if _signal.getsignal(number) != _signal.SIG_IGN}
+    # Who has a handler can be asked; unlike SIG_IGN it does not outlive exec(2).
+    _signal.signal(RELOAD, lambda *_: None)
+    held: set[int] = {RELOAD}
+    held |= {number for number in (*ENDING, *PASSED_ON) if _signal.getsignal(number) != _signal.SIG_IGN}
     _signal.pthread_sigmask(_signal.SIG_BLOCK, held | {_signal.SIGCHLD})
     return held
 
 
-def wait(residents: Sequence[Resident]) -> tuple[int, bool]:
+def _let_go(held: set[int]) -> None:
+    """The opposite of :func:`hold`, for a while: SIGINT and SIGTERM interrupt, and nothing that is started has them
+    blocked. What would ask for a reload meanwhile asks for what is being done.
+    """
+    interruptible()
+    _signal.pthread_sigmask(_signal.SIG_UNBLOCK, held | {_signal.SIGCHLD})
+
+
+def wait(residents: Sequence[Resident], reload: Callable[[], Sequence[Resident]] | None = None) -> tuple[int, bool]:
     """Waits until every resident has ended, or one of them has failed; returns (exit status, all have ended).
 
     The status is that of the first resident that failed, 128+n by signal n, else 0. Raises Interrupted on SIGINT and
-    SIGTERM; other signals go to the residents. Afterwards signals are ignored: what follows is the undoing.
+    SIGTERM; other signals go to the residents, but RELOAD: ``reload`` is called and returns who is waited for from then
+    on. Afterwards signals are ignored: what follows is the undoing.
     """
     waiting = {resident.pid: resident for resident in residents}
     held = hold()
@@ -86,6 +100,12 @@ def wait(residents: Sequence[Resident]) -> tuple[int, bool]:
                 number = _signal.sigwaitinfo(held | {_signal.SIGCHLD}).si_signo
                 if number in ENDING:
                     raise Interrupted(number)
+                if number == RELOAD:
+                    if reload:
+                        _let_go(held)
+                        waiting = {resident.pid: resident for resident in reload()}
+                        hold()
+                    continue
                 for resident in waiting.values() if number in held else ():
                     send(resident, number)
         return 0, True

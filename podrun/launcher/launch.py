@@ -43,10 +43,13 @@ def up(
     interactive: bool = False,
     terminal: Terminal | None = None,
     segment: str = "",
+    reload: Callable[[str, Host], None] | None = None,
 ) -> int:
     """Starts a pod; returns the exit code. In the foreground that is after the payload has ended and is undone.
 
     With ``segment``, only that part of the chain: another podrun has started, or will start, the others.
+
+    ``reload``: what another podrun may ask the one in the foreground to do.
 
     Raises Failure: BUSY when the pod is up or another podrun works on it, else what the failing step says.
     """
@@ -104,7 +107,7 @@ def up(
             notify.barrier(host.environ)
         if terminal:
             terminal.begin()
-    return _attend(pod, host) if staying else 0
+    return _attend(pod, host, reload) if staying else 0
 
 
 def _await_other_pods(text: PodText, host: Host) -> None:
@@ -285,13 +288,18 @@ def located(text: PodText, host: Host, hook: str, name: str, key: str) -> str:
     return f"{at}: " if at else ""
 
 
-def _attend(pod: Pod, host: Host) -> int:
+def _attend(pod: Pod, host: Host, reload: Callable[[str, Host], None] | None) -> int:
     """Waits in the foreground for the payload, then undoes the pod; returns the payload's status."""
-    waiting = residents(pod.run, pod.name)
+
+    def reloaded() -> Sequence[Resident]:
+        if reload:
+            reload(pod.name, host)
+        return residents(pod.run, pod.name)
+
     try:
-        status, _ = foreground.wait(waiting)
+        status, _ = foreground.wait(residents(pod.run, pod.name), reloaded)
     except Interrupted as interrupted:
-        status = _stop(pod, host, waiting, interrupted.signal)
+        status = _stop(pod, host, residents(pod.run, pod.name), interrupted.signal)
     down(pod.name, host, invocation=pod.invocation)
     foreground.last_words(1.0)
     return status

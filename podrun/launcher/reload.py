@@ -17,6 +17,7 @@ from podrun.hook import is_resident
 from podrun.hook_extras import RunsCommands, offers
 from podrun.identity import Identity
 from podrun.launcher import foreground, history, launch
+from podrun.launcher.foreground import Resident
 from podrun.record import NamedTuple
 from podrun.systemd import notify
 
@@ -52,6 +53,20 @@ def reload(name: str, host: Host, *, text: PodText | None = None, request: Reque
     header = _header(name, host)
     if header.pod.unit and header.pod.invocation != host.environ.get("INVOCATION_ID"):
         return _by_systemd(header, host, request)
+    if launcher := _in_another_terminal(header):
+        return _by_launcher(launcher, name, host, request)
+    return _here(name, host, header, text, request)
+
+
+def in_foreground(name: str, host: Host) -> None:
+    """What a podrun in the foreground does when another one asks it to; says what failed, and goes on."""
+    try:
+        _here(name, host, _header(name, host), None, None)
+    except Failure as failure:
+        host.report(f"{failure}; the pod goes on as it was")
+
+
+def _here(name: str, host: Host, header: Header, text: PodText | None, request: Request | None) -> int:
     request = request or _take_request(name, host)
     text = history.of_table(request.text) if request.text else text or today(header, host)
     if text.reload == "swap" or request.how != "reload":
@@ -70,8 +85,6 @@ def change(text: PodText, header: Header, host: Host, request: Request) -> int:
     """Makes of a pod that is up what ``text`` says: by a hot swap, else by stopping and starting it."""
     foreground.interruptible()
     inside = bool(header.pod.unit)
-    if not inside:
-        _refuse_foreground(header)
     with Lock(host.run, text.name, wait=False) as lock:
         main: list[int] = []
         world = launch.callbacks(host, lock, listening=notify.takes_over(host.environ))
@@ -171,6 +184,8 @@ def obstacles(text: PodText, pod: Pod, host: Host) -> list[str]:
         reasons.append("it has several containers" if residents else "it has no container")
     now = journals.journals(pod.run, pod.name)
     steps = [entry.step for journal in now for entry in journal.entries]
+    if any(journal.header and (journal.header.pod.console or journal.header.pod.interactive) for journal in now):
+        reasons.append("it has a terminal")
     if now and swap.takers(steps, hook_loader.load) != swap.takers(
         [step._asdict() for step in text.steps], hook_loader.load
     ):
@@ -239,14 +254,38 @@ def _replaced(text: PodText, header: Header, host: Host, reasons: Sequence[str])
     if header.pod.unit:
         # From within the unit's own ExecReload=, which its stop would wait for.
         return notify.ask("restart", [header.pod.unit], wait=False)
+    if header.pod.attached:
+        what = "it cannot be swapped, and a pod in the foreground is not stopped and started"
+        raise Failure(what, code=BUSY, hint="end it and start it again")
     launch.down(text.name, host)
     return launch.up(text, host, detach=True)
 
 
-def _refuse_foreground(header: Header) -> None:
-    if header.pod.attached and alive(header.pid, header.start):
-        what = "it runs in the foreground of another terminal"
-        raise Failure(what, code=BUSY, hint="end it there and start it again")
+def _in_another_terminal(header: Header) -> Resident | None:
+    """The podrun that waits for the pod in the foreground, when that is not this one."""
+    if header.pod.attached and not header.pod.unit and header.pid != os.getpid() and alive(header.pid, header.start):
+        return Resident(-1, "podrun", header.pid, header.start)
+    return None
+
+
+def _by_launcher(launcher: Resident, name: str, host: Host, request: Request | None) -> int:
+    """Has the podrun in the foreground reload the pod: the containers are its children, their output is its own."""
+    with open(f"/proc/{launcher.pid}/status", encoding="ascii", errors="replace") as file:
+        caught = next((line.split()[1] for line in file if line.startswith("SigCgt:")), "0")
+    if not int(caught, 16) >> (foreground.RELOAD - 1) & 1:
+        what = "it runs in the foreground of a podrun that is at work, or too old to be asked"
+        raise Failure(what, code=BUSY, hint="try again, or end it there and start it again")
+    before = len(history.read(host.root, name))
+    _leave_request(name, host, request or Request(by=history.who(host.environ)))
+    foreground.send(launcher, foreground.RELOAD)
+    while alive(launcher.pid, launcher.start):
+        past = history.read(host.root, name)
+        if len(past) > before:
+            if past[-1].result == history.FAILED:
+                raise Failure(f"it was not reloaded: {past[-1].why}", code=STEP_FAILED)
+            return 0
+        time.sleep(0.05)
+    raise Failure("it has ended", code=UNAVAILABLE)
 
 
 def _ask_payload(text: PodText, name: str, host: Host) -> int:

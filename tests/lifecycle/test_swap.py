@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -134,19 +135,33 @@ def test_what_cannot_run_twice_is_stopped_and_started(web: Web) -> None:
     subprocess.run(["rm", "-rf", str(web.podrun.root / "pods")], check=True)
 
 
-def test_a_pod_in_the_foreground_of_a_terminal_is_left_alone(web: Web) -> None:
-    staying = web.podrun.start("up", web.path)
+def test_a_pod_in_the_foreground_is_swapped_by_the_podrun_that_waits_for_it(web: Web) -> None:
+    staying = web.podrun.start("up", web.path, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 20
-    while get(web.port) != "1" or web.inspect()["state"] != "up":
+    while get(web.port) != "1":
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    web.write("2")
+    time.sleep(0.3)
+    client = Busy("127.0.0.1", web.port, keep=True)
+    for version in "23":
+        web.write(version)
+        ended = web.podrun("reload", "web")
+        assert ended.returncode == 0, ended.stderr
+        assert get(web.port) == version
+        assert staying.poll() is None
+    web.write("4", patience="300ms", env=', PORT = "81"')
     ended = web.podrun("reload", "web")
-    assert ended.returncode == 75, ended.stderr
-    assert "foreground of another terminal" in ended.stderr
-    assert get(web.port) == "1"
+    assert ended.returncode == 76
+    assert "it was not reloaded" in ended.stderr
+    assert get(web.port) == "3"
+    count = client.stop()
+    assert count.failed == 0, count
+    # It waits for the generation that serves: what is sent to it is that one's.
+    status = Path(f"/proc/{web.inspect()['containers'][0]['pid']}/status").read_text()
+    assert "SigBlk:\t0000000000000000" in status
     staying.terminate()
-    assert staying.wait(20) in (0, 143)
+    assert staying.wait(20) == 0
+    assert not (web.podrun.run / "pods" / "web").exists()
 
 
 def test_a_pod_that_comes_later_joins_the_generation_that_serves_and_holds_it(web: Web) -> None:
