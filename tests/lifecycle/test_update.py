@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from podrun.host import tag
 from support.busy import SERVER, Busy
 from support.image_builder import directory, docker_archive, file, image, layout, symlink, tar
 from support.image_servers import Registry, docker_registry
@@ -150,6 +151,32 @@ def test_a_version_that_is_not_well_is_left_again_and_not_tried_twice(web: Web, 
     push("two")
     web.podrun("update", "web", check=True)
     assert web.get() == "two"
+
+
+@pytest.mark.parametrize("then", ["reload", "down"])
+def test_an_update_that_is_killed_while_it_watches_leaves_the_new_version_and_one_command_cleans_up(
+    web: Web, push, then: str
+) -> None:
+    Path(web.path).write_text(Path(web.path).read_text().replace('watch = "1s"', 'watch = "30s"'))
+    push("two")
+    updating = web.podrun.start("update", "web")
+    deadline = time.monotonic() + 20
+    while web.get() != "two":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(0.3)
+    updating.kill()
+    updating.wait()
+    assert web.get() == "two"
+    assert len(_namespaces(web)) == 2
+    web.podrun(then, "web", check=True)
+    assert web.get() == ("two" if then == "reload" else "")
+    assert len(_namespaces(web)) == (1 if then == "reload" else 0)
+
+
+def _namespaces(web: Web) -> list[str]:
+    own = tag("web", str(web.podrun.run))
+    return [one.name for one in Path("/run/netns").iterdir() if one.name.startswith(own)]
 
 
 def test_an_image_that_is_not_there_changes_nothing(web: Web, registry: Registry) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 from collections.abc import Iterator
 
 import pytest
@@ -11,7 +12,7 @@ from pyroute2 import NFCTSocket
 from podrun_hooks.network.netlink import conntrack, nfnetlink
 from podrun_hooks.network.netlink.nfnetlink import Element
 from podrun_hooks.network.publish import spec
-from support.network_case import Place, plain
+from support.network_case import Place, inside, plain
 
 pytestmark = pytest.mark.root
 
@@ -103,6 +104,19 @@ def test_a_connection_that_was_answered_stays_when_only_the_unanswered_are_forgo
     assert [
         entry.get_attr("CTA_TUPLE_ORIG").get_attr("CTA_TUPLE_PROTO").get_attr("CTA_PROTO_NUM") for entry in left
     ] == [6]
+
+
+def test_who_has_no_answer_yet_gets_to_whoever_the_port_leads_to_next(place: Place, talk) -> None:
+    web = place.up("web", publish=["127.0.0.1:5316:80"])
+    rules = "table inet silent { chain in { type filter hook input priority 0; policy drop; }; }"
+    subprocess.run([*inside(web["netns"]), "nft", "-f", "-"], input=rules, text=True, check=True)
+    client = socket.socket()
+    talk.append(client)
+    client.setblocking(False)
+    client.connect_ex(("127.0.0.1", 5316))
+    assert _answering(plain(web)) == 1
+    conntrack.forget_unanswered([plain(web)])
+    assert _answering(plain(web)) == 0
 
 
 def _source(entry) -> str:

@@ -25,7 +25,7 @@ from podrun_hooks.network.netlink.rtnetlink import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterator, Sequence
 
 TCP = 6
 #: TCP_CONNTRACK_SYN_SENT: nobody has answered yet.
@@ -36,12 +36,18 @@ _GET, _DELETE = _SUBSYSTEM << 8 | 1, _SUBSYSTEM << 8 | 2
 _TUPLE_ORIG, _TUPLE_REPLY, _PROTOINFO, _ID, _FILTER = 1, 2, 4, 12, 25
 _TUPLE_IP, _TUPLE_PROTO, _PROTO_NUM, _PROTO_DST_PORT = 1, 2, 1, 3
 _PROTOINFO_TCP, _TCP_STATE = 1, 1
-_FILTER_ORIG_FLAGS, _FILTER_REPLY_FLAGS, _FILTER_IP_SRC = 1, 2, 1
+_FILTER_ORIG_FLAGS, _FILTER_REPLY_FLAGS, _FILTER_IP_SRC, _FILTER_PROTO_NUM = 1, 2, 1, 8
+_STATUS, _STATUS_MASK, _SEEN_REPLY = 3, 26, 2
+#: UDP and SCTP: what can be published beside TCP.
+_OTHERS = (17, 132)
+#: Deletions in one message: their acknowledgements fit into the socket's buffer.
+_AT_ONCE = 100
 _IPV4 = 2
 #: The attributes of source and destination in a tuple, by address family: AF_INET and AF_INET6.
 _IP = {2: (1, 2), 10: (3, 4)}
 _FAMILY = Struct("=BBH")  # address family, version, resource
 _FLAGS = Struct("=I")
+_NUMBER = Struct(">I")
 _PORT = Struct(">H")
 
 
@@ -68,29 +74,8 @@ def forget(addresses: Collection[str]) -> None:
     """
     for address in addresses:
         family, raw = packed(address.partition("/")[0])
-        if family == _IPV4 and _forget_at_once(family, raw):
-            continue
-        for entry in _entries(family):
-            if entry.answers_from == raw:
-                _delete(entry)
-
-
-def _forget_at_once(family: int, address: bytes) -> bool:
-    """Has the kernel do it, without listing: False before Linux 6.8.
-
-    Not for IPv6: its comparison is inverted there, and all but that address' entries would go
-    (ctnetlink_filter_match_tuple() in net/netfilter/nf_conntrack_netlink.c).
-    """
-    flags = attribute(_FILTER_ORIG_FLAGS, _FLAGS.pack(0)) + attribute(_FILTER_REPLY_FLAGS, _FLAGS.pack(_FILTER_IP_SRC))
-    source = nested(_TUPLE_REPLY, nested(_TUPLE_IP, attribute(_IP[family][0], address)))
-    body = _FAMILY.pack(family, 0, 0) + source + nested(_FILTER, flags)
-    try:
-        nfnetlink.socket().send(Message("forget tracked connections", _DELETE, NLM_F_ACK, body, (ENOENT,)))
-    except OSError as error:
-        if error.errno not in (EINVAL, EOPNOTSUPP):
-            raise
-        return False
-    return True
+        if family != _IPV4 or not _forget_at_once(family, raw):
+            _delete([entry for entry in _entries(family, containing=raw) if entry.answers_from == raw])
 
 
 def forget_unanswered(addresses: Collection[str]) -> None:
@@ -100,9 +85,35 @@ def forget_unanswered(addresses: Collection[str]) -> None:
     """
     for address in addresses:
         family, raw = packed(address.partition("/")[0])
-        for entry in _entries(family):
-            if entry.answers_from == raw and (entry.proto != TCP or entry.state == SYN_SENT):
-                _delete(entry)
+        if family == _IPV4 and all(
+            _forget_at_once(family, raw, proto, unanswered=proto == TCP) for proto in (TCP, *_OTHERS)
+        ):
+            continue
+        found = [entry for entry in _entries(family, containing=raw) if entry.answers_from == raw]
+        _delete([entry for entry in found if entry.proto != TCP or entry.state == SYN_SENT])
+
+
+def _forget_at_once(family: int, address: bytes, proto: int = 0, *, unanswered: bool = False) -> bool:
+    """Has the kernel do it, without listing: False before Linux 6.8. ``proto`` 0: of every protocol.
+
+    Not for IPv6: its comparison is inverted there, and all but that address' entries would go
+    (ctnetlink_filter_match_tuple() in net/netfilter/nf_conntrack_netlink.c).
+    """
+    flags = _FILTER_IP_SRC | (_FILTER_PROTO_NUM if proto else 0)
+    wanted = attribute(_FILTER_ORIG_FLAGS, _FLAGS.pack(0)) + attribute(_FILTER_REPLY_FLAGS, _FLAGS.pack(flags))
+    source = [nested(_TUPLE_IP, attribute(_IP[family][0], address))]
+    if proto:
+        source.append(nested(_TUPLE_PROTO, attribute(_PROTO_NUM, bytes([proto]))))
+    body = _FAMILY.pack(family, 0, 0) + nested(_TUPLE_REPLY, *source) + nested(_FILTER, wanted)
+    if unanswered:
+        body += attribute(_STATUS, _NUMBER.pack(0)) + attribute(_STATUS_MASK, _NUMBER.pack(_SEEN_REPLY))
+    try:
+        nfnetlink.socket().send(Message("forget tracked connections", _DELETE, NLM_F_ACK, body, (ENOENT,)))
+    except OSError as error:
+        if error.errno not in (EINVAL, EOPNOTSUPP):
+            raise
+        return False
+    return True
 
 
 def forget_destinations(places: Collection[tuple[int, str, int]]) -> None:
@@ -113,13 +124,12 @@ def forget_destinations(places: Collection[tuple[int, str, int]]) -> None:
     """
     wanted = {(proto, packed(address)[1], port) for proto, address, port in places if proto != TCP}
     for family in {packed(address)[0] for _, address, _ in places}:
-        for entry in _entries(family):
-            if (entry.proto, entry.destination, entry.port) in wanted:
-                _delete(entry)
+        found = _entries(family)
+        _delete([entry for entry in found if (entry.proto, entry.destination, entry.port) in wanted])
 
 
-def _entries(family: int) -> Iterator[Entry]:
-    """The entries of an address family."""
+def _entries(family: int, *, containing: bytes = b"") -> Iterator[Entry]:
+    """The entries of an address family, at least those in which these bytes are: a busy table has 100,000."""
     listing = Message("list tracked connections", _GET, NLM_F_ACK | NLM_F_DUMP, _FAMILY.pack(family, 0, 0))
     try:
         answers = nfnetlink.socket().send(listing)
@@ -128,7 +138,8 @@ def _entries(family: int) -> Iterator[Entry]:
             return
         raise
     for _, answer in answers:
-        yield _entry(family, answer[4:])
+        if containing in answer:
+            yield _entry(family, answer[4:])
 
 
 def _entry(family: int, data: bytes) -> Entry:
@@ -154,6 +165,8 @@ def _address(tuple_: bytes, kind: int) -> bytes:
     return dict(attributes(dict(attributes(tuple_)).get(_TUPLE_IP, b""))).get(kind, b"")
 
 
-def _delete(entry: Entry) -> None:
-    body = _FAMILY.pack(entry.family, 0, 0) + entry.key
-    nfnetlink.socket().send(Message("forget a tracked connection", _DELETE, NLM_F_ACK, body, (ENOENT,)))
+def _delete(entries: Sequence[Entry]) -> None:
+    for at in range(0, len(entries), _AT_ONCE):
+        bodies = [_FAMILY.pack(entry.family, 0, 0) + entry.key for entry in entries[at : at + _AT_ONCE]]
+        messages = [Message("forget a tracked connection", _DELETE, NLM_F_ACK, body, (ENOENT,)) for body in bodies]
+        nfnetlink.socket().send(*messages)
