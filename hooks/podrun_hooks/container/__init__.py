@@ -187,7 +187,7 @@ def check(step: Step) -> list[Problem]:
     if os.geteuid():
         problems.append(Problem("containers need root", NOT_ALLOWED))
     wanted = {"memory": step.options.memory, "cpu": step.options.cpus, "pids": step.options.pids}
-    for name in runtimes.missing_controllers([name for name, limit in wanted.items() if limit]):
+    for name in limits.missing_controllers([name for name, limit in wanted.items() if limit]):
         what = f"the kernel has no cgroup controller {name} (or it is turned off): the limit cannot hold"
         problems.append(Problem(what, UNAVAILABLE, fatal=False, key={"cpu": "cpus"}.get(name, name)))
     for program in (lambda: runtimes.choose(step.options.runtime), *_programs(step)):
@@ -310,7 +310,7 @@ def diagnose(root: str, run: str) -> Iterator[Finding]:
             "--root on a disk, a volume or a tmpfs",
             73,
         )
-    missing = runtimes.missing_controllers(("memory", "cpu", "pids"))
+    missing = limits.missing_controllers(("memory", "cpu", "pids"))
     if missing:
         yield Finding("warn", f"the kernel has no cgroup controller {', '.join(missing)}: such limits are refused")
     try:

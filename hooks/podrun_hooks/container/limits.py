@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 from podrun.options import INTEGER, SIZE, TEXT, Kind, Wrong, checked, list_of, table_of, unknown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
 #: setrlimit(2); the names that docker takes, in lower case and without RLIMIT_.
@@ -18,6 +20,8 @@ RLIMITS = (
 PIDS = 2048
 #: RLIM_INFINITY, as the OCI runtime specification spells it.
 UNLIMITED = 2**64 - 1
+
+CGROUPS = "/sys/fs/cgroup"
 #: Sysctls of the container's own IPC namespace (ipc_namespaces(7)); those of the network are the network step's.
 _SYSCTLS = ("kernel.shm", "kernel.msg", "kernel.sem", "fs.mqueue.")
 
@@ -99,6 +103,16 @@ GROUPS: Kind[list[str]] = list_of(
 )
 
 
+def missing_controllers(names: Sequence[str]) -> list[str]:
+    """Those of the cgroup controllers that this machine does not have."""
+    try:
+        with open(f"{CGROUPS}/cgroup.controllers", encoding="utf-8") as file:
+            there = set(file.read().split())
+    except FileNotFoundError:
+        there = {name for name in names if os.path.isdir(f"{CGROUPS}/{name}")}
+    return [name for name in names if name not in there]
+
+
 def has_any(options: Any) -> bool:
     """Whether a limit is set that only a cgroup can hold."""
     return bool(
@@ -135,7 +149,9 @@ def resources(options: Any) -> dict[str, Any]:
     if options.cpuset:
         cpu["cpus"] = options.cpuset
     found: dict[str, Any] = {"memory": memory, "cpu": cpu}
-    found["pids"] = {"limit": processes(options)}
+    # A limit that nobody asked for is no reason not to start where the host cannot count.
+    if options.pids or not missing_controllers(["pids"]):
+        found["pids"] = {"limit": processes(options)}
     return {key: value for key, value in found.items() if value}
 
 

@@ -409,16 +409,6 @@ def cgroups(place: Place) -> list[str]:
         return []
 
 
-def missing_controllers(names: Sequence[str]) -> list[str]:
-    """Those of the cgroup controllers that this machine does not have."""
-    try:
-        with open(f"{_CGROUPS}/cgroup.controllers", encoding="utf-8") as file:
-            there = set(file.read().split())
-    except FileNotFoundError:
-        there = {name for name in names if os.path.isdir(f"{_CGROUPS}/{name}")}
-    return [name for name in names if name not in there]
-
-
 def members(place: Place) -> list[int]:
     """The pids in the container's own cgroup and in those below it."""
     pids: set[int] = set()
