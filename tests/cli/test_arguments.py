@@ -1,9 +1,15 @@
 """The plain forms of up, down, run and image pull mean the same whether podrun reads them itself or click does."""
 
+from __future__ import annotations
+
+import os
+
 import pytest
 
 from podrun.cli import main
-from podrun.launcher import arguments, commands
+from podrun.cli import run as extended
+from podrun.host import Host
+from podrun.launcher import arguments, commands, run
 
 
 @pytest.mark.parametrize(
@@ -15,14 +21,9 @@ from podrun.launcher import arguments, commands
         "down web",
         "down --force --invocation=abc web",
         "--run /r --root=/x down web",
-        "run alpine",
-        "run -it --rm alpine sh",
-        "run --rm alpine true",
-        "run -d --name web -e A=1 -e B -v /a:/b:ro -p 8080:80 --network host alpine sh -c 'x' --rm -d",
         "image pull alpine",
         "--root /r --debug image pull -q docker.io/library/alpine:3",
         "image pull oci:/x --platform=linux/arm64 --cosign-key k --policy p.json --quiet",
-        "run --memory 64M --cap-drop ALL --cap-add NET_ADMIN --entrypoint sh --read-only alpine -c true",
     ],
 )
 def test_both_readers_agree(line, monkeypatch):
@@ -31,6 +32,30 @@ def test_both_readers_agree(line, monkeypatch):
     monkeypatch.setattr(main, "act", lambda command, given: seen.append((command, given)) or 0)
     assert main.main(words) == 0
     assert arguments.plain(words) == seen[0]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "run alpine",
+        "run --rm alpine true",
+        "run -d --name web -e A=1 -e B -v /a:/b:ro -p 127.0.0.1:8080:80 --network host alpine sh -c 'x' --rm -d",
+        "run --memory 64M --cap-drop ALL --cap-add NET_ADMIN --entrypoint sh --read-only alpine -c true",
+        "run --init -u 1000:1000 -w /srv --hostname x --pull always alpine",
+    ],
+)
+def test_both_readers_make_the_same_pod_of_a_command_line(line, monkeypatch):
+    monkeypatch.setenv("B", "from outside")
+    recognised = arguments.plain(line.split())
+    assert recognised is not None
+    given = {**recognised[1], "name": "web"}
+    plain = run.tables(given, Host(environ=os.environ))
+    other, notes = extended.tables(extended.taken_apart(line.split()[1:]), "web", os.environ)
+    assert not [note for note in notes if "on this host yet" not in note]
+    for step in plain["chain"]:
+        if step["hook"] == "network" and step["mode"] == "bridge":
+            del step["mode"]  # the default
+    assert plain == other
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from contextlib import closing, contextmanager, suppress
 import pytest
 
 from podrun_hooks.image.registry import http
-from podrun_hooks.image.registry.http import Broken, ConnectFailed, Connections, NotRetryable, ProtocolError
+from podrun_hooks.image.registry.http import Broken, ConnectFailed, Connections, ProtocolError
 
 OK = b"HTTP/1.1 200 OK\r\n"
 
@@ -321,19 +321,9 @@ def test_no_proxy_is_respected_and_this_machine_is_asked_directly(proxied: Calla
         proxied("http://127.0.0.1:1").request("GET", "http://direct.example/")
 
 
-def test_an_ipv6_address_is_not_asked_of_a_proxy(proxied: Callable[[str], Connections]) -> None:
-    with pytest.raises(NotRetryable, match="2001:db8::1"):
-        proxied("http://proxy.example:3128").request("GET", "https://[2001:db8::1]:5000/v2/")
-
-
 def test_what_is_believed_of_one_spelling_of_a_host_is_not_of_another(ours: Connections) -> None:
     answer = OK + b"Content-Length: 2\r\n\r\nhi"
     with serving([answer], [answer]) as server:
         body(ours, server.url)
         assert body(ours, server.url.replace("//", "//user@")) == b"hi"
     assert len(server.heard) == 2
-
-
-def test_a_proxy_that_itself_speaks_tls_is_refused_for_https(proxied: Callable[[str], Connections]) -> None:
-    with pytest.raises(NotRetryable, match=r"TLS \(proxy.example\)"):
-        proxied("https://proxy.example:3129").request("GET", "https://registry.example/v2/")
