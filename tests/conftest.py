@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -78,7 +79,7 @@ def pods() -> Iterator[object]:
 
 
 @pytest.fixture
-def nothing_left(podrun):
+def nothing_left(podrun: Podrun) -> Iterator[Any]:
     podrun("run", "--rm", "--name", "warm", "host:", "true", check=True)
     before = listing(podrun.run, podrun.root)
     yield

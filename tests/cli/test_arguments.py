@@ -26,7 +26,7 @@ from podrun.launcher import arguments, commands, run
         "image pull oci:/x --platform=linux/arm64 --cosign-key k --policy p.json --quiet",
     ],
 )
-def test_both_readers_agree(line, monkeypatch):
+def test_both_readers_agree(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     words = line.split()
     seen = []
     monkeypatch.setattr(main, "act", lambda command, given: seen.append((command, given)) or 0)
@@ -44,7 +44,7 @@ def test_both_readers_agree(line, monkeypatch):
         "run --init -u 1000:1000 -w /srv --hostname x --pull always alpine",
     ],
 )
-def test_both_readers_make_the_same_pod_of_a_command_line(line, monkeypatch):
+def test_both_readers_make_the_same_pod_of_a_command_line(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("B", "from outside")
     recognised = arguments.plain(line.split())
     assert recognised is not None
@@ -81,10 +81,10 @@ def test_both_readers_make_the_same_pod_of_a_command_line(line, monkeypatch):
         "pull x",
     ],
 )
-def test_anything_else_is_left_to_click(line):
+def test_anything_else_is_left_to_click(line: str) -> None:
     assert arguments.plain(line.split()) is None
 
 
-def test_a_name_that_is_a_path_is_no_pods_name(capsys):
+def test_a_name_that_is_a_path_is_no_pods_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert commands.act("down", {"word": "..", "debug": False, "invocation": "", "force": False}) == 78
     assert "not the name of a pod" in capsys.readouterr().err

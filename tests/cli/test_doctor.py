@@ -40,7 +40,7 @@ def in_a_network_of_its_own(podrun: Podrun, script: str) -> subprocess.Completed
     return subprocess.run(argv, env=podrun.environ, capture_output=True, text=True, check=False, timeout=60)
 
 
-def test_a_host_that_has_everything_exits_0(podrun):
+def test_a_host_that_has_everything_exits_0(podrun: Podrun) -> None:
     done = in_a_network_of_its_own(podrun, "podrun doctor")
     assert (done.returncode, done.stderr) == (0, "")
     for word in ("Linux ", "cgroup", str(podrun.root), str(podrun.run)):
@@ -49,7 +49,7 @@ def test_a_host_that_has_everything_exits_0(podrun):
     assert {"crun", "runc"} & {line.split()[1] for line in done.stdout.splitlines()}
 
 
-def test_it_prints_json_lines(podrun):
+def test_it_prints_json_lines(podrun: Podrun) -> None:
     done = in_a_network_of_its_own(podrun, "podrun doctor --format json")
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert rows[0] == {"state": "ok", "what": f"Linux {os.uname().release}", "hint": ""}
@@ -67,7 +67,7 @@ FLUSHED = """
 """
 
 
-def test_a_flushed_table_and_a_host_that_does_not_forward_fail_until_they_are_mended(podrun):
+def test_a_flushed_table_and_a_host_that_does_not_forward_fail_until_they_are_mended(podrun: Podrun) -> None:
     path = podrun.file("web", CHAIN.replace("PORT", "8080"))
     table = tag("web", str(podrun.run)).removesuffix("-web")
     done = in_a_network_of_its_own(podrun, FLUSHED.format(path=path, table=table))
@@ -80,14 +80,14 @@ def test_a_flushed_table_and_a_host_that_does_not_forward_fail_until_they_are_me
     assert "exit 76" in done.stdout
 
 
-def test_dockers_forward_policy_is_a_warning_before_the_first_pod(podrun):
+def test_dockers_forward_policy_is_a_warning_before_the_first_pod(podrun: Podrun) -> None:
     done = in_a_network_of_its_own(podrun, "iptables -P FORWARD DROP\npodrun doctor")
     assert done.returncode == 0, done.stderr
     assert states(done.stdout, "chain ip filter FORWARD drops what is forwarded") == ["warn"]
     assert "iptables -I FORWARD -i podrun-" in done.stdout
 
 
-def test_what_nobody_needs_is_named_with_gc(podrun):
+def test_what_nobody_needs_is_named_with_gc(podrun: Podrun) -> None:
     path = podrun.file("web", CHAIN.replace('publish = ["PORT:80"]', 'mode = "none"').replace("60", "0.1"))
     podrun("up", "-d", path, check=True)
     podrun("wait", "web")
@@ -99,7 +99,7 @@ def test_what_nobody_needs_is_named_with_gc(podrun):
 
 
 @pytest.mark.parametrize(("size", "state"), [("2g", "ok"), ("512m", "warn"), ("16m", "fail"), ("16m,ro", "fail")])
-def test_a_store_without_room_is_told(podrun, size, state):
+def test_a_store_without_room_is_told(podrun: Podrun, size: str, state: str) -> None:
     podrun.root.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "podrun-test", podrun.root], check=True)
     try:
@@ -110,7 +110,7 @@ def test_a_store_without_room_is_told(podrun, size, state):
 
 
 @pytest.mark.parametrize(("lacking", "words"), [("nft", "nft is not installed"), ("crun runc", "no OCI runtime")])
-def test_a_program_that_is_missing_is_told_with_its_package(podrun, lacking, words):
+def test_a_program_that_is_missing_is_told_with_its_package(podrun: Podrun, lacking: str, words: str) -> None:
     hide = "\n".join(
         f"mount --bind /dev/null {path}"
         for name in lacking.split()
@@ -123,7 +123,7 @@ def test_a_program_that_is_missing_is_told_with_its_package(podrun, lacking, wor
     assert "apt install" in done.stdout
 
 
-def test_who_is_not_root_is_told_so(monkeypatch):
+def test_who_is_not_root_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 65534)
     found = list(doctor.findings(Host("/nowhere", "/nowhere", {}, print)))
     assert (found[-1].state, found[-1].code) == ("fail", 77)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
+
+from support.launcher import Podrun
 
 pytestmark = pytest.mark.root
 
@@ -12,7 +15,7 @@ BUSY = "x=$(head -c 20m /dev/zero | tail -c 20m | tr '\\0' x); while :; do :; do
 
 
 @pytest.mark.parametrize("limits", [(), ("--memory", "200M")], ids=["in the caller's cgroup", "in one of its own"])
-def test_a_busy_container_uses_a_processor_and_the_memory_that_it_filled(podrun, limits):
+def test_a_busy_container_uses_a_processor_and_the_memory_that_it_filled(podrun: Podrun, limits: Any) -> None:
     podrun("run", "-d", "--name", "web", "--network", "none", *limits, "host:", "sh", "-c", BUSY, check=True)
     rows = [json.loads(podrun("stats", "--format", "json", check=True).stdout) for _ in range(20)]
     assert rows[-1]["pod"] == "web"
@@ -22,5 +25,5 @@ def test_a_busy_container_uses_a_processor_and_the_memory_that_it_filled(podrun,
     podrun("down", "web", check=True)
 
 
-def test_without_a_container_there_is_nothing_to_show(podrun):
+def test_without_a_container_there_is_nothing_to_show(podrun: Podrun) -> None:
     assert podrun("stats", check=True).stdout == ""

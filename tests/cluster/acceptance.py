@@ -291,7 +291,7 @@ def isolation(trial: Trial) -> None:
     """f: the cable of service1's host is pulled."""
     cut = trial.apart_from_client()
     trial.client_goes_on()
-    before = len(trial.count()["seen"])  # type: ignore[arg-type]
+    before = len(trial.count()["seen"])
     cut.isolate()
     began = time.monotonic()
     up: dict[str, float] = {}
@@ -305,13 +305,13 @@ def isolation(trial: Trial) -> None:
     seconds = until(stopped, 120)
     until(lambda: any(trial.is_active("service1", m) for m in trial.cluster.machines if m is not cut), 60)
     double = max(0.0, seconds - up["there"]) if "there" in up else 0.0
-    until(lambda: len(trial.count()["seen"]) > before, 90, lambda: str(trial.count()))  # type: ignore[arg-type]
+    until(lambda: len(trial.count()["seen"]) > before, 90, lambda: str(trial.count()))
     cut.isolate(False)
     trial.cluster.settled()
     until(lambda: len(trial.where("utils")) == 3, 90, lambda: str(trial.units()))
     time.sleep(5)
     trial.client_goes_on()
-    seen = trial.count()["seen"][before - 1 :]  # type: ignore[index]
+    seen = trial.count()["seen"][before - 1 :]
     one = seen == list(dict.fromkeys(seen)) and len(trial.where("service1")) == 1
     note = f"double run {double:.1f} s; the client saw {' -> '.join(seen)}"
     trial.found("f", "a host is cut off: its copy stops; the client sees one copy", seconds, 15, right=one, note=note)

@@ -6,18 +6,19 @@ import os
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
 from podrun.cluster import agent
-from support.systemd_case import IMAGE, PATIENT, container, show, systemctl, until
+from support.systemd_case import IMAGE, PATIENT, Pods, container, show, systemctl, until
 
 SUCCESS, GENERIC, ARGS, UNIMPLEMENTED, INSTALLED, CONFIGURED, NOT_RUNNING = 0, 1, 2, 3, 5, 6, 7
 STUBBORN = "trap '' TERM; while :; do sleep 0.05; done"
 
 
-def call(verb, pod=None, seconds=40.0, **parameters):
+def call(verb: Any, pod: Any = None, seconds: float = 40.0, **parameters: Any) -> Any:
     """Asks the agent as Pacemaker does."""
     environ = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "OCF_RESKEY_CRM_meta_timeout": str(int(seconds * 1000))}
     environ |= {f"OCF_RESKEY_{key}": value for key, value in {"pod": pod, **parameters}.items() if value is not None}
@@ -25,11 +26,11 @@ def call(verb, pod=None, seconds=40.0, **parameters):
     return subprocess.run(argv, env=environ, capture_output=True, text=True, timeout=120)
 
 
-def code(verb, pod=None, **more):
+def code(verb: Any, pod: Any = None, **more: Any) -> Any:
     return call(verb, pod, **more).returncode
 
 
-def test_the_meta_data_names_every_action_and_parameter():
+def test_the_meta_data_names_every_action_and_parameter() -> None:
     root = ElementTree.fromstring(call("meta-data").stdout)
     assert {action.get("name") for action in root.iter("action")} == {
         *("start", "stop", "monitor", "status", "validate-all", "meta-data")
@@ -55,12 +56,12 @@ def test_the_meta_data_names_every_action_and_parameter():
         (("validate-all", "nowhere"), INSTALLED),
     ],
 )
-def test_what_it_says_without_a_pod(words, status):
+def test_what_it_says_without_a_pod(words: Any, status: Any) -> None:
     assert code(*words) == status
 
 
 @pytest.mark.systemd
-def test_a_pod_of_two_containers_from_start_to_stop(pods):
+def test_a_pod_of_two_containers_from_start_to_stop(pods: Pods) -> None:
     pods.install("web", IMAGE, container(PATIENT, "one"), container(PATIENT, "two"))
     assert code("validate-all", "web") == SUCCESS
     assert code("monitor", "web") == NOT_RUNNING
@@ -75,7 +76,7 @@ def test_a_pod_of_two_containers_from_start_to_stop(pods):
 
 
 @pytest.mark.systemd
-def test_start_does_not_wait_for_a_chain_that_waits(pods):
+def test_start_does_not_wait_for_a_chain_that_waits(pods: Pods) -> None:
     waiting = container(PATIENT, ready='{ exec = ["test", "-e", "/dev/shm/never"], timeout = "60s" }')
     pods.install("web", IMAGE, waiting)
     began = time.monotonic()
@@ -88,7 +89,7 @@ def test_start_does_not_wait_for_a_chain_that_waits(pods):
 
 
 @pytest.mark.systemd
-def test_a_container_that_systemd_has_given_up_on_is_a_failure_and_start_begins_anew(pods):
+def test_a_container_that_systemd_has_given_up_on_is_a_failure_and_start_begins_anew(pods: Pods) -> None:
     pods.install("web", IMAGE, container(PATIENT, "one"), container(PATIENT, "two"))
     assert code("start", "web") == SUCCESS
     until(lambda: systemctl("is-active", "--quiet", "web.one", "web.two").returncode == 0)
@@ -105,7 +106,7 @@ def test_a_container_that_systemd_has_given_up_on_is_a_failure_and_start_begins_
 
 
 @pytest.mark.systemd
-def test_a_restart_by_systemd_is_nothing_to_the_cluster(pods):
+def test_a_restart_by_systemd_is_nothing_to_the_cluster(pods: Pods) -> None:
     pods.install("web", IMAGE, container(PATIENT), service='Restart = "on-failure"\nRestartSec = "2s"')
     assert code("start", "web") == SUCCESS
     until(lambda: systemctl("is-active", "--quiet", "web").returncode == 0)
@@ -115,19 +116,19 @@ def test_a_restart_by_systemd_is_nothing_to_the_cluster(pods):
 
 
 @pytest.mark.systemd
-def test_containers_that_have_all_ended_are_a_pod_that_does_not_run(pods):
+def test_containers_that_have_all_ended_are_a_pod_that_does_not_run(pods: Pods) -> None:
     pods.install("web", IMAGE, container(PATIENT, "one"), container(PATIENT, "two"))
     assert code("start", "web") == SUCCESS
     for name in ("web.one", "web.two"):
-        until(lambda name=name: systemctl("is-active", "--quiet", name).returncode == 0)
+        until(lambda name=name: systemctl("is-active", "--quiet", name).returncode == 0)  # type: ignore[misc]
         systemctl("kill", "--kill-whom=main", "--signal=TERM", name)
-        until(lambda name=name: show(name, "ActiveState") == ["inactive"])
+        until(lambda name=name: show(name, "ActiveState") == ["inactive"])  # type: ignore[misc]
         assert code("monitor", "web") == (SUCCESS if name == "web.one" else NOT_RUNNING)
     assert code("stop", "web") == SUCCESS
 
 
 @pytest.mark.systemd
-def test_a_start_that_fails_at_once_says_so(pods):
+def test_a_start_that_fails_at_once_says_so(pods: Pods) -> None:
     pods.install("web", IMAGE, '[[chain]]\nhook = "container"\ncommand = ["/not/there"]\n')
     assert code("start", "web", settle="5") == GENERIC
     assert code("stop", "web") == SUCCESS
@@ -135,7 +136,7 @@ def test_a_start_that_fails_at_once_says_so(pods):
 
 
 @pytest.mark.systemd
-def test_stop_ends_in_time_whatever_the_payload_does(pods):
+def test_stop_ends_in_time_whatever_the_payload_does(pods: Pods) -> None:
     pods.install("web", IMAGE, container(STUBBORN), stop_timeout="300s")
     assert code("start", "web") == SUCCESS
     until(lambda: systemctl("is-active", "--quiet", "web").returncode == 0)
@@ -147,7 +148,7 @@ def test_stop_ends_in_time_whatever_the_payload_does(pods):
 
 
 @pytest.mark.systemd
-def test_pods_are_stopped_in_order_while_pacemaker_itself_is_being_stopped(pods):
+def test_pods_are_stopped_in_order_while_pacemaker_itself_is_being_stopped(pods: Pods) -> None:
     """systemd has jobs for both then, and the pod's units are ordered before pacemaker.service."""
     stop = f"OCF_RESKEY_pod=web OCF_RESKEY_CRM_meta_timeout=40000 exec sh {agent.SOURCE} stop"
     service = f"[Service]\nExecStart=/bin/sleep infinity\nExecStop=/bin/sh -c '{stop}'\nTimeoutStopSec=60\n"
@@ -169,7 +170,7 @@ def test_pods_are_stopped_in_order_while_pacemaker_itself_is_being_stopped(pods)
 
 
 @pytest.mark.systemd
-def test_a_chain_that_is_not_undone_is_a_stop_that_failed(pods):
+def test_a_chain_that_is_not_undone_is_a_stop_that_failed(pods: Pods) -> None:
     hook = "/etc/podrun/hooks.d/keeps"
     os.makedirs(os.path.dirname(hook), exist_ok=True)
     with open(hook, "w") as file:
@@ -188,7 +189,7 @@ def test_a_chain_that_is_not_undone_is_a_stop_that_failed(pods):
 
 
 @pytest.mark.systemd
-def test_an_instance_is_its_own_pod(pods):
+def test_an_instance_is_its_own_pod(pods: Pods) -> None:
     pods.install("web@", IMAGE, container(PATIENT, "one"), container(PATIENT, "two"))
     assert code("start", "web@blue") == SUCCESS
     until(lambda: systemctl("is-active", "--quiet", "web.two@blue").returncode == 0)

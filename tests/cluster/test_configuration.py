@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 from podrun.cluster import agent, configuration, pacemaker
 from podrun.cluster.pods import Placement, Pod
 from podrun.options import Wrong
+from support.systemd_case import Pods
 
 UTILS = Pod("utils", "utils.toml", Placement(everywhere=True))
 ONE = Pod("service1", "service1.toml", Placement(metadata={"disk": "ssd", "zone": "a"}), requires=("utils",))
@@ -40,31 +43,31 @@ location service2-Prefers-n1 service2 40: n1
 """
 
 
-def text(*pods, **more):
+def text(*pods: Pods, **more: Any) -> Any:
     return configuration.text(configuration.statements(pods, **more))
 
 
-def test_the_whole_text():
+def test_the_whole_text() -> None:
     assert text(ONE, TWO, UTILS) == GOLDEN
 
 
-def test_a_stop_may_take_longer_than_systemd_gives_it():
+def test_a_stop_may_take_longer_than_systemd_gives_it() -> None:
     assert "op stop timeout=150s" in text(Pod("web", "f", stop_seconds=120.2))
 
 
-def test_without_fencing_is_said_only_when_asked_for():
+def test_without_fencing_is_said_only_when_asked_for() -> None:
     assert "stonith" not in text(UTILS)
     assert "stonith-enabled=false\n" in text(UTILS, fencing=False)
 
 
-def test_what_people_have_stopped_or_taken_over_stays_so():
+def test_what_people_have_stopped_or_taken_over_stays_so() -> None:
     kept = {"service1": {"target-role": "Stopped"}, "utils-Global": {"is-managed": "false"}}
     found = text(ONE, UTILS, kept=kept)
     assert "failure-timeout=600s target-role=Stopped\n" in found
     assert "meta interleave=true is-managed=false\n" in found
 
 
-def test_a_conflict_of_both_is_one_constraint():
+def test_a_conflict_of_both_is_one_constraint() -> None:
     web = [Pod(f"web@{n}", "f", Placement(("web@*",))) for n in "abc"]
     lines = [line for line in text(*web).splitlines() if line.startswith("colocation")]
     assert lines == [
@@ -74,7 +77,7 @@ def test_a_conflict_of_both_is_one_constraint():
     ]
 
 
-def test_no_preference_outweighs_staying():
+def test_no_preference_outweighs_staying() -> None:
     many = Pod("web", "f", Placement(prefer=tuple(f"n{number}" for number in range(9))))
     scores = [int(line.split()[3].rstrip(":")) for line in text(many).splitlines() if line.startswith("location")]
     assert scores == sorted(scores, reverse=True)
@@ -82,7 +85,7 @@ def test_no_preference_outweighs_staying():
 
 
 @pytest.mark.parametrize("value", ["", "a b", 'a"b', "a'b", "a{b}", "a\nb", "a;b", "a\\b", "$a", "a#b", "ü", "<", "&"])
-def test_what_has_no_safe_spelling_is_refused(value):
+def test_what_has_no_safe_spelling_is_refused(value: str) -> None:
     with pytest.raises(Wrong):
         text(Pod("web", "f", Placement(metadata={"disk": value})))
 
@@ -91,7 +94,7 @@ NAMES = st.from_regex(r"[a-z0-9][a-z0-9-]{0,20}(@[a-z0-9][a-z0-9_.-]{0,10})?", f
 
 
 @given(NAMES)
-def test_names_of_resources_are_xml_names_and_lead_back_to_their_pods(name):
+def test_names_of_resources_are_xml_names_and_lead_back_to_their_pods(name: Any) -> None:
     identifier = configuration.resource(name)
     assert configuration.pod_of(identifier) == name
     assert configuration.pod_of(f"{identifier}-Global") == name
@@ -103,7 +106,7 @@ def test_names_of_resources_are_xml_names_and_lead_back_to_their_pods(name):
 
 
 @pytest.fixture(scope="module")
-def cib(tmp_path_factory):
+def cib(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Loads a text with crm into an empty configuration of three machines; returns its XML.
 
     crm asks the agent for its meta-data, so it is installed as long as that takes.
@@ -132,7 +135,7 @@ def cib(tmp_path_factory):
         shutil.rmtree(place.parent)
 
 
-def edges(root):
+def edges(root: Any) -> Any:
     """What the constraints say, as Pacemaker reads them."""
     found = []
     for constraint in root.findall("configuration/constraints/*"):
@@ -143,7 +146,7 @@ def edges(root):
 
 
 @pytest.mark.root
-def test_crm_understands_the_whole_text(cib):
+def test_crm_understands_the_whole_text(cib: Any) -> None:
     root = cib(GOLDEN)
     near, apart = {"score": "INFINITY"}, {"score": "-INFINITY"}
     on = [("disk", "not_defined", None), ("disk", "ne", "ssd"), ("zone", "not_defined", None), ("zone", "ne", "a")]
@@ -178,7 +181,9 @@ TRICKY = st.sampled_from(
         TRICKY | st.from_regex("[A-Za-z0-9][A-Za-z0-9_.:@+-]{0,8}", fullmatch=True), min_size=1, max_size=2
     ),
 )
-def test_whatever_pods_and_values_are_called_crm_takes_them_for_names_and_values(cib, names, values):
+def test_whatever_pods_and_values_are_called_crm_takes_them_for_names_and_values(
+    cib: Any, names: Any, values: Any
+) -> None:
     first, second = names
     metadata = {f"k{number}": value for number, value in enumerate(values)}
     pods = (

@@ -9,26 +9,29 @@ import stat
 import subprocess
 import sys
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from podrun.cluster import files
 from podrun.errors import BUSY, CANNOT_CREATE, MALFORMED, Failure
+from support.systemd_case import Pods
 
 WEB = {"web": {"web.toml": "one\n", "web.toml.d/10-more.toml": "two\n"}}
 
 
 @pytest.fixture
-def etc(tmp_path):
+def etc(tmp_path: Path) -> Any:
     return str(tmp_path / "podrun")
 
 
-def send(etc, pods):
+def send(etc: Any, pods: Pods) -> Any:
     """What this host is sent when these pods are a change of what it has."""
     return files.receive(files.message(pods, files.manifest(etc)), etc)
 
 
-def there(etc):
+def there(etc: Any) -> Any:
     found = {}
     for directory, _, names in os.walk(etc):
         found |= {os.path.relpath(f"{directory}/{name}", etc): open(f"{directory}/{name}").read() for name in names}
@@ -36,14 +39,14 @@ def there(etc):
     return found
 
 
-def test_files_arrive_for_root_only_and_again_nothing_is_written(etc):
+def test_files_arrive_for_root_only_and_again_nothing_is_written(etc: Any) -> None:
     assert send(etc, WEB).written == ["web.toml", "web.toml.d/10-more.toml"]
     assert there(etc) == WEB["web"]
     assert stat.S_IMODE(os.stat(f"{etc}/web.toml").st_mode) == 0o600
     assert send(etc, WEB) == files.Received([], [])
 
 
-def test_only_what_the_manifest_lists_is_removed(etc):
+def test_only_what_the_manifest_lists_is_removed(etc: Any) -> None:
     send(etc, {**WEB, "db": {"db.toml": "three\n"}})
     with open(f"{etc}/mine.toml", "w") as file:
         file.write("mine\n")
@@ -53,7 +56,7 @@ def test_only_what_the_manifest_lists_is_removed(etc):
     assert not os.path.exists(f"{etc}/web.toml.d")
 
 
-def test_somebody_elses_file_is_not_replaced_and_nothing_else_is_changed(etc):
+def test_somebody_elses_file_is_not_replaced_and_nothing_else_is_changed(etc: Any) -> None:
     os.makedirs(etc)
     with open(f"{etc}/web.toml", "w") as file:
         file.write("mine\n")
@@ -63,7 +66,7 @@ def test_somebody_elses_file_is_not_replaced_and_nothing_else_is_changed(etc):
     assert there(etc) == {"web.toml": "mine\n"}
 
 
-def test_the_same_file_of_somebody_else_is_taken_over(etc):
+def test_the_same_file_of_somebody_else_is_taken_over(etc: Any) -> None:
     os.makedirs(etc)
     with open(f"{etc}/web.toml", "w") as file:
         file.write("one\n")
@@ -71,7 +74,7 @@ def test_the_same_file_of_somebody_else_is_taken_over(etc):
     assert send(etc, {"web": {"web.toml": "new\n"}}).written == ["web.toml"]
 
 
-def test_a_file_that_was_changed_or_removed_here_is_put_right(etc):
+def test_a_file_that_was_changed_or_removed_here_is_put_right(etc: Any) -> None:
     send(etc, WEB)
     same = files.fingerprint(etc)
     with open(f"{etc}/web.toml", "w") as file:
@@ -83,7 +86,7 @@ def test_a_file_that_was_changed_or_removed_here_is_put_right(etc):
     assert files.fingerprint(etc) == same
 
 
-def test_a_host_that_missed_a_change_cannot_undo_it(etc, tmp_path):
+def test_a_host_that_missed_a_change_cannot_undo_it(etc: Any, tmp_path: Path) -> None:
     behind = str(tmp_path / "behind")
     for host in (etc, behind):
         send(host, WEB)
@@ -97,7 +100,7 @@ def test_a_host_that_missed_a_change_cannot_undo_it(etc, tmp_path):
     assert files.fingerprint(behind) == files.fingerprint(etc)
 
 
-def test_a_link_in_the_place_of_a_directory_is_not_followed(etc, tmp_path):
+def test_a_link_in_the_place_of_a_directory_is_not_followed(etc: Any, tmp_path: Path) -> None:
     os.makedirs(etc)
     (tmp_path / "elsewhere").mkdir()
     os.symlink(tmp_path / "elsewhere", f"{etc}/web.toml.d")
@@ -106,7 +109,7 @@ def test_a_link_in_the_place_of_a_directory_is_not_followed(etc, tmp_path):
     assert os.listdir(tmp_path / "elsewhere") == []
 
 
-def changed(**more):
+def changed(**more: Any) -> Any:
     told = json.loads(files.message(WEB, files.Manifest({}, {})))
     return json.dumps({**told, **more})
 
@@ -138,14 +141,14 @@ def changed(**more):
         files.message({"web": {"web.toml": "x" * (files.LIMIT + 1)}}, files.Manifest({}, {})),
     ],
 )
-def test_what_is_broken_is_refused_before_anything_is_written(etc, sent):
+def test_what_is_broken_is_refused_before_anything_is_written(etc: Any, sent: Any) -> None:
     with pytest.raises(Failure) as caught:
         files.receive(sent, etc)
     assert caught.value.code == MALFORMED
     assert not os.path.exists(etc)
 
 
-def test_a_kill_leaves_whole_files_and_a_manifest_that_lists_them(etc, tmp_path):
+def test_a_kill_leaves_whole_files_and_a_manifest_that_lists_them(etc: Any, tmp_path: Path) -> None:
     generations = [
         {f"p{n}": {f"p{n}.toml": f"{mark}{n}\n" * 50} for n in range(20)} | {mark: {f"{mark}.toml": "x"}}
         for mark in "ab"

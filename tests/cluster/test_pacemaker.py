@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -22,13 +23,15 @@ POD = (
 )
 
 
-def mon(*resources, nodes="", failures="", quorum="true"):
+def mon(*resources: Any, nodes: str = "", failures: str = "", quorum: str = "true") -> Any:
     text = f'<pacemaker-result><summary><current_dc present="true" with_quorum="{quorum}"/></summary><nodes>{nodes}'
     text += f"</nodes><resources>{''.join(resources)}</resources><failures>{failures}</failures></pacemaker-result>"
     return ElementTree.fromstring(text)
 
 
-def pod(name, *on, role="Started", managed=YES, failed=NO, blocked=NO, more=""):
+def pod(
+    name: Any, *on: Any, role: str = "Started", managed: Any = YES, failed: Any = NO, blocked: Any = NO, more: str = ""
+) -> Any:
     return POD.format(name, role, managed, failed, blocked, more, "".join(f'<node name="{host}"/>' for host in on))
 
 
@@ -44,7 +47,7 @@ def pod(name, *on, role="Started", managed=YES, failed=NO, blocked=NO, more=""):
         ((YES, NO, NO, NO, YES), "unclean"),
     ],
 )
-def test_the_states_of_a_host(flags, state):
+def test_the_states_of_a_host(flags: Any, state: str) -> None:
     assert pacemaker.parsed(mon(nodes=NODE.format("n1", *flags))).machines == [Machine("n1", state, 0, {})]
 
 
@@ -70,11 +73,11 @@ def test_the_states_of_a_host(flags, state):
         ),
     ],
 )
-def test_where_a_pod_is_and_what_is_wanted_of_it(resource, units):
+def test_where_a_pod_is_and_what_is_wanted_of_it(resource: Any, units: Any) -> None:
     assert pacemaker.parsed(mon(resource)).units == units
 
 
-def test_pods_are_counted_by_host_and_attributes_belong_to_it():
+def test_pods_are_counted_by_host_and_attributes_belong_to_it() -> None:
     attributes = '<nodes><node uname="n1"><instance_attributes><nvpair name="disk" value="ssd"/><nvpair name="standby"'
     attributes += ' value="on"/></instance_attributes></node></nodes>'
     nodes = NODE.format("n1", YES, YES, NO, NO, NO)
@@ -82,16 +85,16 @@ def test_pods_are_counted_by_host_and_attributes_belong_to_it():
     assert found.machines == [Machine("n1", "standby", 2, {"disk": "ssd"})]
 
 
-def test_a_failure_is_told_with_its_reason():
+def test_a_failure_is_told_with_its_reason() -> None:
     failure = '<failure op_key="web.blue_monitor_10000" node="n1" task="monitor" interval="10000" exitreason="gone"/>'
     assert pacemaker.parsed(mon(failures=failure)).failures == {"web@blue": "n1: monitor: gone"}
 
 
-def test_a_partition_without_quorum_is_known_as_one():
+def test_a_partition_without_quorum_is_known_as_one() -> None:
     assert not pacemaker.parsed(mon(quorum="false")).quorum
 
 
-def test_an_answer_that_is_not_xml_is_a_failure():
+def test_an_answer_that_is_not_xml_is_a_failure() -> None:
     with pytest.raises(Failure, match="not XML"):
         pacemaker._xml("crm_mon: connection to cluster failed")
 
@@ -100,31 +103,31 @@ def test_an_answer_that_is_not_xml_is_a_failure():
 
 
 @pytest.mark.parametrize("name", ["", "-oProxyCommand=x", "a b", "a;b", "a\nb", "$(x)", "n1-", "ü", "a" * 254])
-def test_what_is_no_host_is_refused(name):
+def test_what_is_no_host_is_refused(name: Any) -> None:
     with pytest.raises(Failure, match="is not the name of a host"):
         hosts.command(name, ["true"])
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.text(st.characters(blacklist_characters="\0", blacklist_categories=["Cs"]), max_size=8), max_size=4))
-def test_another_hosts_shell_gets_the_words_as_they_are(words):
+def test_another_hosts_shell_gets_the_words_as_they_are(words: Any) -> None:
     argv = hosts.command("other.example", ["printf", "%s\\0", *words])
     assert argv[:1] + argv[-3:-1] == ["ssh", "--", "other.example"]
     done = subprocess.run(["sh", "-c", argv[-1]], capture_output=True, check=True)
     assert done.stdout.decode() == "".join(f"{word}\0" for word in words or [""])
 
 
-def test_this_host_is_asked_without_ssh():
+def test_this_host_is_asked_without_ssh() -> None:
     assert hosts.command(os.uname().nodename, ["a b"]) == ["a b"]
 
 
-def test_a_host_key_is_never_a_question():
+def test_a_host_key_is_never_a_question() -> None:
     argv = hosts.command("n2", ["true"])
     assert "-oStrictHostKeyChecking=yes" in argv
     assert "-oBatchMode=yes" in argv
 
 
-def test_a_program_that_hangs_or_prints_without_end_is_ended(monkeypatch):
+def test_a_program_that_hangs_or_prints_without_end_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(programs, "LIMIT", 1 << 16)
     assert programs.run(["sleep", "60"], 0.3).code == programs.TIMED_OUT
     done = programs.run(["yes"], 30)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from podrun.cluster import files, pacemaker, pods, rollout
@@ -11,10 +14,10 @@ CHAIN = '[[chain]]\nhook = "image"\nref = "host:"\n[[chain]]\nhook = "container"
 
 
 @pytest.fixture
-def written(tmp_path):
+def written(tmp_path: Path) -> Any:
     """Writes pod files, given as TOML before the chain; returns them read."""
 
-    def write(**texts):
+    def write(**texts: Any) -> Any:
         found = []
         for name, text in texts.items():
             path = tmp_path / f"{name}.toml"
@@ -51,12 +54,12 @@ def written(tmp_path):
         ),
     ],
 )
-def test_what_a_cluster_cannot_do_is_refused(written, texts, told):
+def test_what_a_cluster_cannot_do_is_refused(written: Any, texts: Any, told: str) -> None:
     found = pods.mistakes(written(**texts))
     assert any(told in line for line in found), found
 
 
-def test_all_mistakes_are_told_at_once(written, capsys):
+def test_all_mistakes_are_told_at_once(written: Any, capsys: pytest.CaptureFixture[str]) -> None:
     found = written(a="[install]\nWantedBy = 'x.target'\n[socket]\nListenStream = 80", b="[pod]\ntype = 'job'")
     with pytest.raises(Failure) as caught:
         rollout.statements(rollout.Wanted(found, {pod.name: {} for pod in found}), None, fencing=True)
@@ -64,14 +67,16 @@ def test_all_mistakes_are_told_at_once(written, capsys):
     assert len([*capsys.readouterr().err.splitlines(), caught.value.what]) == 3
 
 
-def test_somebody_elses_resource_is_refused_before_anything_is_sent(written):
+def test_somebody_elses_resource_is_refused_before_anything_is_sent(written: Any) -> None:
     before = pacemaker.Configuration({}, frozenset({"a"}), frozenset(), {}, True, 1)
     with pytest.raises(Failure, match="a resource a that is no pod") as caught:
         rollout.statements(rollout.Wanted(written(a=""), {"a": {}}), before, fencing=True)
     assert caught.value.code == CANNOT_CREATE
 
 
-def test_a_file_of_the_clusters_that_was_changed_here_goes_nowhere_unasked(tmp_path, monkeypatch):
+def test_a_file_of_the_clusters_that_was_changed_here_goes_nowhere_unasked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(pods, "ETC", str(tmp_path))
     texts = {"a": {"a.toml": CHAIN}, "web@blue": {"web@.toml": CHAIN, "web@.toml.d/1.toml": "[pod]\n"}}
     files.receive(files.message(texts, files.NOTHING), str(tmp_path))
@@ -95,11 +100,11 @@ def test_a_file_of_the_clusters_that_was_changed_here_goes_nowhere_unasked(tmp_p
         | {"c": "[placement]\nglobal = true"},
     ],
 )
-def test_what_a_cluster_can_do_is_not(written, texts):
+def test_what_a_cluster_can_do_is_not(written: Any, texts: Any) -> None:
     assert pods.mistakes(written(**texts)) == []
 
 
-def test_the_stop_limits_of_all_units_add_up(written):
+def test_the_stop_limits_of_all_units_add_up(written: Any) -> None:
     (pod,) = written(a=f'{CHAIN}name = "one"\nstop_timeout = "10s"\n[[chain]]\nhook = "container"\nname = "two"\n')
     assert pod.stop_seconds == 15 + 25 + 35
 
@@ -116,21 +121,21 @@ def test_the_stop_limits_of_all_units_add_up(written):
         ('hook = "container"\nname = "b"\npersist = true', "its writable layer"),
     ],
 )
-def test_data_that_does_not_follow_the_pod_is_told(written, step, what):
+def test_data_that_does_not_follow_the_pod_is_told(written: Any, step: str, what: str) -> None:
     found = pods.notes(written(a=f"{CHAIN}[[chain]]\n{step}\n"), fencing=True)
     assert [what in line and "stays on the machine" in line for line in found] == [True] * bool(what)
 
 
-def test_a_global_pods_data_is_where_the_pod_is(written):
+def test_a_global_pods_data_is_where_the_pod_is(written: Any) -> None:
     text = f'[placement]\nglobal = true\n{CHAIN}[[chain]]\nhook = "storage"\nsource = "volume:x"\ntarget = "/x"\n'
     assert pods.notes(written(a=text), fencing=False) == []
 
 
-def test_a_singleton_without_fencing_is_warned_about_once(written):
+def test_a_singleton_without_fencing_is_warned_about_once(written: Any) -> None:
     assert ["without fencing" in line for line in pods.notes(written(a="", b=""), fencing=False)] == [True]
 
 
-def test_a_pattern_that_no_pod_matches_and_an_order_that_orders_nothing_are_told(written):
+def test_a_pattern_that_no_pod_matches_and_an_order_that_orders_nothing_are_told(written: Any) -> None:
     found = pods.notes(written(a="[placement]\nconflicts = ['c*']\n[unit]\nAfter = 'b.service'", b=""), fencing=True)
     assert [line.partition(" ")[2] for line in found] == [
         "conflicts: no pod is called c*",
@@ -138,7 +143,9 @@ def test_a_pattern_that_no_pod_matches_and_an_order_that_orders_nothing_are_told
     ]
 
 
-def test_an_instance_is_its_templates_file_and_the_drop_ins_of_both(tmp_path, monkeypatch):
+def test_an_instance_is_its_templates_file_and_the_drop_ins_of_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "web@.toml").write_text(f"[placement]\nmachine_of = 'db@%i'\n{CHAIN}")
     for name in ("web@.toml.d", "web@blue.toml.d"):
         (tmp_path / name).mkdir()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import tomllib
+from typing import Any
 
 import pytest
 
 from podrun.convert.options import OPTIONS
 from podrun.launcher.arguments import COMMANDS
+from support.launcher import Podrun
 
 #: The options, the step where they are found, and what is there.
 LINES = [
@@ -34,7 +36,7 @@ LINES = [
 
 
 @pytest.mark.parametrize(("options", "hook", "found"), LINES, ids=[line[0] for line in LINES])
-def test_an_option_becomes_the_key_that_means_the_same(convert, options, hook, found):
+def test_an_option_becomes_the_key_that_means_the_same(convert: Any, options: Any, hook: Any, found: Any) -> None:
     done = convert("run", f"docker run --name web {options} nginx:1.27 nginx -g 'daemon off;'")
     assert done.code == 0, done.told
     step = done.step("web", hook)
@@ -52,20 +54,20 @@ def test_an_option_becomes_the_key_that_means_the_same(convert, options, hook, f
         ["--name", "given", "docker", "run", "--name", "web", "nginx:1.27", "-x"],
     ],
 )
-def test_a_command_line_is_its_words_or_one_text_as_in_a_script(convert, words):
+def test_a_command_line_is_its_words_or_one_text_as_in_a_script(convert: Any, words: Any) -> None:
     done = convert("run", *words)
     name = "given" if words[0] == "--name" else "web"
     assert done.step(name, "image")["ref"] == "nginx:1.27", done.told
     assert done.step(name)["command"] == ["-x"]
 
 
-def test_a_command_line_may_come_from_standard_input(convert):
+def test_a_command_line_may_come_from_standard_input(convert: Any) -> None:
     assert convert("run", "-", stdin="docker run registry.example:5000/team/Web_App:1\n").files.keys() == {
         "web-app.toml"
     }
 
 
-def test_a_restart_policy_is_systemd_s(convert):
+def test_a_restart_policy_is_systemd_s(convert: Any) -> None:
     done = convert("run", "docker", "run", "--restart", "on-failure:3", "a")
     assert done.files["a.toml"]["service"] == {"Restart": "on-failure"}
     assert done.files["a.toml"]["unit"]["StartLimitBurst"] == 4
@@ -83,19 +85,19 @@ def test_a_restart_policy_is_systemd_s(convert):
         (" ", "no command line"),
     ],
 )
-def test_what_is_no_run_is_refused(convert, line, word):
+def test_what_is_no_run_is_refused(convert: Any, line: str, word: str) -> None:
     done = convert("run", "-", stdin=line)
     assert done.code == 78, done.told
     assert word in done.told[-1]
 
 
-def test_an_option_without_an_equivalent_is_told_with_its_name(convert):
+def test_an_option_without_an_equivalent_is_told_with_its_name(convert: Any) -> None:
     done = convert("run", "docker run -t --gpus all --uts host --frobnicate=1 a")
     for option in ("-t", "--uts", "--frobnicate"):
         assert done.notes("by hand", f"{option}:"), done.told
 
 
-def test_every_option_of_podrun_run_is_known():
+def test_every_option_of_podrun_run_is_known() -> None:
     """What podrun's own ``run`` takes in docker's spelling, the converter takes too."""
     own = {"save"}
     names = {name[2:] for flag in COMMANDS["run"].flags for name in flag.names if name.startswith("--")}
@@ -110,7 +112,7 @@ def test_every_option_of_podrun_run_is_known():
         ["--hostname", "front", "--pull", "always", "--entrypoint", "/x", "--restart", "always"],
     ],
 )
-def test_podrun_s_own_command_line_becomes_what_save_writes(convert, podrun, options):
+def test_podrun_s_own_command_line_becomes_what_save_writes(convert: Any, podrun: Podrun, options: Any) -> None:
     saved = convert.directory / "saved.toml"
     line = ["run", "--name", "web", *options]
     assert podrun(*line[:1], "--save", str(saved), *line[1:], "registry.example/a", "x y").returncode == 0

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import sys
+from typing import Any
 
 import pytest
 
 from podrun.convert.compose.service import KEYS as SERVICE_KEYS
+from support.launcher import Podrun
 
 SHOP = """
 services:
@@ -38,39 +40,39 @@ volumes:
 
 
 @pytest.fixture
-def shop(convert):
+def shop(convert: Any) -> Any:
     convert.write("shop/password.txt", "geheim")
     return convert.compose(SHOP)
 
 
-def test_each_service_is_a_pod_on_the_bridge_of_its_project(shop):
+def test_each_service_is_a_pod_on_the_bridge_of_its_project(shop: Any) -> None:
     assert shop.code == 0, shop.told
     assert sorted(shop.files) == ["shop-db.toml", "shop-migrate.toml", "shop-web.toml"]
     assert {shop.step(f"shop-{name}", "network")["bridge"] for name in ("db", "migrate", "web")} == {"shop"}
     assert shop.step("shop-db", "network")["hostname"] == "db"
 
 
-def test_ports_are_open_to_all_addresses_as_they_were(shop):
+def test_ports_are_open_to_all_addresses_as_they_were(shop: Any) -> None:
     publish = shop.step("shop-web", "network")["publish"]
     assert publish == ["0.0.0.0:8080:80", "127.0.0.1:8443:443/tcp", "0.0.0.0:9001:9000/udp"]
 
 
-def test_paths_are_absolute_and_volumes_carry_the_project_s_name(shop, convert):
+def test_paths_are_absolute_and_volumes_carry_the_project_s_name(shop: Any, convert: Any) -> None:
     assert shop.step("shop-web")["volumes"] == [f"{convert.directory}/shop:/srv:ro", "shop_cache:/var/cache/nginx"]
     assert "shop-data:/var/lib/postgresql/data" in shop.step("shop-db")["volumes"]
 
 
-def test_who_waits_for_a_healthy_service_waits_for_its_health_check(shop):
+def test_who_waits_for_a_healthy_service_waits_for_its_health_check(shop: Any) -> None:
     database = shop.step("shop-db")
     assert database["ready"] == {"exec": ["pg_isready"], "timeout": "75s"}
     assert database["live"] == {"exec": ["pg_isready"], "interval": "10s", "timeout": "5s", "retries": 5}
 
 
-def test_who_waits_for_a_service_to_complete_waits_for_a_job(shop):
+def test_who_waits_for_a_service_to_complete_waits_for_a_job(shop: Any) -> None:
     assert shop.files["shop-migrate.toml"]["pod"]["type"] == "job"
 
 
-def test_what_a_service_depends_on_is_required_and_comes_before(shop):
+def test_what_a_service_depends_on_is_required_and_comes_before(shop: Any) -> None:
     text = shop.text["shop-web.toml"]
     assert "shop-db" in text
     web = shop.files["shop-web.toml"]
@@ -78,13 +80,13 @@ def test_what_a_service_depends_on_is_required_and_comes_before(shop):
     assert required == ["shop-db", "shop-migrate"]
 
 
-def test_what_starts_again_after_a_reboot_is_enabled(shop):
+def test_what_starts_again_after_a_reboot_is_enabled(shop: Any) -> None:
     web = shop.files["shop-web.toml"]
     assert web["service"]["Restart"] == "always"
     assert web["install"]["WantedBy"] == "multi-user.target"
 
 
-def test_a_secret_s_text_is_in_no_pod_file(shop):
+def test_a_secret_s_text_is_in_no_pod_file(shop: Any) -> None:
     assert "geheim" not in str(shop.text)
     assert any(text.endswith("/password.txt:/run/secrets/password:ro") for text in shop.step("shop-db")["volumes"])
 
@@ -142,7 +144,7 @@ volumes: {nfs: {driver_opts: {type: nfs, o: "addr=10.0.0.9,rw", device: ":/expor
 
 
 @pytest.mark.parametrize(("text", "hook", "found"), KEYS, ids=[key[0].split("\n")[0] for key in KEYS])
-def test_a_key_becomes_the_key_that_means_the_same(convert, text, hook, found):
+def test_a_key_becomes_the_key_that_means_the_same(convert: Any, text: Any, hook: Any, found: Any) -> None:
     done = convert.compose(f"services:\n  web:\n    image: a\n    {text}\n{AROUND}")
     assert done.code == 0, done.told
     step = json.loads(json.dumps(done.step("shop-web", hook)).replace(f"{convert.directory}/shop", "PROJECT"))
@@ -169,7 +171,9 @@ NOTED = [
 
 
 @pytest.mark.parametrize(("text", "word"), NOTED, ids=[text.split("\n")[-1].strip() for text, _ in NOTED])
-def test_what_has_no_equivalent_is_told_with_its_line_and_exits_78_only_when_asked_to(convert, text, word):
+def test_what_has_no_equivalent_is_told_with_its_line_and_exits_78_only_when_asked_to(
+    convert: Any, text: Any, word: Any
+) -> None:
     key = text.split("\n")[-1].strip().partition(":")[0]
     done = convert.compose(f"services:\n  web:\n    {text}\n")
     assert done.code == 0, done.told
@@ -199,7 +203,9 @@ VARIABLES = [
 
 
 @pytest.mark.parametrize(("text", "value"), VARIABLES)
-def test_variables_are_read_as_compose_reads_them_and_what_is_open_or_secret_is_left_to_the_start(convert, text, value):
+def test_variables_are_read_as_compose_reads_them_and_what_is_open_or_secret_is_left_to_the_start(
+    convert: Any, text: Any, value: Any
+) -> None:
     convert.write(
         "shop/.env", "FROM_FILE=of the file # a comment\nSET=of the file\nQUOTED=\"a 'b' # c\"\nDB_PASSWORD=x\n"
     )
@@ -211,7 +217,7 @@ def test_variables_are_read_as_compose_reads_them_and_what_is_open_or_secret_is_
     assert "=x" not in str(done.text)
 
 
-def test_a_variable_left_open_has_the_unit_read_the_project_s_env_file(convert):
+def test_a_variable_left_open_has_the_unit_read_the_project_s_env_file(convert: Any) -> None:
     path = convert.write("shop/.env", "DB_PASSWORD=secret\n")
     done = convert.compose("services: {web: {image: a, environment: ['A=${DB_PASSWORD}']}}")
     assert done.files["shop-web.toml"]["service"]["EnvironmentFile"] == [path]
@@ -221,7 +227,7 @@ def test_a_variable_left_open_has_the_unit_read_the_project_s_env_file(convert):
 # --- files on top of each other -------------------------------------------------------------------------------------
 
 
-def test_a_later_file_adds_to_lists_and_mappings_and_replaces_commands(convert):
+def test_a_later_file_adds_to_lists_and_mappings_and_replaces_commands(convert: Any) -> None:
     first = convert.write(
         "shop/compose.yaml",
         "services:\n  web:\n    image: a\n    command: [x]\n    environment: {A: 1, B: 1}\n    ports: ['80:80']\n    volumes: ['/etc:/e']\n",
@@ -237,13 +243,13 @@ def test_a_later_file_adds_to_lists_and_mappings_and_replaces_commands(convert):
     assert done.step("shop-web", "network")["publish"] == ["0.0.0.0:81:81"]
 
 
-def test_the_override_file_beside_a_project_counts_when_no_file_is_named(convert):
+def test_the_override_file_beside_a_project_counts_when_no_file_is_named(convert: Any) -> None:
     convert.write("shop/compose.yaml", "services: {web: {image: a}}")
     convert.write("shop/compose.override.yaml", "services: {web: {image: b}}")
     assert convert("compose", f"{convert.directory}/shop").step("shop-web", "image")["ref"] == "b"
 
 
-def test_a_service_extends_one_of_another_file_whose_paths_start_there(convert):
+def test_a_service_extends_one_of_another_file_whose_paths_start_there(convert: Any) -> None:
     convert.write("shop/base/common.yaml", "services: {app: {image: a, volumes: ['./conf:/conf'], depends_on: [x]}}")
     done = convert.compose("services: {web: {extends: {file: base/common.yaml, service: app}, command: [b]}}")
     assert done.code == 0, done.told
@@ -251,7 +257,7 @@ def test_a_service_extends_one_of_another_file_whose_paths_start_there(convert):
     assert done.notes("depends_on", "not taken over")
 
 
-def test_an_anchor_and_a_merge_key_count(convert):
+def test_an_anchor_and_a_merge_key_count(convert: Any) -> None:
     done = convert.compose(
         "x-base: &base {image: a, init: true}\nservices: {web: {<<: *base, image: b}, db: {<<: [*base]}}"
     )
@@ -259,7 +265,7 @@ def test_an_anchor_and_a_merge_key_count(convert):
     assert done.step("shop-db", "image")["ref"] == "a"
 
 
-def test_a_service_of_a_profile_is_left_out_until_the_profile_is_active(convert):
+def test_a_service_of_a_profile_is_left_out_until_the_profile_is_active(convert: Any) -> None:
     text = "services: {web: {image: a}, debug: {image: b, profiles: [dev]}}"
     done = convert.compose(text)
     assert list(done.files) == ["shop-web.toml"]
@@ -267,7 +273,7 @@ def test_a_service_of_a_profile_is_left_out_until_the_profile_is_active(convert)
     assert "shop-debug.toml" in convert.compose(text, "--profile", "dev").files
 
 
-def test_compose_s_own_variables_count_in_the_environment_and_in_the_env_file(convert):
+def test_compose_s_own_variables_count_in_the_environment_and_in_the_env_file(convert: Any) -> None:
     convert.write("shop/.env", "COMPOSE_PROJECT_NAME=mine\nCOMPOSE_PROFILES=dev,test\n")
     path = convert.write(
         "shop/other.yaml", "services: {web: {image: a, profiles: [dev]}, x: {image: b, profiles: [no]}}"
@@ -276,7 +282,7 @@ def test_compose_s_own_variables_count_in_the_environment_and_in_the_env_file(co
     assert list(done.files) == ["mine-web.toml"], done.told
 
 
-def test_networks_have_their_subnet_in_networks_toml_and_a_name_that_the_kernel_takes(convert):
+def test_networks_have_their_subnet_in_networks_toml_and_a_name_that_the_kernel_takes(convert: Any) -> None:
     done = convert.compose(
         "services: {web: {image: a, networks: {a-rather-long-name: {ipv4_address: 172.20.0.2}}}}\n"
         "networks: {a-rather-long-name: {ipam: {config: [{subnet: 172.20.0.0/24}]}}}"
@@ -318,7 +324,9 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("text", "word"), REFUSED, ids=[text[:60] for text, _ in REFUSED])
-def test_what_is_no_project_is_refused_with_the_place_and_nothing_is_written(convert, text, word):
+def test_what_is_no_project_is_refused_with_the_place_and_nothing_is_written(
+    convert: Any, text: Any, word: Any
+) -> None:
     convert.write("x.yaml", "services: {a: {image: a}}")
     convert.write("other.env", "A=1")
     done = convert.compose(text)
@@ -327,7 +335,7 @@ def test_what_is_no_project_is_refused_with_the_place_and_nothing_is_written(con
     assert not done.files
 
 
-def test_files_that_are_there_are_kept_unless_told_otherwise(convert):
+def test_files_that_are_there_are_kept_unless_told_otherwise(convert: Any) -> None:
     path = convert.write("shop/compose.yaml", "services: {web: {image: a}}")
     kept = convert.write("out/shop-web.toml", "mine")
     first = convert("compose", path, "-o", f"{convert.directory}/out")
@@ -336,7 +344,7 @@ def test_files_that_are_there_are_kept_unless_told_otherwise(convert):
     assert "mine" not in open(kept).read()
 
 
-def test_the_image_of_a_service_that_is_built_can_be_named(convert):
+def test_the_image_of_a_service_that_is_built_can_be_named(convert: Any) -> None:
     done = convert.compose("services: {web: {build: .}}", "--image", "web=oci:/srv/web")
     assert done.step("shop-web", "image")["ref"] == "oci:/srv/web"
     assert convert.compose("services: {web: {build: .}}", "--image", "other=x").code == 78
@@ -345,7 +353,7 @@ def test_the_image_of_a_service_that_is_built_can_be_named(convert):
 WRONG = [5, "x", True, [], [[]], [{}], {"a": {"b": 1}}, [None], [{"source": "s", "type": "bind"}]]
 
 
-def test_a_value_of_another_type_is_read_or_refused_and_never_a_fault_of_the_converter(convert):
+def test_a_value_of_another_type_is_read_or_refused_and_never_a_fault_of_the_converter(convert: Any) -> None:
     """Whatever stands at a key of a service or of the project."""
     tried = 0
     for key in [*SERVICE_KEYS, "depends_on", "networks", "network_mode", "build", "extends", "profiles"]:
@@ -361,7 +369,7 @@ def test_a_value_of_another_type_is_read_or_refused_and_never_a_fault_of_the_con
     assert tried > 500
 
 
-def test_one_network_has_all_names_where_the_project_has_several(convert):
+def test_one_network_has_all_names_where_the_project_has_several(convert: Any) -> None:
     text = "services: {web: {image: a, networks: [x, y]}, db: {image: b, networks: [y]}}\nnetworks: {x: , y: }"
     apart = convert.compose(text)
     assert len([step for step in apart.files["shop-web.toml"]["chain"] if step["hook"] == "network"]) == 2
@@ -372,7 +380,7 @@ def test_one_network_has_all_names_where_the_project_has_several(convert):
 
 
 @pytest.mark.root
-def test_what_is_converted_passes_check_and_has_units(convert, shop, podrun):
+def test_what_is_converted_passes_check_and_has_units(convert: Any, shop: Any, podrun: Podrun) -> None:
     output = convert.directory / "output-1"
     podrun.environ["PATH"] = f"{os.path.dirname(sys.executable)}:{podrun.environ['PATH']}"
     for name in shop.files:
@@ -385,7 +393,7 @@ def test_what_is_converted_passes_check_and_has_units(convert, shop, podrun):
             assert "WantedBy=multi-user.target" in done.stdout
 
 
-def test_networks_are_added_to_those_that_are_there_and_never_replaced(convert):
+def test_networks_are_added_to_those_that_are_there_and_never_replaced(convert: Any) -> None:
     text = "services: {web: {image: a}}\nnetworks: {default: {ipam: {config: [{subnet: 10.9.0.0/24}]}}}"
     path = convert.write("shop/compose.yaml", text)
     there = convert.write("out/networks.toml", "# mine\n[networks.lan]\nmtu = 1400 # for the tunnel\n")
@@ -400,7 +408,7 @@ def test_networks_are_added_to_those_that_are_there_and_never_replaced(convert):
     assert convert("compose", path, "-o", f"{convert.directory}/out", "--force").notes("says otherwise")
 
 
-def test_a_service_is_known_by_its_name_on_each_of_its_networks(convert):
+def test_a_service_is_known_by_its_name_on_each_of_its_networks(convert: Any) -> None:
     done = convert.compose("services: {web: {image: a, networks: [x, y]}}\nnetworks: {x: , y: }")
     names = [step["hostname"] for step in done.files["shop-web.toml"]["chain"] if step["hook"] == "network"]
     assert names == ["web", "web"]

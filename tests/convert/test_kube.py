@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 SHOP = """
@@ -57,11 +59,11 @@ metadata: {name: shop}
 
 
 @pytest.fixture
-def shop(convert):
+def shop(convert: Any) -> Any:
     return convert("kube", convert.write("shop.yaml", SHOP))
 
 
-def test_a_deployment_is_a_pod_with_its_containers_in_order(shop):
+def test_a_deployment_is_a_pod_with_its_containers_in_order(shop: Any) -> None:
     assert shop.code == 0, shop.told
     chain = shop.files["shop.toml"]["chain"]
     assert [step["name"] for step in chain if step["hook"] == "container"] == ["web", "side"]
@@ -75,7 +77,7 @@ def test_a_deployment_is_a_pod_with_its_containers_in_order(shop):
     }
 
 
-def test_a_container_s_keys_become_those_that_mean_the_same(shop):
+def test_a_container_s_keys_become_those_that_mean_the_same(shop: Any) -> None:
     web = shop.step("shop")
     assert (web["entrypoint"], web["command"]) == (["nginx"], ["-g", "$(NAME)"])
     assert web["env"] == {"A": "1", "MODE": "prod", "ME": "shop"}
@@ -88,7 +90,7 @@ def test_a_container_s_keys_become_those_that_mean_the_same(shop):
     assert shop.step("shop", "image")["pull"] == "missing"
 
 
-def test_a_config_map_is_files_and_a_secret_s_are_credentials_of_the_unit(shop):
+def test_a_config_map_is_files_and_a_secret_s_are_credentials_of_the_unit(shop: Any) -> None:
     files = {step["target"]: step for step in shop.files["shop.toml"]["chain"] if step["hook"] == "storage"}
     assert files["/etc/app/app.conf"]["content"] == "a=$${b}\n"
     assert files["/keys/tls.key"]["credential"] == "keys-tls.key"
@@ -96,7 +98,7 @@ def test_a_config_map_is_files_and_a_secret_s_are_credentials_of_the_unit(shop):
     assert shop.files["shop.toml"]["service"]["LoadCredential"] == ["keys-tls.key:/etc/podrun/secrets/keys-tls.key"]
 
 
-def test_what_has_no_equivalent_is_told(shop):
+def test_what_has_no_equivalent_is_told(shop: Any) -> None:
     assert shop.notes("by hand", "Service shop")
 
 
@@ -108,7 +110,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("text", "section", "key", "value"), CASES, ids=[case[0].split("\n")[0] for case in CASES])
-def test_other_kinds_of_manifest_are_read_too(convert, text, section, key, value):
+def test_other_kinds_of_manifest_are_read_too(convert: Any, text: Any, section: Any, key: Any, value: Any) -> None:
     done = convert("kube", convert.write("a.yaml", text))
     (file,) = done.files.values()
     assert file[section][key] == value
@@ -126,19 +128,19 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("text", "word"), REFUSED, ids=[word for _, word in REFUSED])
-def test_what_is_no_pod_is_refused(convert, text, word):
+def test_what_is_no_pod_is_refused(convert: Any, text: Any, word: Any) -> None:
     done = convert("kube", convert.write("a.yaml", text))
     assert done.code == 78, done.told
     assert word in done.told[-1]
 
 
 @pytest.mark.parametrize("probe", ["{grpc: {port: 1}}", "{httpGet: {port: 1, scheme: HTTPS}}"])
-def test_a_probe_that_podrun_does_not_have_is_told(convert, probe):
+def test_a_probe_that_podrun_does_not_have_is_told(convert: Any, probe: str) -> None:
     text = f"kind: Pod\nmetadata: {{name: a}}\nspec: {{containers: [{{name: x, image: y, livenessProbe: {probe}}}]}}"
     assert convert("kube", convert.write("a.yaml", text)).notes("by hand", "livenessProbe")
 
 
-def test_an_init_container_is_left_to_the_reader(convert):
+def test_an_init_container_is_left_to_the_reader(convert: Any) -> None:
     text = "kind: Pod\nmetadata: {name: a}\nspec: {initContainers: [{name: i, image: z}], containers: [{name: x, image: y}]}"
     done = convert("kube", convert.write("a.yaml", text))
     assert done.notes("by hand", "initContainers.i", "job")

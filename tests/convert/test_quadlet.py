@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -60,14 +61,14 @@ AROUND = {
 
 
 @pytest.fixture
-def around(convert):
+def around(convert: Any) -> Any:
     for name, text in AROUND.items():
         convert.write(f"units/{name}", text)
     return convert
 
 
 @pytest.mark.parametrize(("text", "hook", "found"), KEYS, ids=[key[0].split("\n")[0] for key in KEYS])
-def test_a_key_becomes_the_key_that_means_the_same(around, text, hook, found):
+def test_a_key_becomes_the_key_that_means_the_same(around: Any, text: Any, hook: Any, found: Any) -> None:
     done = around.unit("web.container", f"[Container]\nImage=a\n{text}\n")
     assert done.code == 0, done.told
     step = json.loads(json.dumps(done.step("web", hook)).replace(f"{around.directory}/units", "UNITS"))
@@ -99,7 +100,7 @@ NOTED = [
 
 
 @pytest.mark.parametrize(("text", "word"), NOTED, ids=[text.split("\n")[-1] for text, _ in NOTED])
-def test_what_has_no_equivalent_is_told_with_its_line(convert, text, word):
+def test_what_has_no_equivalent_is_told_with_its_line(convert: Any, text: Any, word: Any) -> None:
     done = convert.unit("web.container", f"[Container]\nImage=a\n{text}\n")
     assert done.code == 0, done.told
     assert done.notes("by hand: web.container:", word), done.told
@@ -107,7 +108,7 @@ def test_what_has_no_equivalent_is_told_with_its_line(convert, text, word):
     assert "geheim" not in str(done.text) + str(done.told)
 
 
-def test_the_sections_of_systemd_are_handed_on_and_units_keep_their_names(convert):
+def test_the_sections_of_systemd_are_handed_on_and_units_keep_their_names(convert: Any) -> None:
     done = convert.unit(
         "web.container",
         "[Unit]\nAfter=db.container lan.network x.service\nRequires=db.container\nDescription=for %n\n"
@@ -122,7 +123,7 @@ def test_the_sections_of_systemd_are_handed_on_and_units_keep_their_names(conver
     assert done.notes("note:", "KillMode")
 
 
-def test_drop_ins_count_the_more_particular_ones_later_and_of_one_name_only_they(convert):
+def test_drop_ins_count_the_more_particular_ones_later_and_of_one_name_only_they(convert: Any) -> None:
     for folder, value in (("container.d", "1"), ("web-.container.d", "2"), ("web-a.container.d", "3")):
         convert.write(f"units/{folder}/10-x.conf", f"[Container]\nEnvironment=X={value}\n")
         convert.write(f"units/{folder}/{value}-own.conf", f"[Container]\nEnvironment=OWN{value}=1\n")
@@ -132,19 +133,19 @@ def test_drop_ins_count_the_more_particular_ones_later_and_of_one_name_only_they
     assert done.step("web-a")["labels"] == {"b": "2"}
 
 
-def test_a_template_stays_one_and_its_instance_is_filled_in_at_the_start(convert):
+def test_a_template_stays_one_and_its_instance_is_filled_in_at_the_start(convert: Any) -> None:
     done = convert.unit("web@.container", "[Container]\nImage=a\nEnvironment=A=%i B=100%%\nVolume=data-%i:/d\n")
     step = done.step("web@")
     assert step["env"] == {"A": "%i", "B": "100%%"}
     assert step["volumes"] == ["data-%i:/d"]
 
 
-def test_an_instance_knows_what_it_is(convert):
+def test_an_instance_knows_what_it_is(convert: Any) -> None:
     done = convert.unit("web@blue.container", "[Container]\nImage=a\nEnvironment=A=%i\n")
     assert done.step("web@blue")["env"] == {"A": "blue"}
 
 
-def test_a_pod_is_one_file_with_its_containers_whichever_of_them_is_named(convert):
+def test_a_pod_is_one_file_with_its_containers_whichever_of_them_is_named(convert: Any) -> None:
     convert.write("units/front.container", "[Container]\nImage=a\nPod=shop.pod\n[Service]\nRestart=always\n")
     convert.write("units/back.container", "[Container]\nImage=b\nPod=shop.pod\nVolume=/etc:/e\n")
     text = "[Pod]\nPublishPort=80:80\nNetwork=lan.network\nVolume=data:/d\n"
@@ -163,14 +164,14 @@ def test_a_pod_is_one_file_with_its_containers_whichever_of_them_is_named(conver
     assert convert("quadlet", f"{convert.directory}/units").text["shop.toml"] == done.text["shop.toml"]
 
 
-def test_an_image_on_its_own_is_a_pod_that_brings_it(convert):
+def test_an_image_on_its_own_is_a_pod_that_brings_it(convert: Any) -> None:
     done = convert.unit("base.image", "[Image]\nImage=quay.example/a\nVariant=arm/v7\nArch=arm\nCreds=user:geheim\n")
     assert done.step("base-image", "image") == {"hook": "image", "ref": "quay.example/a", "platform": "linux/arm/v7"}
     assert done.notes("by hand", "Creds", "podrun login")
     assert "geheim" not in str(done.text)
 
 
-def test_a_kube_unit_is_its_manifest_with_the_unit_s_network_and_ports(convert):
+def test_a_kube_unit_is_its_manifest_with_the_unit_s_network_and_ports(convert: Any) -> None:
     convert.write(
         "units/web.yaml",
         "kind: Pod\nmetadata: {name: web}\nspec: {containers: [{name: a, image: x, ports: [{containerPort: 1, hostPort: 2}]}]}",
@@ -209,7 +210,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("name", "text", "word"), REFUSED, ids=[f"{case[0]} {case[2]}" for case in REFUSED])
-def test_what_cannot_be_a_pod_is_refused_with_the_key(convert, name, text, word):
+def test_what_cannot_be_a_pod_is_refused_with_the_key(convert: Any, name: Any, text: Any, word: Any) -> None:
     done = convert.unit(name, text)
     assert done.code == 78, done.told
     assert word in done.told[-1]

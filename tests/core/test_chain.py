@@ -3,6 +3,8 @@
 import os
 import signal
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,15 +19,15 @@ from support.fakes import chain_up as up
 
 
 @pytest.fixture
-def hooks():
+def hooks() -> Any:
     return Hooks()
 
 
-def down(hooks, directory, **more):
+def down(hooks: Any, directory: Any, **more: Any) -> Any:
     return chain.down(f"{directory}/run", "web", hooks.world(), **more)
 
 
-def test_steps_start_in_order_and_stop_in_reverse(hooks, tmp_path):
+def test_steps_start_in_order_and_stop_in_reverse(hooks: Any, tmp_path: Path) -> None:
     for name in "abc":
         hooks.add(name, {name: 1})
     assert up(hooks, tmp_path, step("a"), step("b"), step("c")) == {"a": 1, "b": 1, "c": 1}
@@ -37,7 +39,7 @@ def test_steps_start_in_order_and_stop_in_reverse(hooks, tmp_path):
     assert states.state(f"{tmp_path}/run", "web") == "absent"
 
 
-def test_a_failing_step_undoes_itself_with_empty_facts_and_then_those_before_it(hooks, tmp_path):
+def test_a_failing_step_undoes_itself_with_empty_facts_and_then_those_before_it(hooks: Any, tmp_path: Path) -> None:
     hooks.add("a", {"a": 1})
     hooks.add("b", fails=Failure("no more addresses", hint="ask for a larger subnet"))
     with pytest.raises(Failure) as failed:
@@ -57,14 +59,14 @@ def test_a_failing_step_undoes_itself_with_empty_facts_and_then_those_before_it(
         (KeyError("oops"), STEP_FAILED),
     ],
 )
-def test_the_exit_code_says_what_kind_of_failure_it_was(hooks, tmp_path, error, code):
+def test_the_exit_code_says_what_kind_of_failure_it_was(hooks: Any, tmp_path: Path, error: Any, code: Any) -> None:
     hooks.add("a", fails=error)
     with pytest.raises(Failure) as failed:
         up(hooks, tmp_path, step("a"))
     assert failed.value.code == code
 
 
-def test_an_interruption_undoes_the_chain_and_goes_on_rising(hooks, tmp_path):
+def test_an_interruption_undoes_the_chain_and_goes_on_rising(hooks: Any, tmp_path: Path) -> None:
     hooks.add("a", {"a": 1})
     hooks.add("b", fails=Interrupted(15))
     with pytest.raises(Interrupted) as interrupted:
@@ -72,7 +74,7 @@ def test_an_interruption_undoes_the_chain_and_goes_on_rising(hooks, tmp_path):
     assert interrupted.value.hint == "undone: b, a"
 
 
-def test_an_optional_step_that_fails_is_told_and_skipped_and_still_undone(hooks, tmp_path):
+def test_an_optional_step_that_fails_is_told_and_skipped_and_still_undone(hooks: Any, tmp_path: Path) -> None:
     hooks.add("a", fails=Failure("unreachable"))
     hooks.add("b")
     up(hooks, tmp_path, step("a", optional=True), step("b"))
@@ -80,7 +82,7 @@ def test_an_optional_step_that_fails_is_told_and_skipped_and_still_undone(hooks,
     assert down(hooks, tmp_path) == ["b", "a"]
 
 
-def test_a_stuck_step_stops_the_undoing_and_the_next_down_goes_on(hooks, tmp_path):
+def test_a_stuck_step_stops_the_undoing_and_the_next_down_goes_on(hooks: Any, tmp_path: Path) -> None:
     stuck = ["/data is busy: nginx (12)"]
     hooks.add("a")
     hooks.add("b", stuck=stuck)
@@ -93,7 +95,7 @@ def test_a_stuck_step_stops_the_undoing_and_the_next_down_goes_on(hooks, tmp_pat
     assert down(hooks, tmp_path) == ["b", "a"]
 
 
-def test_force_goes_on_past_a_stuck_step(hooks, tmp_path):
+def test_force_goes_on_past_a_stuck_step(hooks: Any, tmp_path: Path) -> None:
     hooks.add("a")
     hooks.add("b", stuck=["busy"])
     up(hooks, tmp_path, step("a"), step("b"))
@@ -101,14 +103,14 @@ def test_force_goes_on_past_a_stuck_step(hooks, tmp_path):
     assert hooks.said == ["b: busy; going on"]
 
 
-def test_a_failed_undoing_is_told_with_the_failure_that_led_to_it(hooks, tmp_path):
+def test_a_failed_undoing_is_told_with_the_failure_that_led_to_it(hooks: Any, tmp_path: Path) -> None:
     hooks.add("a", stuck=["busy"])
     hooks.add("b", fails=Failure("broken"))
     with pytest.raises(Failure, match="b: broken; undoing it stopped: a: busy; 'podrun down web' goes on from here"):
         up(hooks, tmp_path, step("a"), step("b"))
 
 
-def test_a_background_step_is_joined_before_the_step_that_takes_its_facts(hooks, tmp_path):
+def test_a_background_step_is_joined_before_the_step_that_takes_its_facts(hooks: Any, tmp_path: Path) -> None:
     hooks.add("slow", {"image": "app"}, during=lambda *_: time.sleep(0.2))
     seen = []
     hooks.add("quick", during=lambda _, facts: seen.append(dict(facts)))
@@ -119,7 +121,7 @@ def test_a_background_step_is_joined_before_the_step_that_takes_its_facts(hooks,
     assert down(hooks, tmp_path) == ["needs", "quick", "slow"], "the journal keeps the order of intent"
 
 
-def test_a_hook_that_declares_nothing_joins_everything(hooks, tmp_path):
+def test_a_hook_that_declares_nothing_joins_everything(hooks: Any, tmp_path: Path) -> None:
     hooks.add("slow", {"image": "app"}, during=lambda *_: time.sleep(0.1))
     seen = []
     hooks.add("any", takes=None, during=lambda _, facts: seen.append(dict(facts)))
@@ -127,7 +129,7 @@ def test_a_hook_that_declares_nothing_joins_everything(hooks, tmp_path):
     assert seen == [{"image": "app"}]
 
 
-def test_a_background_step_that_fails_undoes_the_chain_with_its_own_words(hooks, tmp_path):
+def test_a_background_step_that_fails_undoes_the_chain_with_its_own_words(hooks: Any, tmp_path: Path) -> None:
     hooks.add("slow", {"image": "app"}, fails=Failure("no such image", code=NOT_FOUND, hint="spelled right?"))
     hooks.add("a")
     with pytest.raises(Failure, match="slow: no such image; spelled right\\?; undone: a, slow") as failed:
@@ -135,7 +137,7 @@ def test_a_background_step_that_fails_undoes_the_chain_with_its_own_words(hooks,
     assert failed.value.code == NOT_FOUND
 
 
-def test_a_failure_elsewhere_ends_what_runs_in_the_background(hooks, tmp_path):
+def test_a_failure_elsewhere_ends_what_runs_in_the_background(hooks: Any, tmp_path: Path) -> None:
     hooks.add("slow", {"image": "app"}, during=lambda *_: time.sleep(60))
     hooks.add("a", fails=Failure("broken"))
     began = time.monotonic()
@@ -145,14 +147,16 @@ def test_a_failure_elsewhere_ends_what_runs_in_the_background(hooks, tmp_path):
     assert ("down", "slow", {}) in hooks.calls
 
 
-def test_a_background_step_has_no_more_time_than_its_timeout(hooks, tmp_path):
+def test_a_background_step_has_no_more_time_than_its_timeout(hooks: Any, tmp_path: Path) -> None:
     hooks.add("slow", {"image": "app"}, during=lambda *_: time.sleep(60))
     hooks.add("a")
     with pytest.raises(Failure, match=r"slow: timed out after 0.1 s; 'timeout' of the step .*; undone: a, slow"):
         up(hooks, tmp_path, step("slow", background=True, timeout=0.1), step("a"))
 
 
-def test_a_background_step_that_is_deaf_is_killed_soon_after_its_time(hooks, tmp_path, monkeypatch):
+def test_a_background_step_that_is_deaf_is_killed_soon_after_its_time(
+    hooks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(background, "_GRACE", 0.2)
     deaf = {signal.SIGALRM, signal.SIGTERM}
     hooks.add(
@@ -164,14 +168,16 @@ def test_a_background_step_that_is_deaf_is_killed_soon_after_its_time(hooks, tmp
         os.waitpid(-1, 0)
 
 
-def test_a_background_step_may_be_over_long_before_anybody_asks(hooks, tmp_path, monkeypatch):
+def test_a_background_step_may_be_over_long_before_anybody_asks(
+    hooks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(background, "_GRACE", 0.0)
     hooks.add("slow", {"image": "app"})
     hooks.add("a", during=lambda *_: time.sleep(0.3))
     assert up(hooks, tmp_path, step("slow", background=True, timeout=0.1), step("a")) == {"image": "app"}
 
 
-def test_facts_for_some_containers_reach_only_those(hooks, tmp_path):
+def test_facts_for_some_containers_reach_only_those(hooks: Any, tmp_path: Path) -> None:
     hooks.add("storage", {"addresses": ["10.0.0.2/16"]})
     seen = {}
     hooks.add("container", takes=None, during=lambda step, facts: seen.update({step.name: facts.get("addresses")}))
@@ -179,13 +185,13 @@ def test_facts_for_some_containers_reach_only_those(hooks, tmp_path):
     assert seen == {"app": None, "db": ["10.0.0.2/16"]}
 
 
-def test_lists_of_facts_grow_tables_merge_and_the_later_value_wins():
+def test_lists_of_facts_grow_tables_merge_and_the_later_value_wins() -> None:
     assert merged([{"l": [1], "t": {"a": 1}, "s": 1}, {"l": [2], "t": {"b": 2}, "s": 2}]) == {
         "l": [1, 2], "t": {"a": 1, "b": 2}, "s": 2,
     }  # fmt: skip
 
 
-def test_each_resident_step_begins_a_segment_with_a_journal_of_its_own(hooks, tmp_path):
+def test_each_resident_step_begins_a_segment_with_a_journal_of_its_own(hooks: Any, tmp_path: Path) -> None:
     hooks.add("network")
     hooks.add("register")
     mine = {"process": {"pid": os.getpid(), "start": processes.start_time(os.getpid())}}
@@ -200,7 +206,7 @@ def test_each_resident_step_begins_a_segment_with_a_journal_of_its_own(hooks, tm
     assert down(hooks, tmp_path) == ["register", "container app", "container db", "network"]
 
 
-def test_a_container_that_ends_while_the_chain_starts_ends_the_start(hooks, tmp_path):
+def test_a_container_that_ends_while_the_chain_starts_ends_the_start(hooks: Any, tmp_path: Path) -> None:
     hooks.add("container", {"process": {"pid": 2**22 + 1, "start": 1}}, resident=True)
     hooks.add("register")
     with pytest.raises(Failure, match="container: it ended before the pod was up"):
@@ -213,11 +219,11 @@ def test_a_container_that_ends_while_the_chain_starts_ends_the_start(hooks, tmp_
     [lambda step, pid: step.announce(pid), lambda step, pid: step.notify(f"MAINPID={pid}")],
     ids=["announce", "notify, as hooks of version 1 did first"],
 )
-def test_the_main_process_is_in_the_journal_before_anybody_hears_of_it(hooks, tmp_path, call):
+def test_the_main_process_is_in_the_journal_before_anybody_hears_of_it(hooks: Any, tmp_path: Path, call: Any) -> None:
     path = f"{tmp_path}/run/pods/web/app.journal"
     seen = []
 
-    def announce(step, _facts):
+    def announce(step: Any, _facts: Any) -> None:
         call(step, os.getpid())
         seen.extend(entry.process["pid"] for entry in journals.read(path).entries)
 
@@ -227,13 +233,13 @@ def test_the_main_process_is_in_the_journal_before_anybody_hears_of_it(hooks, tm
     assert hooks.notified == ["STATUS=1/1 container app", f"main process {os.getpid()}"]
 
 
-def test_what_a_status_says_cannot_announce_a_process(hooks, tmp_path):
+def test_what_a_status_says_cannot_announce_a_process(hooks: Any, tmp_path: Path) -> None:
     hooks.add("storage", during=lambda step, _facts: step.status("mounting /srv\nMAINPID=1"))
     up(hooks, tmp_path, step("storage"))
     assert hooks.notified == ["STATUS=1/1 storage", r"STATUS=mounting /srv\nMAINPID=1"]
 
 
-def test_a_journal_of_an_earlier_boot_is_undone_with_empty_facts(hooks, tmp_path):
+def test_a_journal_of_an_earlier_boot_is_undone_with_empty_facts(hooks: Any, tmp_path: Path) -> None:
     hooks.add("a", {"a": 1})
     up(hooks, tmp_path, step("a"))
     path = f"{tmp_path}/run/pods/web/pod.journal"
@@ -246,13 +252,13 @@ def test_a_journal_of_an_earlier_boot_is_undone_with_empty_facts(hooks, tmp_path
     assert hooks.calls[-1] == ("down", "a", {})
 
 
-def test_a_step_that_takes_too_long_is_interrupted(hooks, tmp_path):
+def test_a_step_that_takes_too_long_is_interrupted(hooks: Any, tmp_path: Path) -> None:
     hooks.add("a", during=lambda *_: time.sleep(30))
     with pytest.raises(Failure, match=r"a: timed out after 0.1 s"):
         up(hooks, tmp_path, step("a", timeout=0.1))
 
 
-def test_undoing_uses_the_options_of_the_start_not_todays(hooks, tmp_path):
+def test_undoing_uses_the_options_of_the_start_not_todays(hooks: Any, tmp_path: Path) -> None:
     hooks.add("a")
     seen = []
     hooks.table["a"].down = lambda step, own: seen.append(step.options)
@@ -261,7 +267,7 @@ def test_undoing_uses_the_options_of_the_start_not_todays(hooks, tmp_path):
     assert seen == [{"size": 1}]
 
 
-def test_options_that_a_newer_hook_refuses_stop_the_undoing_with_a_reason(hooks, tmp_path):
+def test_options_that_a_newer_hook_refuses_stop_the_undoing_with_a_reason(hooks: Any, tmp_path: Path) -> None:
     hooks.add("a")
     up(hooks, tmp_path, step("a", options={"size": 1}))
 

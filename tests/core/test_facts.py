@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from podrun.engine import hook_loader
@@ -32,7 +35,9 @@ WRONG = [
 
 @pytest.mark.parametrize("background", [False, True], ids=["in turn", "in the background"])
 @pytest.mark.parametrize(("facts", "message"), WRONG, ids=[message for _, message in WRONG])
-def test_a_start_refuses_facts_of_the_wrong_shape_and_undoes_the_step(tmp_path, facts, message, background):
+def test_a_start_refuses_facts_of_the_wrong_shape_and_undoes_the_step(
+    tmp_path: Path, facts: Any, message: Any, background: bool
+) -> None:
     hooks = Hooks()
     hooks.add("a")
     hooks.add("metrics")
@@ -44,7 +49,7 @@ def test_a_start_refuses_facts_of_the_wrong_shape_and_undoes_the_step(tmp_path, 
     assert failed.value.hint.endswith("undone: metrics, a")
 
 
-def test_facts_of_ones_own_are_nobodys_business(tmp_path):
+def test_facts_of_ones_own_are_nobodys_business(tmp_path: Path) -> None:
     hooks = Hooks()
     hooks.add("metrics", {"wireguard": {"key": None}, "login": 1, "idmap": [], "port": 2.5})
     chain_up(hooks, tmp_path, step("metrics"))
@@ -62,7 +67,9 @@ def test_facts_of_ones_own_are_nobodys_business(tmp_path):
         ("labels", "annotations"),
     ],
 )
-def test_a_start_warns_of_a_fact_whose_name_comes_close_to_one_with_a_meaning(tmp_path, key, meant):
+def test_a_start_warns_of_a_fact_whose_name_comes_close_to_one_with_a_meaning(
+    tmp_path: Path, key: str, meant: str
+) -> None:
     hooks = Hooks()
     hooks.add("metrics", {key: ["A=1"]})
     chain_up(hooks, tmp_path, step("metrics"))
@@ -70,13 +77,13 @@ def test_a_start_warns_of_a_fact_whose_name_comes_close_to_one_with_a_meaning(tm
 
 
 @pytest.mark.parametrize("name", hook_loader.FIRST_PARTY)
-def test_what_podruns_own_hooks_give_and_take_is_known(name):
+def test_what_podruns_own_hooks_give_and_take_is_known(name: Any) -> None:
     hook = hook_loader.load(name)
     assert {*hook.gives, *(hook.takes or ())} <= {*KnownFacts.__annotations__}
     assert list(unknown_facts(dict.fromkeys(hook.gives))) == []
 
 
-def test_what_is_right_in_every_field_is_accepted():
+def test_what_is_right_in_every_field_is_accepted() -> None:
     facts = {
         "env": ["A=1"],
         "mounts": [{**MOUNT, "hostPath": "/srv", "type": "bind", "options": ["ro"], "fill": True, "later": 1}],

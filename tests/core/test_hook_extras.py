@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pkgutil
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -31,11 +33,11 @@ def declared(name: str) -> Known:
 
 
 @pytest.mark.parametrize("name", hook_loader.FIRST_PARTY)
-def test_the_table_for_units_says_what_the_hook_declares(name):
+def test_the_table_for_units_says_what_the_hook_declares(name: Any) -> None:
     assert HOOKS[name] == declared(name)
 
 
-def test_the_table_knows_no_other_hook():
+def test_the_table_knows_no_other_hook() -> None:
     assert {*HOOKS} == {*hook_loader.FIRST_PARTY}
 
 
@@ -52,11 +54,11 @@ def test_the_table_knows_no_other_hook():
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_a_protocol_finds_the_hooks_that_have_all_of_it(protocol, names):
+def test_a_protocol_finds_the_hooks_that_have_all_of_it(protocol: Any, names: Any) -> None:
     assert {name for name, _ in hook_loader.offering(protocol)} == names
 
 
-def test_one_name_of_a_protocol_is_not_enough():
+def test_one_name_of_a_protocol_is_not_enough() -> None:
     assert offers(SimpleNamespace(ask=print, describe=print), RunsExecutables) is None
     assert offers(hook_loader.load("exec:/bin/true"), RunsExecutables)
 
@@ -71,7 +73,7 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("name", hook_loader.FIRST_PARTY)
-def test_what_a_hook_offers_it_offers_again_after_the_first_time(name, tmp_path):
+def test_what_a_hook_offers_it_offers_again_after_the_first_time(name: Any, tmp_path: Path) -> None:
     # A submodule takes the place of a function of the same name in its package once it has been imported.
     hook = hook_loader.load(name)
     step = Step(
@@ -82,13 +84,13 @@ def test_what_a_hook_offers_it_offers_again_after_the_first_time(name, tmp_path)
 
 
 @pytest.mark.parametrize("name", hook_loader.FIRST_PARTY)
-def test_no_submodule_can_hide_a_name_of_its_package(name):
+def test_no_submodule_can_hide_a_name_of_its_package(name: Any) -> None:
     hook = hook_loader.load(name)
     for module in pkgutil.iter_modules(getattr(hook, "__path__", ())):
         assert not callable(vars(hook).get(module.name)), module.name
 
 
-def test_a_packages_hook_may_leave_out_what_has_a_default(monkeypatch):
+def test_a_packages_hook_may_leave_out_what_has_a_default(monkeypatch: pytest.MonkeyPatch) -> None:
     bare = SimpleNamespace(__doc__="does little", Options=None, up=lambda step, facts: {}, down=lambda step, own: None)
     entry = SimpleNamespace(load=lambda: bare)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import assume, given
@@ -28,7 +30,7 @@ IDENTITIES = some.builds(
 
 
 @given(IDENTITIES, some.sampled_from(["host1", "host1.example", "10"]))
-def test_every_name_can_be_read_again(one, host):
+def test_every_name_can_be_read_again(one: Any, host: Any) -> None:
     POD_NAME.parse(one.pod.partition("@")[0])
     STEP_NAME.parse(one.part or "x")
     assert identity.of_text(one.text) == one
@@ -39,7 +41,7 @@ def test_every_name_can_be_read_again(one, host):
 
 
 @given(IDENTITIES, IDENTITIES)
-def test_no_two_have_the_same_name(one, other):
+def test_no_two_have_the_same_name(one: Any, other: Any) -> None:
     assume(one != other)
     assert one.text != other.text
     assert one.record("h") != other.record("h")
@@ -47,7 +49,7 @@ def test_no_two_have_the_same_name(one, other):
     assert one.pod == other.pod or one.tag() != other.tag()
 
 
-def test_a_name_without_dots_is_what_it_always_was():
+def test_a_name_without_dots_is_what_it_always_was() -> None:
     assert Identity("web", "app").text == "web.app"
     assert Identity("web@blue", "app").record("host1") == "web@blue.app@host1"
     assert Identity("web@blue", "app").unit() == "web.app@blue.service"
@@ -62,7 +64,7 @@ def noted(run: str, pod: str, segment: str = "") -> None:
     exit_records.note(run, pod, segment, "1", environ, [])
 
 
-def test_gc_forgets_the_gone_pod_and_not_the_living_one_with_a_dot(tmp_path):
+def test_gc_forgets_the_gone_pod_and_not_the_living_one_with_a_dot(tmp_path: Path) -> None:
     run = str(tmp_path)
     for pod in ("web", "web@1.2"):
         noted(run, pod)
@@ -75,17 +77,17 @@ def test_gc_forgets_the_gone_pod_and_not_the_living_one_with_a_dot(tmp_path):
     assert [path.name for path in (tmp_path / "units").iterdir()] == ["web@1..2.json"]
 
 
-def test_a_segment_called_new_has_an_exit_record_like_any_other(tmp_path):
+def test_a_segment_called_new_has_an_exit_record_like_any_other(tmp_path: Path) -> None:
     noted(str(tmp_path), "web", "new")
     assert [ending.status for ending in exit_records.all_of(str(tmp_path), "web")] == [7]
 
 
-def register_step(tmp_path, pod, name):
+def register_step(tmp_path: Path, pod: Any, name: Any) -> Any:
     options = read(register.Options, {"service": "db", "port": 1})
     return Step(pod_in(tmp_path, pod), "register", name, options)
 
 
-def test_steps_of_two_pods_with_dots_have_records_of_their_own(tmp_path):
+def test_steps_of_two_pods_with_dots_have_records_of_their_own(tmp_path: Path) -> None:
     steps = [register_step(tmp_path, "web@1", "2.x"), register_step(tmp_path, "web@1.2", "x")]
     owns = [register.up(step, {"addresses": ["10.0.0.2/16"]}) for step in steps]
     assert len({own["record"] for own in owns}) == 2
@@ -99,6 +101,6 @@ def test_steps_of_two_pods_with_dots_have_records_of_their_own(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["2.x", "console", "pod", "mnt", "podrun"])
-def test_a_container_is_not_called_what_would_meet_another_name(name, tmp_path):
+def test_a_container_is_not_called_what_would_meet_another_name(name: str, tmp_path: Path) -> None:
     step = Step(pod_in(tmp_path, "web@1"), "container", name, read(container.Options, {}))
     assert "name" in {problem.key for problem in container.check(step)}

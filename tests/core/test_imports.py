@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
 from support import image_builder as build
 from support.image_servers import faulty
+from support.launcher import Podrun
 
 pytestmark = pytest.mark.root
 
@@ -32,7 +34,7 @@ CHEAP = {
 PATIENT = "trap 'exit 0' TERM; while :; do sleep 0.05; done"
 
 
-def imported(podrun, *words):
+def imported(podrun: Podrun, *words: Any) -> Any:
     path = podrun.home / "imports.json"
     done = subprocess.run(
         [sys.executable, "-c", SPY, str(path), *words], env=podrun.environ, capture_output=True, text=True, timeout=60
@@ -42,13 +44,13 @@ def imported(podrun, *words):
     return {name for name in told["modules"] if name.partition(".")[0] not in ("podrun", "podrun_hooks")}
 
 
-def test_run_and_down_of_a_cached_image_import_only_what_is_cheap(podrun):
+def test_run_and_down_of_a_cached_image_import_only_what_is_cheap(podrun: Podrun) -> None:
     podrun("run", "--rm", "--name", "warm", "host:", "true", check=True)
     assert imported(podrun, "run", "-d", "--name", "web", "host:", "sh", "-c", PATIENT) <= CHEAP
     assert imported(podrun, "down", "web") <= CHEAP
 
 
-def test_up_of_a_pod_file_adds_what_reading_toml_needs_and_nothing_the_second_time(podrun):
+def test_up_of_a_pod_file_adds_what_reading_toml_needs_and_nothing_the_second_time(podrun: Podrun) -> None:
     path = podrun.file(
         "web",
         'chain = [ { hook = "image", ref = "host:" }, { hook = "network" }, { hook = "container", command = ["sleep", "60"], stop_signal = "KILL" } ]',
@@ -63,10 +65,10 @@ def test_up_of_a_pod_file_adds_what_reading_toml_needs_and_nothing_the_second_ti
 
 
 @pytest.mark.server
-def test_a_pull_that_finds_nothing_to_do_imports_no_http_client(podrun):
+def test_a_pull_that_finds_nothing_to_do_imports_no_http_client(podrun: Podrun) -> None:
     built = build.image(build.tar(build.file("a", b"a")))
 
-    def change(request):
+    def change(request: Any) -> Any:
         if request.command == "HEAD":
             request.reply(200, built.manifest, Docker_Content_Digest=built.digest)
         return request.command == "HEAD"
@@ -79,7 +81,7 @@ def test_a_pull_that_finds_nothing_to_do_imports_no_http_client(podrun):
         assert [path for _, path, _ in server.seen[first:]] == ["/v2/web/manifests/latest"]
 
 
-def test_first_party_hooks_do_not_scan_entry_points(podrun):
+def test_first_party_hooks_do_not_scan_entry_points(podrun: Podrun) -> None:
     code = "import sys; from podrun.engine import hook_loader; hook_loader.load('register'); print('importlib.metadata' in sys.modules)"
     told = subprocess.run([sys.executable, "-c", code], env=podrun.environ, capture_output=True, text=True)
     assert told.stdout.strip() == "False"

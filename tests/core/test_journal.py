@@ -1,6 +1,7 @@
 """The journal: what is written before and after each act, and what a kill in between leaves readable."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -22,7 +23,7 @@ def written(path: str) -> None:
         journal.process(1, 77, 1234)
 
 
-def test_what_was_written_is_what_is_read(tmp_path):
+def test_what_was_written_is_what_is_read(tmp_path: Path) -> None:
     path = str(tmp_path / "pod.journal")
     written(path)
     journal = read(path)
@@ -33,7 +34,7 @@ def test_what_was_written_is_what_is_read(tmp_path):
     assert not journal.ready
 
 
-def test_every_prefix_of_a_journal_can_be_read_and_appended_to(tmp_path):
+def test_every_prefix_of_a_journal_can_be_read_and_appended_to(tmp_path: Path) -> None:
     whole = tmp_path / "whole.journal"
     written(str(whole))
     text = whole.read_bytes()
@@ -49,7 +50,7 @@ def test_every_prefix_of_a_journal_can_be_read_and_appended_to(tmp_path):
             assert read(str(cut)).entries == before.entries
 
 
-def test_a_torn_line_longer_than_a_block_is_cut_off(tmp_path):
+def test_a_torn_line_longer_than_a_block_is_cut_off(tmp_path: Path) -> None:
     path = tmp_path / "pod.journal"
     path.write_bytes(b'{"at":"ready"}\n' + b"x" * 10_000)
     with Writer(str(path)) as journal:
@@ -57,20 +58,20 @@ def test_a_torn_line_longer_than_a_block_is_cut_off(tmp_path):
     assert path.read_bytes() == b'{"at":"ready"}\n{"at":"ready"}\n'
 
 
-def test_a_journal_is_readable_by_its_owner_only(tmp_path):
+def test_a_journal_is_readable_by_its_owner_only(tmp_path: Path) -> None:
     path = tmp_path / "pod.journal"
     written(str(path))
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-def test_a_symlink_in_the_place_of_a_journal_is_not_followed(tmp_path):
+def test_a_symlink_in_the_place_of_a_journal_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "victim").write_text("precious")
     (tmp_path / "pod.journal").symlink_to(tmp_path / "victim")
     with pytest.raises(OSError, match="symbolic links"):
         Writer(str(tmp_path / "pod.journal"))
 
 
-def test_a_second_lock_is_refused_and_the_first_is_seen(tmp_path):
+def test_a_second_lock_is_refused_and_the_first_is_seen(tmp_path: Path) -> None:
     run = str(tmp_path)
     assert not locks.is_locked(run, "web")
     with Lock(run, "web", wait=False):
@@ -82,7 +83,7 @@ def test_a_second_lock_is_refused_and_the_first_is_seen(tmp_path):
     assert not locks.is_locked(run, "web")
 
 
-def test_a_lock_dies_with_the_launcher_although_a_child_lives(tmp_path):
+def test_a_lock_dies_with_the_launcher_although_a_child_lives(tmp_path: Path) -> None:
     lock = Lock(str(tmp_path), "web", wait=False)
     here, there = os.pipe()
     told, tell = os.pipe()
@@ -100,7 +101,7 @@ def test_a_lock_dies_with_the_launcher_although_a_child_lives(tmp_path):
     os.waitpid(child, 0)
 
 
-def test_a_journal_of_a_newer_podrun_is_that_ones_to_undo(tmp_path):
+def test_a_journal_of_a_newer_podrun_is_that_ones_to_undo(tmp_path: Path) -> None:
     hooks = Hooks()
     os.makedirs(tmp_path / "run/pods/web")
     path = tmp_path / "run/pods/web/pod.journal"

@@ -6,6 +6,7 @@ import ast
 import graphlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -86,12 +87,12 @@ def edges(*, everywhere: bool) -> Iterator[tuple[str, str]]:
                 yield module, imported
 
 
-def test_every_file_is_in_a_room_of_the_table_and_every_room_of_the_table_is_there():
+def test_every_file_is_in_a_room_of_the_table_and_every_room_of_the_table_is_there() -> None:
     """Who adds a room says in the tables above what it may import, and in the floor plan what happens there."""
     assert {room(module) for module in FILES} - {""} == {*ROOMS, *HOOKS}
 
 
-def test_imports_run_downwards():
+def test_imports_run_downwards() -> None:
     allowed = {name: {f"podrun/{other}" for other in others} for name, others in ROOMS.items()} | HOOKS
     wrong = [
         f"{module} imports {imported}"
@@ -102,21 +103,21 @@ def test_imports_run_downwards():
 
 
 @pytest.mark.parametrize("table", [ROOMS, HOOKS], ids=["podrun", "hooks"])
-def test_the_table_has_no_circle(table):
+def test_the_table_has_no_circle(table: Any) -> None:
     names = {
         name: {f"podrun/{other}" if f"podrun/{other}" in table else other for other in table[name]} for name in table
     }
     assert len([*graphlib.TopologicalSorter(names).static_order()]) == len(table)
 
 
-def test_no_two_modules_import_each_other():
+def test_no_two_modules_import_each_other() -> None:
     graph: dict[str, set[str]] = {}
     for module, imported in edges(everywhere=False):
         graph.setdefault(module, set()).add(imported)
     graphlib.TopologicalSorter(graph).prepare()
 
 
-def test_hooks_import_what_hook_authors_import_and_podrun_imports_no_hook():
+def test_hooks_import_what_hook_authors_import_and_podrun_imports_no_hook() -> None:
     foreign = [
         f"{module} imports {imported}"
         for module, imported in edges(everywhere=True)
@@ -130,7 +131,7 @@ def test_hooks_import_what_hook_authors_import_and_podrun_imports_no_hook():
     assert all(name.startswith("podrun_hooks.") for name in hook_loader.FIRST_PARTY.values())
 
 
-def test_what_a_file_calls_its_own_no_other_file_imports():
+def test_what_a_file_calls_its_own_no_other_file_imports() -> None:
     private = [
         f"{path.relative_to(TOP)}: {node.module}.{alias.name}"
         for path in FILES.values()
@@ -142,7 +143,7 @@ def test_what_a_file_calls_its_own_no_other_file_imports():
     assert private == []
 
 
-def test_the_floor_plan_shows_every_room():
+def test_the_floor_plan_shows_every_room() -> None:
     plan = (TOP / "docs/explanation/floor-plan.md").read_text()
     for name in ROOMS:
         assert f"`{name}" in plan, name

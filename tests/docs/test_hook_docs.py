@@ -10,10 +10,12 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from support.launcher import HERE
+from support.launcher import HERE, Podrun
 
 PAGE = (HERE.parent / "docs" / "tutorials" / "writing-a-hook.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)(?: file=(\S+))?\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
@@ -38,7 +40,7 @@ def fits(output: str, expected: list[str]) -> bool:
     return re.fullmatch(escaped, output) is not None
 
 
-def tools(podrun, home) -> dict[str, str]:
+def tools(podrun: Podrun, home: Path) -> dict[str, str]:
     """An environment in which podrun, python3 and pip are those of this test, and packages go into a directory."""
     (home / "bin").mkdir()
     site = home / "site"
@@ -60,7 +62,7 @@ def tools(podrun, home) -> dict[str, str]:
 
 @pytest.mark.root
 @pytest.mark.server  # pip fetches the build backend
-def test_writing_a_hook_works_as_it_is_written(podrun, home):
+def test_writing_a_hook_works_as_it_is_written(podrun: Podrun, home: Path) -> None:
     environ = tools(podrun, home)
     place = home / "work"
     place.mkdir()
@@ -89,7 +91,7 @@ def test_writing_a_hook_works_as_it_is_written(podrun, home):
 
 @pytest.mark.root
 @pytest.mark.parametrize("language", ["shell", "python"])
-def test_what_new_writes_passes_its_own_test(podrun, home, language):
+def test_what_new_writes_passes_its_own_test(podrun: Podrun, home: Path, language: str) -> None:
     environ = tools(podrun, home)
     subprocess.run(["podrun", "hook", "new", "--language", language, "greet-all"], cwd=home, env=environ, check=True)
     if language == "python":
@@ -104,7 +106,7 @@ def test_what_new_writes_passes_its_own_test(podrun, home, language):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_contract_names_every_row_of_the_kit_and_every_variable():
+def test_the_contract_names_every_row_of_the_kit_and_every_variable() -> None:
     text = (HERE.parent / "docs" / "reference" / "hooks.md").read_text()
     kit = (HERE.parent / "podrun" / "conformance" / "kit.py").read_text()
     for row in re.findall(r'^            \("([^"]+)", ', kit, re.MULTILINE):
@@ -119,7 +121,9 @@ def test_the_contract_names_every_row_of_the_kit_and_every_variable():
     [("shell", name) for name in ("", "a/b", "../x", "A", "a b", "\u00e4", "1a", "_a", "a-", "a--b", "a\nb", "image", "a" * 51)]
     + [("python", name) for name in ("json", "class", "podrun", "oci-hooks")],
 )  # fmt: skip
-def test_new_refuses_a_name_under_which_a_hook_would_not_work(podrun, home, language, name):
+def test_new_refuses_a_name_under_which_a_hook_would_not_work(
+    podrun: Podrun, home: Path, language: Any, name: Any
+) -> None:
     done = subprocess.run(
         podrun.argv("hook", "new", "--language", language, "--", name), cwd=home, env=podrun.environ, capture_output=True, text=True
     )  # fmt: skip
@@ -128,7 +132,7 @@ def test_new_refuses_a_name_under_which_a_hook_would_not_work(podrun, home, lang
 
 
 @pytest.mark.root
-def test_a_name_with_an_underscore_works_as_well(podrun, home):
+def test_a_name_with_an_underscore_works_as_well(podrun: Podrun, home: Path) -> None:
     environ = tools(podrun, home)
     subprocess.run(["podrun", "hook", "new", "--language", "shell", "greet_all"], cwd=home, env=environ, check=True)
     done = subprocess.run(["./greet_all.test"], cwd=home / "greet_all", env=environ, capture_output=True, text=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,14 +31,14 @@ VARIABLES = Everything()
 
 
 @pytest.mark.parametrize("text", PODS)
-def test_a_documented_pod_file_is_right(tmp_path, text):
+def test_a_documented_pod_file_is_right(tmp_path: Path, text: Any) -> None:
     path = tmp_path / "web.toml"
     path.write_text(text)
     pod = loader.load(str(path), environ=VARIABLES, load_hook=hook_loader.load)
     assert pod.name == "web"
 
 
-def test_the_documented_drop_in_fits_the_first_pod_file(tmp_path):
+def test_the_documented_drop_in_fits_the_first_pod_file(tmp_path: Path) -> None:
     (tmp_path / "web.toml").write_text(PODS[0])
     (tmp_path / "web.toml.d").mkdir()
     (tmp_path / "web.toml.d" / "10-site.toml").write_text(DROP_IN)
@@ -47,7 +48,7 @@ def test_the_documented_drop_in_fits_the_first_pod_file(tmp_path):
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("examples/*/*.toml")), ids=lambda path: path.name)
-def test_an_example_is_right(path):
+def test_an_example_is_right(path: Any) -> None:
     if path.stem.endswith("@"):
         path = path.with_name(f"{path.stem}1.toml")  # an instance of the template
     assert loader.load(str(path), environ=VARIABLES, load_hook=hook_loader.load).steps

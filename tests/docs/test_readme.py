@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from podrun.engine import hook_loader
 from podrun.podfile import loader
-from support.launcher import HERE
+from support.launcher import HERE, Podrun
 
 README = (HERE.parent / "README.md").read_text()
 
@@ -20,7 +21,7 @@ def blocks(language: str) -> list[str]:
 
 
 @pytest.mark.root
-def test_the_commands_of_the_readme_work_in_their_order(podrun, home):
+def test_the_commands_of_the_readme_work_in_their_order(podrun: Podrun, home: Path) -> None:
     [pod_file] = blocks("toml")
     (home / "web.toml").write_text(pod_file)
     (home / "bin").mkdir()
@@ -45,7 +46,7 @@ def test_the_commands_of_the_readme_work_in_their_order(podrun, home):
     assert seen["podrun run --rm -e GREETING=hello host: sh -c 'echo $GREETING'"] == "hello\n"
 
 
-def test_the_pod_file_of_the_readme_is_right(tmp_path):
+def test_the_pod_file_of_the_readme_is_right(tmp_path: Path) -> None:
     path = tmp_path / "web.toml"
     path.write_text(blocks("toml")[0])
     path.chmod(0o644)
@@ -54,6 +55,6 @@ def test_the_pod_file_of_the_readme_is_right(tmp_path):
     ]  # fmt: skip
 
 
-def test_the_links_of_the_readme_lead_somewhere():
+def test_the_links_of_the_readme_lead_somewhere() -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert (HERE.parent / target).exists(), target

@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,14 +16,14 @@ from podrun_hooks.executable import hook
 pytestmark = pytest.mark.root
 
 
-def step_of(path, home, **more):
+def step_of(path: Any, home: Path, **more: Any) -> Any:
     pod = Pod("web", f"{home}/root", f"{home}/run", tag="podrun-web")
     return Step(pod, f"exec:{path}", "hook", {"size": 3}, **more)
 
 
 @pytest.fixture
-def script(home):
-    def write(text, mode=0o755):
+def script(home: Path) -> Any:
+    def write(text: Any, mode: int = 0o755) -> Any:
         path = home / "hook"
         path.write_text(f"#!/bin/sh\n{text}\n")
         path.chmod(mode)
@@ -30,7 +32,7 @@ def script(home):
     return write
 
 
-def test_it_reads_one_object_and_its_output_is_the_facts(home, script):
+def test_it_reads_one_object_and_its_output_is_the_facts(home: Path, script: Any) -> None:
     path = script(f'cat >{home}/question; echo \'{{"env": ["A=1"]}}\'')
     facts = hook.up(step_of(path, home), {"netns": "/run/netns/x"})
     assert facts == {"env": ["A=1"]}
@@ -42,13 +44,13 @@ def test_it_reads_one_object_and_its_output_is_the_facts(home, script):
     assert asked["own"] == {}
 
 
-def test_down_is_given_what_up_printed(home, script):
+def test_down_is_given_what_up_printed(home: Path, script: Any) -> None:
     path = script(f"cat >{home}/question")
     hook.down(step_of(path, home), {"device": "wg0"})
     assert json.loads((home / "question").read_text())["own"] == {"device": "wg0"}
 
 
-def test_its_environment_is_scrubbed(home, script, monkeypatch):
+def test_its_environment_is_scrubbed(home: Path, script: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET", "swordfish")
     path = script(f"cat >/dev/null; env | sort >{home}/env")
     hook.up(step_of(path, home), {})
@@ -69,18 +71,18 @@ def test_its_environment_is_scrubbed(home, script, monkeypatch):
         ("head -c 2000000 /dev/zero", STEP_FAILED, "more than 1048576 bytes"),
     ],
 )
-def test_what_goes_wrong_is_told(home, script, text, code, what):
+def test_what_goes_wrong_is_told(home: Path, script: Any, text: str, code: Any, what: str) -> None:
     with pytest.raises(Failure, match=what) as failed:
         hook.up(step_of(script(f"cat >/dev/null; {text}"), home), {})
     assert failed.value.code == code
 
 
-def test_its_log_is_passed_on_with_its_name(home, script, capfd):
+def test_its_log_is_passed_on_with_its_name(home: Path, script: Any, capfd: pytest.CaptureFixture[str]) -> None:
     hook.up(step_of(script("cat >/dev/null; echo one >&2; printf two >&2"), home), {})
     assert capfd.readouterr().err == "hook: one\nhook: two\n"
 
 
-def test_one_that_hangs_is_killed_with_its_children(home, script):
+def test_one_that_hangs_is_killed_with_its_children(home: Path, script: Any) -> None:
     path = script(f"sleep 300 & echo $! >{home}/child; sleep 300")
     began = time.monotonic()
     with pytest.raises(Failure, match="no answer in time"):
@@ -92,13 +94,15 @@ def test_one_that_hangs_is_killed_with_its_children(home, script):
 
 
 @pytest.mark.parametrize("mode", [0o775, 0o757])
-def test_a_file_that_others_can_change_is_not_run(home, script, mode):
+def test_a_file_that_others_can_change_is_not_run(home: Path, script: Any, mode: int) -> None:
     with pytest.raises(Failure, match="can be changed by") as refused:
         hook.up(step_of(script("true", mode), home), {})
     assert refused.value.code == NOT_ALLOWED
 
 
-def test_a_directory_above_that_others_can_change_is_refused_also_behind_a_symlink(home, script, tmp_path):
+def test_a_directory_above_that_others_can_change_is_refused_also_behind_a_symlink(
+    home: Path, script: Any, tmp_path: Path
+) -> None:
     (tmp_path / "hook").write_text("#!/bin/sh\n")
     (tmp_path / "hook").chmod(0o755)
     link = home / "link"
@@ -108,14 +112,14 @@ def test_a_directory_above_that_others_can_change_is_refused_also_behind_a_symli
 
 
 @pytest.mark.parametrize(("make", "what"), [("missing", "there is no"), ("plain", "not an executable file")])
-def test_check_finds_a_missing_or_plain_file(home, script, make, what):
+def test_check_finds_a_missing_or_plain_file(home: Path, script: Any, make: str, what: str) -> None:
     path = home / "none" if make == "missing" else script("true", 0o644)
     [problem] = hook.check(step_of(path, home))
     assert what in problem.what
     assert (problem.code, problem.fatal) == (WRONG_FILE, True)
 
 
-def test_an_executable_costs_little_more_than_itself(home, script):
+def test_an_executable_costs_little_more_than_itself(home: Path, script: Any) -> None:
     path = script("cat >/dev/null")
     began = time.monotonic()
     subprocess.run([path], stdin=subprocess.DEVNULL, check=True)
@@ -124,7 +128,7 @@ def test_an_executable_costs_little_more_than_itself(home, script):
     assert best < alone + 0.02
 
 
-def _timed(act):
+def _timed(act: Any) -> Any:
     began = time.monotonic()
     act()
     return time.monotonic() - began
@@ -140,7 +144,9 @@ def _timed(act):
     ],
     ids=["CRLF", "no first line", "interpreter", "empty"],
 )
-def test_an_executable_that_cannot_be_executed_is_refused_before_anything_is_created(home, content, words):
+def test_an_executable_that_cannot_be_executed_is_refused_before_anything_is_created(
+    home: Path, content: str, words: str
+) -> None:
     path = home / "hook"
     path.write_text(content)
     path.chmod(0o755)

@@ -8,12 +8,15 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from podrun.host import tag
 from support.hook_kit import Server, passes
-from support.launcher import HERE
+from support.launcher import HERE, Podrun
 from support.objects import listing, settled
 
 pytestmark = pytest.mark.root
@@ -23,7 +26,7 @@ WAITS = """["sh", "-c", "trap 'exit 0' TERM; while :; do sleep 0.02; done"]"""
 
 
 @pytest.fixture(scope="session")
-def built(tmp_path_factory):
+def built(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The one that is written in C."""
     program = tmp_path_factory.mktemp("built") / "drain"
     subprocess.run(["cc", "-O2", "-Wall", "-Wextra", "-Werror", "-o", program, EXAMPLES / "drain.c"], check=True)
@@ -31,7 +34,7 @@ def built(tmp_path_factory):
 
 
 @pytest.fixture
-def hooks(home, podrun, built):
+def hooks(home: Path, podrun: Podrun, built: Any) -> Any:
     """The examples where only root can change them, found by their names."""
     place = home / "hooks"
     place.mkdir()
@@ -43,7 +46,7 @@ def hooks(home, podrun, built):
 
 
 @pytest.fixture
-def nothing_left(podrun, hooks):
+def nothing_left(podrun: Podrun, hooks: Any) -> Iterator[Any]:
     podrun("run", "--rm", "--name", "warm", "host:", "true", check=True)
     before = listing(podrun.run, podrun.root)
     yield
@@ -52,7 +55,13 @@ def nothing_left(podrun, hooks):
     assert not {item for item in settled(podrun.run, podrun.root, before) if any(mark in item for mark in own)}
 
 
-def pod(podrun, hook="", command=WAITS, after="", network='{ hook = "network", mode = "none" },'):
+def pod(
+    podrun: Podrun,
+    hook: str = "",
+    command: Any = WAITS,
+    after: str = "",
+    network: str = '{ hook = "network", mode = "none" },',
+) -> Any:
     return podrun.file(
         "web",
         f'chain = [ {{ hook = "image", ref = "host:" }}, {network} {hook}'
@@ -63,13 +72,13 @@ def pod(podrun, hook="", command=WAITS, after="", network='{ hook = "network", m
 # --- nfs -----------------------------------------------------------------------------------------------------------
 
 
-def test_nfs_mounts_on_the_host_and_shows_it_to_the_containers(podrun, nothing_left):
+def test_nfs_mounts_on_the_host_and_shows_it_to_the_containers(podrun: Podrun, nothing_left: None) -> None:
     hook = '{ hook = "nfs", type = "tmpfs", source = "x", target = "/data", options = "size=1m" },'
     done = podrun("up", pod(podrun, hook, '["sh", "-c", "echo hello >/data/x; stat -f -c %T /data"]'))
     assert (done.stdout, done.returncode) == ("tmpfs\n", 0), done.stderr
 
 
-def test_nfs_says_what_is_missing_before_anything_is_started(podrun, nothing_left):
+def test_nfs_says_what_is_missing_before_anything_is_started(podrun: Podrun, nothing_left: None) -> None:
     if shutil.which("mount.nfs"):
         pytest.skip("mount.nfs is installed here")
     path = pod(podrun, '{ hook = "nfs", source = "files.example:/export", target = "/data" },')
@@ -79,7 +88,7 @@ def test_nfs_says_what_is_missing_before_anything_is_started(podrun, nothing_lef
     assert "nfs: mount.nfs is not installed; apt install nfs-common" in done.stderr
 
 
-def test_nfs_that_is_busy_says_who_holds_it_and_goes_on_when_it_is_free(podrun, nothing_left):
+def test_nfs_that_is_busy_says_who_holds_it_and_goes_on_when_it_is_free(podrun: Podrun, nothing_left: None) -> None:
     hook = '{ hook = "nfs", type = "tmpfs", source = "x", target = "/data" },'
     podrun("up", "-d", pod(podrun, hook), check=True)
     holder = subprocess.Popen(["sleep", "60"], cwd=podrun.run / "pods/web/mnt/nfs")
@@ -94,7 +103,7 @@ def test_nfs_that_is_busy_says_who_holds_it_and_goes_on_when_it_is_free(podrun, 
 # --- wireguard -----------------------------------------------------------------------------------------------------
 
 
-def test_wireguard_connects_or_says_what_is_missing(podrun, home, nothing_left):
+def test_wireguard_connects_or_says_what_is_missing(podrun: Podrun, home: Path, nothing_left: None) -> None:
     config = home / "wg.conf"
     config.write_text("[Interface]\nPrivateKey = AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAEA=\n")
     hook = f'{{ hook = "wireguard", config = "{config}", addresses = ["10.7.0.2/24"], routes = ["10.8.0.0/16"] }},'
@@ -106,7 +115,7 @@ def test_wireguard_connects_or_says_what_is_missing(podrun, home, nothing_left):
         assert "wg is not installed; apt install wireguard-tools" in done.stderr or "has no WireGuard" in done.stderr
 
 
-def test_wireguard_is_refused_without_a_network_of_the_pods_own(podrun, home, nothing_left):
+def test_wireguard_is_refused_without_a_network_of_the_pods_own(podrun: Podrun, home: Path, nothing_left: None) -> None:
     (home / "wg.conf").write_text("[Interface]\n")
     hook = f'{{ hook = "wireguard", config = "{home}/wg.conf" }},'
     done = podrun("up", pod(podrun, hook, network='{ hook = "network", mode = "host" },'))
@@ -137,7 +146,7 @@ SPECIFICATION = {
 }
 
 
-def test_a_cdi_device_is_in_the_container(podrun, home, nothing_left):
+def test_a_cdi_device_is_in_the_container(podrun: Podrun, home: Path, nothing_left: None) -> None:
     (home / "cdi").mkdir()
     (home / "cdi/vendor.json").write_text(json.dumps(SPECIFICATION))
     hook = f'{{ hook = "cdi", devices = ["vendor.example/random=0"], directories = ["{home}/cdi"] }},'
@@ -162,7 +171,7 @@ devices:
 """
 
 
-def test_a_cdi_specification_may_be_yaml(podrun, home, hooks):
+def test_a_cdi_specification_may_be_yaml(podrun: Podrun, home: Path, hooks: Any) -> None:
     (home / "cdi").mkdir()
     (home / "cdi/vendor.yaml").write_text(NVIDIA_CTK)
     # PyYAML is among what the tests need; where the machine's own Python has it nobody knows.
@@ -176,7 +185,7 @@ def test_a_cdi_specification_may_be_yaml(podrun, home, hooks):
     assert (done.returncode, "vendor.yaml is no CDI specification: " in done.stdout) == (78, True), done.stdout
 
 
-def test_yaml_without_pyyaml_is_told_only_when_it_is_needed(podrun, home, hooks):
+def test_yaml_without_pyyaml_is_told_only_when_it_is_needed(podrun: Podrun, home: Path, hooks: Any) -> None:
     (home / "cdi").mkdir()
     (home / "cdi/vendor.yaml").write_text(NVIDIA_CTK)
     (home / "cdi/vendor.json").write_text(json.dumps({**SPECIFICATION, "kind": "vendor.example/other"}))
@@ -192,7 +201,7 @@ def test_yaml_without_pyyaml_is_told_only_when_it_is_needed(podrun, home, hooks)
     assert podrun("check", path).returncode == 0
 
 
-def test_a_cdi_device_that_nobody_specifies_is_told_before_the_start(podrun, home, hooks):
+def test_a_cdi_device_that_nobody_specifies_is_told_before_the_start(podrun: Podrun, home: Path, hooks: Any) -> None:
     (home / "cdi").mkdir()
     path = pod(podrun, f'{{ hook = "cdi", devices = ["vendor.example/random=1"], directories = ["{home}/cdi"] }},')
     done = podrun("check", path)
@@ -203,13 +212,13 @@ def test_a_cdi_device_that_nobody_specifies_is_told_before_the_start(podrun, hom
 # --- secret --------------------------------------------------------------------------------------------------------
 
 
-def vault(request):
+def vault(request: Any) -> Any:
     if request.headers.get("X-Vault-Token") != "s.token":
         return 403, b"{}"
     return 200, b'{"data": {"data": {"password": "swordfish"}}}'
 
 
-def test_a_secret_is_a_file_in_memory_and_nowhere_else(podrun, home, nothing_left):
+def test_a_secret_is_a_file_in_memory_and_nowhere_else(podrun: Podrun, home: Path, nothing_left: None) -> None:
     (home / "token").write_text("s.token\n")
     with Server(vault) as server:
         hook = (
@@ -237,7 +246,9 @@ def test_a_secret_is_a_file_in_memory_and_nowhere_else(podrun, home, nothing_lef
     ("token", "field", "code", "what"),
     [("wrong", "data.data.password", 77, "403"), ("s.token", "data.nothing", 65, "the answer has no data.nothing")],
 )
-def test_a_secret_that_cannot_be_had_stops_the_start(podrun, home, nothing_left, token, field, code, what):
+def test_a_secret_that_cannot_be_had_stops_the_start(
+    podrun: Podrun, home: Path, nothing_left: None, token: str, field: str, code: int, what: str
+) -> None:
     (home / "token").write_text(token)
     with Server(vault) as server:
         hook = f'{{ hook = "secret", url = "{server.url}/", token_file = "{home}/token", field = "{field}" }},'
@@ -245,7 +256,7 @@ def test_a_secret_that_cannot_be_had_stops_the_start(podrun, home, nothing_left,
     assert (done.returncode, what in done.stderr) == (code, True), done.stderr
 
 
-def test_secret_keeps_the_contract(podrun, home, hooks):
+def test_secret_keeps_the_contract(podrun: Podrun, home: Path, hooks: Any) -> None:
     with Server(lambda _: (200, b"swordfish")) as server:
         passes(podrun, "secret", "--here", "-o", f"url={server.url}/")
     assert len(server.asked) > 10
@@ -254,7 +265,7 @@ def test_secret_keeps_the_contract(podrun, home, hooks):
 # --- ship-logs -----------------------------------------------------------------------------------------------------
 
 
-def test_logs_are_shipped_to_the_last_line(podrun, home, nothing_left):
+def test_logs_are_shipped_to_the_last_line(podrun: Podrun, home: Path, nothing_left: None) -> None:
     shipper = home / "shipper"
     shipper.write_text(
         f"#!/bin/sh\ntrap 'sleep 0.1; kill $!; exit 0' TERM\ntail -n +1 -s 0.02 -F $LOG >{home}/$POD.shipped &\nwait\n"
@@ -271,7 +282,7 @@ def test_logs_are_shipped_to_the_last_line(podrun, home, nothing_left):
     assert shipped.read_text() == "first\n"  # the shipper ends before the container: in reverse order
 
 
-def test_ship_logs_keeps_the_contract(podrun, home, hooks):
+def test_ship_logs_keeps_the_contract(podrun: Podrun, home: Path, hooks: Any) -> None:
     (home / "log").write_text("")
     facts = json.dumps({"log": {"file": str(home / "log")}})
     passes(podrun, "ship-logs", "--facts", facts, "-o", 'command=["sleep", "300"]')
@@ -280,7 +291,7 @@ def test_ship_logs_keeps_the_contract(podrun, home, hooks):
 # --- textfile-metrics ----------------------------------------------------------------------------------------------
 
 
-def test_metrics_are_there_while_the_pod_is(podrun, home, nothing_left):
+def test_metrics_are_there_while_the_pod_is(podrun: Podrun, home: Path, nothing_left: None) -> None:
     metrics = home / "metrics"
     metrics.mkdir()
     podrun("up", "-d", pod(podrun, after=f'{{ hook = "textfile-metrics", directory = "{metrics}" }},'), check=True)
@@ -308,7 +319,7 @@ http.server.HTTPServer(("127.0.0.1", 8080), Handler).serve_forever()
 """
 
 
-def test_the_payload_is_drained_before_it_is_stopped(podrun, home, nothing_left):
+def test_the_payload_is_drained_before_it_is_stopped(podrun: Podrun, home: Path, nothing_left: None) -> None:
     (home / "state").mkdir()
     (home / "payload.py").write_text(DRAINS)
     mounts = "".join(
@@ -327,7 +338,7 @@ def test_the_payload_is_drained_before_it_is_stopped(podrun, home, nothing_left)
     assert (home / "state/events").read_text() == "drained by /finish\nstopped\n"
 
 
-def test_nobody_to_drain_is_no_failure(podrun, nothing_left):
+def test_nobody_to_drain_is_no_failure(podrun: Podrun, nothing_left: None) -> None:
     podrun("up", "-d", pod(podrun, after='{ hook = "drain", port = 8080 },'), check=True)
     assert "nobody listens on port 8080" in podrun("down", "web", check=True).stderr
 
@@ -336,7 +347,7 @@ def test_nobody_to_drain_is_no_failure(podrun, nothing_left):
 
 
 @pytest.fixture
-def command(podrun, home):
+def command(podrun: Podrun, home: Path) -> Any:
     """podrun as a program, for a hook with a scrubbed environment."""
     path = home / "podrun"
     path.write_text(
@@ -346,14 +357,16 @@ def command(podrun, home):
     return path
 
 
-def migration(home, command, script):
+def migration(home: Path, command: Any, script: Any) -> Any:
     return (
         f'{{ hook = "migrate", podrun = "{command}", ref = "host:", command = ["sh", "-c", {json.dumps(script)}],'
         f' env = ["TO=2", "WHY=two words"], volumes = ["{home}/db:/db"] }},'
     )
 
 
-def test_the_migration_is_over_before_the_app_starts(podrun, home, command, nothing_left):
+def test_the_migration_is_over_before_the_app_starts(
+    podrun: Podrun, home: Path, command: Any, nothing_left: None
+) -> None:
     (home / "db").mkdir()
     hook = f'{{ hook = "storage", source = "{home}/db", target = "/db" }},'
     hook += migration(home, command, "sleep 0.2; echo $TO $WHY >/db/version")
@@ -361,7 +374,9 @@ def test_the_migration_is_over_before_the_app_starts(podrun, home, command, noth
     assert done.stdout == "2 two words\n", done.stderr
 
 
-def test_a_migration_that_fails_keeps_the_app_from_starting(podrun, home, command, nothing_left):
+def test_a_migration_that_fails_keeps_the_app_from_starting(
+    podrun: Podrun, home: Path, command: Any, nothing_left: None
+) -> None:
     (home / "db").mkdir()
     done = podrun(
         "up", pod(podrun, migration(home, command, "echo no such column >&2; exit 3"), '["touch", "/db/started"]')
@@ -385,12 +400,12 @@ def test_a_migration_that_fails_keeps_the_app_from_starting(podrun, home, comman
     ],
     ids=lambda words: words[0],
 )
-def test_an_example_keeps_the_contract(podrun, home, hooks, command, words):
+def test_an_example_keeps_the_contract(podrun: Podrun, home: Path, hooks: Any, command: Any, words: Any) -> None:
     more = ["-o", f"podrun={command}"] if words[0] == "migrate" else []
     passes(podrun, *words, *more)
 
 
-def test_the_table_of_the_examples_names_all_of_them():
+def test_the_table_of_the_examples_names_all_of_them() -> None:
     text = (EXAMPLES / "README.md").read_text()
     for path in EXAMPLES.iterdir():
         assert path.name == "README.md" or f"]({path.name})" in text

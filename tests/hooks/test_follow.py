@@ -46,10 +46,10 @@ class Host(Services):
         self.follower = None
         return words
 
-    def backend(self, name: str, port: int = 5432, **table: Any) -> str:  # type: ignore[override]
+    def backend(self, name: str, port: int = 5432, **table: Any) -> str:
         return super().backend(name, port, **{"registry": self.url, "advertise": "pod", "ttl": "3s", **table})
 
-    def client(self, name: str, **table: Any) -> str:  # type: ignore[override]
+    def client(self, name: str, **table: Any) -> str:
         return super().client(name, **{"registry": self.url, **table})
 
     def records(self, service: str = "db") -> list[Record]:
@@ -95,7 +95,7 @@ def alone(own: Server) -> Iterator[Host]:
         found.close()
 
 
-def test_pods_are_led_when_services_come_move_and_go(host):
+def test_pods_are_led_when_services_come_move_and_go(host: Any) -> None:
     host.follow()
     address = host.client("app", service="moving")
     calling = host.calling("app", address)
@@ -110,7 +110,7 @@ def test_pods_are_led_when_services_come_move_and_go(host):
     assert {host.call("app", address)[0] for _ in range(5)} == {"db2"}
 
 
-def test_records_outlive_their_ttl_as_long_as_somebody_follows(host):
+def test_records_outlive_their_ttl_as_long_as_somebody_follows(host: Any) -> None:
     host.follow()
     host.backend("db1", service="lasting")
     until(lambda: [one.ready for one in host.records("lasting")] == [True])
@@ -122,7 +122,7 @@ def test_records_outlive_their_ttl_as_long_as_somebody_follows(host):
     until(lambda: host.records("lasting") == [])
 
 
-def test_when_the_follower_dies_nothing_moves_and_its_successor_goes_on(alone):
+def test_when_the_follower_dies_nothing_moves_and_its_successor_goes_on(alone: Any) -> None:
     follower = alone.follow()
     alone.backend("db1")
     address = alone.client("app")
@@ -137,7 +137,7 @@ def test_when_the_follower_dies_nothing_moves_and_its_successor_goes_on(alone):
     until(lambda: alone.call("app", address)[0] == "db2")
 
 
-def test_nobody_follows_and_the_record_ends_with_its_lease(alone):
+def test_nobody_follows_and_the_record_ends_with_its_lease(alone: Any) -> None:
     alone.backend("db1")
     assert len(alone.records()) == 1
     until(lambda: alone.records() == [])
@@ -145,7 +145,7 @@ def test_nobody_follows_and_the_record_ends_with_its_lease(alone):
     until(lambda: len(alone.records()) == 1)
 
 
-def test_a_registry_that_is_away_delays_nobody_and_gets_everything_later(alone, own):
+def test_a_registry_that_is_away_delays_nobody_and_gets_everything_later(alone: Any, own: Any) -> None:
     alone.follow()
     own.kill()
     began = time.monotonic()
@@ -168,7 +168,7 @@ def test_a_registry_that_is_away_delays_nobody_and_gets_everything_later(alone, 
     assert "which was deferred" in words
 
 
-def test_a_registry_that_hangs_moves_nobody(alone, own):
+def test_a_registry_that_hangs_moves_nobody(alone: Any, own: Any) -> None:
     alone.follow()
     alone.backend("db1")
     address = alone.client("app")
@@ -181,7 +181,7 @@ def test_a_registry_that_hangs_moves_nobody(alone, own):
     until(lambda: alone.call("app", address)[0] == "db2")
 
 
-def test_what_somebody_deleted_comes_back_and_orphans_of_this_host_go(alone):
+def test_what_somebody_deleted_comes_back_and_orphans_of_this_host_go(alone: Any) -> None:
     alone.follow()
     alone.backend("db1")
     client = connect(sources.parse(alone.url))
@@ -192,18 +192,18 @@ def test_what_somebody_deleted_comes_back_and_orphans_of_this_host_go(alone):
     until(lambda: alone.records() == [])
 
 
-def test_a_record_that_is_written_while_the_follower_looks_is_no_orphan(host):
+def test_a_record_that_is_written_while_the_follower_looks_is_no_orphan(host: Any) -> None:
     followed = process.Followed(sources.parse(host.url), host.run)
     host.backend("db1", service="early")
     [first] = wishes.everything(host.run)
-    followed.wants([first], [])
+    followed.wants([first], [])  # type: ignore[list-item]
     host.backend("db2", service="early")
     followed._keep(first.ttl)
     until(lambda: sorted(one.unit for one in host.records("early")) == ["db1", "db2"])
     followed.client.close()
 
 
-def test_connections_to_a_host_that_has_vanished_are_ended(alone):
+def test_connections_to_a_host_that_has_vanished_are_ended(alone: Any) -> None:
     alone.follow()
     alone.backend("db1")
     code = """
@@ -246,7 +246,7 @@ except OSError as error:
             process.wait()
 
 
-def test_it_stays_small_and_holds_no_pods_namespace(alone):
+def test_it_stays_small_and_holds_no_pods_namespace(alone: Any) -> None:
     follower = alone.follow()
     alone.backend("db1")
     address = alone.client("app")
@@ -259,7 +259,7 @@ def test_it_stays_small_and_holds_no_pods_namespace(alone):
     alone.undo("app", "ambassador")
 
 
-def test_of_two_one_follows_and_the_other_takes_over(alone):
+def test_of_two_one_follows_and_the_other_takes_over(alone: Any) -> None:
     first = alone.follow()
     second = subprocess.Popen(begin.command(alone.run, "sidekick"), stderr=subprocess.PIPE, text=True)
     try:

@@ -7,10 +7,12 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from support.hook_kit import rows
+from support.launcher import Podrun
 
 pytestmark = pytest.mark.root
 
@@ -37,7 +39,7 @@ chain = [
     ],
     ids=" ".join,
 )
-def test_a_first_party_hook_passes(podrun, words):
+def test_a_first_party_hook_passes(podrun: Podrun, words: Any) -> None:
     path = podrun.file("kit", POD)
     done = podrun("hook", "test", "--format", "json", *(path if word == "POD" else word for word in words))
     assert done.returncode == 0, done.stdout + done.stderr
@@ -45,7 +47,7 @@ def test_a_first_party_hook_passes(podrun, words):
     assert len(rows(done)) == 13
 
 
-def script(home, text):
+def script(home: Path, text: Any) -> Any:
     path = home / "faulty"
     path.write_text(
         "#!/bin/sh\n[ $PODRUN_HOOK_VERSION = 1 ] || exit 78\nfile=$PODRUN_DIRECTORY/faulty\n"
@@ -84,7 +86,9 @@ def script(home, text):
         ("up) ip netns exec ${PODRUN_NETNS##*/} true || exit 3;;", "", ""),
     ],
 )  # fmt: skip
-def test_what_a_hook_does_wrong_is_found_by_the_row_for_it(podrun, home, fault, check, note):
+def test_what_a_hook_does_wrong_is_found_by_the_row_for_it(
+    podrun: Podrun, home: Path, fault: str, check: str, note: str
+) -> None:
     done = podrun("hook", "test", "--format", "json", script(home, fault))
     failed = {name: note for name, (result, note) in rows(done).items() if result == "FAILED"}
     assert list(failed)[:1] == ([check] if check else [])
@@ -92,7 +96,7 @@ def test_what_a_hook_does_wrong_is_found_by_the_row_for_it(podrun, home, fault, 
     assert done.returncode == (76 if check else 0)
 
 
-def test_a_hook_that_takes_any_version_is_told(podrun, home):
+def test_a_hook_that_takes_any_version_is_told(podrun: Podrun, home: Path) -> None:
     path = home / "any"
     path.write_text("#!/bin/sh\n:\n")
     path.chmod(0o755)
@@ -100,13 +104,13 @@ def test_a_hook_that_takes_any_version_is_told(podrun, home):
     assert (result, "PODRUN_HOOK_VERSION" in note) == ("FAILED", True)
 
 
-def test_the_kit_leaves_nothing_and_does_not_touch_the_hosts_network(podrun, home):
+def test_the_kit_leaves_nothing_and_does_not_touch_the_hosts_network(podrun: Podrun, home: Path) -> None:
     path = script(home, "up) ip link add t-kit0 type bridge;;\ndown) ip link del t-kit0 2>/dev/null; :;;")
     done = podrun("hook", "test", path)
     assert done.returncode == 0, done.stdout
 
 
-def test_a_hook_that_is_not_there_is_told_in_one_line(podrun):
+def test_a_hook_that_is_not_there_is_told_in_one_line(podrun: Podrun) -> None:
     done = podrun("hook", "test", "imgae")
     assert done.returncode == 78
     assert done.stderr.startswith("podrun: imgae: ")
@@ -135,7 +139,7 @@ print(*sorted(witness_network.listing() - before), sep="\\n")
 """
 
 
-def test_every_object_of_a_network_is_seen(podrun):
+def test_every_object_of_a_network_is_seen(podrun: Podrun) -> None:
     argv = ["unshare", "-n", "sh", "-c", 'ip link set lo up; exec "$@"', "sh", sys.executable, "-c", LOOK, CHANGES]
     done = subprocess.run(argv, env=podrun.environ, capture_output=True, text=True)
     assert done.stdout.splitlines() == [
@@ -155,7 +159,7 @@ def test_every_object_of_a_network_is_seen(podrun):
         ("cd $(dirname $(find /sys/fs/cgroup -maxdepth 2 -name cgroup.procs | head -n 1)); mkdir -p $PODRUN_TAG-left", "cgroup "),
     ],
 )  # fmt: skip
-def test_what_stays_behind_is_seen_whatever_it_is(podrun, home, up, left):
+def test_what_stays_behind_is_seen_whatever_it_is(podrun: Podrun, home: Path, up: str, left: str) -> None:
     # The network of the kit is its own, and so are its temporary files; cgroups and loop devices are the machine's.
     try:
         done = podrun("hook", "test", "--format", "json", "--rounds", "1", script(home, f"up) {{ {up}; }} >&2;;"))
@@ -171,7 +175,7 @@ def test_what_stays_behind_is_seen_whatever_it_is(podrun, home, up, left):
 
 
 @pytest.mark.parametrize("where", [[], ["--here"]])
-def test_nothing_is_deleted_through_a_mount_that_a_hook_leaves(podrun, home, where):
+def test_nothing_is_deleted_through_a_mount_that_a_hook_leaves(podrun: Podrun, home: Path, where: Any) -> None:
     (home / "precious").mkdir()
     (home / "precious/file").write_text("")
     left = f"up) mkdir -p $PODRUN_DIRECTORY/m; mount --bind {home}/precious $PODRUN_DIRECTORY/m;;"

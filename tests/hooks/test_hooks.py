@@ -11,24 +11,27 @@ import sys
 import textwrap
 import time
 import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from podrun.errors import Failure
 from podrun.hook import Pod, Step
 from podrun_hooks.executable import hook as command
+from support.launcher import Podrun
 
 pytestmark = pytest.mark.root
 
 
 @pytest.fixture
-def dropped(home, podrun):
+def dropped(home: Path, podrun: Podrun) -> Any:
     """Writes an executable into a drop-in directory."""
     place = home / "hooks.d"
     place.mkdir()
     podrun.environ["PODRUN_HOOKS"] = str(place)
 
-    def write(name, text, mode=0o755, shebang="#!/bin/sh"):
+    def write(name: Any, text: Any, mode: int = 0o755, shebang: str = "#!/bin/sh") -> Any:
         path = place / name
         path.write_text(f"{shebang}\n{textwrap.dedent(text)}\n")
         path.chmod(mode)
@@ -38,12 +41,12 @@ def dropped(home, podrun):
 
 
 @pytest.fixture
-def step(home):
+def step(home: Path) -> Any:
     """A step of an executable at ``path``."""
     pod = Pod("web", f"{home}/root", f"{home}/run", tag="podrun-web")
     os.makedirs(pod.directory)
 
-    def make(path, **more):
+    def make(path: Any, **more: Any) -> Any:
         return Step(pod, f"exec:{path}", "hook", {"size": 3}, **more)
 
     return make
@@ -52,7 +55,7 @@ def step(home):
 # --- by name -------------------------------------------------------------------------------------------------------
 
 
-def test_an_executable_in_a_drop_in_directory_goes_by_its_name(podrun, home, dropped):
+def test_an_executable_in_a_drop_in_directory_goes_by_its_name(podrun: Podrun, home: Path, dropped: Any) -> None:
     path = dropped("note", f"echo $PODRUN_VERB $PODRUN_OPTION_TEXT >>{home}/told")
     file = podrun.file("web", 'chain = [ { hook = "note", text = "hello" } ]')
     assert re.search(rf"^up +1 note +{path} ", podrun("plan", file).stdout)
@@ -61,32 +64,32 @@ def test_an_executable_in_a_drop_in_directory_goes_by_its_name(podrun, home, dro
     assert (home / "told").read_text() == "describe hello\ncheck hello\nup hello\ndown hello\n"
 
 
-def test_a_name_that_is_there_but_no_executable_is_told(podrun, dropped):
+def test_a_name_that_is_there_but_no_executable_is_told(podrun: Podrun, dropped: Any) -> None:
     path = dropped("note", "true", mode=0o644)
     done = podrun("up", podrun.file("web", 'chain = [ { hook = "note" } ]'))
     assert done.returncode == 78
     assert f"{path} is not an executable file; chmod +x {path}" in done.stderr
 
 
-def test_a_drop_in_that_others_can_change_is_not_run(podrun, dropped):
+def test_a_drop_in_that_others_can_change_is_not_run(podrun: Podrun, dropped: Any) -> None:
     dropped("note", "true", mode=0o775)
     done = podrun("up", podrun.file("web", 'chain = [ { hook = "note" } ]'))
     assert done.returncode == 77
 
 
-def test_podruns_own_names_cannot_be_taken(podrun, dropped):
+def test_podruns_own_names_cannot_be_taken(podrun: Podrun, dropped: Any) -> None:
     dropped("storage", "exit 9")
     done = podrun("plan", podrun.file("web", 'chain = [ { hook = "storage", source = "tmpfs:", target = "/x" } ]'))
     assert "hooks.d" not in done.stdout
 
 
-def test_the_nearest_name_is_told_among_all(podrun, dropped):
+def test_the_nearest_name_is_told_among_all(podrun: Podrun, dropped: Any) -> None:
     dropped("note", "true")
     done = podrun("up", podrun.file("web", 'chain = [ { hook = "noet" } ]'))
     assert "unknown hook 'noet'; did you mean 'note'?" in done.stderr
 
 
-def test_ls_and_schema_name_drop_ins(podrun, dropped):
+def test_ls_and_schema_name_drop_ins(podrun: Podrun, dropped: Any) -> None:
     path = dropped("note", "true")
     rows = {row["name"]: row for row in map(json.loads, podrun("hook", "ls", "--format", "json").stdout.splitlines())}
     assert (rows["note"]["kind"], rows["note"]["source"]) == ("executable", str(path))
@@ -94,13 +97,13 @@ def test_ls_and_schema_name_drop_ins(podrun, dropped):
     assert '"note"' in podrun("schema").stdout
 
 
-def test_an_executable_may_describe_itself(podrun, dropped):
+def test_an_executable_may_describe_itself(podrun: Podrun, dropped: Any) -> None:
     dropped("note", 'echo \'{"doc": "writes notes", "takes": [], "gives": ["env"]}\'')
     told = json.loads(podrun("hook", "describe", "note", "--format", "json").stdout)
     assert (told["doc"], told["takes"], told["gives"]) == ("writes notes", [], ["env"])
 
 
-def test_one_that_says_nothing_of_itself_is_described_all_the_same(podrun, dropped):
+def test_one_that_says_nothing_of_itself_is_described_all_the_same(podrun: Podrun, dropped: Any) -> None:
     dropped("note", "exit 1")
     assert json.loads(podrun("hook", "describe", "note", "--format", "json").stdout)["takes"] == ["any"]
 
@@ -108,7 +111,7 @@ def test_one_that_says_nothing_of_itself_is_described_all_the_same(podrun, dropp
 # --- what it is given, and how long it may take -----------------------------------------------------------------------
 
 
-def test_a_shell_finds_what_it_needs_in_the_environment(home, dropped, step):
+def test_a_shell_finds_what_it_needs_in_the_environment(home: Path, dropped: Any, step: Any) -> None:
     path = dropped("note", f"env >{home}/env")
     made = step(path)._replace(options={"a-b": [1, "x y"], "on": True, "table": {"a": 1}, "text": "it's"})
     command.up(made, {"netns": "/run/netns/podrun-web"})
@@ -130,13 +133,13 @@ for word in ("STATUS=half", "MAINPID=1", "READY=1\\nSTATUS=done", "EXTEND_TIMEOU
 """
 
 
-def test_its_progress_is_passed_on_and_nothing_else(dropped, step):
+def test_its_progress_is_passed_on_and_nothing_else(dropped: Any, step: Any) -> None:
     told = []
     command.up(step(dropped("note", PROGRESS, shebang="#!/usr/bin/python3"), notify=told.append), {})
     assert told == ["STATUS=half", "STATUS=done", "EXTEND_TIMEOUT_USEC=1000"]
 
 
-def test_systemd_notify_does_not_wait_for_an_answer_that_never_comes(dropped, step):
+def test_systemd_notify_does_not_wait_for_an_answer_that_never_comes(dropped: Any, step: Any) -> None:
     told = []
     began = time.monotonic()
     command.up(step(dropped("note", "systemd-notify --status='on the way'"), notify=told.append), {})
@@ -144,7 +147,7 @@ def test_systemd_notify_does_not_wait_for_an_answer_that_never_comes(dropped, st
     assert time.monotonic() - began < 20
 
 
-def test_progress_reaches_the_notify_socket_of_podrun(podrun, home, dropped):
+def test_progress_reaches_the_notify_socket_of_podrun(podrun: Podrun, home: Path, dropped: Any) -> None:
     dropped("note", "[ $PODRUN_VERB != up ] || systemd-notify --status=painting")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind(f"{home}/notify")
@@ -162,7 +165,9 @@ def test_progress_reaches_the_notify_socket_of_podrun(podrun, home, dropped):
     podrun("down", "web", check=True)
 
 
-def test_asking_for_more_time_moves_the_usual_limit_and_not_the_steps_own(dropped, step, monkeypatch):
+def test_asking_for_more_time_moves_the_usual_limit_and_not_the_steps_own(
+    dropped: Any, step: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = dropped(
         "note",
         """
@@ -179,7 +184,9 @@ def test_asking_for_more_time_moves_the_usual_limit_and_not_the_steps_own(droppe
         command.up(step(path, timeout=0.5), {})
 
 
-def test_what_it_leaves_running_after_success_stays_and_does_not_keep_podrun_waiting(home, dropped, step):
+def test_what_it_leaves_running_after_success_stays_and_does_not_keep_podrun_waiting(
+    home: Path, dropped: Any, step: Any
+) -> None:
     began = time.monotonic()
     command.up(step(dropped("note", f"sleep 30 & echo $! >{home}/pid")), {})
     assert time.monotonic() - began < 5
@@ -187,7 +194,7 @@ def test_what_it_leaves_running_after_success_stays_and_does_not_keep_podrun_wai
     os.kill(pid, 9)
 
 
-def test_what_it_leaves_running_after_a_failure_is_killed(home, dropped, step):
+def test_what_it_leaves_running_after_a_failure_is_killed(home: Path, dropped: Any, step: Any) -> None:
     with pytest.raises(Failure):
         command.up(step(dropped("note", f"sleep 30 & echo $! >{home}/pid; exit 1")), {})
     pid = int((home / "pid").read_text())
@@ -196,7 +203,9 @@ def test_what_it_leaves_running_after_a_failure_is_killed(home, dropped, step):
         assert time.monotonic() < deadline
 
 
-def test_what_a_killed_podrun_left_of_an_executable_is_over_before_its_down(podrun, home, dropped):
+def test_what_a_killed_podrun_left_of_an_executable_is_over_before_its_down(
+    podrun: Podrun, home: Path, dropped: Any
+) -> None:
     # The shell dies with podrun; the sleep and what comes after it would go on if it were a program of its own.
     dropped("slow", f"[ $PODRUN_VERB != up ] || {{ touch {home}/begun; sh -c 'sleep 0.5; touch {home}/late'; }}")
     process = podrun.start("up", podrun.file("web", 'chain = [ { hook = "slow" } ]'))
@@ -211,7 +220,9 @@ def test_what_a_killed_podrun_left_of_an_executable_is_over_before_its_down(podr
     assert not (home / "late").exists()
 
 
-def test_the_whole_group_of_an_executable_ends_at_once_when_podrun_is_killed(podrun, home, dropped):
+def test_the_whole_group_of_an_executable_ends_at_once_when_podrun_is_killed(
+    podrun: Podrun, home: Path, dropped: Any
+) -> None:
     dropped("slow", f"[ $PODRUN_VERB != up ] || {{ sh -c 'echo $$ >{home}/pid; sleep 60; true'; true; }}")
     process = podrun.start("up", podrun.file("web", 'chain = [ { hook = "slow" } ]'))
     deadline = time.monotonic() + 20
@@ -227,7 +238,9 @@ def test_the_whole_group_of_an_executable_ends_at_once_when_podrun_is_killed(pod
     podrun("down", "web", check=True)
 
 
-def test_a_problem_may_be_fatal_for_check_and_an_up_is_not_slowed_by_it(podrun, home, dropped):
+def test_a_problem_may_be_fatal_for_check_and_an_up_is_not_slowed_by_it(
+    podrun: Podrun, home: Path, dropped: Any
+) -> None:
     problem = {"what": "no key", "hint": "ask ops", "code": 69, "fatal": True}
     dropped("note", f"[ $PODRUN_VERB != check ] || echo '{json.dumps({'problems': ['old', problem]})}'")
     file = podrun.file("web", 'chain = [ { hook = "note" } ]')
@@ -254,7 +267,9 @@ print(1000 * (min(hook for _, hook in rounds) - min(bare for bare, _ in rounds))
 
 
 @pytest.mark.usefixtures("step")
-def test_an_executable_costs_at_most_three_milliseconds_more_than_itself(home, podrun, dropped):
+def test_an_executable_costs_at_most_three_milliseconds_more_than_itself(
+    home: Path, podrun: Podrun, dropped: Any
+) -> None:
     # In a process of podrun's size: to fork that of the tests takes longer.
     argv = [sys.executable, "-c", COST, str(dropped("note", "exit 0")), str(home)]
     cost = subprocess.run(argv, env=podrun.environ, capture_output=True, text=True, check=True).stdout
@@ -276,7 +291,7 @@ def down(step, own): pass
 
 
 @pytest.fixture
-def package(home, podrun):
+def package(home: Path, podrun: Podrun) -> Any:
     """Twenty hooks of one installed package."""
     site = home / "site"
     metadata = site / "many-1.dist-info"
@@ -299,7 +314,9 @@ print(*sorted(name for name in sys.modules if name.startswith(("many", "importli
 """
 
 
-def test_twenty_hooks_of_a_package_cost_a_chain_nothing_that_names_none(podrun, dropped, package):
+def test_twenty_hooks_of_a_package_cost_a_chain_nothing_that_names_none(
+    podrun: Podrun, dropped: Any, package: Any
+) -> None:
     dropped("note", "true")
     file = podrun.file("web", 'chain = [ { hook = "storage", source = "tmpfs:", target = "/x" }, { hook = "note" } ]')
     done = subprocess.run(
@@ -309,7 +326,7 @@ def test_twenty_hooks_of_a_package_cost_a_chain_nothing_that_names_none(podrun, 
     podrun("down", "web", check=True)
 
 
-def test_a_chain_imports_the_one_hook_of_a_package_that_it_names(podrun, package):
+def test_a_chain_imports_the_one_hook_of_a_package_that_it_names(podrun: Podrun, package: Any) -> None:
     file = podrun.file("web", 'chain = [ { hook = "many7" } ]')
     done = subprocess.run(
         [sys.executable, "-c", SPY, "up", "-d", file], env=podrun.environ, capture_output=True, text=True
@@ -323,7 +340,7 @@ def test_a_chain_imports_the_one_hook_of_a_package_that_it_names(podrun, package
 
 
 @pytest.mark.parametrize("moment", ["prestart", "createRuntime", "poststop"])
-def test_an_oci_hook_reaches_the_runtime_unchanged(podrun, home, dropped, moment):
+def test_an_oci_hook_reaches_the_runtime_unchanged(podrun: Podrun, home: Path, dropped: Any, moment: str) -> None:
     stock = dropped("stock", f'cat >{home}/state; echo "$0 $1 $COLOUR" >{home}/called')
     hook = {"hookName": moment, "path": str(stock), "args": ["stock", "one"], "env": ["COLOUR=blue"], "timeout": 5}
     dropped("injects", f"[ $PODRUN_VERB != up ] || echo '{json.dumps({'hooks': [hook]})}'")
@@ -341,7 +358,9 @@ def test_an_oci_hook_reaches_the_runtime_unchanged(podrun, home, dropped, moment
 
 
 @pytest.mark.parametrize("position", range(10))
-def test_a_failing_hook_is_named_and_everything_before_it_is_undone(podrun, home, dropped, position):
+def test_a_failing_hook_is_named_and_everything_before_it_is_undone(
+    podrun: Podrun, home: Path, dropped: Any, position: Any
+) -> None:
     dropped(
         "step",
         f"""
@@ -361,7 +380,7 @@ def test_a_failing_hook_is_named_and_everything_before_it_is_undone(podrun, home
 # --- plan, completion, trace -----------------------------------------------------------------------------------------
 
 
-def test_plan_explains_with_commands_that_exist(podrun):
+def test_plan_explains_with_commands_that_exist(podrun: Podrun) -> None:
     chain = (
         '{ hook = "image", ref = "host:" }, { hook = "storage", source = "volume:data", target = "/data" },'
         '{ hook = "network", publish = ["127.0.0.1:8080:80"] }, { hook = "container", command = ["x"], ready = { tcp = ":80" } },'
@@ -375,7 +394,7 @@ def test_plan_explains_with_commands_that_exist(podrun):
         assert words in told, words
 
 
-def test_a_registry_that_does_not_answer_is_a_warning(podrun):
+def test_a_registry_that_does_not_answer_is_a_warning(podrun: Podrun) -> None:
     file = podrun.file("web", 'chain = [ { hook = "image", ref = "localhost:1/web:1" } ]')
     done = podrun("check", file)
     assert done.returncode == 0
@@ -383,7 +402,7 @@ def test_a_registry_that_does_not_answer_is_a_warning(podrun):
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_a_shell_can_complete(podrun, shell):
+def test_a_shell_can_complete(podrun: Podrun, shell: str) -> None:
     script = podrun("completion", shell, check=True).stdout
     assert "_PODRUN_COMPLETE" in script
     words = {"COMP_WORDS": "podrun hook d", "COMP_CWORD": "d" if shell == "fish" else "2"}
@@ -394,7 +413,7 @@ def test_a_shell_can_complete(podrun, shell):
     assert "describe" in done.stdout
 
 
-def test_pods_are_completed_by_name(podrun):
+def test_pods_are_completed_by_name(podrun: Podrun) -> None:
     podrun(
         "up", "-d", podrun.file("web", 'chain = [ { hook = "storage", source = "tmpfs:", target = "/x" } ]'), check=True
     )
@@ -403,7 +422,7 @@ def test_pods_are_completed_by_name(podrun):
     podrun("down", "web", check=True)
 
 
-def test_the_picture_of_a_start_has_a_bar_for_every_step_at_its_time(podrun, dropped):
+def test_the_picture_of_a_start_has_a_bar_for_every_step_at_its_time(podrun: Podrun, dropped: Any) -> None:
     dropped("slow", "[ $PODRUN_VERB != up ] || sleep 0.2")
     dropped("broken", "[ $PODRUN_VERB != up ] || exit 1")
     tables = '{ hook = "slow" }, { hook = "storage", source = "tmpfs:", target = "/x" }, { hook = "broken", optional = true }'
@@ -411,13 +430,13 @@ def test_the_picture_of_a_start_has_a_bar_for_every_step_at_its_time(podrun, dro
     picture = ET.fromstring(podrun("trace", "--svg", "web", check=True).stdout)
     podrun("down", "web", check=True)
     titles = [title.text for title in picture.iter("{http://www.w3.org/2000/svg}title")]
-    found = dict(re.match(r"(\S+): from ([\d.]+) ms", title).groups() for title in titles)
+    found = dict(re.match(r"(\S+): from ([\d.]+) ms", title).groups() for title in titles)  # type: ignore[misc]
     assert list(found) == ["podrun", "slow", "storage", "broken"]
     assert float(found["storage"]) - float(found["slow"]) >= 200
 
 
 @pytest.mark.parametrize("words", [[], ["--svg"], ["--format", "json"]])
-def test_there_is_no_trace_of_a_pod_that_is_not_there(podrun, words):
+def test_there_is_no_trace_of_a_pod_that_is_not_there(podrun: Podrun, words: Any) -> None:
     done = podrun("trace", *words, "nobody")
     assert (done.returncode, done.stdout) == (69, "")
     assert done.stderr == "podrun: nobody: there is no such pod; 'podrun ps' lists those that there are\n"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,12 +13,13 @@ from podrun.errors import Failure
 from podrun.hook import Pod, Step
 from podrun.options import Wrong, read
 from podrun_hooks import oci_hooks
+from support.launcher import Podrun
 
 pytestmark = pytest.mark.root
 
 
 @pytest.fixture
-def stock(home):
+def stock(home: Path) -> Any:
     """An OCI hook as anybody would write it: it reads the state and knows nothing of podrun."""
     path = home / "stock"
     path.write_text(f'#!/bin/sh\n/bin/cat >{home}/state\necho "$1 $COLOUR" >>{home}/called\n')
@@ -24,20 +27,22 @@ def stock(home):
     return path
 
 
-def pod(podrun, tables, command='["/bin/true"]', more=""):
+def pod(podrun: Podrun, tables: Any, command: str = '["/bin/true"]', more: str = "") -> Any:
     return podrun.file(
         "web",
         f'chain = [ {{ hook = "image", ref = "host:" }}, {tables} {{ hook = "container", command = {command}{more} }} ]',
     )
 
 
-def said(path, *stages, **more):
+def said(path: Any, *stages: Any, **more: Any) -> Any:
     table = {"path": str(path), "stages": list(stages), **more}
     return "{ " + ", ".join(f"{key} = {json.dumps(value)}" for key, value in table.items()) + " }"
 
 
 @pytest.mark.parametrize("runtime", ["crun", "runc"])
-def test_a_stock_hook_of_the_host_is_called_at_every_moment(podrun, home, stock, runtime):
+def test_a_stock_hook_of_the_host_is_called_at_every_moment(
+    podrun: Podrun, home: Path, stock: Any, runtime: str
+) -> None:
     hooks = ", ".join(
         said(stock, stage, args=["stock", stage], env=["COLOUR=blue"], timeout=5)
         for stage in oci_hooks.STAGES
@@ -56,7 +61,7 @@ def test_a_stock_hook_of_the_host_is_called_at_every_moment(podrun, home, stock,
 
 
 @pytest.mark.parametrize("runtime", ["crun", "runc"])
-def test_the_hook_of_start_container_is_one_in_the_container(podrun, home, runtime):
+def test_the_hook_of_start_container_is_one_in_the_container(podrun: Podrun, home: Path, runtime: str) -> None:
     (home / "inside").mkdir()
     script = home / "inside/greet"
     script.write_text("#!/bin/sh\ncat >/inside/state\necho $1 >/inside/called\n")
@@ -70,7 +75,9 @@ def test_the_hook_of_start_container_is_one_in_the_container(podrun, home, runti
 
 @pytest.mark.parametrize("runtime", ["crun", "runc"])
 @pytest.mark.parametrize("stage", ["prestart", "createRuntime", "createContainer"])
-def test_a_hook_that_fails_keeps_the_container_from_starting(podrun, home, runtime, stage):
+def test_a_hook_that_fails_keeps_the_container_from_starting(
+    podrun: Podrun, home: Path, runtime: str, stage: str
+) -> None:
     (home / "broken").write_text("#!/bin/sh\nexit 3\n")
     (home / "broken").chmod(0o755)
     tables = f'{{ hook = "oci-hooks", hooks = [ {said(home / "broken", stage)} ] }},'
@@ -87,12 +94,12 @@ def test_a_hook_that_fails_keeps_the_container_from_starting(podrun, home, runti
 # --- hooks.d ----------------------------------------------------------------------------------------------------------
 
 
-def place(home, name, told, directory="hooks.d"):
+def place(home: Path, name: Any, told: Any, directory: str = "hooks.d") -> None:
     (home / directory).mkdir(exist_ok=True)
     (home / directory / name).write_text(told if isinstance(told, str) else json.dumps(told))
 
 
-def stated(stock, when, *stages, version="1.0.0", **more):
+def stated(stock: Any, when: Any, *stages: Any, version: str = "1.0.0", **more: Any) -> Any:
     return {
         "version": version,
         "hook": {"path": str(stock), **more},
@@ -102,15 +109,15 @@ def stated(stock, when, *stages, version="1.0.0", **more):
 
 
 @pytest.fixture
-def step(home):
-    def make(*directories, **table):
+def step(home: Path) -> Any:
+    def make(*directories: Any, **table: Any) -> Any:
         given = {"directories": [f"{home}/{name}" for name in directories], **table}
         return Step(Pod("web", "/r", "/r"), "oci-hooks", "oci-hooks", read(oci_hooks.Options, given))
 
     return make
 
 
-def test_what_podman_reads_is_called_where_its_conditions_hold(podrun, home, stock):
+def test_what_podman_reads_is_called_where_its_conditions_hold(podrun: Podrun, home: Path, stock: Any) -> None:
     conditions = {
         "always": {"always": True},
         "command": {"commands": [".*/true$"]},
@@ -147,11 +154,11 @@ def test_what_podman_reads_is_called_where_its_conditions_hold(podrun, home, sto
         ([], "x", False),
     ],
 )
-def test_conditions(when, command, holds):
+def test_conditions(when: Any, command: str, holds: bool) -> None:
     assert oci_hooks.applies(when, command, {}, binds=True) is holds
 
 
-def test_files_are_taken_by_name_and_a_later_directory_wins(home, stock, step):
+def test_files_are_taken_by_name_and_a_later_directory_wins(home: Path, stock: Any, step: Any) -> None:
     place(home, "02-b.json", stated(stock, {"always": True}, args=["b"]))
     place(home, "01-A.json", stated(stock, {"always": True}, args=["a"]))
     place(home, "README", "no hook")
@@ -162,7 +169,7 @@ def test_files_are_taken_by_name_and_a_later_directory_wins(home, stock, step):
     assert [hook["args"] for hook in told["hooks"]] == [["a"], ["mine"], ["own"]]
 
 
-def test_the_format_without_a_version_needs_one_condition_only(home, stock, step):
+def test_the_format_without_a_version_needs_one_condition_only(home: Path, stock: Any, step: Any) -> None:
     old = {"hook": str(stock), "arguments": ["--debug"], "stage": ["prestart"], "cmds": ["sh$"], "annotation": ["blue"]}
     place(home, "old.json", old)
     [hook] = oci_hooks.up(step("hooks.d"), {})["hooks"]
@@ -192,7 +199,9 @@ def test_the_format_without_a_version_needs_one_condition_only(home, stock, step
         (("/nowhere", {"always": True}), "there is no executable /nowhere"),
     ],
 )
-def test_a_file_that_is_wrong_is_refused_before_anything_is_started(home, stock, step, told, what):
+def test_a_file_that_is_wrong_is_refused_before_anything_is_started(
+    home: Path, stock: Any, step: Any, told: Any, what: str
+) -> None:
     if isinstance(told, tuple):
         told = stated(stock if told[0] == "STOCK" else told[0], *told[1:])
     place(home, "wrong.json", told)
@@ -203,7 +212,7 @@ def test_a_file_that_is_wrong_is_refused_before_anything_is_started(home, stock,
         oci_hooks.up(step("hooks.d"), {})
 
 
-def test_what_others_can_change_is_not_believed(home, stock, step):
+def test_what_others_can_change_is_not_believed(home: Path, stock: Any, step: Any) -> None:
     place(home, "a.json", stated(stock, {"always": True}))
     stock.chmod(0o775)
     assert [problem.code for problem in oci_hooks.check(step("hooks.d"))] == [77]
@@ -212,7 +221,7 @@ def test_what_others_can_change_is_not_believed(home, stock, step):
     assert [problem.code for problem in oci_hooks.check(step("hooks.d"))] == [77]
 
 
-def test_a_directory_that_was_named_has_to_be_there_and_podmans_own_need_not(step):
+def test_a_directory_that_was_named_has_to_be_there_and_podmans_own_need_not(step: Any) -> None:
     assert "there is no directory" in oci_hooks.check(step("nowhere"))[0].what
     assert oci_hooks.check(step(directories=["/usr"])) == []
 
@@ -228,7 +237,7 @@ def test_a_directory_that_was_named_has_to_be_there_and_podmans_own_need_not(ste
         {"stages": ["prestart"]},
     ],
 )
-def test_a_hook_said_wrongly_is_refused(entry):
+def test_a_hook_said_wrongly_is_refused(entry: Any) -> None:
     with pytest.raises(Wrong):
         read(oci_hooks.Options, {"hooks": [entry]})
 
@@ -245,7 +254,9 @@ def test_a_hook_said_wrongly_is_refused(entry):
         ({"path": "/bin/true"}, 76, "gives: fact hooks lacks hookName"),
     ],
 )
-def test_a_fact_that_the_runtime_would_leave_out_is_refused(podrun, home, hook, code, message):
+def test_a_fact_that_the_runtime_would_leave_out_is_refused(
+    podrun: Podrun, home: Path, hook: Any, code: int, message: str
+) -> None:
     (home / "gives").write_text(f"#!/bin/sh\n[ $PODRUN_VERB != up ] || echo '{json.dumps({'hooks': [hook]})}'\n")
     (home / "gives").chmod(0o755)
     done = podrun("up", pod(podrun, f'{{ hook = "exec:{home}/gives" }},'))

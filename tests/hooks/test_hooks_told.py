@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import socket
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from podrun_hooks.executable import declaration
+from support.launcher import Podrun
 
 pytestmark = pytest.mark.root
 
@@ -28,12 +31,12 @@ DESCRIPTION = {
 
 
 @pytest.fixture
-def note(home, podrun):
+def note(home: Path, podrun: Podrun) -> Any:
     """An executable that says what its options are, and whatever the test lets it do besides."""
     (home / "hooks.d").mkdir()
     podrun.environ["PODRUN_HOOKS"] = str(home / "hooks.d")
 
-    def write(more="", description=DESCRIPTION):
+    def write(more: str = "", description: Any = DESCRIPTION) -> None:
         path = home / "hooks.d/note"
         said = f"describe) echo '{json.dumps(description)}';;"
         path.write_text(f"#!/bin/sh\necho $PODRUN_VERB >>{home}/asked\ncase $PODRUN_VERB in {said} {more} esac\n")
@@ -43,7 +46,7 @@ def note(home, podrun):
     return write
 
 
-def steps(podrun, *lines):
+def steps(podrun: Podrun, *lines: Any) -> Any:
     return podrun.file("web", "[[chain]]\n" + "\n".join(lines) + "\n")
 
 
@@ -59,14 +62,16 @@ def steps(podrun, *lines):
         (['hook = "note"'], 2, "text is missing"),
     ],
 )
-def test_check_believes_what_an_executable_says_of_its_options(podrun, note, lines, line, what):
+def test_check_believes_what_an_executable_says_of_its_options(
+    podrun: Podrun, note: Any, lines: Any, line: int, what: str
+) -> None:
     file = steps(podrun, *lines)
     done = podrun("check", file)
     assert (done.stdout, done.returncode) == (f"{file}:{line}: note: error: {what}\n", 78)
     assert f"!  note: {what}\n" in podrun("plan", file).stdout
 
 
-def test_a_start_does_not_ask_an_executable_what_it_is(podrun, home, note):
+def test_a_start_does_not_ask_an_executable_what_it_is(podrun: Podrun, home: Path, note: Any) -> None:
     podrun("up", "-d", steps(podrun, 'hook = "note"', "size = 0"), check=True)
     podrun("down", "web", check=True)
     assert (home / "asked").read_text().split() == ["up", "down"]
@@ -75,7 +80,9 @@ def test_a_start_does_not_ask_an_executable_what_it_is(podrun, home, note):
 @pytest.mark.parametrize(
     "description", ["x", [], {"options": 1}, {"options": {"properties": [], "required": 3, "additionalProperties": {}}}]
 )
-def test_a_description_that_is_none_is_left_aside_and_the_kit_says_so(podrun, home, note, description):
+def test_a_description_that_is_none_is_left_aside_and_the_kit_says_so(
+    podrun: Podrun, home: Path, note: Any, description: Any
+) -> None:
     note(description=description)
     file = steps(podrun, 'hook = "note"', "any = 1")
     assert podrun("check", file).returncode == 0
@@ -83,14 +90,14 @@ def test_a_description_that_is_none_is_left_aside_and_the_kit_says_so(podrun, ho
     assert podrun("schema").returncode == 0
 
 
-def test_the_kit_finds_a_description_that_nobody_can_use(podrun, note):
+def test_the_kit_finds_a_description_that_nobody_can_use(podrun: Podrun, note: Any) -> None:
     note(description={"takes": "netns"})
     done = podrun("hook", "test", "note")
     assert done.returncode == 76
     assert "what it answers to describe has no good takes" in done.stdout
 
 
-def test_editors_complete_what_an_executable_says_of_its_options(podrun, note):
+def test_editors_complete_what_an_executable_says_of_its_options(podrun: Podrun, note: Any) -> None:
     schema = json.loads(podrun("schema").stdout)
     [table] = [
         one["then"] for one in schema["$defs"]["step"]["allOf"] if one["if"]["properties"]["hook"]["const"] == "note"
@@ -120,14 +127,14 @@ def test_editors_complete_what_an_executable_says_of_its_options(podrun, note):
         ({"required": ["a", "b"]}, {}, ["a is missing", "b is missing"]),
     ],
 )
-def test_declarations(schema, options, what):
+def test_declarations(schema: Any, options: Any, what: Any) -> None:
     assert [wrong.what for wrong in declaration.wrong(schema, options)] == what
 
 
 # --- where ------------------------------------------------------------------------------------------------------------
 
 
-def test_what_first_party_hooks_find_is_told_with_the_line_of_the_option(podrun):
+def test_what_first_party_hooks_find_is_told_with_the_line_of_the_option(podrun: Podrun) -> None:
     holder = socket.create_server(("127.0.0.1", 0))
     port = holder.getsockname()[1]
     found = {}
@@ -148,7 +155,7 @@ def test_what_first_party_hooks_find_is_told_with_the_line_of_the_option(podrun)
     assert found == dict.fromkeys(found, (True, True))
 
 
-def test_the_line_is_that_of_the_drop_in_that_says_so(podrun, home):
+def test_the_line_is_that_of_the_drop_in_that_says_so(podrun: Podrun, home: Path) -> None:
     file = steps(podrun, 'hook = "storage"', 'target = "/data"', 'source = "/usr"')
     (home / "web.toml.d").mkdir()
     drop_in = home / "web.toml.d/10-site.toml"
@@ -156,20 +163,20 @@ def test_the_line_is_that_of_the_drop_in_that_says_so(podrun, home):
     assert f"podrun: web: {drop_in}:4: storage: there is no /srv/nowhere on the host" in podrun("up", file).stderr
 
 
-def test_the_line_of_a_template_is_told_for_its_instances(podrun, home):
+def test_the_line_of_a_template_is_told_for_its_instances(podrun: Podrun, home: Path) -> None:
     (home / "web@.toml").write_text('[[chain]]\nhook = "storage"\ntarget = "/data"\nsource = "/srv/%i"\n')
     done = podrun("up", f"{home}/web@blue.toml")
     assert f"podrun: web@blue: {home}/web@.toml:4: storage: there is no /srv/blue" in done.stderr
 
 
-def test_of_several_wrong_steps_the_first_one_is_told(podrun):
+def test_of_several_wrong_steps_the_first_one_is_told(podrun: Podrun) -> None:
     file = podrun.file("web", "".join(f'[[chain]]\nhook = "nobody"\nname = "{name}"\n' for name in "abc"))
     assert podrun("up", file).stderr.startswith(f"podrun: web: {file}:2: unknown hook 'nobody'")
     file = podrun.file("web", '[[chain]]\nhook = "storage"\nsorce = "/usr"\n' * 2)
     assert podrun("up", file).stderr.startswith(f"podrun: web: {file}:3: unknown key 'sorce'")
 
 
-def test_a_pod_without_a_file_has_no_lines(podrun):
+def test_a_pod_without_a_file_has_no_lines(podrun: Podrun) -> None:
     done = podrun("run", "-v", "/srv/nowhere:/x", "host:", "true")
     assert (done.returncode, "there is no /srv/nowhere on the host" in done.stderr, ".toml" in done.stderr) == (
         78,
@@ -178,7 +185,7 @@ def test_a_pod_without_a_file_has_no_lines(podrun):
     )
 
 
-def test_an_executable_says_which_option_it_means_in_check_and_in_up(podrun, note):
+def test_an_executable_says_which_option_it_means_in_check_and_in_up(podrun: Podrun, note: Any) -> None:
     error = json.dumps({"error": "no such colour here", "hint": "ask ops", "key": "colour"})
     problem = json.dumps({"problems": [{"what": "no paint", "key": "text", "fatal": True}]})
     note(f"up) echo '{error}'; exit 69;; check) echo '{problem}';;")
@@ -189,7 +196,7 @@ def test_an_executable_says_which_option_it_means_in_check_and_in_up(podrun, not
     assert done.returncode == 69
 
 
-def test_an_option_that_the_file_does_not_have_is_told_at_its_step(podrun, note):
+def test_an_option_that_the_file_does_not_have_is_told_at_its_step(podrun: Podrun, note: Any) -> None:
     note("""up) echo '{"error": "no key", "key": "key_file"}'; exit 69;;""")
     file = steps(podrun, "# one", 'hook = "note"', 'text = "x"')
     assert f"podrun: web: {file}:1: note: no key;" in podrun("up", file).stderr
@@ -210,7 +217,7 @@ def test_an_option_that_the_file_does_not_have_is_told_at_its_step(podrun, note)
         """printf '{"doc": "a\\\\u001b[2J\\\\nb", "options": {"properties": {"a\\\\u001b": {"description": "\\\\u0007"}}}}'""",
     ],
 )
-def test_describing_ends_well_whatever_is_told(podrun, home, told):
+def test_describing_ends_well_whatever_is_told(podrun: Podrun, home: Path, told: str) -> None:
     (home / "odd").write_text(f"#!/bin/sh\n{told}\n")
     (home / "odd").chmod(0o755)
     for words in (
@@ -225,7 +232,7 @@ def test_describing_ends_well_whatever_is_told(podrun, home, told):
 
 
 @pytest.mark.parametrize("name", ["nowhere", "directory", "link", "plain", "others"])
-def test_what_cannot_be_run_is_not_described(podrun, home, name):
+def test_what_cannot_be_run_is_not_described(podrun: Podrun, home: Path, name: str) -> None:
     (home / "directory").mkdir()
     (home / "link").symlink_to("nowhere")
     (home / "plain").write_text("")
@@ -242,7 +249,7 @@ def test_what_cannot_be_run_is_not_described(podrun, home, name):
         ["--facts", "[1]"], ["--facts", '{"netns": 5}'], ["--rounds", "0"], ["--rounds", "x"], ["--in", "nowhere.toml"],
     ],
 )  # fmt: skip
-def test_the_kit_refuses_what_it_cannot_use(podrun, note, words):
+def test_the_kit_refuses_what_it_cannot_use(podrun: Podrun, note: Any, words: Any) -> None:
     done = podrun("hook", "test", "note", *words)
     assert (done.returncode, done.stdout) == (78, "")
     assert "Traceback" not in done.stderr

@@ -5,6 +5,8 @@ import os
 import socket
 import subprocess
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,26 +21,26 @@ from podrun_hooks.registry.http import Away
 from support import registry_servers
 
 
-def step_of(directory, invocation="1", **options):
+def step_of(directory: Any, invocation: str = "1", **options: Any) -> Any:
     pod = Pod("web", f"{directory}/root", f"{directory}/run", invocation=invocation)
     return Step(pod, "register", "register", read(register.Options, {"service": "web", "port": 80, **options}))
 
 
-def test_a_record_tells_where_the_service_is(tmp_path):
+def test_a_record_tells_where_the_service_is(tmp_path: Path) -> None:
     facts = register.up(step_of(tmp_path), {"addresses": ["10.88.0.7/16"], "ready": True})
     record = json.loads(open(facts["record"]).read())
     assert (record["v"], record["service"], record["addr"], record["port"]) == (1, "web", "10.88.0.7", 80)
     assert (record["ready"], record["gen"], record["unit"]) == (True, "1", "web")
 
 
-def test_anybody_may_read_a_record(tmp_path):
+def test_anybody_may_read_a_record(tmp_path: Path) -> None:
     facts = register.up(step_of(tmp_path), {})
     path = tmp_path / facts["record"]
     assert path.stat().st_mode & 0o777 == 0o644
     assert path.parent.stat().st_mode & 0o777 == 0o755
 
 
-def test_down_removes_the_record_and_may_be_repeated(tmp_path):
+def test_down_removes_the_record_and_may_be_repeated(tmp_path: Path) -> None:
     step = step_of(tmp_path)
     facts = register.up(step, {})
     register.down(step, facts)
@@ -47,14 +49,14 @@ def test_down_removes_the_record_and_may_be_repeated(tmp_path):
     assert list((tmp_path / "run/registry").iterdir()) == []
 
 
-def test_an_earlier_start_does_not_remove_its_successors_record(tmp_path):
+def test_an_earlier_start_does_not_remove_its_successors_record(tmp_path: Path) -> None:
     register.up(step_of(tmp_path, "1"), {})
     facts = register.up(step_of(tmp_path, "2"), {})
     register.down(step_of(tmp_path, "1"), facts)
     assert (tmp_path / facts["record"]).exists()
 
 
-def test_clients_are_given_time_to_drain_once(tmp_path):
+def test_clients_are_given_time_to_drain_once(tmp_path: Path) -> None:
     step = step_of(tmp_path, drain="1s")
     facts = register.up(step, {})
     began = time.monotonic()
@@ -69,12 +71,12 @@ def test_clients_are_given_time_to_drain_once(tmp_path):
     "options",
     [{"service": "../x"}, {"service": ""}, {"port": 0}, {"registry": "etcd3:"}, {"registry": "file:relative"}],
 )
-def test_wrong_options_are_refused(tmp_path, options):
+def test_wrong_options_are_refused(tmp_path: Path, options: Any) -> None:
     with pytest.raises(Wrong):
         step_of(tmp_path, **options)
 
 
-def test_a_registry_that_is_not_there_is_a_problem(tmp_path):
+def test_a_registry_that_is_not_there_is_a_problem(tmp_path: Path) -> None:
     assert register.check(step_of(tmp_path, registry=f"file:{tmp_path}/none"))
     assert not register.check(step_of(tmp_path, registry=f"file:{tmp_path}"))
 
@@ -86,7 +88,7 @@ OWN = {"addresses": ["10.88.0.7/16"], "netns": "/run/netns/x"}
 
 
 @pytest.fixture
-def host(tmp_path, monkeypatch):
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """This host's address, as podrun.toml says it."""
     (tmp_path / "podrun.toml").write_text('[defaults]\nadvertise = "192.0.2.77"\n')
     monkeypatch.setenv("PODRUN_DEFAULTS", str(tmp_path / "podrun.toml"))
@@ -110,7 +112,9 @@ def host(tmp_path, monkeypatch):
         ({"registry": "etcd://127.0.0.1:1"}, OWN, None),
     ],
 )
-def test_the_address_that_is_given_out_is_one_that_others_can_call(tmp_path, host, options, facts, place):
+def test_the_address_that_is_given_out_is_one_that_others_can_call(
+    tmp_path: Path, host: Any, options: Any, facts: Any, place: Any
+) -> None:
     if place is None:
         with pytest.raises(Failure) as caught:
             register.up(step_of(tmp_path, **options), facts)
@@ -124,7 +128,7 @@ def test_the_address_that_is_given_out_is_one_that_others_can_call(tmp_path, hos
     ("mode", "publish", "fine"),
     [("bridge", [], False), ("bridge", ["0.0.0.0:8080:80"], True), ("bridge", ["8080:80"], False), ("host", [], True)],
 )
-def test_check_refuses_what_no_other_host_could_call(tmp_path, mode, publish, fine):
+def test_check_refuses_what_no_other_host_could_call(tmp_path: Path, mode: str, publish: Any, fine: bool) -> None:
     step = step_of(tmp_path, registry="etcd://127.0.0.1:1")
     before = [Step(step.pod, "network", "network", read(network.Options, {"mode": mode, "publish": publish}))]
     problems = register.check_in_chain(step, before)
@@ -132,7 +136,7 @@ def test_check_refuses_what_no_other_host_could_call(tmp_path, mode, publish, fi
     assert register.check_in_chain(step_of(tmp_path), before) == []
 
 
-def test_a_singletons_record_is_the_same_wherever_it_runs(tmp_path):
+def test_a_singletons_record_is_the_same_wherever_it_runs(tmp_path: Path) -> None:
     facts = register.up(step_of(tmp_path, singleton=True), {})
     assert facts["record"].endswith("/web/web.register.json")
 
@@ -141,14 +145,16 @@ def test_a_singletons_record_is_the_same_wherever_it_runs(tmp_path):
 
 
 @pytest.fixture
-def alone(monkeypatch):
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """No follower is started."""
     monkeypatch.setattr(begin, "ensure", lambda step: None)
 
 
 @pytest.mark.server
 @pytest.mark.parametrize("way", ["dead", "hanging"])
-def test_a_registry_that_is_away_delays_a_start_and_a_stop_by_two_seconds_at_most(tmp_path, alone, way):
+def test_a_registry_that_is_away_delays_a_start_and_a_stop_by_two_seconds_at_most(
+    tmp_path: Path, alone: Any, way: str
+) -> None:
     listener = socket.create_server(("127.0.0.1", 0), backlog=16)
     url = f"etcd://127.0.0.1:{listener.getsockname()[1]},127.0.0.2:{listener.getsockname()[1]}"
     if way == "dead":
@@ -170,7 +176,7 @@ def test_a_registry_that_is_away_delays_a_start_and_a_stop_by_two_seconds_at_mos
 
 
 @pytest.mark.server
-def test_a_record_in_a_registry_with_a_server_goes_with_the_step(tmp_path, alone, server):
+def test_a_record_in_a_registry_with_a_server_goes_with_the_step(tmp_path: Path, alone: Any, server: Any) -> None:
     step = step_of(tmp_path, registry=server.url, advertise="192.0.2.1", service="goes")
     facts = register.up(step, {"ready": True})
     client = connect(step.options.registry)
@@ -181,7 +187,7 @@ def test_a_record_in_a_registry_with_a_server_goes_with_the_step(tmp_path, alone
     register.down(step, {})
 
 
-def until(condition, seconds=5.0):
+def until(condition: Any, seconds: float = 5.0) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline
@@ -190,7 +196,7 @@ def until(condition, seconds=5.0):
 
 
 @pytest.mark.server
-def test_users_and_tls_with_files(tmp_path, alone):
+def test_users_and_tls_with_files(tmp_path: Path, alone: Any) -> None:
     run = subprocess.run
     pem = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
     files = ["-keyout", "key", "-out", "cert", "-days", "2", "-subj", "/O=t", "-addext", "subjectAltName=IP:127.0.0.1"]

@@ -6,11 +6,12 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from support.hook_kit import Server, passes
-from support.launcher import HERE
+from support.launcher import HERE, Podrun
 from support.objects import listing, settled
 
 pytestmark = pytest.mark.qemu
@@ -27,7 +28,7 @@ def sh(script: str, **given: str) -> str:
 
 
 @pytest.fixture
-def hooks(home: Path, podrun) -> None:
+def hooks(home: Path, podrun: Podrun) -> None:
     (home / "hooks").mkdir()
     for name in ("nfs", "wireguard"):
         shutil.copy(EXAMPLES / name, home / "hooks" / name)
@@ -35,7 +36,7 @@ def hooks(home: Path, podrun) -> None:
 
 
 @pytest.fixture
-def nothing_left(podrun, hooks) -> Iterator[None]:
+def nothing_left(podrun: Podrun, hooks: Any) -> Iterator[None]:
     podrun("run", "--rm", "--name", "warm", "host:", "true", check=True)
     before = listing(podrun.run, podrun.root)
     yield
@@ -72,7 +73,9 @@ def peer(home: Path) -> Iterator[Path]:
     sh("ip link del podrun-peer")
 
 
-def test_a_pod_without_any_other_network_reaches_its_peer_through_wireguard(podrun, peer, nothing_left):
+def test_a_pod_without_any_other_network_reaches_its_peer_through_wireguard(
+    podrun: Podrun, peer: Any, nothing_left: None
+) -> None:
     with Server(lambda _: (200, b"through the tunnel"), "10.7.0.1") as server:
         path = podrun.file(
             "web",
@@ -85,7 +88,7 @@ def test_a_pod_without_any_other_network_reaches_its_peer_through_wireguard(podr
     assert int(sh("wg show podrun-peer latest-handshakes").split()[1]) > 0
 
 
-def test_wireguard_keeps_the_contract(podrun, peer, hooks):
+def test_wireguard_keeps_the_contract(podrun: Podrun, peer: Any, hooks: Any) -> None:
     passes(podrun, "wireguard", "-o", f"config={peer}", "-o", 'addresses=["10.7.0.2/24"]', "--rounds", "1")
 
 
@@ -115,7 +118,9 @@ def export() -> Iterator[str]:
     )
 
 
-def test_containers_share_an_nfs_export_and_nothing_stays_mounted(podrun, export, nothing_left):
+def test_containers_share_an_nfs_export_and_nothing_stays_mounted(
+    podrun: Podrun, export: Any, nothing_left: None
+) -> None:
     path = podrun.file(
         "web",
         'chain = [ { hook = "image", ref = "host:" },'

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,9 +17,9 @@ from podrun_hooks import register, wait_for
 class Waiting:
     """The step of a pod, in a thread."""
 
-    def __init__(self, home, pod="app", offers=(), registry="file:", **table):
+    def __init__(self, home: Path, pod: str = "app", offers: Any = (), registry: str = "file:", **table: Any) -> None:
         self.words: list[str] = []
-        pod = Pod(pod, f"{home}/root", f"{home}/run", invocation=pod, services=offers)
+        pod = Pod(pod, f"{home}/root", f"{home}/run", invocation=pod, services=offers)  # type: ignore[assignment]
         seconds = DURATION.parse(table.pop("timeout", "infinity"))
         options = read(wait_for.Options, {"registry": registry, **table})
         self.step = Step(pod, "wait-for", "wait-for", options, self.words.append, seconds)
@@ -25,23 +27,23 @@ class Waiting:
         self.failure: Failure | None = None
         self.thread = threading.Thread(target=self.run, daemon=True)
 
-    def run(self):
+    def run(self) -> None:
         try:
             self.facts = wait_for.up(self.step, {})
         except Failure as failure:
             self.failure = failure
 
-    def begin(self):
+    def begin(self) -> Any:
         self.thread.start()
         return self
 
-    def join(self, seconds=10):
+    def join(self, seconds: int = 10) -> Any:
         self.thread.join(seconds)
         assert not self.thread.is_alive(), self.words
         return self
 
 
-def registered(home, name="db1", registry="file:", ready=True, service="db"):
+def registered(home: Path, name: str = "db1", registry: str = "file:", ready: bool = True, service: str = "db") -> Any:
     pod = Pod(name, f"{home}/root", f"{home}/run", invocation=name)
     table = {"service": service, "port": 80, "registry": registry, "advertise": "192.0.2.1"}
     step = Step(pod, "register", "register", read(register.Options, table))
@@ -49,7 +51,7 @@ def registered(home, name="db1", registry="file:", ready=True, service="db"):
 
 
 @pytest.fixture(params=["file", "etcd", "consul"])
-def registry(request, monkeypatch):
+def registry(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Each kind; no follower is started: these tests are over before a lease is."""
     from podrun_hooks.follow import begin
 
@@ -58,11 +60,11 @@ def registry(request, monkeypatch):
 
 
 @pytest.fixture
-def service(request):
+def service(request: pytest.FixtureRequest) -> Any:
     return "w" + "".join(c for c in request.node.name if c.isalnum()).lower()[:40]
 
 
-def test_it_ends_when_the_service_is_ready_not_before(tmp_path, registry, service):
+def test_it_ends_when_the_service_is_ready_not_before(tmp_path: Path, registry: Any, service: Any) -> None:
     waiting = Waiting(tmp_path, service=service, registry=registry).begin()
     step, facts = registered(tmp_path, registry=registry, ready=False, service=service)
     time.sleep(0.5)
@@ -73,7 +75,7 @@ def test_it_ends_when_the_service_is_ready_not_before(tmp_path, registry, servic
     assert waiting.words[:2] == [f"STATUS=waiting for {service} since 0 s", "EXTEND_TIMEOUT_USEC=30000000"]
 
 
-def test_it_waits_for_as_many_as_it_was_told(tmp_path):
+def test_it_waits_for_as_many_as_it_was_told(tmp_path: Path) -> None:
     registered(tmp_path, "db1")
     waiting = Waiting(tmp_path, service="db", min=2, timeout="300ms").begin().join()
     assert waiting.failure.code == UNAVAILABLE
@@ -82,7 +84,7 @@ def test_it_waits_for_as_many_as_it_was_told(tmp_path):
     assert Waiting(tmp_path, service="db", min=2, timeout="300ms").begin().join().facts
 
 
-def test_a_registry_that_is_away_is_waited_for_too_and_told(tmp_path):
+def test_a_registry_that_is_away_is_waited_for_too_and_told(tmp_path: Path) -> None:
     from support.registry_servers import free_port
 
     waiting = Waiting(tmp_path, service="db", timeout="700ms", registry=f"etcd://127.0.0.1:{free_port()}")
@@ -90,7 +92,7 @@ def test_a_registry_that_is_away_is_waited_for_too_and_told(tmp_path):
     assert "the registry is away" in waiting.words[0]
 
 
-def test_pods_that_wait_for_each_other_are_named(tmp_path, registry, service):
+def test_pods_that_wait_for_each_other_are_named(tmp_path: Path, registry: Any, service: Any) -> None:
     a, b, c = (f"{service}{word}" for word in "abc")
     first = Waiting(tmp_path, "a", [a], registry, service=b).begin()
     second = Waiting(tmp_path, "b", [b], registry, service=c).begin()
@@ -109,7 +111,7 @@ def test_pods_that_wait_for_each_other_are_named(tmp_path, registry, service):
     assert outside.thread.is_alive()
 
 
-def test_no_note_is_left_behind(tmp_path):
+def test_no_note_is_left_behind(tmp_path: Path) -> None:
     waiting = Waiting(tmp_path, service="db", timeout="200ms").begin().join()
     assert not (tmp_path / "run/registry/.waiting").exists()
     registry = tmp_path / "run/registry"
@@ -120,7 +122,7 @@ def test_no_note_is_left_behind(tmp_path):
     assert not (registry / ".waiting").exists()
 
 
-def test_strangers_notes_harm_nobody(tmp_path):
+def test_strangers_notes_harm_nobody(tmp_path: Path) -> None:
     directory = tmp_path / "run/registry/.waiting"
     directory.mkdir(parents=True)
     for n, text in enumerate(["", "[]", '{"v":1}', '{"v":1,"id":[],"waits":{},"offers":"x"}', "x" * 100_000]):
@@ -128,6 +130,6 @@ def test_strangers_notes_harm_nobody(tmp_path):
     assert Waiting(tmp_path, service="db", timeout="200ms").begin().join().failure.code == UNAVAILABLE
 
 
-def test_waiting_for_oneself_is_found_before_anything_starts(tmp_path):
+def test_waiting_for_oneself_is_found_before_anything_starts(tmp_path: Path) -> None:
     problems = wait_for.check(Waiting(tmp_path, "db", ["db"], service="db").step)
     assert [problem.what for problem in problems] == ["the pod would wait for db, which it registers itself"]

@@ -10,12 +10,14 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from podrun.options import Wrong, read
 from podrun_hooks.container import options as containers
 from podrun_hooks.container.probes import prober
+from support.launcher import Podrun
 from support.pods import WAITS, pod, state, until
 
 pytestmark = pytest.mark.root
@@ -24,7 +26,7 @@ pytestmark = pytest.mark.root
 SOUND = 'live = { exec = ["test", "-e", "/tmp/sound"], interval = "50ms", timeout = "5s", retries = 2 }\n'
 
 
-def probers(podrun) -> list[int]:
+def probers(podrun: Podrun) -> list[int]:
     """The probes of this podrun's containers."""
     wanted = f"{podrun.home}".encode()
     found = []
@@ -39,7 +41,7 @@ def probers(podrun) -> list[int]:
 
 
 @pytest.fixture
-def sound(podrun) -> Path:
+def sound(podrun: Podrun) -> Path:
     """The file that the payload's life hangs on; the pod file mounts its directory."""
     directory = podrun.home / "tmp"
     directory.mkdir()
@@ -47,11 +49,13 @@ def sound(podrun) -> Path:
     return directory / "sound"
 
 
-def watched(podrun, sound: Path, script: str = WAITS, live: str = SOUND) -> str:
+def watched(podrun: Podrun, sound: Path, script: str = WAITS, live: str = SOUND) -> str:
     return pod(podrun, script, more=f'volumes = ["{sound.parent}:/tmp"]\n{live}')
 
 
-def test_a_container_that_fails_its_probe_is_killed_and_the_foreground_tells_why(podrun, nothing_left, sound):
+def test_a_container_that_fails_its_probe_is_killed_and_the_foreground_tells_why(
+    podrun: Podrun, nothing_left: None, sound: Any
+) -> None:
     process = podrun.start("up", watched(podrun, sound), stderr=subprocess.PIPE)
     until(lambda: state(podrun) == "up")
     sound.unlink()
@@ -61,7 +65,9 @@ def test_a_container_that_fails_its_probe_is_killed_and_the_foreground_tells_why
     assert "killed, because it failed the live probe 2 times in a row" in told
 
 
-def test_a_detached_container_that_fails_its_probe_is_dead_and_its_log_says_why(podrun, nothing_left, sound):
+def test_a_detached_container_that_fails_its_probe_is_dead_and_its_log_says_why(
+    podrun: Podrun, nothing_left: None, sound: Any
+) -> None:
     podrun("up", "-d", watched(podrun, sound), check=True)
     assert len(until(lambda: probers(podrun))) == 1
     sound.unlink()
@@ -71,7 +77,7 @@ def test_a_detached_container_that_fails_its_probe_is_dead_and_its_log_says_why(
     podrun("down", "web", check=True)
 
 
-def test_a_failure_between_successes_kills_nobody(podrun, nothing_left, sound):
+def test_a_failure_between_successes_kills_nobody(podrun: Podrun, nothing_left: None, sound: Any) -> None:
     patient = SOUND.replace("retries = 2", "retries = 1000")
     podrun("up", "-d", watched(podrun, sound, live=patient), check=True)
     sound.unlink()
@@ -84,7 +90,9 @@ def test_a_failure_between_successes_kills_nobody(podrun, nothing_left, sound):
 
 @pytest.mark.parametrize("network", ["", '[[chain]]\nhook = "network"\n'], ids=["own", "bridge"])
 @pytest.mark.parametrize("probe", ['http = ":80/"', 'tcp = ":80"'])
-def test_a_server_is_asked_from_inside_its_network(podrun, nothing_left, probe, network):
+def test_a_server_is_asked_from_inside_its_network(
+    podrun: Podrun, nothing_left: None, probe: str, network: str
+) -> None:
     serve = "import http.server as h; h.HTTPServer(('', 80), h.SimpleHTTPRequestHandler).serve_forever()"
     live = f'live = {{ {probe}, interval = "50ms", timeout = "5s", retries = 1 }}\n'
     path = pod(
@@ -100,7 +108,7 @@ def test_a_server_is_asked_from_inside_its_network(podrun, nothing_left, probe, 
     assert not probers(podrun)
 
 
-def test_a_slow_server_has_the_whole_time_out():
+def test_a_slow_server_has_the_whole_time_out() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def answer() -> None:
@@ -120,7 +128,9 @@ def test_a_slow_server_has_the_whole_time_out():
 @pytest.mark.parametrize(
     "command", ['["sleep", "1234"]', '["sh", "-c", "sleep 1234 & (sleep 1234; true); true"]'], ids=["alone", "family"]
 )
-def test_a_command_that_does_not_end_is_killed_inside_the_container_too(podrun, nothing_left, sound, command):
+def test_a_command_that_does_not_end_is_killed_inside_the_container_too(
+    podrun: Podrun, nothing_left: None, sound: Any, command: str
+) -> None:
     live = f'live = {{ exec = {command}, interval = "50ms", timeout = "100ms", retries = 1000 }}\n'
     podrun("up", "-d", watched(podrun, sound, live=live), check=True)
     until(lambda: podrun("logs", "web").stdout.count("no end within 0.1 s") > 2)
@@ -132,7 +142,9 @@ def test_a_command_that_does_not_end_is_killed_inside_the_container_too(podrun, 
 
 
 @pytest.mark.parametrize("words", [["up"], ["up", "-d"]], ids=" ".join)
-def test_a_payload_that_takes_its_time_to_end_is_not_killed_for_it(podrun, nothing_left, sound, words):
+def test_a_payload_that_takes_its_time_to_end_is_not_killed_for_it(
+    podrun: Podrun, nothing_left: None, sound: Any, words: Any
+) -> None:
     slow = "trap 'rm /tmp/sound; sleep 1; echo ended in peace >>/tmp/last; exit 0' TERM; while :; do sleep 0.05; done"
     process = podrun.start(*words, watched(podrun, sound, slow), stderr=subprocess.DEVNULL)
     until(lambda: state(podrun) == "up")
@@ -144,7 +156,7 @@ def test_a_payload_that_takes_its_time_to_end_is_not_killed_for_it(podrun, nothi
     assert (sound.parent / "last").read_text() == "ended in peace\n"
 
 
-def test_the_probe_of_a_start_that_was_killed_is_ended(podrun, nothing_left, sound):
+def test_the_probe_of_a_start_that_was_killed_is_ended(podrun: Podrun, nothing_left: None, sound: Any) -> None:
     path = pod(podrun, more=f'volumes = ["{sound.parent}:/tmp"]\n{SOUND}' + '[[chain]]\nhook = "exec:/bin/sleep"\n')
     slow = podrun.home / "slow"
     slow.write_text("#!/bin/sh\n[ $PODRUN_VERB = up ] && sleep 60\nexit 0\n")
@@ -158,13 +170,13 @@ def test_the_probe_of_a_start_that_was_killed_is_ended(podrun, nothing_left, sou
     assert not probers(podrun)
 
 
-def test_the_probe_imports_what_the_interpreter_has_built_in_alone():
+def test_the_probe_imports_what_the_interpreter_has_built_in_alone() -> None:
     script = f"import sys; sys.argv[1:] = []; exec(open({prober.__file__!r}).read().replace('__main__', '')); print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-IS", "-c", script], capture_output=True, text=True, check=True).stdout
     assert not {"os", "re", "socket", "ctypes", "json", "podrun"} & {*loaded.split()}
 
 
-def test_what_the_probe_costs(podrun, nothing_left, sound):
+def test_what_the_probe_costs(podrun: Podrun, nothing_left: None, sound: Any) -> None:
     live = 'live = { tcp = ":1", interval = "10ms", timeout = "1s", retries = 100000 }\n'
     podrun("up", "-d", watched(podrun, sound, live=live), check=True)
     [one] = until(lambda: probers(podrun))
@@ -196,6 +208,6 @@ def test_what_the_probe_costs(podrun, nothing_left, sound):
         ({"notify": True}, "unknown key 'notify'"),
     ],
 )
-def test_a_probe_that_makes_no_sense_is_refused(table, message):
+def test_a_probe_that_makes_no_sense_is_refused(table: Any, message: str) -> None:
     with pytest.raises(Wrong, match=message):
         read(containers.Options, {"live": table})

@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -33,7 +35,7 @@ def killed_at(podrun: Podrun, point: int, *words: str) -> str | None:
     return done.stderr.strip().splitlines()[-1]
 
 
-def every_point(podrun: Podrun, *words: str):
+def every_point(podrun: Podrun, *words: str) -> Iterator[Any]:
     point = 1
     while told := killed_at(podrun, point, *words):
         yield told
@@ -41,7 +43,7 @@ def every_point(podrun: Podrun, *words: str):
     assert point > 10, "the chain told of fewer events than it has"
 
 
-def test_killed_at_every_event_of_up_one_down_leaves_nothing(podrun, web):
+def test_killed_at_every_event_of_up_one_down_leaves_nothing(podrun: Podrun, web: Any) -> None:
     before = listing(podrun.run, podrun.root)
     for told in every_point(podrun, "up", "-d", web):
         podrun("down", "web", check=True)
@@ -50,7 +52,7 @@ def test_killed_at_every_event_of_up_one_down_leaves_nothing(podrun, web):
     assert not settled(podrun.run, podrun.root, before)
 
 
-def test_killed_at_every_event_of_up_the_next_up_works(podrun, web):
+def test_killed_at_every_event_of_up_the_next_up_works(podrun: Podrun, web: Any) -> None:
     before = listing(podrun.run, podrun.root)
     for told in every_point(podrun, "up", "-d", web):
         again = podrun("up", "-d", web)
@@ -64,7 +66,7 @@ def test_killed_at_every_event_of_up_the_next_up_works(podrun, web):
     podrun("down", "web", check=True)
 
 
-def test_killed_at_every_event_of_down_the_next_down_finishes(podrun, web):
+def test_killed_at_every_event_of_down_the_next_down_finishes(podrun: Podrun, web: Any) -> None:
     before = listing(podrun.run, podrun.root)
     podrun("up", "-d", web, check=True)
     for told in every_point(podrun, "down", "web"):
@@ -75,7 +77,7 @@ def test_killed_at_every_event_of_down_the_next_down_finishes(podrun, web):
 
 
 @pytest.mark.parametrize("verb", ["up", "down"])
-def test_killed_at_random_moments_one_down_leaves_nothing(podrun, web, verb):
+def test_killed_at_random_moments_one_down_leaves_nothing(podrun: Podrun, web: Any, verb: str) -> None:
     before = listing(podrun.run, podrun.root)
     began = time.monotonic()
     podrun("up", "-d", web, check=True)
@@ -96,7 +98,7 @@ def test_killed_at_random_moments_one_down_leaves_nothing(podrun, web, verb):
         assert not settled(podrun.run, podrun.root, before), f"{verb} killed after {moment * 1000:.1f} ms"
 
 
-def test_a_foreground_podrun_that_is_killed_leaves_a_running_pod_that_down_undoes(podrun, web):
+def test_a_foreground_podrun_that_is_killed_leaves_a_running_pod_that_down_undoes(podrun: Podrun, web: Any) -> None:
     before = listing(podrun.run, podrun.root)
     process = podrun.start("up", web)
     deadline = time.monotonic() + 20

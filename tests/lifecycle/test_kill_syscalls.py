@@ -12,7 +12,9 @@ import shutil
 import subprocess
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -118,7 +120,7 @@ def points(podrun: Podrun, home: Path, *words: str, follow: bool) -> list[tuple[
     return wanted
 
 
-def kills(podrun: Podrun, home: Path, *words: str, follow: bool, restore):
+def kills(podrun: Podrun, home: Path, *words: str, follow: bool, restore: Any) -> Iterator[Any]:
     """Kills podrun at one call after the other, and says at which; ``restore`` makes the state to start from."""
     wanted = points(podrun, home, *words, follow=follow)
     restore()
@@ -135,10 +137,10 @@ def kills(podrun: Podrun, home: Path, *words: str, follow: bool, restore):
 
 
 @pytest.mark.parametrize("follow", [False, True], ids=["podrun", "podrun-and-its-children"])
-def test_up_killed_at_a_system_call_is_undone_by_one_down(podrun, home, web, follow):
+def test_up_killed_at_a_system_call_is_undone_by_one_down(podrun: Podrun, home: Path, web: Any, follow: bool) -> None:
     before = listing(podrun.run, podrun.root)
 
-    def restore():
+    def restore() -> None:
         done = podrun("down", "web")
         assert done.returncode == 0, f"{told}: {done.stderr}"
         assert not settled(podrun.run, podrun.root, before), told
@@ -149,10 +151,12 @@ def test_up_killed_at_a_system_call_is_undone_by_one_down(podrun, home, web, fol
 
 
 @pytest.mark.parametrize("follow", [False, True], ids=["podrun", "podrun-and-its-children"])
-def test_down_killed_at_a_system_call_is_finished_by_the_next(podrun, home, web, follow):
+def test_down_killed_at_a_system_call_is_finished_by_the_next(
+    podrun: Podrun, home: Path, web: Any, follow: bool
+) -> None:
     before = listing(podrun.run, podrun.root)
 
-    def restore():
+    def restore() -> None:
         done = podrun("down", "web")
         assert done.returncode == 0, f"{told}: {done.stderr}"
         assert not settled(podrun.run, podrun.root, before), told
@@ -164,10 +168,12 @@ def test_down_killed_at_a_system_call_is_finished_by_the_next(podrun, home, web,
         pass
 
 
-def test_up_killed_at_a_system_call_does_not_keep_the_next_up_from_working(podrun, home, web):
+def test_up_killed_at_a_system_call_does_not_keep_the_next_up_from_working(
+    podrun: Podrun, home: Path, web: Any
+) -> None:
     before = listing(podrun.run, podrun.root)
 
-    def restore():
+    def restore() -> None:
         podrun("down", "web", check=True)
         assert not settled(podrun.run, podrun.root, before), told
 
@@ -179,10 +185,12 @@ def test_up_killed_at_a_system_call_does_not_keep_the_next_up_from_working(podru
         assert podrun("exec", "web", "true").returncode == 0, told
 
 
-def test_a_run_in_the_foreground_killed_at_a_system_call_is_undone_by_one_down(podrun, home, web):
+def test_a_run_in_the_foreground_killed_at_a_system_call_is_undone_by_one_down(
+    podrun: Podrun, home: Path, web: Any
+) -> None:
     before = listing(podrun.run, podrun.root)
 
-    def restore():
+    def restore() -> None:
         done = podrun("down", "one")
         assert done.returncode == 0, f"{told}: {done.stderr}"
         assert not settled(podrun.run, podrun.root, before), told

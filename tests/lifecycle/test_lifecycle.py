@@ -11,16 +11,18 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from podrun.engine import journal as journals
 from podrun.errors import CANNOT_CREATE, Failure
 from podrun_hooks.support import subprocesses
-from support.launcher import HERE
+from support.launcher import HERE, Podrun
 from support.objects import listing, settled
 from support.pods import WAITS, pod, state, until
 
@@ -32,7 +34,7 @@ NETWORK = '[[chain]]\nhook = "network"\n'
 REGISTER = '[[chain]]\nhook = "register"\nservice = "web"\nport = 80\n'
 
 
-def hook(podrun, script):
+def hook(podrun: Podrun, script: Any) -> Any:
     """An executable hook; returns its step."""
     path = podrun.home / "hook"
     path.write_text(f"#!/bin/sh\n{script}\n")
@@ -40,7 +42,7 @@ def hook(podrun, script):
     return f'[[chain]]\nhook = "exec:{path}"\n'
 
 
-def shell(podrun, script, **more):
+def shell(podrun: Podrun, script: Any, **more: Any) -> Any:
     """Runs a shell script in which "$@" is podrun."""
     return subprocess.run(
         ["bash", "-c", script, "bash", *podrun.argv()],
@@ -56,7 +58,9 @@ def shell(podrun, script, **more):
 
 
 @pytest.mark.root
-def test_a_start_that_is_interrupted_while_a_command_runs_in_the_container_is_undone(podrun, nothing_left):
+def test_a_start_that_is_interrupted_while_a_command_runs_in_the_container_is_undone(
+    podrun: Podrun, nothing_left: None
+) -> None:
     # The runtime's exec dies with the probe, and the command becomes podrun's to reap: the container's init waits for it.
     path = pod(podrun, more='ready = { exec = ["sleep", "100"], timeout = "60s" }\n')
     process = podrun.start("up", "-d", path, stderr=subprocess.PIPE)
@@ -69,7 +73,9 @@ def test_a_start_that_is_interrupted_while_a_command_runs_in_the_container_is_un
 
 @pytest.mark.root
 @pytest.mark.parametrize("words", [["up"], ["up", "-d"]], ids=" ".join)
-def test_a_container_that_is_killed_while_commands_run_in_it_ends_the_start(podrun, nothing_left, words):
+def test_a_container_that_is_killed_while_commands_run_in_it_ends_the_start(
+    podrun: Podrun, nothing_left: None, words: Any
+) -> None:
     path = pod(podrun, more='ready = { exec = ["false"], timeout = "60s" }\n')
     for _ in range(3):
         process = podrun.start(*words, path, stderr=subprocess.PIPE)
@@ -80,14 +86,14 @@ def test_a_container_that_is_killed_while_commands_run_in_it_ends_the_start(podr
         assert "before it was" in process.stderr.read()
 
 
-def _content(path):
+def _content(path: Any) -> Any:
     try:
         return path.read_text()
     except FileNotFoundError:
         return ""
 
 
-def test_a_signal_that_comes_between_the_start_and_the_waiting_is_not_lost():
+def test_a_signal_that_comes_between_the_start_and_the_waiting_is_not_lost() -> None:
     script = (
         "import os, subprocess; from podrun.launcher import foreground; from podrun.errors import Interrupted\n"
         "child = subprocess.Popen(['sleep', '60'])\n"
@@ -101,11 +107,11 @@ def test_a_signal_that_comes_between_the_start_and_the_waiting_is_not_lost():
     assert done.stdout == "15\n", done.stderr
 
 
-def test_an_interruption_ends_the_program_that_podrun_waits_for():
+def test_an_interruption_ends_the_program_that_podrun_waits_for() -> None:
     class Late(BaseException):
         pass
 
-    def late(*_):
+    def late(*_: Any) -> None:
         raise Late
 
     children = Path(f"/proc/self/task/{os.getpid()}/children")
@@ -121,7 +127,7 @@ def test_an_interruption_ends_the_program_that_podrun_waits_for():
 
 
 @pytest.mark.root
-def test_an_interruption_ends_a_step_in_the_background(podrun, nothing_left):
+def test_an_interruption_ends_a_step_in_the_background(podrun: Podrun, nothing_left: None) -> None:
     step = hook(podrun, "sleep 98765") + "background = true\n"
     process = podrun.start("up", "-d", pod(podrun, before=step), stderr=subprocess.PIPE)
     until(lambda: state(podrun) == "starting")
@@ -136,7 +142,9 @@ def test_an_interruption_ends_a_step_in_the_background(podrun, nothing_left):
 
 @pytest.mark.root
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
-def test_a_down_that_is_interrupted_says_how_to_go_on(podrun, nothing_left, number, code):
+def test_a_down_that_is_interrupted_says_how_to_go_on(
+    podrun: Podrun, nothing_left: None, number: Any, code: int
+) -> None:
     podrun("up", "-d", pod(podrun, more=REGISTER + 'drain = "60s"\n'), check=True)
     process = podrun.start("down", "web", stderr=subprocess.PIPE)
     until(lambda: state(podrun) == "stopping")
@@ -148,7 +156,7 @@ def test_a_down_that_is_interrupted_says_how_to_go_on(podrun, nothing_left, numb
 
 
 @pytest.mark.root
-def test_signals_at_random_moments_leave_no_half_of_a_pod(podrun, nothing_left):
+def test_signals_at_random_moments_leave_no_half_of_a_pod(podrun: Podrun, nothing_left: None) -> None:
     path = pod(podrun, before=NETWORK, more='ready = { exec = ["true"] }\n' + REGISTER)
     before = listing(podrun.run, podrun.root)
     dice, end = random.Random(os.environ.get("PODRUN_KILL_SEED")), time.monotonic() + PATIENCE
@@ -169,13 +177,13 @@ def test_signals_at_random_moments_leave_no_half_of_a_pod(podrun, nothing_left):
 
 
 @pytest.mark.root
-def test_every_status_of_a_payload_is_told(podrun, nothing_left):
+def test_every_status_of_a_payload_is_told(podrun: Podrun, nothing_left: None) -> None:
     for status in STATUSES:
         assert podrun("run", "--rm", "host:", "sh", "-c", f"exit {status}").returncode == status
 
 
 @pytest.mark.root
-def test_the_foreground_keeps_no_zombies(podrun, nothing_left):
+def test_the_foreground_keeps_no_zombies(podrun: Podrun, nothing_left: None) -> None:
     ready = 'ready = { exec = ["sh", "-c", "test -e /tmp/ready || { touch /tmp/ready; exit 1; }"] }\n'
     # Through a pipe: of a file there would be a copier.
     process = podrun.start(
@@ -183,7 +191,7 @@ def test_the_foreground_keeps_no_zombies(podrun, nothing_left):
     )
     until(lambda: state(podrun) == "up")
 
-    def children():
+    def children() -> Any:
         return Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
 
     # The container, and for a moment the child that watches its links settle.
@@ -197,7 +205,7 @@ def test_the_foreground_keeps_no_zombies(podrun, nothing_left):
 
 
 @contextmanager
-def tiny(place, *options):
+def tiny(place: Any, *options: Any) -> Iterator[Any]:
     """A tmpfs at ``place``."""
     place.mkdir(parents=True, exist_ok=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", ",".join(options), "podrun-test", place], check=True)
@@ -209,7 +217,7 @@ def tiny(place, *options):
 
 @pytest.mark.root
 @pytest.mark.parametrize("options", ["size=4k", "size=16k", "size=24k", "nr_inodes=5", "nr_inodes=9", "nr_inodes=12"])
-def test_a_full_run_directory_is_told_and_leaves_nothing(podrun, options):
+def test_a_full_run_directory_is_told_and_leaves_nothing(podrun: Podrun, options: str) -> None:
     path = pod(podrun, more=REGISTER)
     with tiny(podrun.run, options):
         done = podrun("up", "-d", path)
@@ -223,7 +231,7 @@ def test_a_full_run_directory_is_told_and_leaves_nothing(podrun, options):
 
 @pytest.mark.root
 @pytest.mark.parametrize("options", ["size=16k", "nr_inodes=4", "nr_inodes=16"])
-def test_a_full_root_directory_is_told_and_leaves_nothing(podrun, options):
+def test_a_full_root_directory_is_told_and_leaves_nothing(podrun: Podrun, options: str) -> None:
     with tiny(podrun.root, options):
         done = podrun("up", "-d", pod(podrun))
         assert (done.returncode, done.stderr.count("\n")) == (73, 1), done.stderr
@@ -233,7 +241,7 @@ def test_a_full_root_directory_is_told_and_leaves_nothing(podrun, options):
 
 @pytest.mark.root
 @pytest.mark.parametrize("full", ["run", "root"])
-def test_a_pod_is_undone_on_a_full_disk(podrun, full):
+def test_a_pod_is_undone_on_a_full_disk(podrun: Podrun, full: str) -> None:
     place = getattr(podrun, full)
     # The root has an inode for each name of the host's image.
     with tiny(place, "size=4m", *(["nr_inodes=300"] if full == "run" else [])):
@@ -253,14 +261,14 @@ def test_a_pod_is_undone_on_a_full_disk(podrun, full):
 
 @pytest.mark.root
 @pytest.mark.parametrize("place", ["run", "root"])
-def test_a_read_only_directory_is_told(podrun, place):
+def test_a_read_only_directory_is_told(podrun: Podrun, place: str) -> None:
     with tiny(getattr(podrun, place), "size=1m", "ro"):
         done = podrun("up", "-d", pod(podrun))
         assert done.returncode == 73
         assert "Read-only file system" in done.stderr
 
 
-def test_a_line_that_the_disk_took_half_of_does_not_spoil_the_next(tmp_path):
+def test_a_line_that_the_disk_took_half_of_does_not_spoil_the_next(tmp_path: Path) -> None:
     with journals.Writer(str(tmp_path / "a.journal")) as writer:
         writer.ready()
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -277,7 +285,7 @@ def test_a_line_that_the_disk_took_half_of_does_not_spoil_the_next(tmp_path):
 
 @pytest.mark.root
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
-def test_standard_streams_may_be_closed(podrun, nothing_left, closed):
+def test_standard_streams_may_be_closed(podrun: Podrun, nothing_left: None, closed: str) -> None:
     assert shell(podrun, f'"$@" up -d {pod(podrun)} {closed}').returncode == 0
     assert state(podrun) == "up"
     assert shell(podrun, f'"$@" down web {closed}').returncode == 0
@@ -285,7 +293,7 @@ def test_standard_streams_may_be_closed(podrun, nothing_left, closed):
 
 
 @pytest.mark.root
-def test_that_nobody_reads_what_podrun_and_its_hooks_say_stops_nothing(podrun, nothing_left):
+def test_that_nobody_reads_what_podrun_and_its_hooks_say_stops_nothing(podrun: Podrun, nothing_left: None) -> None:
     path = pod(podrun, before=hook(podrun, "cat >/dev/null; echo something >&2"))
     podrun("up", "-d", path, check=True)
     os.kill(json.loads(podrun("inspect", "web").stdout)["containers"][0]["pid"], signal.SIGKILL)
@@ -299,27 +307,27 @@ def test_that_nobody_reads_what_podrun_and_its_hooks_say_stops_nothing(podrun, n
 
 @pytest.mark.root
 @pytest.mark.parametrize("number", [10, 12, 16, 20])
-def test_too_few_descriptors_are_told_as_such(podrun, nothing_left, number):
+def test_too_few_descriptors_are_told_as_such(podrun: Podrun, nothing_left: None, number: int) -> None:
     done = shell(podrun, f'ulimit -n {number}; "$@" up -d {pod(podrun)}')
     assert done.returncode == 76
     assert "Too many open files" in done.stderr
 
 
 @pytest.mark.root
-def test_a_command_line_that_is_not_text_is_refused(podrun, nothing_left):
+def test_a_command_line_that_is_not_text_is_refused(podrun: Podrun, nothing_left: None) -> None:
     done = shell(podrun, "\"$@\" run --rm host: printf %s $'\\xff'", LC_ALL="C")
     assert done.returncode == 78
     assert "is not UTF-8" in done.stderr
 
 
 @pytest.mark.root
-def test_a_working_directory_that_is_gone_does_not_matter(podrun, nothing_left):
+def test_a_working_directory_that_is_gone_does_not_matter(podrun: Podrun, nothing_left: None) -> None:
     gone = podrun.home / "gone"
     assert shell(podrun, f'mkdir {gone}; cd {gone}; rmdir {gone}; "$@" run --rm host: true').returncode == 0
 
 
 @pytest.mark.root
-def test_long_names_and_a_long_run_directory_fit_everywhere(podrun):
+def test_long_names_and_a_long_run_directory_fit_everywhere(podrun: Podrun) -> None:
     podrun.run = podrun.home / "run" / ("x" * 180)
     podrun.environ["PODRUN_RUN"] = str(podrun.run)
     name, container = "p" * 63, "c" * 63
@@ -348,7 +356,7 @@ def test_long_names_and_a_long_run_directory_fit_everywhere(podrun):
     ],
     ids=["ignores-TERM", "stopped-child", "leaves-a-session", "many", "fills-the-log", "ends-at-once", "daemonises"],
 )
-def test_a_payload_that_behaves_badly_is_gone_after_down(podrun, nothing_left, script):
+def test_a_payload_that_behaves_badly_is_gone_after_down(podrun: Podrun, nothing_left: None, script: str) -> None:
     path = pod(podrun, script)
     text = Path(path).read_text().replace('"5s"', '"0.3s"')
     Path(path).write_text(text)
@@ -361,10 +369,10 @@ def test_a_payload_that_behaves_badly_is_gone_after_down(podrun, nothing_left, s
 
 
 @pytest.mark.root
-def test_twenty_pods_start_and_stop_eight_at_a_time(podrun, nothing_left):
+def test_twenty_pods_start_and_stop_eight_at_a_time(podrun: Podrun, nothing_left: None) -> None:
     files = [pod(podrun, name=f"p{n}", before=NETWORK, more=REGISTER) for n in range(20)]
 
-    def live(file):
+    def live(file: Any) -> Any:
         return podrun("up", "-d", file).returncode, podrun("down", Path(file).stem).returncode
 
     with ThreadPoolExecutor(8) as pool:
@@ -372,13 +380,13 @@ def test_twenty_pods_start_and_stop_eight_at_a_time(podrun, nothing_left):
 
 
 @pytest.mark.root
-def test_many_starts_and_stops_of_one_pod_at_once_end_with_0_or_75(podrun, nothing_left):
+def test_many_starts_and_stops_of_one_pod_at_once_end_with_0_or_75(podrun: Podrun, nothing_left: None) -> None:
     path = pod(podrun, before=NETWORK, more=REGISTER)
     podrun("up", "-d", path, check=True)
     podrun("down", "web", check=True)
     end = time.monotonic() + PATIENCE
 
-    def again(words, over):
+    def again(words: Any, over: Any) -> Any:
         told = {}
         while not over():
             done = podrun(*words)
@@ -399,7 +407,7 @@ def test_many_starts_and_stops_of_one_pod_at_once_end_with_0_or_75(podrun, nothi
 
 
 @pytest.mark.root
-def test_several_downs_of_a_pod_whose_foreground_waits_all_succeed(podrun, nothing_left):
+def test_several_downs_of_a_pod_whose_foreground_waits_all_succeed(podrun: Podrun, nothing_left: None) -> None:
     process = podrun.start("up", pod(podrun, WAITS, more=REGISTER))
     until(lambda: state(podrun) == "up")
     downs = [podrun.start("down", "web", stderr=subprocess.DEVNULL) for _ in range(3)]
@@ -408,7 +416,7 @@ def test_several_downs_of_a_pod_whose_foreground_waits_all_succeed(podrun, nothi
 
 
 @pytest.mark.parametrize(("words", "status"), [(("up", "x.toml"), -signal.SIGINT), (("ps",), 130)])
-def test_an_early_interrupt_shows_no_traceback(podrun, home, words, status):
+def test_an_early_interrupt_shows_no_traceback(podrun: Podrun, home: Path, words: Any, status: Any) -> None:
     # The signal comes while podrun's own modules are imported, or those of its command line.
     (home / "early").mkdir()
     for name in ("tomllib", "click"):
@@ -420,7 +428,7 @@ def test_an_early_interrupt_shows_no_traceback(podrun, home, words, status):
     assert (done.returncode, done.stderr) == (status, "")
 
 
-def test_an_interrupt_that_is_ignored_stays_ignored(podrun):
+def test_an_interrupt_that_is_ignored_stays_ignored(podrun: Podrun) -> None:
     script = f"trap '' INT; exec {sys.executable} {HERE.parent / 'bin/podrun'} ps"
     done = subprocess.run(["sh", "-c", script], env=podrun.environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -6,10 +6,12 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from support import servers
+from support.launcher import Podrun
 from support.servers import SERVERS, Own, Peer, lived, sh
 
 pytestmark = pytest.mark.root
@@ -34,7 +36,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.prove
-def test_servers_live_as_under_podman_and_docker(podrun, tree, dockerd):
+def test_servers_live_as_under_podman_and_docker(podrun: Podrun, tree: Any, dockerd: Any) -> None:
     # On a short path: podman's run directory may have 50 letters.
     storage = podrun.home / "p"
     podman = Peer("podman", "--root", str(storage / "root"), "--runroot", str(storage / "r"))
@@ -50,7 +52,7 @@ def test_servers_live_as_under_podman_and_docker(podrun, tree, dockerd):
     print(servers.table(rows))
     by = {(row.server, row.engine): row for row in rows}
     for server in SERVERS:
-        own, peer = by[server.name, "podrun"], by[server.name, "docker"]
+        own, peer = by[server.name, "podrun"], by[server.name, "docker"]  # type: ignore[assignment]
         assert (own.status, own.words, own.kept) == (peer.status, True, True), (own, peer)
     for server in SERVERS:
         sh("docker", "volume", "rm", f"{server.name}-data")
@@ -59,7 +61,7 @@ def test_servers_live_as_under_podman_and_docker(podrun, tree, dockerd):
 
 
 @pytest.mark.parametrize("name", ["haproxy", "docker-registry"])
-def test_two_servers_of_this_host_live_a_whole_life(podrun, name):
+def test_two_servers_of_this_host_live_a_whole_life(podrun: Podrun, name: str) -> None:
     """The short form: what the tests' own packages have, in an image that is the host's /usr."""
     registry = (
         "printf 'version: 0.1\\nlog: {accesslog: {disabled: true}}\\nstorage: {filesystem: {rootdirectory: /data}}\\n"

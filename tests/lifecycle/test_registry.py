@@ -9,14 +9,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from podrun_hooks.follow import begin
 from podrun_hooks.registry import connect
 from podrun_hooks.registry import source as sources
-from support.launcher import HERE
+from support.launcher import HERE, Podrun
 from support.registry_servers import etcd
 from support.waiting import gone, until
 
@@ -45,24 +47,24 @@ ttl = "2s"
 
 
 @pytest.fixture
-def registry():
+def registry() -> Iterator[Any]:
     server = etcd()
     yield server
     server.close()
 
 
-def records(server):
+def records(server: Any) -> Any:
     return [record.unit for record in connect(sources.parse(server.url)).records("web", seconds=2)]
 
 
-def stays(server, seconds=3.5):
+def stays(server: Any, seconds: float = 3.5) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         assert records(server) == ["web"]
         time.sleep(0.1)
 
 
-def followers(podrun):
+def followers(podrun: Podrun) -> Any:
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -74,7 +76,7 @@ def followers(podrun):
     return found
 
 
-def test_in_the_foreground_podrun_keeps_the_record_itself(podrun, registry):
+def test_in_the_foreground_podrun_keeps_the_record_itself(podrun: Podrun, registry: Any) -> None:
     ambassador = '[[chain]]\nhook = "ambassador"\nservice = "db"\nport = 5432\nregistry = "{url}"\n\n'
     before, container, after = POD.partition('[[chain]]\nhook = "container"')
     file = podrun.file("web", (before + ambassador + container + after).format(url=registry.url))
@@ -88,7 +90,9 @@ def test_in_the_foreground_podrun_keeps_the_record_itself(podrun, registry):
     until(lambda: gone(follower))
 
 
-def test_a_foreground_that_is_killed_takes_the_follower_along_and_the_lease_ends_the_record(podrun, registry):
+def test_a_foreground_that_is_killed_takes_the_follower_along_and_the_lease_ends_the_record(
+    podrun: Podrun, registry: Any
+) -> None:
     file = podrun.file("web", POD.format(url=registry.url))
     process = podrun.start("up", file, stderr=subprocess.PIPE)
     until(lambda: records(registry) == ["web"])
@@ -100,7 +104,7 @@ def test_a_foreground_that_is_killed_takes_the_follower_along_and_the_lease_ends
     assert not list((podrun.run / "follow").glob("web.*"))
 
 
-def test_detached_one_process_stays_and_says_so_until_nobody_needs_it(podrun, registry):
+def test_detached_one_process_stays_and_says_so_until_nobody_needs_it(podrun: Podrun, registry: Any) -> None:
     file = podrun.file("web", POD.format(url=registry.url))
     said = podrun("up", "-d", file, check=True).stderr
     told = re.search(r"podrun: web: register: process (\d+) stays and follows the registry", said)
@@ -117,7 +121,7 @@ def test_detached_one_process_stays_and_says_so_until_nobody_needs_it(podrun, re
     until(lambda: not followers(podrun))
 
 
-def test_what_a_killed_pod_left_is_named_by_doctor_and_removed_by_gc(podrun):
+def test_what_a_killed_pod_left_is_named_by_doctor_and_removed_by_gc(podrun: Podrun) -> None:
     file = podrun.file("web", POD.format(url="file:"))
     podrun("up", "-d", file, check=True)
     assert json.loads(podrun("registry", "ls", "--format", "json", check=True).stdout)["pod"] == "web"
@@ -136,7 +140,7 @@ def test_what_a_killed_pod_left_is_named_by_doctor_and_removed_by_gc(podrun):
     assert podrun("registry", "get", "web").returncode == 69
 
 
-def test_people_ask_wait_watch_and_remove(podrun):
+def test_people_ask_wait_watch_and_remove(podrun: Podrun) -> None:
     watching = podrun.start("registry", "watch", "web", stdout=subprocess.PIPE)
     waiting = podrun.start("registry", "wait", "web")
     time.sleep(0.5)
@@ -157,7 +161,7 @@ def test_people_ask_wait_watch_and_remove(podrun):
 
 
 @pytest.mark.slow
-def test_the_three_tier_example_moves_its_database_without_a_failed_request(tmp_path):
+def test_the_three_tier_example_moves_its_database_without_a_failed_request(tmp_path: Path) -> None:
     example = HERE.parent / "examples/three-tier/demo.py"
     command = tmp_path / "podrun"
     paths = f"PYTHONPATH={HERE.parent}:{HERE.parent / 'hooks'}"

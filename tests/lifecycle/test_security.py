@@ -11,7 +11,9 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +25,7 @@ from podrun.podfile import loader
 from podrun_hooks import register
 from podrun_hooks.network import bridge, names
 from support.container_case import Case
+from support.launcher import Podrun
 from support.network_case import Place, call, inside, outside_host, plain, run
 
 HERE = Path(__file__).parents[1]
@@ -31,7 +34,7 @@ NOBODY = pwd.getpwnam("nobody").pw_uid
 WAITS = 'trap "exit 0" TERM; while :; do sleep 0.05; done'
 
 
-def pod(podrun, script=WAITS, name="web", more="", before=""):
+def pod(podrun: Podrun, script: Any = WAITS, name: str = "web", more: str = "", before: str = "") -> Any:
     return podrun.file(
         name,
         f'[pod]\nstop_timeout = "5s"\n[[chain]]\nhook = "image"\nref = "host:"\n{before}'
@@ -39,12 +42,12 @@ def pod(podrun, script=WAITS, name="web", more="", before=""):
     )
 
 
-def as_nobody(command):
+def as_nobody(command: Any) -> Any:
     """Runs a command as a user of the host who has no rights and no capabilities."""
     return subprocess.run(["su", "-s", "/bin/sh", "nobody", "-c", command], capture_output=True, check=False)
 
 
-def descriptors(text):
+def descriptors(text: Any) -> Any:
     """What ls -l /proc/self/fd shows, but for the directory that ls itself has open: {number: what it is}."""
     words = [line.split() for line in text.splitlines() if " -> " in line]
     return {int(line[-3]): line[-1] for line in words if not line[-1].endswith("/fd")}
@@ -54,7 +57,7 @@ def descriptors(text):
 
 
 @pytest.fixture
-def leaky():
+def leaky() -> Iterator[Any]:
     """A descriptor of a host directory that podrun's caller has left inheritable."""
     fd = os.open("/root", os.O_RDONLY | os.O_DIRECTORY)
     os.dup2(fd, 77)
@@ -64,7 +67,7 @@ def leaky():
     os.close(fd)
 
 
-def output(podrun, *words, **more):
+def output(podrun: Podrun, *words: Any, **more: Any) -> Any:
     done = subprocess.run(
         podrun.argv(*words), env={**podrun.environ, **more}, stdin=subprocess.DEVNULL, capture_output=True, text=True,
         close_fds=False, timeout=60, check=False,
@@ -75,7 +78,7 @@ def output(podrun, *words, **more):
 
 @pytest.mark.root
 @pytest.mark.parametrize("runtime", ["crun", "runc"])
-def test_a_payload_gets_three_descriptors_and_no_other(podrun, leaky, runtime):
+def test_a_payload_gets_three_descriptors_and_no_other(podrun: Podrun, leaky: Any, runtime: str) -> None:
     script = f"ls -l /proc/self/fd; {WAITS}"
     output(podrun, "up", "-d", pod(podrun, script, more=f'runtime = "{runtime}"\nready = {{ exec = ["true"] }}\n'))
     assert sorted(descriptors(podrun("logs", "web").stdout)) == [0, 1, 2]
@@ -84,7 +87,7 @@ def test_a_payload_gets_three_descriptors_and_no_other(podrun, leaky, runtime):
 
 
 @pytest.mark.root
-def test_a_payload_of_a_unit_gets_neither_systemds_socket_nor_its_variables(podrun, leaky):
+def test_a_payload_of_a_unit_gets_neither_systemds_socket_nor_its_variables(podrun: Podrun, leaky: Any) -> None:
     log = podrun.home / "log"
     file = pod(
         podrun, f"ls -l /proc/self/fd; env; {WAITS}", more=f'log = "file:{log}"\nready = {{ exec = ["true"] }}\n'
@@ -113,7 +116,7 @@ def test_a_payload_of_a_unit_gets_neither_systemds_socket_nor_its_variables(podr
 class Terminal:
     """A pseudo-terminal that a program has as its streams and as its controlling one."""
 
-    def __init__(self, podrun, *words):
+    def __init__(self, podrun: Podrun, *words: Any) -> None:
         self.master, slave = os.openpty()
         self.process = subprocess.Popen(
             ["setsid", "-c", *podrun.argv(*words)], env=podrun.environ, stdin=slave, stdout=slave, stderr=slave
@@ -121,17 +124,17 @@ class Terminal:
         os.close(slave)
         self.text = ""
 
-    def until(self, word, patience=15):
+    def until(self, word: Any, patience: int = 15) -> None:
         deadline = time.monotonic() + patience
         while word not in self.text:
             assert time.monotonic() < deadline, self.text
             if select.select([self.master], [], [], 0.1)[0]:
                 self.text += os.read(self.master, 4096).decode()
 
-    def __enter__(self):
+    def __enter__(self) -> Any:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: Any) -> None:
         self.process.kill()
         self.process.wait()
         os.close(self.master)
@@ -139,7 +142,7 @@ class Terminal:
 
 @pytest.mark.root
 @pytest.mark.parametrize("runtime", ["crun", "runc"])
-def test_no_process_of_the_container_gets_hold_of_the_terminal_of_an_exec(podrun, runtime):
+def test_no_process_of_the_container_gets_hold_of_the_terminal_of_an_exec(podrun: Podrun, runtime: str) -> None:
     podrun("up", "-d", pod(podrun, more=f'runtime = "{runtime}"\n'), check=True)
     with Terminal(podrun, "exec", "web", "sh", "-c", "ls -l /proc/self/fd; cat /dev/tty 2>&1; echo END") as terminal:
         terminal.until("END\r\n")
@@ -151,7 +154,7 @@ def test_no_process_of_the_container_gets_hold_of_the_terminal_of_an_exec(podrun
 
 
 @pytest.mark.root
-def test_the_payload_in_the_foreground_writes_to_the_terminal_and_cannot_read_it(podrun):
+def test_the_payload_in_the_foreground_writes_to_the_terminal_and_cannot_read_it(podrun: Podrun) -> None:
     script = "ls -l /proc/self/fd; seq 20000; echo LAST; exit 7"
     with Terminal(podrun, "run", "--rm", "host:", "sh", "-c", script) as terminal:
         terminal.until("LAST\r\n")
@@ -165,7 +168,7 @@ def test_the_payload_in_the_foreground_writes_to_the_terminal_and_cannot_read_it
 @pytest.mark.root
 @pytest.mark.parametrize("runtime", ["crun", "runc"])
 @pytest.mark.parametrize("asked", ["run -i", "interactive", "interactive, detached"])
-def test_a_payload_that_reads_podruns_input_does_not_get_the_terminal(podrun, runtime, asked):
+def test_a_payload_that_reads_podruns_input_does_not_get_the_terminal(podrun: Podrun, runtime: str, asked: str) -> None:
     script = "ls -l /proc/self/fd; cat /dev/tty 2>&1; echo END; read x; echo got $x; sleep 60"
     if asked == "run -i":
         words = ["run", "-i", "--name", "web", "host:", "sh", "-c", script]
@@ -189,7 +192,7 @@ def test_a_payload_that_reads_podruns_input_does_not_get_the_terminal(podrun, ru
     podrun("down", "web", check=True)
 
 
-def until_logged(podrun, word):
+def until_logged(podrun: Podrun, word: Any) -> None:
     deadline = time.monotonic() + 10
     while word not in podrun("logs", "web").stdout:
         assert time.monotonic() < deadline
@@ -197,7 +200,7 @@ def until_logged(podrun, word):
 
 
 @pytest.mark.root
-def test_ctrl_c_takes_no_input_from_a_payload_that_reads_on(podrun):
+def test_ctrl_c_takes_no_input_from_a_payload_that_reads_on(podrun: Podrun) -> None:
     script = "trap 'echo CAUGHT' INT; echo BEGUN; read x; read x; echo got $x"
     with Terminal(podrun, "run", "-i", "--rm", "host:", "sh", "-c", script) as terminal:
         terminal.until("BEGUN")
@@ -213,7 +216,9 @@ def test_ctrl_c_takes_no_input_from_a_payload_that_reads_on(podrun):
 @pytest.mark.root
 @pytest.mark.parametrize("trick", ["link", "hard link", "fifo", "directory of theirs", "link of theirs on the way"])
 @pytest.mark.parametrize("detached", [False, True])
-def test_a_log_file_that_somebody_else_could_lead_elsewhere_is_refused(podrun, trick, detached):
+def test_a_log_file_that_somebody_else_could_lead_elsewhere_is_refused(
+    podrun: Podrun, trick: str, detached: bool
+) -> None:
     theirs, victim = podrun.home / "theirs", podrun.home / "victim"
     theirs.mkdir()
     victim.write_text("kept\n")
@@ -239,7 +244,7 @@ def test_a_log_file_that_somebody_else_could_lead_elsewhere_is_refused(podrun, t
 
 
 @pytest.mark.root
-def test_an_exec_at_a_terminal_reads_and_writes_and_ends_as_everywhere(podrun):
+def test_an_exec_at_a_terminal_reads_and_writes_and_ends_as_everywhere(podrun: Podrun) -> None:
     podrun("up", "-d", pod(podrun), check=True)
     script = "read word; echo got $word; echo oops >&2; sleep 60 & exit 7"
     with Terminal(podrun, "exec", "web", "sh", "-c", script) as terminal:
@@ -255,7 +260,7 @@ def test_an_exec_at_a_terminal_reads_and_writes_and_ends_as_everywhere(podrun):
 
 
 @pytest.mark.root
-def test_a_link_from_passwd_to_a_file_that_blocks_does_not_hold_up_an_exec(podrun):
+def test_a_link_from_passwd_to_a_file_that_blocks_does_not_hold_up_an_exec(podrun: Podrun) -> None:
     podrun("up", "-d", pod(podrun, f"rm /etc/passwd; ln -s /proc/kmsg /etc/passwd; echo LINKED; {WAITS}"), check=True)
     while "LINKED" not in podrun("logs", "web").stdout:
         time.sleep(0.02)
@@ -268,7 +273,7 @@ def test_a_link_from_passwd_to_a_file_that_blocks_does_not_hold_up_an_exec(podru
 
 @pytest.mark.root
 @pytest.mark.parametrize("workdir", ["/proc/self/fd/5", "/../proc/self/fd/5", "/link", "/link/below"])
-def test_nothing_starts_in_a_directory_that_the_runtime_has_open(tmp_path, workdir):
+def test_nothing_starts_in_a_directory_that_the_runtime_has_open(tmp_path: Path, workdir: str) -> None:
     case = Case(tmp_path)
     (case.layer / "link").symlink_to("/proc/self/fd/5")
     case.config = {"WorkingDir": workdir, "Cmd": ["pwd"]}
@@ -279,7 +284,7 @@ def test_nothing_starts_in_a_directory_that_the_runtime_has_open(tmp_path, workd
 
 
 @pytest.mark.root
-def test_a_program_that_a_payload_made_setuid_in_a_volume_is_out_of_the_hosts_users_reach(podrun):
+def test_a_program_that_a_payload_made_setuid_in_a_volume_is_out_of_the_hosts_users_reach(podrun: Podrun) -> None:
     script = "cp /bin/sh /data/shell; chmod 4755 /data/shell"
     podrun("run", "-v", "tools:/data", "host:", "sh", "-c", script, check=True)
     shell = podrun.root / "volumes/tools/data/shell"
@@ -289,7 +294,7 @@ def test_a_program_that_a_payload_made_setuid_in_a_volume_is_out_of_the_hosts_us
 
 
 @pytest.mark.root
-def test_what_pods_write_and_keep_is_out_of_the_hosts_users_reach(podrun):
+def test_what_pods_write_and_keep_is_out_of_the_hosts_users_reach(podrun: Podrun) -> None:
     podrun("up", "-d", pod(podrun), check=True)
     kept = ["root/images/layers", "root/seccomp", "root/pods/web/main/upper", "root/pods/web/main.log"]
     for place in [*kept, "run/runtime", "run/pods/web", "run/pods/web/pod.journal", "run/locks/web", "run/parsed"]:
@@ -302,7 +307,7 @@ def test_what_pods_write_and_keep_is_out_of_the_hosts_users_reach(podrun):
 @pytest.mark.root
 @pytest.mark.parametrize("file", ["hosts", "resolv.conf", "hostname"])
 @pytest.mark.parametrize("mode", ["bridge", "none", "host"])
-def test_a_payload_cannot_fill_the_hosts_run_through_a_generated_file(podrun, mode, file):
+def test_a_payload_cannot_fill_the_hosts_run_through_a_generated_file(podrun: Podrun, mode: str, file: str) -> None:
     done = podrun("run", "--network", mode, "host:", "sh", "-c", f"cat /etc/{file} && echo more >> /etc/{file}")
     assert done.returncode == 2
     assert "Read-only file system" in done.stderr
@@ -312,14 +317,14 @@ def test_a_payload_cannot_fill_the_hosts_run_through_a_generated_file(podrun, mo
 
 
 @pytest.fixture
-def place():
+def place() -> Iterator[Any]:
     found = Place()
     yield found
     found.close()
 
 
 @pytest.mark.root
-def test_the_host_does_not_take_a_pod_for_its_router(place):
+def test_the_host_does_not_take_a_pod_for_its_router(place: Any) -> None:
     place.up("web")
     conf = "/proc/sys/net/{}/conf/{}/{}"
     for family, word in (("ipv6", "accept_ra"), ("ipv6", "accept_redirects"), ("ipv4", "accept_redirects")):
@@ -327,7 +332,7 @@ def test_the_host_does_not_take_a_pod_for_its_router(place):
 
 
 @pytest.mark.root
-def test_making_the_host_a_router_leaves_other_bridges_alone():
+def test_making_the_host_a_router_leaves_other_bridges_alone() -> None:
     code = "from podrun_hooks.network import bridge; bridge._forward(ipv6=True)"
     shell = (
         f"ip link add other type bridge && ip link set other up && {sys.executable} -c '{code}' && "
@@ -339,7 +344,7 @@ def test_making_the_host_a_router_leaves_other_bridges_alone():
 
 
 @pytest.mark.root
-def test_a_neighbour_who_routes_the_pods_subnet_here_reaches_no_port_that_is_not_published_to_him(place):
+def test_a_neighbour_who_routes_the_pods_subnet_here_reaches_no_port_that_is_not_published_to_him(place: Any) -> None:
     facts = place.up("web", publish=["127.0.0.1:18099:80", "0.0.0.0:18098:81"])
     for port in (80, 81, 82):
         place.serve(facts["netns"], port, f"port-{port}")
@@ -352,7 +357,7 @@ def test_a_neighbour_who_routes_the_pods_subnet_here_reaches_no_port_that_is_not
 
 
 @pytest.mark.root
-def test_a_payload_that_locks_the_names_of_all_pods_holds_up_nobody(place):
+def test_a_payload_that_locks_the_names_of_all_pods_holds_up_nobody(place: Any) -> None:
     place.up("web")
     with open(names.path_of(bridge.directory(place.run, place.bridge()))) as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -365,7 +370,7 @@ def test_a_payload_that_locks_the_names_of_all_pods_holds_up_nobody(place):
 # --- local users ---------------------------------------------------------------------------------------------------
 
 
-def registering(tmp_path, directory):
+def registering(tmp_path: Path, directory: Any) -> Any:
     step = Pod("web", f"{tmp_path}/root", f"{tmp_path}/run", invocation="1")
     table = {"service": "web", "port": 80, "registry": f"file:{directory}"}
     return Step(step, "register", "register", read(register.Options, table))
@@ -373,7 +378,7 @@ def registering(tmp_path, directory):
 
 @pytest.mark.root
 @pytest.mark.parametrize(("mode", "uid", "gid"), [(0o1777, 0, 0), (0o775, 0, NOBODY), (0o755, NOBODY, 0)])
-def test_root_does_not_register_where_others_can_write(tmp_path, mode, uid, gid):
+def test_root_does_not_register_where_others_can_write(tmp_path: Path, mode: int, uid: Any, gid: Any) -> None:
     directory = tmp_path / "registry"
     directory.mkdir()
     os.chown(directory, uid, gid)
@@ -381,7 +386,7 @@ def test_root_does_not_register_where_others_can_write(tmp_path, mode, uid, gid)
     assert [problem.code for problem in register.check(registering(tmp_path, directory))] == [NOT_ALLOWED]
 
 
-def test_a_record_is_never_written_through_a_link(tmp_path):
+def test_a_record_is_never_written_through_a_link(tmp_path: Path) -> None:
     (tmp_path / "registry/web").mkdir(parents=True)
     step = registering(tmp_path, tmp_path / "registry")
     path = Path(tmp_path / "registry/web" / f"web.register@{os.uname().nodename}.json")
@@ -392,7 +397,7 @@ def test_a_record_is_never_written_through_a_link(tmp_path):
 
 
 @pytest.mark.root
-def test_drop_ins_behind_another_users_link_are_refused(tmp_path):
+def test_drop_ins_behind_another_users_link_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "web.toml"
     file.write_text('[[chain]]\nhook = "image"\nref = "host:"\n')
     elsewhere = tmp_path / "elsewhere"

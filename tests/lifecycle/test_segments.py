@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
+
+from support.launcher import Podrun
 
 pytestmark = pytest.mark.root
 
@@ -36,15 +39,15 @@ init = true
 
 
 @pytest.fixture
-def duo(podrun):
+def duo(podrun: Podrun) -> Any:
     return podrun.file("duo", DUO)
 
 
-def seen(podrun):
+def seen(podrun: Podrun) -> Any:
     return json.loads(podrun("inspect", "duo", check=True).stdout)
 
 
-def test_segments_start_one_after_the_other_and_share_what_the_first_one_made(podrun, duo):
+def test_segments_start_one_after_the_other_and_share_what_the_first_one_made(podrun: Podrun, duo: Any) -> None:
     for segment in ("pod", "app", "side"):
         podrun("up", "-d", "--segment", segment, duo, check=True)
     assert {f"pods/duo/{segment}.journal" for segment in ("pod", "app", "side")} <= {*podrun.journals()}
@@ -53,7 +56,7 @@ def test_segments_start_one_after_the_other_and_share_what_the_first_one_made(po
     podrun("down", "duo", check=True)
 
 
-def test_a_segment_goes_down_alone_with_the_steps_after_it(podrun, duo):
+def test_a_segment_goes_down_alone_with_the_steps_after_it(podrun: Podrun, duo: Any) -> None:
     for segment in ("pod", "app", "side"):
         podrun("up", "-d", "--segment", segment, duo, check=True)
     side = seen(podrun)["containers"][1]["pid"]
@@ -65,7 +68,7 @@ def test_a_segment_goes_down_alone_with_the_steps_after_it(podrun, duo):
     podrun("down", "duo", check=True)
 
 
-def test_the_pod_segment_takes_what_stands_on_it_down_too(podrun, duo):
+def test_the_pod_segment_takes_what_stands_on_it_down_too(podrun: Podrun, duo: Any) -> None:
     for segment in ("pod", "app", "side"):
         podrun("up", "-d", "--segment", segment, duo, check=True)
     podrun("down", "--segment", "pod", "duo", check=True)
@@ -75,12 +78,12 @@ def test_the_pod_segment_takes_what_stands_on_it_down_too(podrun, duo):
 @pytest.mark.parametrize(
     ("segment", "code", "words"), [("app", 75, "pod is not up"), ("nosuch", 78, "there are: pod, app, side")]
 )
-def test_a_segment_that_cannot_start_says_why(podrun, duo, segment, code, words):
+def test_a_segment_that_cannot_start_says_why(podrun: Podrun, duo: Any, segment: str, code: int, words: str) -> None:
     done = podrun("up", "-d", "--segment", segment, duo)
     assert (done.returncode, words in done.stderr) == (code, True), done.stderr
 
 
-def test_a_segment_that_fails_undoes_itself_alone(podrun):
+def test_a_segment_that_fails_undoes_itself_alone(podrun: Podrun) -> None:
     path = podrun.file(
         "duo", DUO.replace('name = "side"\ncommand = ["sleep", "60"]', 'name = "side"\ncommand = ["/no"]')
     )
@@ -92,7 +95,7 @@ def test_a_segment_that_fails_undoes_itself_alone(podrun):
     podrun("down", "duo", check=True)
 
 
-def test_another_invocations_segment_is_left_alone(podrun, duo):
+def test_another_invocations_segment_is_left_alone(podrun: Podrun, duo: Any) -> None:
     podrun("up", "-d", "--segment", "pod", duo, check=True)
     podrun("up", "-d", "--segment", "app", duo, check=True, INVOCATION_ID="a" * 32)
     podrun("down", "--invocation", "b" * 32, "--segment", "app", "duo", check=True)

@@ -10,38 +10,44 @@ import subprocess
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from support.launcher import Podrun
 from support.pods import WAITS, pod, state, until
 
 pytestmark = pytest.mark.root
 
 
-def parent_of(pid):
+def parent_of(pid: Any) -> Any:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 @pytest.mark.parametrize(("script", "status"), [("exit 0", 0), ("exit 7", 7)])
-def test_the_foreground_returns_the_containers_status_and_undoes_the_chain(podrun, nothing_left, script, status):
+def test_the_foreground_returns_the_containers_status_and_undoes_the_chain(
+    podrun: Podrun, nothing_left: None, script: str, status: int
+) -> None:
     assert podrun("up", pod(podrun, f"sleep 0.3; {script}")).returncode == status
     assert state(podrun) == "absent"
 
 
-def test_a_payload_that_is_killed_shows_as_its_signal(podrun, nothing_left):
+def test_a_payload_that_is_killed_shows_as_its_signal(podrun: Podrun, nothing_left: None) -> None:
     process = podrun.start("up", pod(podrun))
     until(lambda: state(podrun) == "up")
     os.kill(json.loads(podrun("inspect", "web").stdout)["containers"][0]["pid"], signal.SIGKILL)
     assert process.wait(10) == 137
 
 
-def test_a_payload_that_ends_at_once_still_has_its_status_told(podrun, nothing_left):
+def test_a_payload_that_ends_at_once_still_has_its_status_told(podrun: Podrun, nothing_left: None) -> None:
     for script, status in (("exit 0", 0), ("exit 3", 3)):
         assert podrun("run", "--rm", "host:", "sh", "-c", script).returncode == status
 
 
 @pytest.mark.parametrize(("number", "name"), [(signal.SIGTERM, "TERM"), (signal.SIGINT, "INT")])
-def test_a_signal_that_ends_the_pod_reaches_the_container(podrun, nothing_left, number, name):
+def test_a_signal_that_ends_the_pod_reaches_the_container(
+    podrun: Podrun, nothing_left: None, number: Any, name: str
+) -> None:
     out = podrun.home / "out"
     path = pod(podrun, f"trap 'echo got {name}; exit 9' {name}; echo ready; while :; do sleep 0.05; done")
     with out.open("w") as file:
@@ -52,7 +58,7 @@ def test_a_signal_that_ends_the_pod_reaches_the_container(podrun, nothing_left, 
     assert f"got {name}" in out.read_text()
 
 
-def test_a_signal_that_is_the_payloads_own_business_is_passed_on(podrun, nothing_left):
+def test_a_signal_that_is_the_payloads_own_business_is_passed_on(podrun: Podrun, nothing_left: None) -> None:
     out = podrun.home / "out"
     path = pod(podrun, "trap 'echo reloaded' HUP; trap 'exit 0' TERM; echo ready; while :; do sleep 0.05; done")
     with out.open("w") as file:
@@ -64,7 +70,7 @@ def test_a_signal_that_is_the_payloads_own_business_is_passed_on(podrun, nothing
         assert process.wait(10) == 0
 
 
-def test_a_signal_while_starting_undoes_what_was_started(podrun, nothing_left):
+def test_a_signal_while_starting_undoes_what_was_started(podrun: Podrun, nothing_left: None) -> None:
     path = pod(podrun, more='ready = { exec = ["false"], timeout = "60s" }\n')
     process = podrun.start("up", path, stderr=subprocess.PIPE)
     until(lambda: podrun.journals() and state(podrun) == "starting")
@@ -74,7 +80,7 @@ def test_a_signal_while_starting_undoes_what_was_started(podrun, nothing_left):
     assert "stopped by SIGTERM; undone: container main" in process.stderr.read()
 
 
-def test_steps_behind_the_container_are_undone_before_it_gets_the_signal(podrun, nothing_left):
+def test_steps_behind_the_container_are_undone_before_it_gets_the_signal(podrun: Podrun, nothing_left: None) -> None:
     registry = podrun.run / "registry" / "web"
     seen = podrun.home / "seen"
     seen.mkdir()
@@ -93,7 +99,7 @@ def test_steps_behind_the_container_are_undone_before_it_gets_the_signal(podrun,
     assert "No such file" in (seen / "records").read_text()
 
 
-def test_nothing_of_podrun_stays_after_a_detached_start(podrun, nothing_left):
+def test_nothing_of_podrun_stays_after_a_detached_start(podrun: Podrun, nothing_left: None) -> None:
     podrun("up", "-d", pod(podrun), check=True)
     told = json.loads(podrun("inspect", "web").stdout)
     assert told["state"] == "up"
@@ -105,13 +111,13 @@ def test_nothing_of_podrun_stays_after_a_detached_start(podrun, nothing_left):
     podrun("down", "web", check=True)
 
 
-def test_a_detached_container_writes_to_a_file_that_logs_prints(podrun, nothing_left):
+def test_a_detached_container_writes_to_a_file_that_logs_prints(podrun: Podrun, nothing_left: None) -> None:
     podrun("up", "-d", pod(podrun, f"echo one; echo two >&2; {WAITS}"), check=True)
     until(lambda: podrun("logs", "web").stdout == "one\ntwo\n")
     podrun("down", "web", check=True)
 
 
-def test_a_payload_that_has_ended_makes_the_pod_dead_until_up_or_gc(podrun, nothing_left):
+def test_a_payload_that_has_ended_makes_the_pod_dead_until_up_or_gc(podrun: Podrun, nothing_left: None) -> None:
     path = pod(podrun, "sleep 0.2")
     podrun("up", "-d", path, check=True)
     until(lambda: state(podrun) == "dead")
@@ -124,7 +130,7 @@ def test_a_payload_that_has_ended_makes_the_pod_dead_until_up_or_gc(podrun, noth
     assert state(podrun) == "absent"
 
 
-def test_of_two_starts_at_once_one_wins_and_the_other_says_busy(podrun, nothing_left):
+def test_of_two_starts_at_once_one_wins_and_the_other_says_busy(podrun: Podrun, nothing_left: None) -> None:
     path = pod(podrun)
     racers = [podrun.start("up", "-d", path, stderr=subprocess.PIPE) for _ in range(4)]
     codes = sorted(racer.wait(30) for racer in racers)
@@ -134,14 +140,14 @@ def test_of_two_starts_at_once_one_wins_and_the_other_says_busy(podrun, nothing_
     podrun("down", "web", check=True)
 
 
-def test_down_of_what_is_not_there_succeeds(podrun, nothing_left):
+def test_down_of_what_is_not_there_succeeds(podrun: Podrun, nothing_left: None) -> None:
     assert podrun("down", "web").returncode == 0
     podrun("up", "-d", pod(podrun), check=True)
     assert podrun("down", "web").returncode == 0
     assert podrun("down", "web").returncode == 0
 
 
-def test_down_waits_for_a_start_that_is_at_work(podrun, nothing_left):
+def test_down_waits_for_a_start_that_is_at_work(podrun: Podrun, nothing_left: None) -> None:
     path = pod(podrun, more='ready = { exec = ["sh", "-c", "sleep 1"] }\n')
     process = podrun.start("up", "-d", path)
     until(lambda: podrun.journals() and state(podrun) == "starting")
@@ -152,7 +158,7 @@ def test_down_waits_for_a_start_that_is_at_work(podrun, nothing_left):
     assert state(podrun) == "absent"
 
 
-def test_down_of_another_invocation_leaves_the_pod_alone(podrun, nothing_left):
+def test_down_of_another_invocation_leaves_the_pod_alone(podrun: Podrun, nothing_left: None) -> None:
     podrun("up", "-d", pod(podrun), check=True, INVOCATION_ID="a" * 32)
     assert podrun("down", "--invocation", "b" * 32, "web").returncode == 0
     assert state(podrun) == "up"
@@ -160,7 +166,7 @@ def test_down_of_another_invocation_leaves_the_pod_alone(podrun, nothing_left):
     assert state(podrun) == "absent"
 
 
-def test_down_by_name_works_when_the_file_is_gone(podrun, nothing_left):
+def test_down_by_name_works_when_the_file_is_gone(podrun: Podrun, nothing_left: None) -> None:
     path = pod(podrun)
     podrun("up", "-d", path, check=True)
     os.unlink(path)
@@ -168,7 +174,7 @@ def test_down_by_name_works_when_the_file_is_gone(podrun, nothing_left):
     assert state(podrun) == "absent"
 
 
-def test_a_chain_without_a_container_is_up_until_it_is_undone(podrun, nothing_left):
+def test_a_chain_without_a_container_is_up_until_it_is_undone(podrun: Podrun, nothing_left: None) -> None:
     path = podrun.file("net", 'chain = [ { hook = "network" } ]')
     assert podrun("up", path).returncode == 0
     assert state(podrun, "net") == "up"
@@ -184,14 +190,16 @@ def test_a_chain_without_a_container_is_up_until_it_is_undone(podrun, nothing_le
         (["/etc"], 126, "/etc"),
     ],
 )
-def test_a_command_that_cannot_run_is_told_and_leaves_nothing(podrun, nothing_left, command, status, what):
+def test_a_command_that_cannot_run_is_told_and_leaves_nothing(
+    podrun: Podrun, nothing_left: None, command: Any, status: int, what: str
+) -> None:
     done = podrun("run", "--rm", "--name", "x", "host:", *command)
     assert done.returncode == status
     assert what in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_several_containers_share_the_network_and_stop_in_reverse(podrun, nothing_left):
+def test_several_containers_share_the_network_and_stop_in_reverse(podrun: Podrun, nothing_left: None) -> None:
     serve = '["python3", "-I", "-c", "import socket; s = socket.create_server((\\"127.0.0.1\\", 7)); s.accept()[0].send(b\\"hi\\")"]'
     ask = '["python3", "-I", "-c", "import socket; print(socket.create_connection((\\"127.0.0.1\\", 7)).recv(9))"]'
     path = podrun.file(
@@ -221,8 +229,8 @@ class Supervisor:
             for fd in fds:
                 os.close(fd)
 
-    def start(self, podrun, *words):
-        words = ["sh", "-c", 'SYSTEMD_EXEC_PID=$$ exec "$@"', "sh", *podrun.argv(*words)]
+    def start(self, podrun: Podrun, *words: Any) -> Any:
+        words = ["sh", "-c", 'SYSTEMD_EXEC_PID=$$ exec "$@"', "sh", *podrun.argv(*words)]  # type: ignore[assignment]
         # The container keeps standard output open, as it keeps the journal's stream in a unit: a pipe would not end.
         with (podrun.home / "output").open("w") as out:
             return subprocess.run(
@@ -231,12 +239,14 @@ class Supervisor:
 
 
 @pytest.fixture
-def supervisor(home, request):
+def supervisor(home: Path, request: pytest.FixtureRequest) -> Any:
     return Supervisor(f"@{home}/notify" if getattr(request, "param", "") == "abstract" else f"{home}/notify")
 
 
 @pytest.mark.parametrize("supervisor", ["file", "abstract"], indirect=True)
-def test_the_hand_off_names_the_containers_init_before_it_starts_and_is_ready_last(podrun, nothing_left, supervisor):
+def test_the_hand_off_names_the_containers_init_before_it_starts_and_is_ready_last(
+    podrun: Podrun, nothing_left: None, supervisor: str
+) -> None:
     path = pod(podrun, more='ready = { exec = ["true"] }\n[[chain]]\nhook = "register"\nservice = "web"\nport = 80\n')
     done = supervisor.start(podrun, "up", path)
     assert done.returncode == 0, (podrun.home / "output").read_text()
@@ -251,20 +261,24 @@ def test_the_hand_off_names_the_containers_init_before_it_starts_and_is_ready_la
     podrun("down", "web", check=True)
 
 
-def test_a_start_that_fails_after_the_hand_off_never_says_ready(podrun, nothing_left, supervisor):
+def test_a_start_that_fails_after_the_hand_off_never_says_ready(
+    podrun: Podrun, nothing_left: None, supervisor: Any
+) -> None:
     path = pod(podrun, more='ready = { exec = ["false"], timeout = "300ms" }\n')
     assert supervisor.start(podrun, "up", path).returncode == 76
     assert any("MAINPID=" in message for message in supervisor.messages)
     assert not any("READY=1" in message for message in supervisor.messages)
 
 
-def test_a_descendant_of_another_service_does_not_take_over_its_main_process(podrun, nothing_left, supervisor):
+def test_a_descendant_of_another_service_does_not_take_over_its_main_process(
+    podrun: Podrun, nothing_left: None, supervisor: Any
+) -> None:
     done = podrun("up", pod(podrun, "exit 4"), NOTIFY_SOCKET=supervisor.path, SYSTEMD_EXEC_PID="1")
     assert done.returncode == 4, "it stays in the foreground"
     assert not supervisor.messages
 
 
-def test_the_container_does_not_see_the_notify_socket(podrun, nothing_left, supervisor):
+def test_the_container_does_not_see_the_notify_socket(podrun: Podrun, nothing_left: None, supervisor: Any) -> None:
     out = podrun.home / "out"
     out.mkdir()
     mount = f'[[chain]]\nhook = "storage"\nsource = "{out}"\ntarget = "/out"\n'
@@ -274,7 +288,9 @@ def test_the_container_does_not_see_the_notify_socket(podrun, nothing_left, supe
     podrun("down", "web", check=True)
 
 
-def test_a_container_that_fails_while_the_chain_starts_ends_the_start_with_its_own_status(podrun, nothing_left):
+def test_a_container_that_fails_while_the_chain_starts_ends_the_start_with_its_own_status(
+    podrun: Podrun, nothing_left: None
+) -> None:
     slow = '[[chain]]\nhook = "container"\nname = "app"\ncommand = ["sleep", "60"]\nready = { exec = ["sleep", "1"] }\n'
     later = '[[chain]]\nhook = "register"\nservice = "web"\nport = 80\n'
     done = podrun("up", pod(podrun, "sleep 0.3; exit 3", more=slow + later))
@@ -282,7 +298,7 @@ def test_a_container_that_fails_while_the_chain_starts_ends_the_start_with_its_o
     assert "container main: it ended with 3 before the pod was up" in done.stderr
 
 
-def test_a_container_that_has_done_its_work_lets_the_chain_go_on(podrun, nothing_left):
+def test_a_container_that_has_done_its_work_lets_the_chain_go_on(podrun: Podrun, nothing_left: None) -> None:
     app = '[[chain]]\nhook = "container"\nname = "app"\ncommand = ["sh", "-c", "exit 4"]\nready = { exec = ["true"] }\n'
     done = podrun(
         "up",
@@ -296,7 +312,7 @@ def test_a_container_that_has_done_its_work_lets_the_chain_go_on(podrun, nothing
     assert done.returncode == 4, done.stderr
 
 
-def test_restart_starts_a_pod_from_its_file_as_it_is_now(podrun, nothing_left):
+def test_restart_starts_a_pod_from_its_file_as_it_is_now(podrun: Podrun, nothing_left: None) -> None:
     path = pod(podrun, f"echo one; {WAITS}")
     podrun("up", "-d", path, check=True)
     pod(podrun, f"echo two; {WAITS}")
@@ -305,14 +321,14 @@ def test_restart_starts_a_pod_from_its_file_as_it_is_now(podrun, nothing_left):
     podrun("down", "web", check=True)
 
 
-def test_restart_of_a_pod_without_a_file_runs_it_again_as_it_was(podrun, nothing_left):
+def test_restart_of_a_pod_without_a_file_runs_it_again_as_it_was(podrun: Podrun, nothing_left: None) -> None:
     podrun("run", "-d", "--name", "web", "-e", "X=$${1}", "host:", "sh", "-c", f"echo $X; {WAITS}", check=True)
     podrun("restart", "web", check=True)
     until(lambda: podrun("logs", "web").stdout == "$${1}\n")
     podrun("down", "web", check=True)
 
 
-def test_gc_leaves_a_running_pod_alone(podrun, nothing_left):
+def test_gc_leaves_a_running_pod_alone(podrun: Podrun, nothing_left: None) -> None:
     podrun("up", "-d", pod(podrun), check=True)
     podrun("gc", check=True)
     assert state(podrun) == "up"

@@ -11,9 +11,12 @@ import struct
 import subprocess
 import termios
 import time
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
+from support.launcher import Podrun
 from support.objects import listing, settled
 
 pytestmark = pytest.mark.root
@@ -22,7 +25,7 @@ pytestmark = pytest.mark.root
 class Screen:
     """A person at a terminal: types, and reads until something appears."""
 
-    def __init__(self, podrun, *words):
+    def __init__(self, podrun: Podrun, *words: Any) -> None:
         self.master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 33, 101, 0, 0))
         self.before = termios.tcgetattr(slave)
@@ -33,29 +36,29 @@ class Screen:
         )  # fmt: skip
         self.text = ""
 
-    def until(self, word, patience=15):
+    def until(self, word: Any, patience: int = 15) -> None:
         deadline = time.monotonic() + patience
         while word not in self.text:
             assert time.monotonic() < deadline, self.text
             if select.select([self.master], [], [], 0.1)[0]:
                 self.text += os.read(self.master, 4096).decode()
 
-    def type(self, text):
+    def type(self, text: Any) -> None:
         os.write(self.master, text.encode())
 
-    def close(self):
+    def close(self) -> None:
         os.close(self.master)
         os.close(self.slave)
 
 
 @pytest.fixture
-def screen(podrun):
+def screen(podrun: Podrun) -> Iterator[Any]:
     before = listing(podrun.run, podrun.root)
     podrun("run", "--rm", "--name", "warm", "host:", "true", check=True)
     before = listing(podrun.run, podrun.root)
     opened = []
 
-    def open_one(*words):
+    def open_one(*words: Any) -> Any:
         opened.append(Screen(podrun, *words))
         return opened[-1]
 
@@ -65,7 +68,7 @@ def screen(podrun):
     assert not settled(podrun.run, podrun.root, before)
 
 
-def test_a_shell_has_a_terminal_of_its_own_size_and_its_status_is_returned(screen):
+def test_a_shell_has_a_terminal_of_its_own_size_and_its_status_is_returned(screen: Any) -> None:
     terminal = screen("run", "-it", "--name", "web", "host:", "sh")
     terminal.until("#")
     terminal.type("test -t 0 && test -t 1 && echo is-a-$((1+1))-tty; stty size; echo $TERM\n")
@@ -77,7 +80,7 @@ def test_a_shell_has_a_terminal_of_its_own_size_and_its_status_is_returned(scree
     assert termios.tcgetattr(terminal.slave) == terminal.before, "our terminal is as it was"
 
 
-def test_ctrl_c_is_for_the_payload(screen):
+def test_ctrl_c_is_for_the_payload(screen: Any) -> None:
     terminal = screen(
         "run",
         "-it",
@@ -94,7 +97,7 @@ def test_ctrl_c_is_for_the_payload(screen):
     assert terminal.process.wait(10) == 3
 
 
-def test_a_window_that_changes_its_size_tells_the_payload(screen):
+def test_a_window_that_changes_its_size_tells_the_payload(screen: Any) -> None:
     terminal = screen("run", "-it", "--name", "web", "host:", "sh")
     terminal.until("#")
     fcntl.ioctl(terminal.slave, termios.TIOCSWINSZ, struct.pack("HHHH", 44, 111, 0, 0))
@@ -105,7 +108,7 @@ def test_a_window_that_changes_its_size_tells_the_payload(screen):
     assert terminal.process.wait(10) == 0
 
 
-def test_a_killed_podrun_leaves_nothing_after_down(podrun, screen):
+def test_a_killed_podrun_leaves_nothing_after_down(podrun: Podrun, screen: Any) -> None:
     terminal = screen("run", "-it", "--name", "web", "host:", "sh")
     terminal.until("#")
     terminal.process.kill()
@@ -113,11 +116,11 @@ def test_a_killed_podrun_leaves_nothing_after_down(podrun, screen):
     podrun("down", "web", check=True)
 
 
-def test_detached_there_is_nobody_at_the_terminal(podrun):
+def test_detached_there_is_nobody_at_the_terminal(podrun: Podrun) -> None:
     assert podrun("run", "-d", "-t", "host:", "sh").returncode == 78
 
 
-def test_input_that_is_no_terminal_is_passed_with_i(podrun):
+def test_input_that_is_no_terminal_is_passed_with_i(podrun: Podrun) -> None:
     words = podrun.argv("run", "-i", "--rm", "--network", "none", "host:", "cat")
     done = subprocess.run(words, env=podrun.environ, input="hello\n", capture_output=True, text=True, timeout=30)
     assert done.stdout == "hello\n"
@@ -129,13 +132,13 @@ WAITS = 'trap "exit 0" TERM; while :; do sleep 0.05; done'
 
 
 @pytest.fixture
-def web(podrun, screen):
+def web(podrun: Podrun, screen: Any) -> Iterator[Any]:
     podrun("run", "-d", "--name", "web", "host:", "sh", "-c", WAITS, check=True)
     yield
     podrun("down", "web", check=True)
 
 
-def test_a_command_in_a_container_follows_the_size_of_the_terminal(screen, web):
+def test_a_command_in_a_container_follows_the_size_of_the_terminal(screen: Any, web: Any) -> None:
     terminal = screen(
         "exec", "-t", "web", "bash", "-c", 'trap "stty size" WINCH; stty size; while :; do sleep 0.05; done'
     )
@@ -150,7 +153,7 @@ def test_a_command_in_a_container_follows_the_size_of_the_terminal(screen, web):
 
 @pytest.mark.parametrize("words", [("exec", "-t"), ("exec",)], ids=["terminal", "pipes"])
 @pytest.mark.parametrize("name", ["TERM", "HUP", "USR1"])
-def test_signals_to_exec_are_the_commands(screen, web, words, name):
+def test_signals_to_exec_are_the_commands(screen: Any, web: Any, words: Any, name: str) -> None:
     script = f"trap 'echo got-{name}; exit 9' {name}; echo ready; while :; do sleep 0.05; done"
     terminal = screen(*words, "web", "sh", "-c", script)
     terminal.until("ready")
@@ -162,7 +165,7 @@ def test_signals_to_exec_are_the_commands(screen, web, words, name):
 @pytest.mark.parametrize(
     "words", [("run", "-it", "--name", "app", "host:"), ("exec", "-t", "web")], ids=["run", "exec"]
 )
-def test_a_long_paste_while_the_payload_writes_keeps_nobody_waiting(screen, web, words):
+def test_a_long_paste_while_the_payload_writes_keeps_nobody_waiting(screen: Any, web: Any, words: Any) -> None:
     terminal = screen(*words, "sh", "-c", "stty raw -echo; echo ready; head -c 200000 | tee /dev/stderr | wc -c")
     terminal.until("ready")
     rest = b"x" * 200_000
@@ -178,7 +181,7 @@ def test_a_long_paste_while_the_payload_writes_keeps_nobody_waiting(screen, web,
     assert terminal.process.wait(10) == 0
 
 
-def test_a_terminal_that_goes_away_ends_exec_without_an_internal_error(podrun, web):
+def test_a_terminal_that_goes_away_ends_exec_without_an_internal_error(podrun: Podrun, web: Any) -> None:
     terminal = Screen(podrun, "exec", "-t", "web", "sh", "-c", "echo ready; cat")
     terminal.until("ready")
     terminal.close()
@@ -195,12 +198,14 @@ def test_a_terminal_that_goes_away_ends_exec_without_an_internal_error(podrun, w
         (["sh", "-c", "kill -9 $$"], 137, ""),
     ],
 )
-def test_exec_has_the_status_of_the_command_or_says_why_there_is_none(podrun, web, command, code, words):
+def test_exec_has_the_status_of_the_command_or_says_why_there_is_none(
+    podrun: Podrun, web: Any, command: Any, code: int, words: str
+) -> None:
     done = podrun("exec", "web", *command)
     assert (done.returncode, words in done.stderr) == (code, True), done.stderr
 
 
-def test_what_exec_writes_into_a_file_is_not_emptied_by_the_command(podrun, web):
+def test_what_exec_writes_into_a_file_is_not_emptied_by_the_command(podrun: Podrun, web: Any) -> None:
     path = podrun.home / "script.log"
     path.write_text("before\n")
     script = "echo out; echo more >/dev/stderr; echo last"

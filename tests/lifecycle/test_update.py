@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,7 +28,7 @@ _PROGRAM = (
 )
 
 
-def built(version: str, *, ends: float = 1e6, port: int = 80):
+def built(version: str, *, ends: float = 1e6, port: int = 80) -> Any:
     """An image of that version: it ends after so many seconds, and listens on that port."""
     return image(
         tar(
@@ -82,7 +83,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
 
 
 @pytest.fixture
-def push(registry: Registry, tmp_path: Path):
+def push(registry: Registry, tmp_path: Path) -> Any:
     number = iter(range(100))
 
     def pushed(version: str, **more: float) -> None:
@@ -93,7 +94,7 @@ def push(registry: Registry, tmp_path: Path):
 
 
 @pytest.fixture
-def web(podrun: Podrun, registry: Registry, push) -> Iterator[Web]:
+def web(podrun: Podrun, registry: Registry, push: Any) -> Iterator[Web]:
     push("one")
     own = Web(podrun, f"{registry.host}/team/web:1", update='watch = "1s"')
     podrun("up", "-d", own.path, check=True)
@@ -102,7 +103,7 @@ def web(podrun: Podrun, registry: Registry, push) -> Iterator[Web]:
     podrun("down", "web", check=True)
 
 
-def test_an_update_swaps_to_what_the_tag_stands_for_now_and_a_rollback_back_again(web: Web, push) -> None:
+def test_an_update_swaps_to_what_the_tag_stands_for_now_and_a_rollback_back_again(web: Web, push: Any) -> None:
     assert "it is up to date" in web.podrun("update", "web", check=True).stderr
     push("two")
     assert "instead of" in web.podrun("update", "--check", "web", check=True).stderr
@@ -136,7 +137,9 @@ def test_an_update_swaps_to_what_the_tag_stands_for_now_and_a_rollback_back_agai
     [({"port": 81}, "ready"), ({"ends": 0.5}, "it ended 0."), ({"ends": 0.0}, "")],
     ids=["does not get ready", "ends when it has taken over", "ends at once"],
 )
-def test_a_version_that_is_not_well_is_left_again_and_not_tried_twice(web: Web, push, wrong, word) -> None:
+def test_a_version_that_is_not_well_is_left_again_and_not_tried_twice(
+    web: Web, push: Any, wrong: Any, word: str
+) -> None:
     push("bad", **wrong)
     ended = web.podrun("update", "web")
     assert ended.returncode == 76, ended.stderr
@@ -155,7 +158,7 @@ def test_a_version_that_is_not_well_is_left_again_and_not_tried_twice(web: Web, 
 
 @pytest.mark.parametrize("then", ["reload", "down"])
 def test_an_update_that_is_killed_while_it_watches_leaves_the_new_version_and_one_command_cleans_up(
-    web: Web, push, then: str
+    web: Web, push: Any, then: str
 ) -> None:
     Path(web.path).write_text(Path(web.path).read_text().replace('watch = "1s"', 'watch = "30s"'))
     push("two")

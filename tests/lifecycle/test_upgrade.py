@@ -73,7 +73,7 @@ init = true
 
 
 @pytest.fixture(scope="session")
-def wheel(tmp_path_factory) -> Path:
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The version before, unpacked; a checkout without its history cannot build it."""
     script = [sys.executable, str(RELEASE / "before.py")]
     place = tmp_path_factory.mktemp("before")
@@ -117,7 +117,7 @@ def seen(podrun: Podrun) -> Any:
 
 
 @pytest.mark.parametrize("more", ["", SECOND], ids=["one container", "two containers"])
-def test_a_pod_is_listed_entered_and_undone(podrun, before, home, more):
+def test_a_pod_is_listed_entered_and_undone(podrun: Podrun, before: Any, home: Path, more: Any) -> None:
     before("up", "-d", written(podrun, home, more), check=True)
     [row] = [json.loads(line) for line in podrun("ps", "--format", "json", check=True).stdout.splitlines()]
     assert (row["name"], row["state"]) == ("web", "up")
@@ -133,7 +133,7 @@ def test_a_pod_is_listed_entered_and_undone(podrun, before, home, more):
     assert (podrun.root / "volumes/data/data/kept").exists()
 
 
-def test_a_pod_whose_payload_was_killed_is_dead_and_collected(podrun, before, home):
+def test_a_pod_whose_payload_was_killed_is_dead_and_collected(podrun: Podrun, before: Any, home: Path) -> None:
     before("up", "-d", written(podrun, home), check=True)
     [container] = seen(podrun)["containers"]
     os.kill(container["pid"], signal.SIGKILL)
@@ -142,7 +142,7 @@ def test_a_pod_whose_payload_was_killed_is_dead_and_collected(podrun, before, ho
     assert "web: dead" in podrun("gc", check=True).stdout
 
 
-def test_a_start_that_was_killed_in_the_middle_is_undone(podrun, before, home):
+def test_a_start_that_was_killed_in_the_middle_is_undone(podrun: Podrun, before: Any, home: Path) -> None:
     path = written(podrun, home)
     text = Path(path).read_text().replace('name = "app"\n', 'name = "app"\nready = { exec = ["false"] }\n')
     Path(path).write_text(text)
@@ -157,14 +157,14 @@ def test_a_start_that_was_killed_in_the_middle_is_undone(podrun, before, home):
     podrun("down", "web", check=True)
 
 
-def test_a_pod_is_started_anew_by_this_version(podrun, before, home):
+def test_a_pod_is_started_anew_by_this_version(podrun: Podrun, before: Any, home: Path) -> None:
     before("up", "-d", written(podrun, home), check=True)
     podrun("restart", "web", check=True)
     assert seen(podrun)["state"] == "up"
     podrun("down", "web", check=True)
 
 
-def test_a_pod_of_a_command_line_is_stopped(podrun, before):
+def test_a_pod_of_a_command_line_is_stopped(podrun: Podrun, before: Any) -> None:
     before("run", "-d", "--name", "web", "host:", "sleep", "100", check=True)
     assert seen(podrun)["state"] == "up"
     podrun("down", "web", check=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from support.launcher import Podrun
+
 
 @pytest.mark.parametrize(
     "lines",
@@ -13,7 +15,7 @@ import pytest
         'registry = "file:"\nuserns = "host"\n[defaults.container]\npids = 7',
     ],
 )
-def test_registry_and_advertise_stand_beside_the_defaults_of_pods(podrun, lines):
+def test_registry_and_advertise_stand_beside_the_defaults_of_pods(podrun: Podrun, lines: str) -> None:
     config = podrun.home / "podrun.toml"
     config.write_text(f"[defaults]\n{lines}\n")
     podrun.environ |= {"PODRUN_CONFIG": str(config), "PODRUN_DEFAULTS": str(config)}

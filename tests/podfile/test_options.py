@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jsonschema
 import pytest
 
@@ -47,7 +49,7 @@ from podrun.record import NamedTuple
         (0.25, 0.25),
     ],
 )
-def test_a_duration_is_spelled_as_systemd_does(text, seconds):
+def test_a_duration_is_spelled_as_systemd_does(text: Any, seconds: Any) -> None:
     assert DURATION.parse(text) == pytest.approx(seconds)
 
 
@@ -76,7 +78,7 @@ def test_a_duration_is_spelled_as_systemd_does(text, seconds):
         float("inf"),
     ],
 )
-def test_what_is_not_a_duration_is_refused(value):
+def test_what_is_not_a_duration_is_refused(value: Any) -> None:
     with pytest.raises(Wrong, match="expected a time span"):
         DURATION.parse(value)
 
@@ -97,7 +99,7 @@ def test_what_is_not_a_duration_is_refused(value):
         (4096, 4096),
     ],
 )
-def test_a_size_is_spelled_as_systemd_does(text, size):
+def test_a_size_is_spelled_as_systemd_does(text: int | str, size: Any) -> None:
     assert SIZE.parse(text) == size
 
 
@@ -105,7 +107,7 @@ def test_a_size_is_spelled_as_systemd_does(text, size):
     "value",
     ["", "M", "MB", "5MB", "-5M", "5 M", "1.2.3M", ".", "²", "5²", "²M", "9" * 400, "inf", -1, 1.5, True, None, []],
 )
-def test_what_is_not_a_size_is_refused(value):
+def test_what_is_not_a_size_is_refused(value: Any) -> None:
     with pytest.raises(Wrong, match="expected a size"):
         SIZE.parse(value)
 
@@ -128,7 +130,7 @@ def test_what_is_not_a_size_is_refused(value):
         (table_of(TEXT), {"A": "1", "": ""}),
     ],
 )
-def test_a_right_value_is_itself(kind, value):
+def test_a_right_value_is_itself(kind: Any, value: Any) -> None:
     assert kind.parse(value) == value
     jsonschema.validate(value, kind.schema)
 
@@ -160,7 +162,7 @@ def test_a_right_value_is_itself(kind, value):
         (table_of(list_of(TEXT)), {"A": ["x", 2]}, "A: expected a string, not an integer", ("A", 1)),
     ],
 )
-def test_a_wrong_value_is_told_with_its_place_in_the_value(kind, value, what, where):
+def test_a_wrong_value_is_told_with_its_place_in_the_value(kind: Any, value: Any, what: str, where: Any) -> None:
     with pytest.raises(Wrong) as caught:
         kind.parse(value)
     assert (caught.value.what, caught.value.where) == (what, where)
@@ -189,7 +191,7 @@ class Options(NamedTuple):
     extra: list[Ready] = option(list_of(record(Ready)), "more of these", ())
 
 
-def test_a_table_becomes_a_record_with_its_defaults():
+def test_a_table_becomes_a_record_with_its_defaults() -> None:
     assert read(Options, {"service": "web"}) == Options("web", (), 0, None, ())
     assert read(Options, {"service": "web", "even": 4, "ready": {"timeout": "1min"}}) == Options(
         "web", (), 40, Ready("", 60.0), ()
@@ -214,13 +216,13 @@ def test_a_table_becomes_a_record_with_its_defaults():
         (None, "expected a table, not NoneType", ()),
     ],
 )
-def test_a_wrong_table_is_told_with_the_place_of_what_is_wrong(table, what, where):
+def test_a_wrong_table_is_told_with_the_place_of_what_is_wrong(table: Any, what: str, where: Any) -> None:
     with pytest.raises(Wrong) as caught:
         read(Options, table)
     assert (caught.value.what, caught.value.where) == (what, where)
 
 
-def test_the_schema_says_what_the_declaration_says():
+def test_the_schema_says_what_the_declaration_says() -> None:
     schema = schema_of(Options)
     jsonschema.Draft202012Validator.check_schema(schema)
     assert schema["required"] == ["service"]
@@ -243,7 +245,7 @@ def test_the_schema_says_what_the_declaration_says():
         ([{"env": ["A=1"]}, {"env": "odd"}], {"env": "odd"}),
     ],
 )
-def test_facts_of_several_steps_are_merged(parts, whole):
+def test_facts_of_several_steps_are_merged(parts: Any, whole: Any) -> None:
     copies = [dict(part) for part in parts]
     assert merged(parts) == whole
     assert parts == copies

@@ -10,16 +10,17 @@ import pytest
 from podrun.podfile import unit_environment
 from podrun.systemd import settings
 from podrun.systemd import units as unit
+from support.launcher import Podrun
 
 CHAIN = '[[chain]]\nhook = "image"\nref = "host:"\n[[chain]]\nhook = "container"\ncommand = ["true"]\n'
 
 
-def checked(podrun, text: str, name: str = "web", **more: str) -> tuple[int, list[str]]:
+def checked(podrun: Podrun, text: str, name: str = "web", **more: str) -> tuple[int, list[str]]:
     done = podrun("check", podrun.file(name, text), **more)
     return done.returncode, (done.stdout + done.stderr).splitlines()
 
 
-def test_each_mistake_has_a_line_and_all_are_told_at_once(podrun):
+def test_each_mistake_has_a_line_and_all_are_told_at_once(podrun: Podrun) -> None:
     text = '[pod]\nstop_timeout = "soon"\nnmae = "x"\n' + CHAIN + 'memory = "lots"\nports = ["80"]\nuser = "a b"\n'
     code, lines = checked(podrun, text)
     assert code == 78
@@ -38,14 +39,14 @@ def test_each_mistake_has_a_line_and_all_are_told_at_once(podrun):
         ("depends_on", "after"),
     ],
 )
-def test_words_of_compose_and_docker_lead_to_podruns(podrun, key, word):
+def test_words_of_compose_and_docker_lead_to_podruns(podrun: Podrun, key: str, word: str) -> None:
     code, [line] = checked(podrun, f"{CHAIN}{key} = []\n")
     assert code == 78
     assert f"unknown key {key!r}; " in line
     assert word in line
 
 
-def test_an_inline_chain_below_pod_is_told_where_it_belongs(podrun):
+def test_an_inline_chain_below_pod_is_told_where_it_belongs(podrun: Podrun) -> None:
     code, lines = checked(podrun, '[pod]\nname = "web"\nchain = [ { hook = "image", ref = "host:" } ]\n')
     assert code == 78
     assert any("above [pod]" in line for line in lines), lines
@@ -63,7 +64,7 @@ def test_an_inline_chain_below_pod_is_told_where_it_belongs(podrun):
         ('[install]\nWantedBy = "multi-user"\n', "multi-user"),
     ],
 )
-def test_what_systemd_would_ignore_is_told_with_its_line(podrun, sections, words):
+def test_what_systemd_would_ignore_is_told_with_its_line(podrun: Podrun, sections: str, words: str) -> None:
     code, lines = checked(podrun, sections + CHAIN)
     [line] = lines
     assert code == 0
@@ -72,18 +73,18 @@ def test_what_systemd_would_ignore_is_told_with_its_line(podrun, sections, words
     assert words in line
 
 
-def test_a_socket_for_each_connection_is_refused(podrun):
+def test_a_socket_for_each_connection_is_refused(podrun: Podrun) -> None:
     code, [line] = checked(podrun, f"{CHAIN}[socket]\nListenStream = 80\nAccept = true\n")
     assert code == 78
     assert "Accept" in line
 
 
-def test_what_is_right_is_said_to_be(podrun):
+def test_what_is_right_is_said_to_be(podrun: Podrun) -> None:
     text = f'[unit]\nAfter = ["db.service"]\n[service]\nRestart = "on-failure"\nRestartSec = "2s"\nNice = 3\n{CHAIN}'
     assert checked(podrun, text) == (0, ["web: 2 steps, nothing wrong"])
 
 
-def test_every_setting_of_this_machines_systemd_is_known():
+def test_every_setting_of_this_machines_systemd_is_known() -> None:
     done = subprocess.run(["/lib/systemd/systemd", "--dump-configuration-items"], capture_output=True, text=True)
     section = ""
     for line in done.stdout.splitlines():
@@ -97,7 +98,7 @@ def test_every_setting_of_this_machines_systemd_is_known():
 # --- variables -----------------------------------------------------------------------------------------------------
 
 
-def test_a_variable_means_by_hand_what_it_means_in_the_unit(podrun, tmp_path):
+def test_a_variable_means_by_hand_what_it_means_in_the_unit(podrun: Podrun, tmp_path: Path) -> None:
     file = tmp_path / "environment"
     file.write_text('# comment\nTAG="1.4 x"\nPLAIN=a b\n')
     text = f'[service]\nEnvironment = ["A=1", "\\"B=two words\\" C=3"]\nEnvironmentFile = "-{file}"\n{CHAIN}'
@@ -107,7 +108,7 @@ def test_a_variable_means_by_hand_what_it_means_in_the_unit(podrun, tmp_path):
     assert '["1", "two words", "3", "1.4 x", "a b"]' in done.stdout, done.stderr
 
 
-def test_drop_ins_and_instances_count(tmp_path):
+def test_drop_ins_and_instances_count(tmp_path: Path) -> None:
     files = [{"service": {"Environment": "A=%i"}}, {"service": {"EnvironmentFile": str(tmp_path / "none")}}]
     assert dict(unit_environment.of(files, {"A": "shell", "B": "2"}, "blue")) == {"A": "blue", "B": "2"}
 
@@ -121,32 +122,32 @@ def made(tmp_path: Path, text: str) -> dict[str, str]:
     return unit.units(unit.read(str(path), strictly=False), unit.Command("/opt/podrun"))
 
 
-def test_pods_that_depend_on_pods_become_settings_of_the_unit(tmp_path):
+def test_pods_that_depend_on_pods_become_settings_of_the_unit(tmp_path: Path) -> None:
     text = made(tmp_path, f'[pod]\nafter = ["cache"]\nrequires = ["db@blue"]\n{CHAIN}')["web.service"]
     assert "\nRequires=db@blue.service\n" in text
     assert "\nAfter=cache.service db@blue.service\n" in text
 
 
-def test_a_job_with_a_timer_has_a_timer_unit(tmp_path):
+def test_a_job_with_a_timer_has_a_timer_unit(tmp_path: Path) -> None:
     units = made(tmp_path, f'[pod]\ntype = "job"\ntimer = "daily"\n{CHAIN}')
     assert sorted(units) == ["web.service", "web.timer"]
     assert "\n[Timer]\nOnCalendar=daily\nPersistent=yes\n" in units["web.timer"]
     assert unit.links("web.timer", units["web.timer"]) == ["timers.target.wants/web.timer"]
 
 
-def test_a_pod_that_requires_one_that_is_not_up_says_so(podrun):
+def test_a_pod_that_requires_one_that_is_not_up_says_so(podrun: Podrun) -> None:
     done = podrun("up", podrun.file("web", f'[pod]\nrequires = ["db"]\n{CHAIN}'))
     assert done.returncode == 69
     assert "it requires the pod db, which is not there; podrun up -d db" in done.stderr
 
 
-def test_the_pods_name_is_in_messages_and_not_the_files(podrun):
+def test_the_pods_name_is_in_messages_and_not_the_files(podrun: Podrun) -> None:
     path = podrun.file("some-file", f'[pod]\nname = "web"\n{CHAIN}'.replace("true", "/no/such"))
     done = podrun("up", path)
     assert done.stderr.startswith("podrun: web: "), done.stderr
 
 
-def test_a_name_that_never_was_is_told(podrun):
+def test_a_name_that_never_was_is_told(podrun: Podrun) -> None:
     for words, code in ((("down", "nobody"), 0), (("stats", "nobody"), 69), (("plan", "nobody"), 0)):
         done = podrun(*words)
         assert done.returncode == code

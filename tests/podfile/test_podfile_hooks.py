@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -43,7 +46,7 @@ from support.podfile_fakes import load_hook
         ("../image", ""),
     ],
 )
-def test_a_wrong_option_is_told_with_its_line(tmp_path, hook, key):
+def test_a_wrong_option_is_told_with_its_line(tmp_path: Path, hook: str, key: str) -> None:
     path = tmp_path / "web.toml"
     path.write_text(f"[[chain]]\nhook = '{hook}'\n\n{key}\n")
     with pytest.raises(Failure) as caught:
@@ -88,7 +91,7 @@ PIECES += [",", "#", '"""', "'''", "\\", "\0", "\r\n", "é", "1979-05-27", "comm
 
 @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(st.lists(st.sampled_from(PIECES), max_size=24).map("".join))
-def test_any_text_is_a_pod_or_a_failure_in_one_line(tmp_path_factory, text):
+def test_any_text_is_a_pod_or_a_failure_in_one_line(tmp_path_factory: pytest.TempPathFactory, text: Any) -> None:
     path = tmp_path_factory.getbasetemp() / "web.toml"
     path.write_text(text, newline="")
     try:
@@ -115,7 +118,7 @@ def test_any_text_is_a_pod_or_a_failure_in_one_line(tmp_path_factory, text):
         ),
     ],
 )
-def test_a_container_needs_an_image_step_above_it(tmp_path, chain, what):
+def test_a_container_needs_an_image_step_above_it(tmp_path: Path, chain: str, what: str) -> None:
     path = tmp_path / "web.toml"
     path.write_text(f"chain = {chain}\n")
     path.chmod(0o644)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -63,7 +64,7 @@ b = []
         ((), (1, 1)),
     ],
 )
-def test_a_key_is_found_or_its_nearest_ancestor(where, place):
+def test_a_key_is_found_or_its_nearest_ancestor(where: Any, place: Any) -> None:
     text = TEXT.replace("'it isn\\'", '"it isn\'t"')
     tomllib.loads(text)
     assert locate(text, where) == place
@@ -90,18 +91,18 @@ tables = st.dictionaries(
 
 
 class Writer:
-    def __init__(self, draw):
+    def __init__(self, draw: Any) -> None:
         self.draw = draw
         self.text = ""
         self.places = {}
 
-    def choose(self, *words):
+    def choose(self, *words: Any) -> Any:
         return self.draw(st.sampled_from(words))
 
-    def note(self, path):
+    def note(self, path: Any) -> None:
         self.places.setdefault(path, (self.text.count("\n") + 1, len(self.text) - self.text.rfind("\n")))
 
-    def key(self, path, word):
+    def key(self, path: Any, word: Any) -> None:
         self.note((*path, word))
         bare = word and all(c.isascii() and (c.isalnum() or c in "_-") for c in word)
         if bare and self.choose(True, False):
@@ -111,10 +112,10 @@ class Writer:
         else:
             self.text += _basic(word)
 
-    def gap(self):
+    def gap(self) -> None:
         self.text += self.choose("", " ", "\n", "# ]}\"'\n", "\r\n\t")
 
-    def value(self, path, value):
+    def value(self, path: Any, value: Any) -> None:
         if isinstance(value, list):
             self.text += "["
             for index, item in enumerate(value):
@@ -139,7 +140,7 @@ class Writer:
         else:
             self.text += value.isoformat(self.choose("T", " ")) if hasattr(value, "isoformat") else _number(value)
 
-    def string(self, value):
+    def string(self, value: Any) -> None:
         style = self.choose("basic", "literal", "lines", "literal lines")
         if style == "literal" and not {"'", "\n"} & set(value):
             self.text += f"'{value}'"
@@ -151,7 +152,7 @@ class Writer:
         else:
             self.text += _basic(value)
 
-    def pair(self, path, word, value):
+    def pair(self, path: Any, word: Any, value: Any) -> None:
         self.key(path, word)
         while isinstance(value, dict) and len(value) == 1 and self.choose(True, False):
             self.text += self.choose(".", " . ")
@@ -160,12 +161,12 @@ class Writer:
         self.text += self.choose("=", " = ", "= ")
         self.value((*path, word), value)
 
-    def pairs(self, path, table):
+    def pairs(self, path: Any, table: Any) -> None:
         for word, value in table.items():
             self.pair(path, word, value)
             self.text += self.choose("\n", " # x = [\n", "\r\n", "\n\n  ")
 
-    def document(self, tables):
+    def document(self, tables: Any) -> None:
         plain = {word: value for word, value in tables.items() if not self.has_header(value)}
         self.pairs((), plain)
         for word, value in tables.items():
@@ -189,21 +190,21 @@ class Writer:
                     self.text += "]\n"
                     self.pairs((*below, key), table[key])
 
-    def has_header(self, value):
+    def has_header(self, value: Any) -> Any:
         tables = isinstance(value, list) and value and all(isinstance(item, dict) for item in value)
         return (tables or isinstance(value, dict)) and self.choose(True, False)
 
 
-def _basic(text):
+def _basic(text: Any) -> Any:
     return '"' + "".join(c if c.isprintable() and c not in '"\\' else f"\\u{ord(c):04x}" for c in text) + '"'
 
 
-def _number(value):
+def _number(value: Any) -> Any:
     return repr(value)
 
 
 @st.composite
-def documents(draw):
+def documents(draw: Any) -> Any:
     tables_ = draw(tables)
     writer = Writer(draw)
     writer.document(tables_)
@@ -212,7 +213,7 @@ def documents(draw):
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(documents())
-def test_every_key_of_any_document_is_found(document):
+def test_every_key_of_any_document_is_found(document: Any) -> None:
     meant, text, places = document
     assert tomllib.loads(text) == meant
     for where, place in places.items():
@@ -221,7 +222,7 @@ def test_every_key_of_any_document_is_found(document):
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(documents(), st.lists(st.one_of(keys, st.integers(0, 3)), max_size=5))
-def test_a_place_is_always_inside_the_document(document, where):
+def test_a_place_is_always_inside_the_document(document: Any, where: Any) -> None:
     line, column = locate(document[1], tuple(where))
     lines = document[1].split("\n")
     assert 1 <= line <= len(lines)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from typing import Any
 
 import jsonschema
 import pytest
@@ -88,21 +89,21 @@ WRONG = [
 
 
 @pytest.fixture(scope="module")
-def validator():
+def validator() -> Any:
     whole = schema(HOOKS)
     jsonschema.Draft202012Validator.check_schema(whole)
     return jsonschema.Draft202012Validator(whole)
 
 
 @pytest.mark.parametrize("text", RIGHT)
-def test_what_podrun_accepts_is_valid(validator, text):
+def test_what_podrun_accepts_is_valid(validator: Any, text: Any) -> None:
     tables = tomllib.loads(text)
     loader.from_tables(tables, load_hook=load_hook, name="web", environ=VARIABLES)
     validator.validate(tables)
 
 
 @pytest.mark.parametrize("text", WRONG)
-def test_what_is_of_a_wrong_shape_is_refused_by_both(validator, text):
+def test_what_is_of_a_wrong_shape_is_refused_by_both(validator: Any, text: Any) -> None:
     tables = tomllib.loads(text)
     with pytest.raises(jsonschema.ValidationError):
         validator.validate(tables)
@@ -110,7 +111,7 @@ def test_what_is_of_a_wrong_shape_is_refused_by_both(validator, text):
         loader.from_tables(tables, load_hook=load_hook, name="web")
 
 
-def test_the_schema_is_json_and_documents_every_key():
+def test_the_schema_is_json_and_documents_every_key() -> None:
     whole = json.loads(json.dumps(schema(HOOKS)))
     step = whole["$defs"]["step"]
     assert whole["$schema"] == "https://json-schema.org/draft/2020-12/schema"
@@ -127,13 +128,13 @@ class Odd(NamedTuple):
     properties: str = option(TEXT, "a third", "")
 
 
-def test_a_hook_may_have_keys_that_json_schema_knows():
+def test_a_hook_may_have_keys_that_json_schema_knows() -> None:
     validator = jsonschema.Draft202012Validator(schema({"odd": fake(Odd), "step": fake(None)}))
     validator.validate({"chain": [{"hook": "odd", "pattern": "b", "enum": "x", "properties": "y"}]})
     validator.validate({"chain": [{"hook": "step", "any": 1}]})
     assert not validator.is_valid({"chain": [{"hook": "odd", "pattern": "c"}]})
 
 
-def test_the_first_party_hooks_make_a_valid_schema():
+def test_the_first_party_hooks_make_a_valid_schema() -> None:
     hooks = {name: hook_loader.load(name) for name in hook_loader.FIRST_PARTY}
     jsonschema.Draft202012Validator.check_schema(schema(hooks))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import socket
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +15,7 @@ from podrun.podfile import loader
 from support.podfile_fakes import load_hook, loaded, write
 
 
-def refused(path, **more):
+def refused(path: Any, **more: Any) -> Any:
     with pytest.raises(Failure) as caught:
         loader.load(str(path), **{"environ": {}, "load_hook": load_hook, **more})
     assert caught.value.code == WRONG_FILE
@@ -21,7 +23,7 @@ def refused(path, **more):
     return str(caught.value)
 
 
-def refused_text(tmp_path, text, **more):
+def refused_text(tmp_path: Path, text: Any, **more: Any) -> Any:
     path = tmp_path / "web.toml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     message = refused(path, **more)
@@ -49,7 +51,7 @@ CHAIN = '[[chain]]\nhook = "container"\n'
         ("[[chain]]\nhook: image", ":2:5"),
     ],
 )
-def test_wrong_toml_is_told_with_line_and_column(tmp_path, text, place):
+def test_wrong_toml_is_told_with_line_and_column(tmp_path: Path, text: str, place: str) -> None:
     told = refused_text(tmp_path, text)
     assert told.startswith(f"{place}: ")
     assert "(at " not in told
@@ -65,7 +67,7 @@ def test_wrong_toml_is_told_with_line_and_column(tmp_path, text, place):
         (b"# \xed\xa0\x80", ":1:3: byte 0xed is not UTF-8"),
     ],
 )
-def test_what_is_not_utf_8_is_told_with_line_and_column(tmp_path, data, message):
+def test_what_is_not_utf_8_is_told_with_line_and_column(tmp_path: Path, data: bytes, message: str) -> None:
     assert refused_text(tmp_path, data) == message
 
 
@@ -85,7 +87,7 @@ def test_what_is_not_utf_8_is_told_with_line_and_column(tmp_path, data, message)
         ("[[chain]]\n# x\nhook = 'contaner'\n", ":3: unknown hook 'contaner'; did you mean 'container'?"),
     ],
 )
-def test_a_chain_that_is_none_is_refused(tmp_path, text, message):
+def test_a_chain_that_is_none_is_refused(tmp_path: Path, text: str, message: str) -> None:
     assert refused_text(tmp_path, text) == message
 
 
@@ -105,7 +107,7 @@ def test_a_chain_that_is_none_is_refused(tmp_path, text, message):
         (CHAIN + "[chain.ready]\nx.y = 5\n", ":4: unknown key 'x' (known: port)"),
     ],
 )
-def test_an_unknown_key_is_told_with_the_nearest(tmp_path, text, message):
+def test_an_unknown_key_is_told_with_the_nearest(tmp_path: Path, text: Any, message: str) -> None:
     assert refused_text(tmp_path, text) == message
 
 
@@ -139,7 +141,7 @@ STEP = "expected a name (a-z, 0-9 and _ . -, first a letter or digit), not"
         ("type = ['job']", "type: expected one of service, job, not ['job']"),
     ],
 )
-def test_a_wrong_pod_table_is_refused(tmp_path, pod, message):
+def test_a_wrong_pod_table_is_refused(tmp_path: Path, pod: str, message: str) -> None:
     assert refused_text(tmp_path, f"{CHAIN}[pod]\n{pod}\n") == f":4: {message}"
 
 
@@ -178,7 +180,7 @@ def test_a_wrong_pod_table_is_refused(tmp_path, pod, message):
         ("command = ['${}']", "'${}': expected ${NAME}; $${ stands for a plain ${"),
     ],
 )
-def test_a_wrong_step_is_refused(tmp_path, step, message):
+def test_a_wrong_step_is_refused(tmp_path: Path, step: str, message: str) -> None:
     assert refused_text(tmp_path, f"# a comment\n{CHAIN}{step}\n") == f":4: {message}"
 
 
@@ -192,7 +194,7 @@ def test_a_wrong_step_is_refused(tmp_path, step, message):
         ("target = '/a'\noptions = [\n 'ro',\n # x\n 5 ]", ":8: options: expected a string, not an integer"),
     ],
 )
-def test_a_wrong_mount_is_refused_where_it_stands(tmp_path, key, message):
+def test_a_wrong_mount_is_refused_where_it_stands(tmp_path: Path, key: str, message: str) -> None:
     assert refused_text(tmp_path, f"[[chain]]\n\nhook = 'storage'\n{key}\n") == message
 
 
@@ -205,7 +207,7 @@ def test_a_wrong_mount_is_refused_where_it_stands(tmp_path, key, message):
         ("ambassador:a container:a", ":2: a later step that leaves a process running is named 'a' too"),
     ],
 )
-def test_two_steps_of_one_name_are_refused(tmp_path, chain, message):
+def test_two_steps_of_one_name_are_refused(tmp_path: Path, chain: str, message: str) -> None:
     needs = {"image": ", ref = 'x'", "ambassador": ", port = 1", "container": ""}
     steps = [word.partition(":") for word in chain.split()]
     text = "chain = [\n" + ",\n".join(
@@ -214,14 +216,14 @@ def test_two_steps_of_one_name_are_refused(tmp_path, chain, message):
     assert refused_text(tmp_path, text + "\n]\n") == message
 
 
-def test_steps_of_different_hooks_may_share_a_name(tmp_path):
+def test_steps_of_different_hooks_may_share_a_name(tmp_path: Path) -> None:
     text = loaded(
         tmp_path, "chain = [ { hook = 'image', name = 'app', ref = 'x' }, { hook = 'container', name = 'app' } ]"
     )
     assert [step.name for step in text.steps] == ["app", "app"]
 
 
-def test_for_names_a_container_that_comes_later(tmp_path):
+def test_for_names_a_container_that_comes_later(tmp_path: Path) -> None:
     text = "[[chain]]\nhook = 'container'\nname = 'db'\n[[chain]]\nhook = 'network'\nfor = ['db']\n" + CHAIN
     assert refused_text(tmp_path, text) == ":6: for: unknown container 'db' (known: main)"
     near = "[[chain]]\nhook = 'network'\nfor = [\n'main', 'man']\n" + CHAIN
@@ -241,7 +243,7 @@ def test_for_names_a_container_that_comes_later(tmp_path):
         ("[install]\nAlias = [['x']]", "Alias: expected a string, a number, true, false or an array of these"),
     ],
 )
-def test_wrong_settings_for_systemd_are_refused(tmp_path, table, message):
+def test_wrong_settings_for_systemd_are_refused(tmp_path: Path, table: str, message: str) -> None:
     line = table.count("\n") + 1
     told = refused_text(tmp_path, f"{table}\n{CHAIN}")
     assert told.startswith(f":{line}: ")
@@ -252,23 +254,23 @@ def test_wrong_settings_for_systemd_are_refused(tmp_path, table, message):
     "text",
     ["a = " + "[" * 5000, "a = " + "[" * 900 + "]" * 900, ".".join("a" * 3000) + " = 1", "a = " + "9" * 5000],
 )
-def test_a_hostile_text_is_refused_in_one_line(tmp_path, text):
+def test_a_hostile_text_is_refused_in_one_line(tmp_path: Path, text: Any) -> None:
     assert len(refused_text(tmp_path, text)) < 500
     assert len(refused_text(tmp_path, f"[[chain]]\nhook = 'exec:/x'\n{text}")) < 500
 
 
-def test_a_long_value_is_cut_in_the_message(tmp_path):
+def test_a_long_value_is_cut_in_the_message(tmp_path: Path) -> None:
     assert len(refused_text(tmp_path, f"[pod]\nname = '{'x!' * 9999}'\n{CHAIN}")) < 500
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_missing_file_is_told(tmp_path):
+def test_a_missing_file_is_told(tmp_path: Path) -> None:
     assert refused(tmp_path / "web.toml") == f"{tmp_path}/web.toml: there is no such file"
 
 
-def test_a_missing_pod_is_told_with_the_nearest(tmp_path):
+def test_a_missing_pod_is_told_with_the_nearest(tmp_path: Path) -> None:
     write(tmp_path, CHAIN)
     assert refused("wbe", etc=str(tmp_path)) == (
         f"there is no pod 'wbe': {tmp_path}/wbe.toml does not exist; did you mean 'web'?"
@@ -277,38 +279,38 @@ def test_a_missing_pod_is_told_with_the_nearest(tmp_path):
 
 
 @pytest.mark.parametrize("word", ["", ".", "..", "@", "@x", "a b", "web\n", "x" * 300])
-def test_a_word_that_can_be_no_pod_is_refused(tmp_path, word):
+def test_a_word_that_can_be_no_pod_is_refused(tmp_path: Path, word: Any) -> None:
     refused(word, etc=str(tmp_path))
 
 
-def test_a_template_needs_an_instance(tmp_path):
+def test_a_template_needs_an_instance(tmp_path: Path) -> None:
     path = write(tmp_path, CHAIN, "web@.toml")
     assert refused(path) == f"{path}: a template needs an instance, as in web@blue"
     assert refused("web@", etc=str(tmp_path)) == f"{path}: a template needs an instance, as in web@blue"
 
 
 @pytest.mark.parametrize("instance", ["..", "-x", "A", "a b", "a@b", "x" * 64])
-def test_a_wrong_instance_is_refused(tmp_path, instance):
+def test_a_wrong_instance_is_refused(tmp_path: Path, instance: Any) -> None:
     write(tmp_path, CHAIN, "web@.toml")
     assert "web@.toml:1: expected a name" in refused(f"web@{instance}", etc=str(tmp_path))
 
 
-def test_an_instance_outside_a_template_is_a_plain_missing_file(tmp_path):
+def test_an_instance_outside_a_template_is_a_plain_missing_file(tmp_path: Path) -> None:
     write(tmp_path, CHAIN)
     assert "does not exist" in refused("web@blue", etc=str(tmp_path))
 
 
-def test_a_file_whose_name_is_no_pod_s_needs_a_name(tmp_path):
+def test_a_file_whose_name_is_no_pod_s_needs_a_name(tmp_path: Path) -> None:
     path = write(tmp_path, CHAIN, "My Pod.toml")
     assert refused(path) == f"{path}:1: 'My Pod', from the file's name, cannot be a pod's name: set name in [pod]"
     assert loaded(tmp_path, f"[pod]\nname = 'web'\n{CHAIN}", "My Pod.toml").name == "web"
 
 
-def test_a_path_with_a_line_break_is_told_in_one_line(tmp_path):
+def test_a_path_with_a_line_break_is_told_in_one_line(tmp_path: Path) -> None:
     assert "web\\n.toml'" in refused(write(tmp_path, "x", "web\n.toml"))
 
 
-def _socket(path):
+def _socket(path: Any) -> None:
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(path))
 
@@ -324,7 +326,9 @@ def _socket(path):
         (lambda path: path.symlink_to("nowhere"), "there is no such file"),
     ],
 )
-def test_what_is_not_a_file_is_refused_at_once(tmp_path, make, message, monkeypatch):
+def test_what_is_not_a_file_is_refused_at_once(
+    tmp_path: Path, make: Any, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "web.toml"
     make(path)
@@ -333,7 +337,7 @@ def test_what_is_not_a_file_is_refused_at_once(tmp_path, make, message, monkeypa
     assert time.monotonic() - began < 5
 
 
-def test_100_mb_are_refused_unread(tmp_path):
+def test_100_mb_are_refused_unread(tmp_path: Path) -> None:
     path = write(tmp_path, CHAIN)
     os.truncate(path, 100_000_000)
     began = time.monotonic()
@@ -341,7 +345,7 @@ def test_100_mb_are_refused_unread(tmp_path):
     assert time.monotonic() - began < 5
 
 
-def test_a_megabyte_is_read(tmp_path):
+def test_a_megabyte_is_read(tmp_path: Path) -> None:
     assert loaded(tmp_path, CHAIN + "#" * ((1 << 20) - len(CHAIN))).name == "web"
 
 
@@ -355,7 +359,7 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has to be care
 @pytest.mark.parametrize(("mode", "group", "fine"), [
     (0o644, 0, True), (0o664, 0, True), (0o664, 100, False), (0o646, 0, False), (0o666, 0, False), (0o600, 100, True),
 ])  # fmt: skip
-def test_root_refuses_a_file_that_others_can_write(tmp_path, mode, group, fine):
+def test_root_refuses_a_file_that_others_can_write(tmp_path: Path, mode: int, group: int, fine: bool) -> None:
     path = write(tmp_path, CHAIN)
     os.chown(path, 0, group)
     path.chmod(mode)
@@ -369,7 +373,7 @@ def test_root_refuses_a_file_that_others_can_write(tmp_path, mode, group, fine):
 
 @as_root
 @pytest.mark.root
-def test_a_unit_reads_only_files_that_belong_to_root(tmp_path):
+def test_a_unit_reads_only_files_that_belong_to_root(tmp_path: Path) -> None:
     path = write(tmp_path, CHAIN)
     os.chown(path, 1000, 0)
     assert loader.load(str(path), environ={}, load_hook=load_hook).name == "web"
@@ -384,7 +388,7 @@ def test_a_unit_reads_only_files_that_belong_to_root(tmp_path):
     lambda directory, file: os.chown(directory, 1000, 0),
     lambda directory, file: os.chown(file, 1000, 0),
 ])  # fmt: skip
-def test_root_refuses_drop_ins_that_others_can_add_or_write(tmp_path, prepare):
+def test_root_refuses_drop_ins_that_others_can_add_or_write(tmp_path: Path, prepare: Any) -> None:
     path = write(tmp_path, CHAIN)
     extra = write(tmp_path, "[pod]\nname = 'evil'\n", "web.toml.d/x.toml")
     extra.parent.chmod(0o755)
@@ -395,7 +399,7 @@ def test_root_refuses_drop_ins_that_others_can_add_or_write(tmp_path, prepare):
 
 @as_root
 @pytest.mark.root
-def test_the_owner_of_a_pod_file_may_write_its_drop_ins(tmp_path):
+def test_the_owner_of_a_pod_file_may_write_its_drop_ins(tmp_path: Path) -> None:
     path = write(tmp_path, CHAIN)
     extra = write(tmp_path, "[pod]\nname = 'own'\n", "web.toml.d/x.toml")
     for each in (path, extra, extra.parent):

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from typing import Any
 
 import pytest
+
+from support.launcher import Podrun
 
 pytestmark = pytest.mark.root
 
@@ -49,7 +53,7 @@ WRONG = {
 }
 
 
-def created(podrun):
+def created(podrun: Podrun) -> Any:
     """What is there after a refusal: the lock's directory at most."""
     found = []
     for place in (podrun.run, podrun.root):
@@ -59,7 +63,7 @@ def created(podrun):
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_a_wrong_pod_file_is_refused_in_one_line_before_anything_is_created(podrun, case):
+def test_a_wrong_pod_file_is_refused_in_one_line_before_anything_is_created(podrun: Podrun, case: Any) -> None:
     text, expected = WRONG[case]
     done = podrun("up", "-d", podrun.file("web", text))
     assert done.returncode == 78, done.stderr
@@ -70,7 +74,7 @@ def test_a_wrong_pod_file_is_refused_in_one_line_before_anything_is_created(podr
 
 
 @pytest.mark.parametrize("case", ["missing", "directory", "fifo", "invalid", "huge"])
-def test_what_is_no_pod_file_at_all_is_refused_at_once(podrun, home, case):
+def test_what_is_no_pod_file_at_all_is_refused_at_once(podrun: Podrun, home: Path, case: str) -> None:
     path = home / "web.toml"
     if case == "directory":
         path.mkdir()
@@ -103,13 +107,13 @@ def test_what_is_no_pod_file_at_all_is_refused_at_once(podrun, home, case):
         ["frobnicate"],
     ],
 )
-def test_wrong_options_are_refused_before_anything_is_created(podrun, words):
+def test_wrong_options_are_refused_before_anything_is_created(podrun: Podrun, words: Any) -> None:
     done = podrun(*words)
     assert done.returncode == 78, done.stderr
     assert created(podrun) == []
 
 
-def test_a_missing_runtime_is_told_with_its_package_before_anything_is_created(podrun, home):
+def test_a_missing_runtime_is_told_with_its_package_before_anything_is_created(podrun: Podrun, home: Path) -> None:
     path = podrun.file("web", IMAGE + CONTAINER)
     words = [
         "unshare",
@@ -127,7 +131,7 @@ def test_a_missing_runtime_is_told_with_its_package_before_anything_is_created(p
     assert created(podrun) == []
 
 
-def test_run_saves_the_pod_file_of_a_command_line(podrun, home):
+def test_run_saves_the_pod_file_of_a_command_line(podrun: Podrun, home: Path) -> None:
     path = home / "saved.toml"
     text = "say \"${HOME}\" and 'x'\ttoo"
     podrun(

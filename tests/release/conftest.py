@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,13 +23,13 @@ def _built(name: str, place: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def package(tmp_path_factory) -> Path:
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The Debian package."""
     return _built("deb.py", tmp_path_factory.mktemp("deb"))
 
 
 @pytest.fixture(scope="session")
-def unpacked(package, tmp_path_factory) -> Path:
+def unpacked(package: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What is in the Debian package, its control files in DEBIAN."""
     place = tmp_path_factory.mktemp("unpacked") / "tree"
     subprocess.run(["dpkg-deb", "-R", package, place], check=True, timeout=60)
@@ -36,6 +37,6 @@ def unpacked(package, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def single_file(tmp_path_factory) -> Path:
+def single_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The single file."""
     return _built("single_file.py", tmp_path_factory.mktemp("pyz"))

@@ -7,7 +7,9 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,7 +74,7 @@ WantedBy=multi-user.target
 
 
 @pytest.fixture
-def tree(home):
+def tree(home: Path) -> Iterator[Any]:
     yield home / "tree"
     subprocess.run(["umount", "-R", "-l", home / "tree"], capture_output=True)
 
@@ -101,7 +103,9 @@ def newer(package: Path, place: Path) -> Path:
 
 
 @pytest.mark.parametrize("suite", ["bookworm", "trixie"])
-def test_apt_installs_the_package_in_a_fresh_root_and_pods_outlive_upgrade_and_purge(suite, package, tree, tmp_path):
+def test_apt_installs_the_package_in_a_fresh_root_and_pods_outlive_upgrade_and_purge(
+    suite: str, package: Any, tree: Any, tmp_path: Path
+) -> None:
     uri = next(line.split()[1] for line in systemd_host.sources() if line.endswith(" main"))
     argv = [
         "mmdebstrap",
@@ -163,7 +167,7 @@ def test_apt_installs_the_package_in_a_fresh_root_and_pods_outlive_upgrade_and_p
     )
 
 
-def test_lintian_finds_nothing(package):
+def test_lintian_finds_nothing(package: Any) -> None:
     if not shutil.which("lintian"):
         subprocess.run(
             ["apt-get", "install", "-y", "-q", "--no-install-recommends", "lintian"],
@@ -175,7 +179,7 @@ def test_lintian_finds_nothing(package):
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Any:
     place = tmp_path_factory.mktemp("wheel")
     checkout = Path(__file__).parents[2]
     subprocess.run(
@@ -186,7 +190,7 @@ def wheel(tmp_path_factory):
 
 
 @pytest.mark.parametrize("installer", ["pipx", "uv"])
-def test_python_s_installers_install_the_wheel_as_a_command(installer, wheel, tmp_path):
+def test_python_s_installers_install_the_wheel_as_a_command(installer: str, wheel: Any, tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     subprocess.run([tmp_path / "venv/bin/pip", "install", "-q", installer], check=True, timeout=300)
     words = {
@@ -211,6 +215,9 @@ def test_python_s_installers_install_the_wheel_as_a_command(installer, wheel, tm
     assert told.stdout.startswith("podrun, version")
     argv = [tmp_path / "bin/podrun", "--root", tmp_path / "r", "--run", tmp_path / "run"]
     done = subprocess.run(
-        [*argv, "run", "--network", "none", "host:", "echo", "hello"], capture_output=True, text=True, timeout=60
+        [*argv, "run", "--network", "none", "host:", "echo", "hello"],  # type: ignore[list-item]
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.stdout == "hello\n", done.stderr

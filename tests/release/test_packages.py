@@ -7,7 +7,9 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -15,6 +17,7 @@ import pytest
 from podrun.cli.main import podrun as command
 from podrun.cluster import agent
 from podrun.engine import hook_loader
+from support.launcher import Podrun
 
 
 def page(unpacked: Path, name: str) -> str:
@@ -25,13 +28,13 @@ def page(unpacked: Path, name: str) -> str:
     return text
 
 
-def commands(group: click.Command, words: tuple[str, ...] = ("podrun",)):
+def commands(group: click.Command, words: tuple[str, ...] = ("podrun",)) -> Iterator[Any]:
     yield words, group
     for name, inner in getattr(group, "commands", {}).items():
         yield from commands(inner, (*words, name))
 
 
-def test_every_command_has_a_page_that_names_each_of_its_options(unpacked):
+def test_every_command_has_a_page_that_names_each_of_its_options(unpacked: Any) -> None:
     for words, inner in commands(command):
         text = page(unpacked, f"{'-'.join(words)}.1")
         for parameter in inner.params:
@@ -39,7 +42,7 @@ def test_every_command_has_a_page_that_names_each_of_its_options(unpacked):
                 assert all(name in text for name in parameter.opts), (words, parameter.opts)
 
 
-def test_the_page_of_the_pod_file_names_each_key_of_each_hook(unpacked):
+def test_the_page_of_the_pod_file_names_each_key_of_each_hook(unpacked: Any) -> None:
     text = page(unpacked, "podrun.toml.5")
     for name in hook_loader.FIRST_PARTY:
         for key in hook_loader.load(name).Options._field_defaults:
@@ -47,11 +50,11 @@ def test_the_page_of_the_pod_file_names_each_key_of_each_hook(unpacked):
     assert "on_failure" in text
 
 
-def test_the_page_of_the_hook_contract_is_the_reference(unpacked):
+def test_the_page_of_the_hook_contract_is_the_reference(unpacked: Any) -> None:
     assert "conformance kit" in page(unpacked, "podrun-hook.7")
 
 
-def test_the_package_carries_only_what_debian_lacks(unpacked):
+def test_the_package_carries_only_what_debian_lacks(unpacked: Any) -> None:
     modules = unpacked / "usr/lib/python3/dist-packages"
     assert sorted(path.name for path in modules.iterdir() if not path.name.endswith(".dist-info")) == [
         "podrun",
@@ -70,7 +73,7 @@ def test_the_package_carries_only_what_debian_lacks(unpacked):
     } <= set(depends[1].split(", "))
 
 
-def test_nothing_in_the_package_starts_stops_or_removes_a_pod(unpacked):
+def test_nothing_in_the_package_starts_stops_or_removes_a_pod(unpacked: Any) -> None:
     for name in ("postinst", "prerm", "postrm"):
         text = (unpacked / "DEBIAN" / name).read_text()
         lines = [
@@ -82,7 +85,7 @@ def test_nothing_in_the_package_starts_stops_or_removes_a_pod(unpacked):
         assert subprocess.run(["sh", "-n"], input=text, text=True).returncode == 0
 
 
-def test_the_generator_of_the_package_is_alone_and_starts_the_package_s_command(unpacked, tmp_path):
+def test_the_generator_of_the_package_is_alone_and_starts_the_package_s_command(unpacked: Any, tmp_path: Path) -> None:
     generator = unpacked / "usr/lib/systemd/system-generators/podrun-generator"
     assert os.access(generator, os.X_OK)
     assert "PODRUN = '/usr/bin/podrun'" in generator.read_text()
@@ -92,21 +95,21 @@ def test_the_generator_of_the_package_is_alone_and_starts_the_package_s_command(
     assert subprocess.run(argv, timeout=30).returncode == 0
 
 
-def test_the_package_has_what_a_host_of_a_cluster_needs(unpacked):
+def test_the_package_has_what_a_host_of_a_cluster_needs(unpacked: Any) -> None:
     placed = unpacked / agent.AGENT.lstrip("/")
     assert os.access(placed, os.X_OK)
     assert placed.read_bytes() == Path(agent.SOURCE).read_bytes()
     assert (unpacked / "usr/lib/systemd/system/pacemaker.service.d/podrun.conf").read_text() == agent.ORDER_TEXT
 
 
-def test_the_same_sources_give_the_same_package(package, tmp_path):
+def test_the_same_sources_give_the_same_package(package: Any, tmp_path: Path) -> None:
     release = Path(__file__).parents[2] / "release"
     subprocess.run([sys.executable, release / "deb.py", tmp_path], check=True, stdout=subprocess.DEVNULL, timeout=300)
     assert (tmp_path / package.name).read_bytes() == package.read_bytes()
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_each_shell_finds_its_completion(unpacked, shell):
+def test_each_shell_finds_its_completion(unpacked: Any, shell: str) -> None:
     place = {
         "bash": "bash-completion/completions/podrun",
         "zsh": "zsh/vendor-completions/_podrun",
@@ -116,7 +119,7 @@ def test_each_shell_finds_its_completion(unpacked, shell):
 
 
 @pytest.mark.root
-def test_the_single_file_starts_a_pod_and_its_units_start_the_single_file(single_file, podrun):
+def test_the_single_file_starts_a_pod_and_its_units_start_the_single_file(single_file: Any, podrun: Podrun) -> None:
     environ = {key: value for key, value in podrun.environ.items() if key != "PYTHONPATH"}
     argv = ["/usr/bin/python3", "-I", str(single_file), "--root", str(podrun.root), "--run", str(podrun.run)]
 
@@ -132,7 +135,7 @@ def test_the_single_file_starts_a_pod_and_its_units_start_the_single_file(single
 
 
 @pytest.mark.root
-def test_the_single_file_says_which_compiled_module_is_missing(single_file):
+def test_the_single_file_says_which_compiled_module_is_missing(single_file: Any) -> None:
     done = subprocess.run(
         ["/usr/bin/python3", "-I", "-S", single_file, "stats"], capture_output=True, text=True, timeout=60
     )
@@ -140,7 +143,9 @@ def test_the_single_file_says_which_compiled_module_is_missing(single_file):
     assert "psutil" in done.stderr and "python3-psutil" in done.stderr
 
 
-def test_the_single_file_runs_nothing_that_others_could_have_put_into_its_cache(single_file, tmp_path):
+def test_the_single_file_runs_nothing_that_others_could_have_put_into_its_cache(
+    single_file: Any, tmp_path: Path
+) -> None:
     environ = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
     user = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"] if os.geteuid() == 0 else []
     os.chmod(tmp_path, 0o777)

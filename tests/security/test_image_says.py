@@ -19,6 +19,7 @@ from podrun_hooks.container import spec, users
 from podrun_hooks.image import commands, manifest
 from podrun_hooks.image.sources import archive
 from support import image_builder as build
+from support.launcher import Podrun
 
 SHORT = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 DIGEST = "sha256:" + "0" * 64
@@ -147,13 +148,13 @@ ROWS = some.lists(
 def test_passwd_and_group(passwd: bytes, group: bytes, word: str) -> None:
     for of_image in (True, False):
         with Told():
-            found = users.resolve(word, Tree(passwd, group), of_image=of_image)  # type: ignore[arg-type]
+            found = users.resolve(word, Tree(passwd, group), of_image=of_image)
             assert 0 <= found.uid < 2**32 - 1
             assert 0 <= found.gid < 2**32 - 1
             if word.partition(":")[0].isdigit():
                 assert found.uid == int(word.partition(":")[0])
     with Told():
-        users.group(word, Tree(passwd, group))  # type: ignore[arg-type]
+        users.group(word, Tree(passwd, group))
 
 
 LISTED = some.one_of(some.lists(holding("Config", "RepoTags", "Layers"), max_size=2), JSON)
@@ -190,7 +191,7 @@ SAID = {
 
 @pytest.mark.root
 @pytest.mark.parametrize("config", SAID.values(), ids=SAID)
-def test_an_image_that_says_nonsense_is_malformed_for_run(podrun, config: dict[str, Any]) -> None:
+def test_an_image_that_says_nonsense_is_malformed_for_run(podrun: Podrun, config: dict[str, Any]) -> None:
     built = build.image(build.tar(build.directory("etc"), build.file("true", b"", mode=0o755)), Cmd=["/true"], **config)
     layout = build.layout(str(podrun.home / "layout"), {"web": built})
     done = podrun("run", "--rm", f"oci:{layout}:web")

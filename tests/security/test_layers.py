@@ -7,6 +7,7 @@ import os
 import shutil
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -102,7 +103,7 @@ LEAKED = [
 @pytest.mark.parametrize(
     "make", [lambda: build.file("f", b"x"), lambda: build.directory("f"), lambda: build.symlink("f", "x")]
 )
-def test_of_extended_attributes_a_layer_keeps_its_capability_and_what_is_the_users(tmp_path: Path, make) -> None:
+def test_of_extended_attributes_a_layer_keeps_its_capability_and_what_is_the_users(tmp_path: Path, make: Any) -> None:
     capability = b"\1\0\0\2\0\x20\0\0" + bytes(12)
     given = dict.fromkeys(LEAKED, b"y") | {"user.note": b"y"}
     if make() == build.file("f", b"x"):

@@ -7,6 +7,7 @@ import os
 import struct
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +24,7 @@ from podrun_hooks.image.registry.client import Client
 from podrun_hooks.image.trust.requirements import content_of
 from podrun_hooks.network import cni
 from podrun_hooks.network import options as networks
+from support.launcher import Podrun
 
 pytestmark = pytest.mark.root
 
@@ -79,7 +81,7 @@ def thing(home: Path) -> Path:
 def test_nothing_is_believed_of_which_somebody_could_change_a_component(thing: Path, how: str) -> None:
     assert ownership.read(str(thing)) == b"{}"
     assert ownership.resolved(str(thing)) == str(thing)
-    OPEN[how](thing)
+    OPEN[how](thing)  # type: ignore[no-untyped-call]
     for ask in (ownership.read, ownership.resolved):
         with pytest.raises(ownership.Untrusted):
             ask(str(thing))
@@ -128,7 +130,7 @@ def test_what_a_user_owns_may_be_read_for_that_user_and_through_nobody_elses_dir
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])
-def test_a_file_is_a_plain_file_and_nobody_waits_for_another(home: Path, make) -> None:
+def test_a_file_is_a_plain_file_and_nobody_waits_for_another(home: Path, make: Any) -> None:
     make(home / "odd")
     began = time.monotonic()
     with pytest.raises(OSError, match="not a plain file"):
@@ -151,7 +153,9 @@ def test_a_loop_of_links_ends(home: Path) -> None:
 
 @pytest.mark.parametrize("which", ["--root", "--run"])
 @pytest.mark.parametrize("below", ["", "/made/by/podrun"])
-def test_journals_and_layers_lie_where_nobody_could_exchange_them(podrun, thing: Path, which: str, below: str) -> None:
+def test_journals_and_layers_lie_where_nobody_could_exchange_them(
+    podrun: Podrun, thing: Path, which: str, below: str
+) -> None:
     where = f"{thing.parent}/state{below}"
     assert podrun(which, where, "ps").returncode == 0
     os.chown(thing.parent, BOB, BOB)
@@ -198,7 +202,7 @@ def _registry(path: Path, home: Path) -> None:
 def _pod_file(path: Path, home: Path) -> None:
     path = path.rename(path.with_suffix(".toml"))
     path.write_text('chain = [{ hook = "register", service = "a", port = 1 }]')
-    loader.load(str(path), environ={}, load_hook=lambda _: register, in_unit=True)
+    loader.load(str(path), environ={}, load_hook=lambda _: register, in_unit=True)  # type: ignore[return-value]
 
 
 def _drop_in(path: Path, home: Path) -> None:
@@ -207,7 +211,7 @@ def _drop_in(path: Path, home: Path) -> None:
     (home / "web.toml.d").symlink_to(path.parent)
     path.with_name("a.toml").symlink_to(path.name)
     path.write_text("")
-    loader.load(f"{home}/web.toml", environ={}, load_hook=lambda _: register)
+    loader.load(f"{home}/web.toml", environ={}, load_hook=lambda _: register)  # type: ignore[return-value]
 
 
 def _generator(path: Path, home: Path) -> None:
@@ -274,7 +278,7 @@ def _cni(path: Path, home: Path) -> None:
 
 
 def _cni_plugin(path: Path, home: Path) -> None:
-    before, cni.PLUGINS = cni.PLUGINS, (str(path.parent),)
+    before, cni.PLUGINS = cni.PLUGINS, (str(path.parent),)  # type: ignore[assignment]
     try:
         cni._plugin(path.name)
     finally:
@@ -290,7 +294,7 @@ ASKS = [
 @pytest.mark.parametrize("ask", ASKS)
 @pytest.mark.parametrize("above", [lambda path: below_bob(path.parent), lambda path: path.parent.chmod(0o777)])
 def test_everything_that_root_reads_runs_or_writes_to_is_asked_about_its_directories(
-    thing: Path, home: Path, ask, above
+    thing: Path, home: Path, ask: Any, above: Any
 ) -> None:
     above(thing)
     with pytest.raises(Failure) as caught:
@@ -301,5 +305,5 @@ def test_everything_that_root_reads_runs_or_writes_to_is_asked_about_its_directo
 
 
 @pytest.mark.parametrize("ask", ASKS)
-def test_what_is_roots_alone_passes(thing: Path, home: Path, ask) -> None:
+def test_what_is_roots_alone_passes(thing: Path, home: Path, ask: Any) -> None:
     ask(thing, home)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -37,7 +38,7 @@ def etc(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return home / "etc"
 
 
-def prune(group, podrun: Podrun, *words: str):
+def prune(group: Any, podrun: Podrun, *words: str) -> Any:
     given = {"root": str(podrun.root), "run": str(podrun.run), "debug": False}
     return CliRunner().invoke(group, ["prune", *words], obj=given)
 
@@ -117,7 +118,7 @@ def paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
     ids=["the distribution's", "one that mentions podrun", "masked", "a link to nowhere", "an alias"],
 )
-def test_no_pod_takes_the_place_of_a_unit_that_is_not_its_own(paths: Path, make) -> None:
+def test_no_pod_takes_the_place_of_a_unit_that_is_not_its_own(paths: Path, make: Any) -> None:
     make(paths)
     with pytest.raises(Failure, match=r"nginx\.service would take the place of") as caught:
         install.install({"aaa.service": "# Made by podrun of /x; ...\n", "nginx.service": "# Made by podrun of /x\n"})

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -90,7 +91,14 @@ def cast() -> Iterator[Cast]:
     ],
 )
 def test_only_the_registrys_own_origin_may_ask_for_its_credentials(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cast: Cast, secret, asks: str, moved: str, challenge: str, told
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    cast: Cast,
+    secret: Any,
+    asks: str,
+    moved: str,
+    challenge: str,
+    told: Any,
 ) -> None:
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
     (tmp_path / "config.json").write_text(json.dumps({"auths": {cast.registry.host: secret}}))

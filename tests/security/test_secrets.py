@@ -14,6 +14,7 @@ from podrun.host import Host
 from podrun.launcher import transient
 from podrun.podfile import unit_environment
 from podrun.podfile.loader import PodText, StepText
+from support.launcher import Podrun
 
 pytestmark = pytest.mark.root
 
@@ -48,7 +49,7 @@ def holding(directory: Path) -> dict[str, int]:
     ],
     ids=["a file's content", "a variable"],
 )
-def test_a_secret_of_a_pod_that_is_up_is_roots_alone_and_gone_after_down(podrun, more: str) -> None:
+def test_a_secret_of_a_pod_that_is_up_is_roots_alone_and_gone_after_down(podrun: Podrun, more: str) -> None:
     env = "" if more else f'env = {{ PASSWORD = "{SECRET}" }}\n'
     path = podrun.file(
         "web",
@@ -99,7 +100,7 @@ def test_a_transient_unit_gets_variables_and_credentials_by_files_of_roots(
         "stop_timeout": 5.0,
         "sections": {"service": service},
     }
-    text = PodText(**{**PodText._field_defaults, **given})  # type: ignore[arg-type]
+    text = PodText(**{**PodText._field_defaults, **given})
     assert transient.start(text, Host(str(home / "root"), str(home / "run"))) == 0
     assert SECRET not in json.dumps(argv, ensure_ascii=False)
     files = {path.name: path for path in (home / "run/units").iterdir()}

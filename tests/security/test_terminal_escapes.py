@@ -14,6 +14,7 @@ from podrun.cli import output
 from podrun.hook import Pod, Step
 from podrun_hooks.executable import hook as executable
 from support import image_builder as build
+from support.launcher import Podrun
 
 #: Clears the screen, sets the title, types into some terminals, turns the text around, starts anew.
 TALK = "\x1b[2J\x1b]0;root\x07\x9b5n\u202e\r\x08\x7f"
@@ -55,7 +56,7 @@ def test_an_executables_log_is_text(home: Path, capfd: pytest.CaptureFixture[str
 
 
 @pytest.mark.root
-def test_an_images_own_words_are_text_in_every_command(podrun) -> None:
+def test_an_images_own_words_are_text_in_every_command(podrun: Podrun) -> None:
     place = podrun.home / f"image{TALK}".replace("\r", "")
     layout = build.layout(str(place), {"web": build.image(build.tar(build.file("a")), Cmd=[TALK], Labels={TALK: TALK})})
     ref = f"oci:{layout}:web"

@@ -5,14 +5,17 @@ from __future__ import annotations
 import http.server
 import json
 import threading
+from typing import Any
+
+from support.launcher import Podrun
 
 
-def rows(done) -> dict[str, tuple[str, str]]:
+def rows(done: Any) -> dict[str, tuple[str, str]]:
     assert done.stdout, done.stderr
     return {row["check"]: (row["result"], row["note"]) for row in map(json.loads, done.stdout.splitlines())}
 
 
-def passes(podrun, *words):
+def passes(podrun: Podrun, *words: Any) -> None:
     found = rows(podrun("hook", "test", "--format", "json", *words))
     failed = {check: note for check, (result, note) in found.items() if result == "FAILED"}
     assert not failed
@@ -23,12 +26,12 @@ def passes(podrun, *words):
 class Server:
     """An HTTP server on loopback that remembers what it was asked and how long it let the asker wait."""
 
-    def __init__(self, answers, host="127.0.0.1"):
+    def __init__(self, answers: Any, host: str = "127.0.0.1") -> None:
         self.asked = []
         server = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
+            def do_GET(self) -> None:
                 server.asked.append((self.path, dict(self.headers)))
                 status, body = answers(self)
                 self.send_response(status)
@@ -36,16 +39,16 @@ class Server:
                 self.end_headers()
                 self.wfile.write(body)
 
-            def log_message(self, *_):
+            def log_message(self, *_: Any) -> None:
                 pass
 
         self.server = http.server.ThreadingHTTPServer((host, 0), Handler)
         self.url = f"http://{host}:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
-    def __enter__(self):
+    def __enter__(self) -> Any:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: Any) -> None:
         self.server.shutdown()
         self.server.server_close()

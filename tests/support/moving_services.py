@@ -23,7 +23,7 @@ class Moving(Services):
 
     def __init__(self, **table: Any) -> None:
         super().__init__()
-        self.table = table
+        self.table = table  # type: ignore[assignment]
         self.program = str(self.home / "ambassador")
         source = str(HERE.parent / "bench/ambassador.c")
         subprocess.run(["gcc", "-O2", "-pthread", "-o", self.program, source], check=True)

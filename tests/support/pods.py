@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import time
+from typing import Any
+
+from support.launcher import Podrun
 
 WAITS = 'trap "exit 0" TERM; while :; do sleep 0.05; done'
 
 
-def pod(podrun, script=WAITS, name="web", more="", before=""):
+def pod(podrun: Podrun, script: Any = WAITS, name: str = "web", more: str = "", before: str = "") -> Any:
     command = json.dumps(["sh", "-c", script])
     return podrun.file(
         name,
@@ -17,7 +20,7 @@ def pod(podrun, script=WAITS, name="web", more="", before=""):
     )
 
 
-def until(condition, patience=10.0):
+def until(condition: Any, patience: float = 10.0) -> Any:
     deadline = time.monotonic() + patience
     while not (value := condition()):
         assert time.monotonic() < deadline, "it did not come to pass"
@@ -25,6 +28,6 @@ def until(condition, patience=10.0):
     return value
 
 
-def state(podrun, name="web"):
+def state(podrun: Podrun, name: str = "web") -> Any:
     done = podrun("inspect", name)
     return json.loads(done.stdout)["state"] if done.returncode == 0 else "absent"

@@ -165,7 +165,7 @@ class LikeConsul:
         rows = [
             {
                 "Node": {"Node": os.uname().nodename, "Address": "127.0.0.1"},
-                "Service": {"Service": entry["Name"], **entry},
+                "Service": {"Service": entry["Name"], **entry},  # type: ignore[dict-item]
                 "Checks": [{"Status": status} for name, status in self.checks.items() if name.startswith(entry["ID"])],
             }
             for entry in self.services.values()

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from support.systemd_case import GENERATOR, sh
+from support.systemd_case import GENERATOR, Pods, sh
 
 
 @pytest.fixture
-def generator(pods) -> Iterator[None]:
+def generator(pods: Pods) -> Iterator[None]:
     done = sh("podrun", "unit", "--install-generator")
     assert done.stdout.strip() == str(GENERATOR), done.stderr
     yield

@@ -43,7 +43,7 @@ def generated(etc: Path, out: Path) -> dict[str, str]:
     return {path.name: path.read_text() for path in made.iterdir() if path.is_file()}
 
 
-def test_it_runs_where_podrun_cannot_be_imported(tmp_path):
+def test_it_runs_where_podrun_cannot_be_imported(tmp_path: Path) -> None:
     probe = f"{sys.executable} -ISc 'import podrun'"
     assert "ModuleNotFoundError" in subprocess.run(probe, shell=True, capture_output=True, text=True, cwd="/").stderr
     write(tmp_path / "etc/web.toml", CONTAINER)
@@ -51,19 +51,19 @@ def test_it_runs_where_podrun_cannot_be_imported(tmp_path):
     assert sorted(generated(tmp_path / "etc", tmp_path)) == ["bad.service", "web.service"]
 
 
-def test_its_modules_import_the_standard_library_and_each_other():
+def test_its_modules_import_the_standard_library_and_each_other() -> None:
     text = generator.text("/opt/podrun")
     assert compile(text, "generator", "exec")
     for name in generator.MODULES:
         assert f"_module('podrun.{name}', " in text
 
 
-def test_a_file_with_tables_that_only_a_newer_podrun_knows_has_its_units(tmp_path):
+def test_a_file_with_tables_that_only_a_newer_podrun_knows_has_its_units(tmp_path: Path) -> None:
     write(tmp_path / "etc/web.toml", f"{CONTAINER}[tomorrow]\nx = 1\n")
     assert "ExecStart=/opt/podrun up" in generated(tmp_path / "etc", tmp_path)["web.service"]
 
 
-def test_an_instance_with_drop_ins_of_its_own_has_units_of_its_own(tmp_path):
+def test_an_instance_with_drop_ins_of_its_own_has_units_of_its_own(tmp_path: Path) -> None:
     etc = tmp_path / "etc"
     write(etc / "web@.toml", f'{CONTAINER}[install]\nWantedBy = "multi-user.target"\n')
     write(etc / "web@.toml.d/all.toml", "[service]\nNice = 5\n")
@@ -76,14 +76,14 @@ def test_an_instance_with_drop_ins_of_its_own_has_units_of_its_own(tmp_path):
     assert "[Install]" not in made["web@blue.service"], "drop-ins alone do not start an instance at boot"
 
 
-def test_an_instances_own_file_has_the_templates_drop_ins_too(tmp_path):
+def test_an_instances_own_file_has_the_templates_drop_ins_too(tmp_path: Path) -> None:
     etc = tmp_path / "etc"
     write(etc / "web@blue.toml", CONTAINER)
     write(etc / "web@.toml.d/side.toml", f'{CONTAINER}name = "side"\n')
     assert sorted(generated(etc, tmp_path)) == ["web.main@blue.service", "web.side@blue.service", "web@blue.service"]
 
 
-def test_a_new_step_goes_before_one_that_was_named_by_its_number(tmp_path):
+def test_a_new_step_goes_before_one_that_was_named_by_its_number(tmp_path: Path) -> None:
     etc = tmp_path / "etc"
     storage = '[[chain]]\nhook = "storage"\ntarget = "/a"\n'
     write(etc / "web.toml", storage + CONTAINER + storage + CONTAINER + 'name = "b"\n')
@@ -101,7 +101,7 @@ REQUIRED = {"image": {"ref": "x:1"}, "storage": {"target": "/a"}, "ambassador": 
 @some.composite
 def steps(draw: Any, *, drop_in: bool) -> dict[str, Any]:
     hook = draw(some.sampled_from(["image", "storage", "network", "container", "ambassador", "exec:/opt/Metrics"]))
-    table = {"hook": hook, **REQUIRED.get(hook, {})}
+    table = {"hook": hook, **REQUIRED.get(hook, {})}  # type: ignore[dict-item]
     if draw(some.booleans()):
         table["name"] = draw(NAMES)
     if drop_in and draw(some.integers(0, 2)) == 0:
@@ -148,7 +148,7 @@ def laid_out(place: Path, pod: Any) -> str:
 
 @settings(max_examples=150, deadline=None)
 @given(PODS)
-def test_units_are_made_of_any_pod_as_it_is_started(pod):
+def test_units_are_made_of_any_pod_as_it_is_started(pod: Any) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         path = laid_out(Path(scratch), pod)
         try:

@@ -14,7 +14,7 @@ def told(*argv: str) -> str:
 
 
 @pytest.mark.systemd
-def test_the_nspawn_host_has_systemd_as_process_1_and_cgroup_v2():
+def test_the_nspawn_host_has_systemd_as_process_1_and_cgroup_v2() -> None:
     assert Path("/proc/1/comm").read_text() == "systemd\n"
     assert os.environ["PODRUN_TEST_HOST"] == "nspawn"
     assert os.path.exists("/sys/fs/cgroup/cgroup.controllers")
@@ -22,7 +22,7 @@ def test_the_nspawn_host_has_systemd_as_process_1_and_cgroup_v2():
 
 
 @pytest.mark.qemu
-def test_the_qemu_host_has_all_controllers():
+def test_the_qemu_host_has_all_controllers() -> None:
     assert os.environ["PODRUN_TEST_HOST"] == "qemu"
     controllers = Path("/sys/fs/cgroup/cgroup.controllers").read_text().split()
     assert {"cpu", "memory", "pids", "io"} <= {*controllers}

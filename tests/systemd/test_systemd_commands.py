@@ -7,10 +7,24 @@ import os
 import site
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from support.systemd_case import IMAGE, NETWORK, PATIENT, container, ended, main_pid, sh, show, systemctl, until, words
+from support.systemd_case import (
+    IMAGE,
+    NETWORK,
+    PATIENT,
+    Pods,
+    container,
+    ended,
+    main_pid,
+    sh,
+    show,
+    systemctl,
+    until,
+    words,
+)
 
 pytestmark = pytest.mark.systemd
 
@@ -21,7 +35,7 @@ SERVE = "import http.server as h; h.HTTPServer(('', 80), h.SimpleHTTPRequestHand
 
 
 @pytest.mark.parametrize("how", ["installed", "generated", "template"])
-def test_up_d_starts_the_unit_that_podrun_has_made_of_the_file(pods, generator, how):
+def test_up_d_starts_the_unit_that_podrun_has_made_of_the_file(pods: Pods, generator: Any, how: str) -> None:
     name = "web@blue" if how == "template" else "web"
     if how == "installed":
         pods.install("web", IMAGE, container(PATIENT))
@@ -40,7 +54,7 @@ def test_up_d_starts_the_unit_that_podrun_has_made_of_the_file(pods, generator, 
     systemctl("stop", f"{name}.service")
 
 
-def test_up_d_returns_when_every_container_with_a_unit_is_ready(pods):
+def test_up_d_returns_when_every_container_with_a_unit_is_ready(pods: Pods) -> None:
     pods.install("duo", IMAGE, NETWORK, container(PATIENT, "app"), container(PATIENT, "side"))
     assert sh("podrun", "up", "-d", "duo").returncode == 0
     assert show("duo.app", "ActiveState") == show("duo.side", "ActiveState") == ["active"]
@@ -48,7 +62,7 @@ def test_up_d_returns_when_every_container_with_a_unit_is_ready(pods):
     pods.nothing_left()
 
 
-def test_up_d_of_a_unit_that_fails_tells_why_and_has_its_code(pods):
+def test_up_d_of_a_unit_that_fails_tells_why_and_has_its_code(pods: Pods) -> None:
     pods.install("web", IMAGE, '[[chain]]\nhook = "container"\ncommand = ["/no/such"]\n')
     done = sh("podrun", "up", "-d", "web")
     assert done.returncode == 127
@@ -56,7 +70,7 @@ def test_up_d_of_a_unit_that_fails_tells_why_and_has_its_code(pods):
     assert show("web", "ActiveState") == ["failed"]
 
 
-def test_up_d_of_another_file_of_the_same_name_is_refused(pods):
+def test_up_d_of_another_file_of_the_same_name_is_refused(pods: Pods) -> None:
     pods.install("web", IMAGE, container(PATIENT))
     other = Path("/opt/web.toml")
     other.write_text(IMAGE + container(PATIENT))
@@ -66,7 +80,7 @@ def test_up_d_of_another_file_of_the_same_name_is_refused(pods):
     assert show("podrun-web", "ActiveState") == ["inactive"]
 
 
-def test_down_ends_a_unit_that_is_between_two_starts(pods):
+def test_down_ends_a_unit_that_is_between_two_starts(pods: Pods) -> None:
     pods.install("web", IMAGE, container("sleep 0.3; exit 1"), service='Restart = "always"\nRestartSec = "1h"')
     systemctl("start", "web")
     until(lambda: show("web", "SubState") == ["auto-restart"])
@@ -74,7 +88,7 @@ def test_down_ends_a_unit_that_is_between_two_starts(pods):
     assert show("web", "SubState") in (["dead"], ["failed"])
 
 
-def test_ps_and_inspect_tell_the_unit(pods):
+def test_ps_and_inspect_tell_the_unit(pods: Pods) -> None:
     pods.install("web", IMAGE, container(PATIENT))
     systemctl("start", "web")
     [row] = [json.loads(line) for line in sh("podrun", "ps", "--format", "json").stdout.splitlines()]
@@ -88,7 +102,7 @@ def test_ps_and_inspect_tell_the_unit(pods):
 
 @pytest.mark.parametrize("probe", ['http = ":80/"', 'tcp = ":80"'])
 @pytest.mark.parametrize("network", [NETWORK, ""], ids=["bridge", "own"])
-def test_a_unit_is_active_when_its_server_answers(pods, probe, network):
+def test_a_unit_is_active_when_its_server_answers(pods: Pods, probe: str, network: Any) -> None:
     script = f'while [ ! -e /tmp/go ]; do sleep 0.05; done; exec python3 -c "{SERVE}"'
     pods.install("web", IMAGE, network, container(script, ready=f'{{ {probe}, timeout = "20s" }}'))
     systemctl("start", "--no-block", "web")
@@ -99,7 +113,7 @@ def test_a_unit_is_active_when_its_server_answers(pods, probe, network):
     until(lambda: show("web", "ActiveState") == ["active"])
 
 
-def test_a_server_that_does_not_answer_fails_the_unit_with_the_probes_last_error(pods):
+def test_a_server_that_does_not_answer_fails_the_unit_with_the_probes_last_error(pods: Pods) -> None:
     pods.install("web", IMAGE, NETWORK, container(PATIENT, ready='{ tcp = ":80", timeout = "300ms" }'))
     assert systemctl("start", "web").returncode != 0
     assert ended("web") == ("exit-code", "exited", "76")
@@ -107,7 +121,7 @@ def test_a_server_that_does_not_answer_fails_the_unit_with_the_probes_last_error
     pods.nothing_left()
 
 
-def test_a_log_file_has_what_the_journal_then_has_not(pods):
+def test_a_log_file_has_what_the_journal_then_has_not(pods: Pods) -> None:
     log = Path("/srv/web.log")
     pods.install("web", IMAGE, container(PATIENT, log=f'"file:{log}"'))
     systemctl("start", "web")
@@ -122,7 +136,7 @@ def test_a_log_file_has_what_the_journal_then_has_not(pods):
 # --- plugins and warnings -------------------------------------------------------------------------------------------
 
 
-def test_the_generator_knows_the_resident_hooks_of_installed_packages(pods):
+def test_the_generator_knows_the_resident_hooks_of_installed_packages(pods: Pods) -> None:
     packages = Path(site.getsitepackages()[0])
     metadata = packages / "sleeper-1.dist-info"
     metadata.mkdir(exist_ok=True)
@@ -161,7 +175,7 @@ def test_the_generator_knows_the_resident_hooks_of_installed_packages(pods):
         metadata.rmdir()
 
 
-def test_a_watchdogsec_that_nobody_will_answer_is_told_of(pods):
+def test_a_watchdogsec_that_nobody_will_answer_is_told_of(pods: Pods) -> None:
     pods.file("web", IMAGE + container(PATIENT) + '[service]\nWatchdogSec = "5s"\n')
     done = sh("podrun", "unit", "web")
     assert "nothing answers WatchdogSec=5s" in done.stderr

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from support.systemd_case import IMAGE, NETWORK, PATIENT, container, main_pid, sh, systemctl, until, words
+from support.systemd_case import IMAGE, NETWORK, PATIENT, Pods, container, main_pid, sh, systemctl, until, words
 
 pytestmark = pytest.mark.systemd
 
 
 @pytest.mark.parametrize("runtime", ["crun", "runc"])
-def test_a_user_of_a_unit_has_no_capabilities_2048_processes_and_no_namespaces(pods, runtime):
+def test_a_user_of_a_unit_has_no_capabilities_2048_processes_and_no_namespaces(pods: Pods, runtime: str) -> None:
     script = "grep Cap /proc/self/status; unshare -U true || echo REFUSED; exec sleep 1000"
     pods.install("web", IMAGE, NETWORK, container(script, user="1000", runtime=f"'''{runtime}'''"))
     assert systemctl("start", "web").returncode == 0, words("web")
@@ -27,7 +27,7 @@ def test_a_user_of_a_unit_has_no_capabilities_2048_processes_and_no_namespaces(p
 
 
 @pytest.mark.parametrize("runtime", ["crun", "runc"])
-def test_a_unit_is_refused_a_target_that_a_link_leads_into_dev(pods, tmp_path, runtime):
+def test_a_unit_is_refused_a_target_that_a_link_leads_into_dev(pods: Pods, tmp_path: Path, runtime: str) -> None:
     (tmp_path / "outer").mkdir()
     (tmp_path / "inner").mkdir()
     (tmp_path / "outer/sub").symlink_to("/dev")

@@ -33,7 +33,7 @@ def by_hand(pods: Pods, *parts: str, service: str) -> None:
     pods.write("web.service", f"[Service]\n{service}\nExecStart=/usr/local/bin/podrun up /etc/podrun/web.toml\n{STOP}")
 
 
-def test_without_delegate_the_container_stays_in_the_units_cgroup(pods):
+def test_without_delegate_the_container_stays_in_the_units_cgroup(pods: Pods) -> None:
     by_hand(pods, IMAGE, NETWORK, container(PATIENT), service="Type=notify\nNotifyAccess=all\nKillMode=process")
     assert systemctl("start", "web").returncode == 0, words("web")
     assert Path(f"/proc/{main_pid('web')}/cgroup").read_text().strip().endswith("/system.slice/web.service")
@@ -44,7 +44,7 @@ def test_without_delegate_the_container_stays_in_the_units_cgroup(pods):
 
 
 @pytest.mark.parametrize("key", ["pids = 20", 'runtime = "runc"'])
-def test_a_limit_without_delegate_is_refused_with_the_line_to_add(pods, key):
+def test_a_limit_without_delegate_is_refused_with_the_line_to_add(pods: Pods, key: str) -> None:
     more = dict([key.split(" = ")])
     by_hand(pods, IMAGE, container(PATIENT, **more), service="Type=notify\nNotifyAccess=all\nKillMode=process")
     assert systemctl("start", "web").returncode != 0
@@ -53,7 +53,7 @@ def test_a_limit_without_delegate_is_refused_with_the_line_to_add(pods, key):
     pods.nothing_left()
 
 
-def test_without_notify_access_all_the_stop_names_the_line_to_add(pods):
+def test_without_notify_access_all_the_stop_names_the_line_to_add(pods: Pods) -> None:
     by_hand(pods, IMAGE, container(PATIENT), service="Type=notify\nDelegate=yes\nTimeoutStartSec=2")
     assert systemctl("start", "web").returncode != 0
     assert ended("web")[0] == "timeout"
@@ -61,14 +61,14 @@ def test_without_notify_access_all_the_stop_names_the_line_to_add(pods):
     pods.nothing_left()
 
 
-def test_a_simple_unit_keeps_podrun_in_the_foreground(pods):
+def test_a_simple_unit_keeps_podrun_in_the_foreground(pods: Pods) -> None:
     by_hand(pods, IMAGE, container("sleep 0.5; exit 7"), service="Type=exec\nKillMode=process")
     assert systemctl("start", "web").returncode == 0
     assert ended("web") == ("exit-code", "exited", "7")
     pods.nothing_left()
 
 
-def test_several_containers_in_one_unit_are_waited_for_by_podrun(pods):
+def test_several_containers_in_one_unit_are_waited_for_by_podrun(pods: Pods) -> None:
     service = "Type=notify\nNotifyAccess=all\nDelegate=yes\nKillMode=process"
     by_hand(pods, IMAGE, container(PATIENT, "app"), container("sleep 1; exit 7", "side"), service=service)
     assert systemctl("start", "web").returncode == 0, words("web")
@@ -76,7 +76,7 @@ def test_several_containers_in_one_unit_are_waited_for_by_podrun(pods):
     pods.nothing_left()
 
 
-def test_another_services_notify_socket_is_left_alone(pods):
+def test_another_services_notify_socket_is_left_alone(pods: Pods) -> None:
     pods.file("web", IMAGE + container(PATIENT))
     script = "podrun up -d /etc/podrun/web.toml; systemd-notify --ready; exec sleep 100"
     pods.write("other.service", f"[Service]\nType=notify\nNotifyAccess=all\nExecStart=/bin/sh -c '{script}'\n")
@@ -85,7 +85,7 @@ def test_another_services_notify_socket_is_left_alone(pods):
     assert sh("podrun", "down", "web").returncode == 0
 
 
-def test_an_image_that_logs_to_dev_stdout_gets_there(pods):
+def test_an_image_that_logs_to_dev_stdout_gets_there(pods: Pods) -> None:
     root = Path("/srv/logging")
     if not root.exists():
         for directory in ("bin", "var/log/app"):
@@ -105,7 +105,7 @@ def test_an_image_that_logs_to_dev_stdout_gets_there(pods):
     until(lambda: "through the link" in words("web"))
 
 
-def test_logs_of_a_unit_come_from_the_journal(pods):
+def test_logs_of_a_unit_come_from_the_journal(pods: Pods) -> None:
     pods.install("web", IMAGE, container("echo first; " + PATIENT))
     systemctl("start", "web")
     until(lambda: "hello" in words("web"))
@@ -115,7 +115,7 @@ def test_logs_of_a_unit_come_from_the_journal(pods):
     assert follow.returncode == 0
 
 
-def test_the_output_of_each_container_can_be_told_apart(pods):
+def test_the_output_of_each_container_can_be_told_apart(pods: Pods) -> None:
     pods.install("duo", IMAGE, container(f"echo one; {PATIENT}", "app"), container(f"echo two; {PATIENT}", "side"))
     systemctl("start", "duo.app", "duo.side")
     until(lambda: "two" in words("duo.side"))

@@ -9,12 +9,25 @@ from typing import Any
 
 import pytest
 
-from support.systemd_case import IMAGE, NETWORK, PATIENT, container, ended, main_pid, sh, show, systemctl, until, words
+from support.systemd_case import (
+    IMAGE,
+    NETWORK,
+    PATIENT,
+    Pods,
+    container,
+    ended,
+    main_pid,
+    sh,
+    show,
+    systemctl,
+    until,
+    words,
+)
 
 pytestmark = pytest.mark.hybrid
 
 
-def test_the_host_has_both_versions():
+def test_the_host_has_both_versions() -> None:
     assert not os.path.exists("/sys/fs/cgroup/cgroup.controllers")
     assert os.path.exists("/sys/fs/cgroup/memory/memory.limit_in_bytes")
     assert os.path.exists("/sys/fs/cgroup/unified/cgroup.procs")
@@ -30,7 +43,7 @@ def used() -> dict[str, Any]:
     return row
 
 
-def test_the_main_process_is_the_containers_init_and_its_status_is_the_units(pods):
+def test_the_main_process_is_the_containers_init_and_its_status_is_the_units(pods: Pods) -> None:
     pods.install("web", IMAGE, NETWORK, container("while [ ! -e /tmp/go ]; do sleep 0.05; done; exit 7"))
     assert systemctl("start", "web").returncode == 0, words("web")
     pid = main_pid("web")
@@ -43,7 +56,7 @@ def test_the_main_process_is_the_containers_init_and_its_status_is_the_units(pod
     pods.nothing_left()
 
 
-def test_a_container_with_limits_is_still_the_units_for_systemd_and_the_journal(pods):
+def test_a_container_with_limits_is_still_the_units_for_systemd_and_the_journal(pods: Pods) -> None:
     pods.install("web", IMAGE, container(PATIENT, memory='"64M"'))
     assert systemctl("start", "web").returncode == 0, words("web")
     named = Path(f"/proc/{main_pid('web')}/cgroup").read_text().partition("name=systemd:")[2].split()[0]
@@ -55,7 +68,7 @@ def test_a_container_with_limits_is_still_the_units_for_systemd_and_the_journal(
     pods.nothing_left()
 
 
-def test_a_limit_is_that_of_a_v1_cgroup_and_going_beyond_it_ends_the_payload(pods):
+def test_a_limit_is_that_of_a_v1_cgroup_and_going_beyond_it_ends_the_payload(pods: Pods) -> None:
     pods.install("web", IMAGE, container("sleep 1; tail /dev/zero; exit 5", memory='"32M"'))
     assert systemctl("start", "web").returncode == 0, words("web")
     [cgroup] = [path for path in Path("/sys/fs/cgroup/memory/podrun").iterdir() if path.is_dir()]
@@ -66,7 +79,7 @@ def test_a_limit_is_that_of_a_v1_cgroup_and_going_beyond_it_ends_the_payload(pod
     pods.nothing_left()
 
 
-def test_after_kill_9_of_everything_nothing_is_left(pods):
+def test_after_kill_9_of_everything_nothing_is_left(pods: Pods) -> None:
     pods.install("web", IMAGE, NETWORK, container(PATIENT, pids="20"))
     assert systemctl("start", "web").returncode == 0, words("web")
     systemctl("kill", "--signal=KILL", "--kill-who=all", "web")

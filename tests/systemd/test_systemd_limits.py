@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from support.systemd_case import IMAGE, NETWORK, PATIENT, container, ended, main_pid, sh, show, systemctl, words
+from support.systemd_case import IMAGE, NETWORK, PATIENT, Pods, container, ended, main_pid, sh, show, systemctl, words
 
 pytestmark = pytest.mark.qemu
 
@@ -16,7 +16,7 @@ GREEDY = "tail /dev/zero; exec sleep 100"
 
 
 @pytest.mark.parametrize("runtime", ["crun", "runc"])
-def test_the_hand_off_on_cgroup_v2(pods, runtime):
+def test_the_hand_off_on_cgroup_v2(pods: Pods, runtime: str) -> None:
     pods.install("web", IMAGE, NETWORK, container(PATIENT, runtime=f'"{runtime}"'))
     assert systemctl("start", "web").returncode == 0, words("web")
     print(systemctl("status", "--no-pager", "web").stdout, sh("systemd-cgls", "--no-pager", "-u", "web.service").stdout)
@@ -27,21 +27,21 @@ def test_the_hand_off_on_cgroup_v2(pods, runtime):
     pods.nothing_left()
 
 
-def test_a_payload_beyond_its_memory_limit_shows_as_oom_kill(pods):
+def test_a_payload_beyond_its_memory_limit_shows_as_oom_kill(pods: Pods) -> None:
     pods.install("web", IMAGE, container(f"sleep 1; {GREEDY}", memory='"32M"'))
     assert systemctl("start", "web").returncode == 0, words("web")
     assert ended("web")[0] == "oom-kill", words("web")
     pods.nothing_left()
 
 
-def test_a_limit_of_the_unit_shows_as_oom_kill_as_well(pods):
+def test_a_limit_of_the_unit_shows_as_oom_kill_as_well(pods: Pods) -> None:
     pods.install("web", IMAGE, container(f"sleep 1; {GREEDY}"), service='MemoryMax = "64M"\nMemorySwapMax = 0')
     systemctl("start", "web")
     assert ended("web")[0] == "oom-kill", words("web")
     pods.nothing_left()
 
 
-def test_the_limits_of_a_container_are_those_of_its_cgroup(pods):
+def test_the_limits_of_a_container_are_those_of_its_cgroup(pods: Pods) -> None:
     pods.install("web", IMAGE, container(PATIENT, memory='"64M"', pids="20", cpus="0.5"))
     assert systemctl("start", "web").returncode == 0, words("web")
     cgroup = Path("/sys/fs/cgroup/system.slice/web.service/main")
@@ -55,7 +55,7 @@ def test_the_limits_of_a_container_are_those_of_its_cgroup(pods):
 
 
 @pytest.mark.parametrize("runtime", ["crun", "runc"])
-def test_a_container_cannot_read_the_hosts_disk(pods, runtime):
+def test_a_container_cannot_read_the_hosts_disk(pods: Pods, runtime: str) -> None:
     major, minor = Path("/sys/block/vda/dev").read_text().split(":")
     script = f"mknod /tmp/disk b {major} {minor.strip()}; head -c 10 /tmp/disk && echo readable; {PATIENT}"
     pods.install("web", IMAGE, container(script, runtime=f'"{runtime}"'))

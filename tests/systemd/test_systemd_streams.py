@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from support.systemd_case import IMAGE, container, ended, sh, show, systemctl, until, words
+from support.systemd_case import IMAGE, Pods, container, ended, sh, show, systemctl, until, words
 
 pytestmark = pytest.mark.systemd
 
 
-def test_the_lines_that_tell_why_a_payload_failed_arrive_each_time(pods):
+def test_the_lines_that_tell_why_a_payload_failed_arrive_each_time(pods: Pods) -> None:
     pods.install("web", IMAGE, container("seq 1 200 >/dev/stderr; echo LAST >/dev/stderr; exit 3"))
     for _ in range(10):
         systemctl("start", "web")
@@ -22,7 +23,7 @@ def test_the_lines_that_tell_why_a_payload_failed_arrive_each_time(pods):
         systemctl("reset-failed", "web")
 
 
-def test_a_unit_that_has_ended_is_still_known(pods):
+def test_a_unit_that_has_ended_is_still_known(pods: Pods) -> None:
     pods.install("web", IMAGE, container("echo words; printf '%070000d\\n' 7; echo '<3>end'; exit 7"))
     systemctl("start", "web")
     assert ended("web") == ("exit-code", "exited", "7")
@@ -35,7 +36,7 @@ def test_a_unit_that_has_ended_is_still_known(pods):
     assert sh("podrun", "wait", "web").returncode == 7
 
 
-def test_with_on_failure_stop_the_failures_status_is_the_pods(pods):
+def test_with_on_failure_stop_the_failures_status_is_the_pods(pods: Pods) -> None:
     side = container("trap 'exit 0' TERM; while :; do sleep 0.05; done", "side")
     pods.install("duo", IMAGE, container("sleep 1; exit 5", "app"), side, pod='on_failure = "stop"')
     systemctl("start", "duo.app", "duo.side")
@@ -44,7 +45,7 @@ def test_with_on_failure_stop_the_failures_status_is_the_pods(pods):
     assert sh("podrun", "wait", "duo").returncode == 5
 
 
-def test_a_payload_that_cannot_open_the_journals_socket_is_told_of_the_pipe(pods):
+def test_a_payload_that_cannot_open_the_journals_socket_is_told_of_the_pipe(pods: Pods) -> None:
     # Nothing can be seen of it: the name is put together.
     script = "a=/dev; echo x >$a/stderr || { echo cannot: No such device or address; exit 4; }"
     pods.install("web", IMAGE, container(script))
@@ -53,7 +54,7 @@ def test_a_payload_that_cannot_open_the_journals_socket_is_told_of_the_pipe(pods
     until(lambda: 'log = "pipe"' in words("web"), 10, lambda: words("web"))
 
 
-def test_a_correct_client_of_the_notify_socket_does_not_fail(pods):
+def test_a_correct_client_of_the_notify_socket_does_not_fail(pods: Pods) -> None:
     script = (
         "for n in 1 2 3 4 5; do systemd-notify --ready || exit 3; systemd-notify --status=$n || exit 4; done; "
         "systemd-notify STOPPING=1 && echo notified; sleep 0.3"
@@ -72,7 +73,9 @@ def test_a_correct_client_of_the_notify_socket_does_not_fail(pods):
         ("exec sleep 1000", ("signal", "killed", "9"), True),
     ],
 )
-def test_a_stop_is_a_success_when_the_payload_ended_and_a_failure_when_it_was_killed(pods, script, outcome, told):
+def test_a_stop_is_a_success_when_the_payload_ended_and_a_failure_when_it_was_killed(
+    pods: Pods, script: str, outcome: Any, told: bool
+) -> None:
     pods.install("web", IMAGE, container(script), stop_timeout="2s")
     systemctl("start", "web")
     systemctl("stop", "web")
@@ -80,7 +83,7 @@ def test_a_stop_is_a_success_when_the_payload_ended_and_a_failure_when_it_was_ki
     assert ("it did not end within 2 s of SIGTERM: killed" in words("web")) == told
 
 
-def test_a_host_mounted_configuration_that_names_stderr_gets_a_pipe(pods):
+def test_a_host_mounted_configuration_that_names_stderr_gets_a_pipe(pods: Pods) -> None:
     Path("/srv/conf").mkdir(exist_ok=True)
     Path("/srv/conf/app.conf").write_text("error_log /dev/stderr;\n")
     script = "f=$(sed 's/error_log //; s/;//' /etc/app/app.conf); echo opened >$f && sleep 0.2"

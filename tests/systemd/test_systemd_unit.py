@@ -13,6 +13,7 @@ from support.systemd_case import (
     IMAGE,
     NETWORK,
     PATIENT,
+    Pods,
     container,
     ended,
     main_pid,
@@ -29,7 +30,7 @@ pytestmark = pytest.mark.systemd
 # --- the hand-off ---------------------------------------------------------------------------------------------------
 
 
-def test_the_main_process_is_the_containers_init_and_its_parent_is_process_1(pods):
+def test_the_main_process_is_the_containers_init_and_its_parent_is_process_1(pods: Pods) -> None:
     pods.install("web", IMAGE, NETWORK, container(PATIENT))
     assert systemctl("start", "web").returncode == 0, words("web")
     pid = main_pid("web")
@@ -40,7 +41,7 @@ def test_the_main_process_is_the_containers_init_and_its_parent_is_process_1(pod
     until(lambda: sh("pgrep", "-af", "bin/podrun").stdout == "")
 
 
-def test_beside_the_payload_nothing_is_resident(pods):
+def test_beside_the_payload_nothing_is_resident(pods: Pods) -> None:
     pods.install("web", IMAGE, NETWORK, container("exec sleep 1000"))
     systemctl("start", "web")
     cgroups = Path("/sys/fs/cgroup/system.slice/web.service")
@@ -53,7 +54,7 @@ def test_beside_the_payload_nothing_is_resident(pods):
     )
 
 
-def test_the_command_sees_the_mount_namespace_of_process_1(pods):
+def test_the_command_sees_the_mount_namespace_of_process_1(pods: Pods) -> None:
     pods.install(
         "web",
         IMAGE,
@@ -67,7 +68,7 @@ def test_the_command_sees_the_mount_namespace_of_process_1(pods):
     assert sh("ip", "netns", "exec", "podrun-web", "true").returncode == 0
 
 
-def test_after_stop_nothing_is_left(pods):
+def test_after_stop_nothing_is_left(pods: Pods) -> None:
     pods.install(
         "web", IMAGE, NETWORK, container(PATIENT), '[[chain]]\nhook = "register"\nservice = "web"\nport = 80\n'
     )
@@ -78,7 +79,7 @@ def test_after_stop_nothing_is_left(pods):
     pods.nothing_left()
 
 
-def test_the_status_line_tells_the_progress_and_then_the_number_of_steps(pods):
+def test_the_status_line_tells_the_progress_and_then_the_number_of_steps(pods: Pods) -> None:
     pods.install(
         "web", IMAGE, NETWORK, container(PATIENT, ready='{ exec = ["test", "-e", "/tmp/never"], timeout = "20s" }')
     )
@@ -96,7 +97,7 @@ def test_the_status_line_tells_the_progress_and_then_the_number_of_steps(pods):
     ("status", "result", "state"),
     [(0, "success", "inactive"), (7, "exit-code", "failed"), (143, "success", "inactive")],
 )
-def test_the_payloads_own_status_is_the_units(pods, status, result, state):
+def test_the_payloads_own_status_is_the_units(pods: Pods, status: int, result: str, state: str) -> None:
     pods.install("web", IMAGE, NETWORK, container(f"sleep 0.5; exit {status}"))
     assert systemctl("start", "web").returncode == 0
     assert ended("web") == (result, "exited", str(status))
@@ -104,7 +105,7 @@ def test_the_payloads_own_status_is_the_units(pods, status, result, state):
     pods.nothing_left()
 
 
-def test_a_sigkill_of_the_payload_shows_as_a_signal(pods):
+def test_a_sigkill_of_the_payload_shows_as_a_signal(pods: Pods) -> None:
     pods.install("web", IMAGE, NETWORK, container(PATIENT))
     systemctl("start", "web")
     os.kill(main_pid("web"), signal.SIGKILL)
@@ -113,7 +114,7 @@ def test_a_sigkill_of_the_payload_shows_as_a_signal(pods):
 
 
 @pytest.mark.parametrize("status", [0, 3])
-def test_a_payload_that_ends_at_once_is_not_lost(pods, status):
+def test_a_payload_that_ends_at_once_is_not_lost(pods: Pods, status: int) -> None:
     pods.install("web", IMAGE, NETWORK, container(f"exit {status}"))
     systemctl("start", "web")
     result, code, number = ended("web")
@@ -124,7 +125,7 @@ def test_a_payload_that_ends_at_once_is_not_lost(pods, status):
     pods.nothing_left()
 
 
-def test_restart_on_failure_starts_it_again_until_the_start_limit(pods):
+def test_restart_on_failure_starts_it_again_until_the_start_limit(pods: Pods) -> None:
     pods.install(
         "web",
         IMAGE,
@@ -139,7 +140,7 @@ def test_restart_on_failure_starts_it_again_until_the_start_limit(pods):
     pods.nothing_left()
 
 
-def test_an_exit_status_survives_the_re_execution_of_systemd(pods):
+def test_an_exit_status_survives_the_re_execution_of_systemd(pods: Pods) -> None:
     pods.install("web", IMAGE, NETWORK, container("while [ ! -e /tmp/go ]; do sleep 0.05; done; exit 7"))
     systemctl("start", "web")
     pid = main_pid("web")
@@ -153,7 +154,7 @@ def test_an_exit_status_survives_the_re_execution_of_systemd(pods):
 # --- stops ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_stop_right_after_the_start_is_not_lost(pods):
+def test_a_stop_right_after_the_start_is_not_lost(pods: Pods) -> None:
     slow = "sleep 0.4; " + PATIENT
     pods.install("web", IMAGE, NETWORK, container(slow), stop_timeout="10s")
     systemctl("start", "web")
@@ -164,7 +165,7 @@ def test_a_stop_right_after_the_start_is_not_lost(pods):
     pods.nothing_left()
 
 
-def test_a_stop_while_activating_undoes_what_is_there(pods):
+def test_a_stop_while_activating_undoes_what_is_there(pods: Pods) -> None:
     pods.install("web", IMAGE, NETWORK, container(PATIENT, ready='{ exec = ["false"], timeout = "60s" }'))
     systemctl("start", "--no-block", "web")
     until(lambda: "waiting" in show("web", "StatusText")[0])
@@ -175,7 +176,7 @@ def test_a_stop_while_activating_undoes_what_is_there(pods):
     pods.nothing_left()
 
 
-def test_after_kill_9_of_everything_nothing_is_left(pods):
+def test_after_kill_9_of_everything_nothing_is_left(pods: Pods) -> None:
     pods.install("web", IMAGE, NETWORK, container(PATIENT))
     systemctl("start", "web")
     systemctl("kill", "--signal=KILL", "--kill-who=all", "web")
@@ -183,7 +184,7 @@ def test_after_kill_9_of_everything_nothing_is_left(pods):
     pods.nothing_left()
 
 
-def test_kill_9_of_podrun_in_the_middle_of_a_start_leaves_nothing(pods):
+def test_kill_9_of_podrun_in_the_middle_of_a_start_leaves_nothing(pods: Pods) -> None:
     pods.install("web", IMAGE, NETWORK, container(PATIENT, ready='{ exec = ["false"], timeout = "60s" }'))
     systemctl("start", "--no-block", "web")
     until(lambda: "waiting" in show("web", "StatusText")[0])
@@ -195,7 +196,7 @@ def test_kill_9_of_podrun_in_the_middle_of_a_start_leaves_nothing(pods):
 # --- starts that fail -----------------------------------------------------------------------------------------------
 
 
-def test_a_losing_second_start_leaves_the_winner_alone(pods):
+def test_a_losing_second_start_leaves_the_winner_alone(pods: Pods) -> None:
     pods.install("web", IMAGE, NETWORK, container(PATIENT))
     systemctl("start", "web")
     pid = main_pid("web")
@@ -208,7 +209,7 @@ def test_a_losing_second_start_leaves_the_winner_alone(pods):
     assert show("web", "ActiveState") == ["active"]
 
 
-def test_a_step_that_fails_after_the_hand_off_fails_the_unit(pods):
+def test_a_step_that_fails_after_the_hand_off_fails_the_unit(pods: Pods) -> None:
     Path("/opt/no").write_text("#!/bin/sh\n[ $PODRUN_VERB = up ] && exit 69\nexit 0\n")
     os.chmod("/opt/no", 0o755)
     pods.install("web", IMAGE, NETWORK, container(PATIENT), '[[chain]]\nhook = "exec:/opt/no"\n')
@@ -219,7 +220,7 @@ def test_a_step_that_fails_after_the_hand_off_fails_the_unit(pods):
     pods.nothing_left()
 
 
-def test_a_wrong_pod_file_ends_with_78_and_is_not_started_again(pods):
+def test_a_wrong_pod_file_ends_with_78_and_is_not_started_again(pods: Pods) -> None:
     pods.install("web", IMAGE, container(PATIENT), service='Restart = "on-failure"\nRestartSec = "100ms"')
     pods.file("web", 'chain = [ { hook = "container", comand = ["true"] } ]')
     assert systemctl("start", "web").returncode != 0
@@ -228,7 +229,7 @@ def test_a_wrong_pod_file_ends_with_78_and_is_not_started_again(pods):
     assert "did you mean 'command'" in words("web")
 
 
-def test_a_command_that_is_not_in_the_image_ends_with_127(pods):
+def test_a_command_that_is_not_in_the_image_ends_with_127(pods: Pods) -> None:
     pods.install("web", IMAGE, '[[chain]]\nhook = "container"\ncommand = ["/no/such"]\n')
     assert systemctl("start", "web").returncode != 0
     assert ended("web") == ("exit-code", "exited", "127")
@@ -239,7 +240,7 @@ def test_a_command_that_is_not_in_the_image_ends_with_127(pods):
 
 
 @pytest.mark.parametrize("status", [0, 7])
-def test_a_job_is_done_when_its_payload_is_and_has_its_status(pods, status):
+def test_a_job_is_done_when_its_payload_is_and_has_its_status(pods: Pods, status: int) -> None:
     pods.install("task", IMAGE, container(f"echo working; exit {status}"), pod='type = "job"')
     assert systemctl("start", "task").returncode == (1 if status else 0)
     assert ended("task")[1:] == ("exited", str(status))
@@ -247,7 +248,7 @@ def test_a_job_is_done_when_its_payload_is_and_has_its_status(pods, status):
     pods.nothing_left()
 
 
-def test_a_chain_without_a_container_stays_up_without_a_process(pods):
+def test_a_chain_without_a_container_stays_up_without_a_process(pods: Pods) -> None:
     pods.install("net", NETWORK)
     assert systemctl("start", "net").returncode == 0, words("net")
     assert show("net", "ActiveState", "SubState", "MainPID") == ["active", "exited", "0"]
@@ -259,7 +260,7 @@ def test_a_chain_without_a_container_stays_up_without_a_process(pods):
 # --- several containers ---------------------------------------------------------------------------------------------
 
 
-def test_two_containers_are_two_units_that_start_in_order_and_stop_in_reverse(pods):
+def test_two_containers_are_two_units_that_start_in_order_and_stop_in_reverse(pods: Pods) -> None:
     made = pods.install("duo", IMAGE, NETWORK, container(PATIENT, "app"), container(PATIENT, "side"))
     assert made == ["duo.service", "duo.app.service", "duo.side.service"]
     assert systemctl("start", *made).returncode == 0, words("duo.app")
@@ -273,14 +274,14 @@ def test_two_containers_are_two_units_that_start_in_order_and_stop_in_reverse(po
     pods.nothing_left()
 
 
-def test_starting_the_pods_unit_starts_its_containers(pods):
+def test_starting_the_pods_unit_starts_its_containers(pods: Pods) -> None:
     pods.install("duo", IMAGE, NETWORK, container(PATIENT, "app"), container(PATIENT, "side"))
     systemctl("start", "duo")
     until(lambda: show("duo.side", "ActiveState") == ["active"])
     assert show("duo.app", "ActiveState") == ["active"]
 
 
-def test_one_of_two_containers_is_restarted_alone(pods):
+def test_one_of_two_containers_is_restarted_alone(pods: Pods) -> None:
     pods.install("duo", IMAGE, NETWORK, container(PATIENT, "app"), container(PATIENT, "side"))
     systemctl("start", "duo.app", "duo.side")
     app, side = main_pid("duo.app"), main_pid("duo.side")
@@ -290,7 +291,7 @@ def test_one_of_two_containers_is_restarted_alone(pods):
     assert sh("podrun", "ps", "--format", "json").stdout.count('"up"') == 1
 
 
-def test_a_sidecar_that_dies_is_seen_and_the_pod_goes_on(pods):
+def test_a_sidecar_that_dies_is_seen_and_the_pod_goes_on(pods: Pods) -> None:
     pods.install("duo", IMAGE, NETWORK, container(PATIENT, "app"), container(PATIENT, "side"))
     systemctl("start", "duo.app", "duo.side")
     os.kill(main_pid("duo.side"), signal.SIGKILL)
@@ -298,7 +299,7 @@ def test_a_sidecar_that_dies_is_seen_and_the_pod_goes_on(pods):
     assert show("duo.app", "ActiveState") == ["active"]
 
 
-def test_a_sidecar_that_dies_stops_the_pod_where_the_pod_file_says_so(pods):
+def test_a_sidecar_that_dies_stops_the_pod_where_the_pod_file_says_so(pods: Pods) -> None:
     pods.install(
         "duo", IMAGE, NETWORK, container(PATIENT, "app"), container(PATIENT, "side"), pod='on_failure = "stop"'
     )

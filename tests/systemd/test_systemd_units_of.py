@@ -6,6 +6,7 @@ import ast
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,7 @@ from support.systemd_case import (
     IMAGE,
     NETWORK,
     PATIENT,
+    Pods,
     container,
     ended,
     main_pid,
@@ -27,7 +29,7 @@ from support.systemd_case import (
 pytestmark = pytest.mark.systemd
 
 
-def test_systemd_finds_nothing_wrong_with_the_units(pods):
+def test_systemd_finds_nothing_wrong_with_the_units(pods: Pods) -> None:
     pods.install("solo", IMAGE, NETWORK, container(PATIENT), '[install]\nWantedBy = "multi-user.target"\n')
     pods.install(
         "duo", IMAGE, NETWORK, container(PATIENT, "app"), container(PATIENT, "side"), pod='on_failure = "stop"'
@@ -40,7 +42,7 @@ def test_systemd_finds_nothing_wrong_with_the_units(pods):
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
-def test_the_exposure_that_systemd_sees_is_bounded(pods):
+def test_the_exposure_that_systemd_sees_is_bounded(pods: Pods) -> None:
     pods.install("web", IMAGE, NETWORK, container(PATIENT))
     done = sh("systemd-analyze", "security", "--no-pager", "web.service")
     print(done.stdout)
@@ -48,7 +50,7 @@ def test_the_exposure_that_systemd_sees_is_bounded(pods):
     assert float(overall.split(":")[1].split()[0]) < 8.0, overall
 
 
-def test_what_ordinary_images_do_works_in_a_generated_unit(pods):
+def test_what_ordinary_images_do_works_in_a_generated_unit(pods: Pods) -> None:
     script = "; ".join(
         [
             "set -e",
@@ -68,12 +70,12 @@ def test_what_ordinary_images_do_works_in_a_generated_unit(pods):
     assert "as 33\n" in words("web")
 
 
-def test_install_enables_what_the_pod_file_wants_enabled(pods):
+def test_install_enables_what_the_pod_file_wants_enabled(pods: Pods) -> None:
     pods.install("web", IMAGE, container(PATIENT), '[install]\nWantedBy = "multi-user.target"\n')
     assert systemctl("is-enabled", "web").stdout.strip() == "enabled"
 
 
-def test_a_foreign_unit_is_not_overwritten(pods):
+def test_a_foreign_unit_is_not_overwritten(pods: Pods) -> None:
     pods.write("web.service", "[Service]\nExecStart=/bin/true\n")
     pods.file("web", IMAGE + container(PATIENT))
     done = sh("podrun", "unit", "--install", "web")
@@ -81,7 +83,7 @@ def test_a_foreign_unit_is_not_overwritten(pods):
     assert "is not podrun's" in done.stderr
 
 
-def test_the_generator_makes_the_units_at_daemon_reload(pods, generator):
+def test_the_generator_makes_the_units_at_daemon_reload(pods: Pods, generator: Any) -> None:
     pods.file("web", IMAGE + NETWORK + container(PATIENT) + '[install]\nWantedBy = "multi-user.target"\n')
     systemctl("daemon-reload")
     assert show("web", "FragmentPath", "SourcePath") == ["/run/systemd/generator/web.service", "/etc/podrun/web.toml"]
@@ -90,7 +92,7 @@ def test_the_generator_makes_the_units_at_daemon_reload(pods, generator):
     systemctl("stop", "web")
 
 
-def test_the_generator_makes_the_same_unit_as_podrun_unit(pods, generator):
+def test_the_generator_makes_the_same_unit_as_podrun_unit(pods: Pods, generator: Any) -> None:
     pods.file("web", IMAGE + NETWORK + container(PATIENT))
     systemctl("daemon-reload")
     shown = sh("podrun", "unit", "web").stdout
@@ -107,7 +109,9 @@ def test_the_generator_makes_the_same_unit_as_podrun_unit(pods, generator):
         ('[[chain]]\nhook = "nothing"\n', "unknown hook 'nothing'"),
     ],
 )
-def test_a_broken_pod_file_is_a_unit_that_fails_with_its_error_and_hides_no_other(pods, generator, text, message):
+def test_a_broken_pod_file_is_a_unit_that_fails_with_its_error_and_hides_no_other(
+    pods: Pods, generator: Any, text: Any, message: str
+) -> None:
     pods.file("broken", text)
     pods.file("sound", IMAGE + container(PATIENT))
     systemctl("daemon-reload")
@@ -118,7 +122,7 @@ def test_a_broken_pod_file_is_a_unit_that_fails_with_its_error_and_hides_no_othe
     assert message in words("broken")
 
 
-def test_a_pod_file_that_others_can_write_says_nothing_to_the_generator(pods, generator):
+def test_a_pod_file_that_others_can_write_says_nothing_to_the_generator(pods: Pods, generator: Any) -> None:
     path = pods.file("open", IMAGE + container(PATIENT) + '[service]\nExecStartPre = "/bin/touch /run/taken"\n')
     path.chmod(0o666)
     systemctl("daemon-reload")
@@ -127,13 +131,13 @@ def test_a_pod_file_that_others_can_write_says_nothing_to_the_generator(pods, ge
     assert not os.path.exists("/run/taken")
 
 
-def test_a_generated_unit_never_hides_one_of_the_system(pods, generator):
+def test_a_generated_unit_never_hides_one_of_the_system(pods: Pods, generator: Any) -> None:
     pods.file("dbus", IMAGE + container(PATIENT))
     systemctl("daemon-reload")
     assert show("dbus", "FragmentPath") == ["/lib/systemd/system/dbus.service"]
 
 
-def test_a_template_has_an_instance_each(pods, generator):
+def test_a_template_has_an_instance_each(pods: Pods, generator: Any) -> None:
     ETC.mkdir(exist_ok=True)
     pods.file("web@", IMAGE + NETWORK + container("echo I am %i; " + PATIENT))
     pods.units += ["web@blue.service", "web@green-2.service"]
@@ -146,7 +150,7 @@ def test_a_template_has_an_instance_each(pods, generator):
     pods.nothing_left()
 
 
-def test_reload_sends_the_signal_that_the_pod_file_names(pods):
+def test_reload_sends_the_signal_that_the_pod_file_names(pods: Pods) -> None:
     script = "trap 'echo again' HUP; trap 'exit 0' TERM; while :; do sleep 0.05; done"
     pods.install("web", IMAGE, container(script), pod='reload = "SIGHUP"')
     systemctl("start", "web")
@@ -155,14 +159,14 @@ def test_reload_sends_the_signal_that_the_pod_file_names(pods):
     until(lambda: "again" in words("web"))
 
 
-def test_reload_runs_the_command_that_the_pod_file_names(pods):
+def test_reload_runs_the_command_that_the_pod_file_names(pods: Pods) -> None:
     pods.install("web", IMAGE, container(PATIENT), pod='reload = ["touch", "/tmp/reloaded"]')
     systemctl("start", "web")
     assert systemctl("reload", "web").returncode == 0, words("web")
     assert sh("podrun", "exec", "web", "test", "-e", "/tmp/reloaded").returncode == 0
 
 
-def test_a_payload_that_says_itself_when_it_is_ready(pods):
+def test_a_payload_that_says_itself_when_it_is_ready(pods: Pods) -> None:
     Path("/opt/say.py").write_text(
         "import os, socket, time; time.sleep(0.5)\n"
         "socket.socket(1, 2).sendto(b'STATUS=warm\\nREADY=1\\nMAINPID=1', os.environ['NOTIFY_SOCKET'])\n"
@@ -188,7 +192,7 @@ while True:
 
 
 @pytest.mark.parametrize("network", [NETWORK, ""])
-def test_the_first_connection_starts_the_pod_and_a_restart_loses_none(pods, network):
+def test_the_first_connection_starts_the_pod_and_a_restart_loses_none(pods: Pods, network: Any) -> None:
     Path("/opt/server.py").write_text(SERVER)
     table = '[[chain]]\nhook = "container"\ncommand = ["python3", "/server.py"]\nvolumes = ["/opt/server.py:/server.py:ro"]\n'
     socket = '[socket]\nListenStream = "127.0.0.1:9999"\nFileDescriptorName = "front"\n'
@@ -207,7 +211,7 @@ def test_the_first_connection_starts_the_pod_and_a_restart_loses_none(pods, netw
     systemctl("stop", "inet.socket", "inet.service")
 
 
-def test_several_sockets_reach_the_payload_under_their_names(pods):
+def test_several_sockets_reach_the_payload_under_their_names(pods: Pods) -> None:
     program = (
         "import os, socket\n"
         "names = os.environ['LISTEN_FDNAMES'].split(':')\n"
@@ -241,7 +245,7 @@ def test_several_sockets_reach_the_payload_under_their_names(pods):
 # --- transient units ------------------------------------------------------------------------------------------------
 
 
-def test_up_d_is_a_transient_unit_that_systemd_undoes(pods):
+def test_up_d_is_a_transient_unit_that_systemd_undoes(pods: Pods) -> None:
     path = pods.file("web", IMAGE + NETWORK + container("echo ${WORD}; " + PATIENT))
     start = ("env", "WORD=injected", "podrun", "up", "-d", str(path))
     done = sh(*start)
@@ -256,7 +260,7 @@ def test_up_d_is_a_transient_unit_that_systemd_undoes(pods):
     pods.nothing_left()
 
 
-def test_run_d_is_a_transient_unit_and_wait_returns_the_payloads_status(pods):
+def test_run_d_is_a_transient_unit_and_wait_returns_the_payloads_status(pods: Pods) -> None:
     assert sh("podrun", "run", "-d", "--name", "task", "host:", "sh", "-c", "sleep 1; exit 7").returncode == 0
     assert sh("podrun", "wait", "task").returncode == 7
     until(lambda: show("podrun-task", "ActiveState") == ["failed"])
@@ -265,7 +269,7 @@ def test_run_d_is_a_transient_unit_and_wait_returns_the_payloads_status(pods):
     systemctl("reset-failed")
 
 
-def test_wait_returns_128_and_the_signal_that_killed_the_payload(pods):
+def test_wait_returns_128_and_the_signal_that_killed_the_payload(pods: Pods) -> None:
     assert (
         sh(
             "podrun",
@@ -285,7 +289,7 @@ def test_wait_returns_128_and_the_signal_that_killed_the_payload(pods):
     systemctl("reset-failed")
 
 
-def test_podrun_restart_of_a_pod_with_units_is_systemds(pods):
+def test_podrun_restart_of_a_pod_with_units_is_systemds(pods: Pods) -> None:
     pods.install("duo", IMAGE, NETWORK, container(PATIENT, "app"), container(PATIENT, "side"))
     systemctl("start", "duo.app", "duo.side")
     before = main_pid("duo.app"), main_pid("duo.side")
@@ -295,7 +299,7 @@ def test_podrun_restart_of_a_pod_with_units_is_systemds(pods):
     assert not {main_pid("duo.app"), main_pid("duo.side")} & {*before}
 
 
-def test_podrun_down_stops_the_units_of_a_pod(pods):
+def test_podrun_down_stops_the_units_of_a_pod(pods: Pods) -> None:
     pods.install("web", IMAGE, NETWORK, container(PATIENT), service='Restart = "always"\nRestartSec = "100ms"')
     systemctl("start", "web")
     assert sh("podrun", "down", "web").returncode == 0
@@ -303,7 +307,7 @@ def test_podrun_down_stops_the_units_of_a_pod(pods):
     pods.nothing_left()
 
 
-def test_a_start_that_fails_in_a_transient_unit_tells_why_and_has_its_code(pods):
+def test_a_start_that_fails_in_a_transient_unit_tells_why_and_has_its_code(pods: Pods) -> None:
     done = sh("podrun", "run", "-d", "--name", "task", "host:", "/no/such")
     assert done.returncode == 127
     assert "/no/such" in done.stderr
@@ -311,7 +315,7 @@ def test_a_start_that_fails_in_a_transient_unit_tells_why_and_has_its_code(pods)
     pods.nothing_left()
 
 
-def test_run_d_restart_is_systemds_restart_with_its_limit(pods):
+def test_run_d_restart_is_systemds_restart_with_its_limit(pods: Pods) -> None:
     done = sh(
         "podrun", "run", "-d", "--name", "task", "--restart", "on-failure:2", "host:", "sh", "-c", "sleep 0.3; exit 7"
     )
@@ -321,7 +325,7 @@ def test_run_d_restart_is_systemds_restart_with_its_limit(pods):
     systemctl("reset-failed")
 
 
-def test_restart_of_a_transient_unit_is_systemds(pods):
+def test_restart_of_a_transient_unit_is_systemds(pods: Pods) -> None:
     path = pods.file("web", IMAGE + container(PATIENT) + '[service]\nRestart = "always"\nRestartSec = "100ms"\n')
     assert sh("podrun", "up", "-d", str(path)).returncode == 0
     pid = main_pid("podrun-web")

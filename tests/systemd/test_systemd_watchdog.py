@@ -71,7 +71,7 @@ def speaker(pods: Pods, service: str = "", **more: str) -> None:
 # --- the live probe -------------------------------------------------------------------------------------------------
 
 
-def test_a_container_that_fails_its_live_probe_is_killed_by_systemd_and_started_again(pods):
+def test_a_container_that_fails_its_live_probe_is_killed_by_systemd_and_started_again(pods: Pods) -> None:
     service = 'Restart = "on-failure"\nRestartSec = "100ms"'
     pods.install("web", IMAGE, NETWORK, container(SOUND, live=LIVE, ready=READY), service=service)
     assert systemctl("start", "web").returncode == 0, words("web")
@@ -85,7 +85,7 @@ def test_a_container_that_fails_its_live_probe_is_killed_by_systemd_and_started_
     assert "Failed with result 'watchdog'" in told
 
 
-def test_a_live_probe_is_one_process_beside_the_container_and_ends_before_it(pods):
+def test_a_live_probe_is_one_process_beside_the_container_and_ends_before_it(pods: Pods) -> None:
     pods.install("web", IMAGE, NETWORK, container(SOUND, live=LIVE.replace("100ms", "10s"), ready=READY))
     systemctl("start", "web")
     until(lambda: [word for word in processes("web.service") if "sleep" not in word] == ["main: sh", "podrun: python3"])
@@ -95,18 +95,18 @@ def test_a_live_probe_is_one_process_beside_the_container_and_ends_before_it(pod
     pods.nothing_left()
 
 
-def test_a_live_probe_that_is_gone_is_noticed(pods):
+def test_a_live_probe_that_is_gone_is_noticed(pods: Pods) -> None:
     live = LIVE.replace("5s", "200ms")
     pods.install("web", IMAGE, container(SOUND, live=live, ready=READY))
     systemctl("start", "web")
     for path in Path("/sys/fs/cgroup/system.slice/web.service/podrun").glob("cgroup.procs"):
-        until(lambda path=path: len(path.read_text().split()) == 1)
+        until(lambda path=path: len(path.read_text().split()) == 1)  # type: ignore[misc]
         os.kill(int(path.read_text()), signal.SIGKILL)
     assert ended("web") == ("watchdog", "killed", "9"), words("web")
     pods.nothing_left()
 
 
-def test_each_of_two_containers_has_the_watchdog_that_it_asks_for(pods):
+def test_each_of_two_containers_has_the_watchdog_that_it_asks_for(pods: Pods) -> None:
     pods.install("duo", IMAGE, container(SOUND, "app", live=LIVE, ready=READY), container(PATIENT, "side"))
     systemctl("start", "duo.app", "duo.side")
     assert show("duo.app", "WatchdogUSec") == ["10.200000s"]
@@ -116,7 +116,7 @@ def test_each_of_two_containers_has_the_watchdog_that_it_asks_for(pods):
     assert show("duo.side", "ActiveState") == ["active"]
 
 
-def test_a_server_is_asked_in_the_pods_network(pods):
+def test_a_server_is_asked_in_the_pods_network(pods: Pods) -> None:
     serve = "import http.server as h; h.HTTPServer(('', 80), h.SimpleHTTPRequestHandler).serve_forever()"
     live = '{ http = ":80/", interval = "100ms", timeout = "2s" }'
     pods.install("web", IMAGE, NETWORK, container(f'exec python3 -c "{serve}"', live=live, ready='{ tcp = ":80" }'))
@@ -127,7 +127,7 @@ def test_a_server_is_asked_in_the_pods_network(pods):
     assert "no answer within" in words("web")
 
 
-def test_up_d_has_the_watchdog_as_well(pods):
+def test_up_d_has_the_watchdog_as_well(pods: Pods) -> None:
     path = pods.file("web", IMAGE + container(SOUND, live=LIVE, ready=READY))
     assert sh("podrun", "up", "-d", str(path)).returncode == 0
     sh("podrun", "exec", "web", "rm", "/tmp/sound")
@@ -143,7 +143,7 @@ def by_hand(pods: Pods, service: str) -> None:
     pods.write("web.service", "\n".join(["[Service]", *lines, ""]))
 
 
-def test_in_a_unit_without_watchdogsec_the_probe_kills_the_container_itself(pods):
+def test_in_a_unit_without_watchdogsec_the_probe_kills_the_container_itself(pods: Pods) -> None:
     by_hand(pods, "")
     assert systemctl("start", "web").returncode == 0, words("web")
     sh("podrun", "exec", "web", "rm", "/tmp/sound")
@@ -152,7 +152,7 @@ def test_in_a_unit_without_watchdogsec_the_probe_kills_the_container_itself(pods
     pods.nothing_left()
 
 
-def test_a_watchdogsec_that_the_probe_cannot_keep_is_refused_with_the_line_that_it_can(pods):
+def test_a_watchdogsec_that_the_probe_cannot_keep_is_refused_with_the_line_that_it_can(pods: Pods) -> None:
     by_hand(pods, "WatchdogSec=1")
     assert systemctl("start", "web").returncode != 0
     assert ended("web") == ("exit-code", "exited", "78")
@@ -163,7 +163,7 @@ def test_a_watchdogsec_that_the_probe_cannot_keep_is_refused_with_the_line_that_
 # --- the payload's own ----------------------------------------------------------------------------------------------
 
 
-def test_a_payload_answers_the_watchdog_itself_and_its_silence_is_noticed(pods):
+def test_a_payload_answers_the_watchdog_itself_and_its_silence_is_noticed(pods: Pods) -> None:
     speaker(pods, 'WatchdogSec = "2s"\nWatchdogSignal = "SIGKILL"')
     assert systemctl("start", "web").returncode == 0, words("web")
     until(lambda: show("web", "StatusText") == ["all is well"])
@@ -176,7 +176,7 @@ def test_a_payload_answers_the_watchdog_itself_and_its_silence_is_noticed(pods):
     pods.nothing_left()
 
 
-def test_without_watchdogsec_a_payload_is_not_asked(pods):
+def test_without_watchdogsec_a_payload_is_not_asked(pods: Pods) -> None:
     speaker(pods)
     assert systemctl("start", "web").returncode == 0, words("web")
     until(lambda: "asked for None None" in words("web"))
@@ -185,7 +185,7 @@ def test_without_watchdogsec_a_payload_is_not_asked(pods):
     pods.nothing_left()
 
 
-def test_ready_comes_last_although_the_payload_speaks_to_systemd(pods):
+def test_ready_comes_last_although_the_payload_speaks_to_systemd(pods: Pods) -> None:
     Path("/opt/slow").write_text(
         "#!/bin/sh\n[ $PODRUN_VERB = up ] && while [ ! -e /run/go ]; do sleep 0.05; done\nexit 0\n"
     )
@@ -201,7 +201,7 @@ def test_ready_comes_last_although_the_payload_speaks_to_systemd(pods):
     until(lambda: show("web", "ActiveState") == ["active"])
 
 
-def test_root_in_a_container_does_not_get_systemds_own_socket(pods):
+def test_root_in_a_container_does_not_get_systemds_own_socket(pods: Pods) -> None:
     speaker(pods, user='"0"')
     assert systemctl("start", "web").returncode != 0
     assert ended("web") == ("exit-code", "exited", "78")
@@ -209,7 +209,7 @@ def test_root_in_a_container_does_not_get_systemds_own_socket(pods):
     pods.nothing_left()
 
 
-def test_in_the_foreground_the_same_pod_file_gets_podruns_socket(pods):
+def test_in_the_foreground_the_same_pod_file_gets_podruns_socket(pods: Pods) -> None:
     speaker(pods)
     systemctl("stop", "web")
     output = Path("/srv/output")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,7 +41,7 @@ def settings(text: str, key: str) -> list[str]:
         (CONTAINER + '[[socket]]\nFileDescriptorName = "a"\n[[socket]]\nFileDescriptorName = "b"\n', ["web.a.socket", "web.b.socket", "web.service"]),
     ],
 )  # fmt: skip
-def test_which_units_a_pod_has(tmp_path, text, names):
+def test_which_units_a_pod_has(tmp_path: Path, text: Any, names: Any) -> None:
     assert sorted(units(tmp_path, text)) == names
 
 
@@ -55,13 +56,13 @@ def test_which_units_a_pod_has(tmp_path, text, names):
         (CONTAINER + 'stop_timeout = "${LATER}"\n', "60s", "35s"),
     ],
 )
-def test_the_time_outs_are_computed(tmp_path, text, start, stop):
+def test_the_time_outs_are_computed(tmp_path: Path, text: Any, start: str, stop: str) -> None:
     made = units(tmp_path, text)["web.service"]
     assert settings(made, "TimeoutStartSec") == [start]
     assert settings(made, "TimeoutStopSec") == [stop]
 
 
-def test_several_sockets_are_units_each_and_go_to_one_service(tmp_path):
+def test_several_sockets_are_units_each_and_go_to_one_service(tmp_path: Path) -> None:
     sockets = '[[socket]]\nFileDescriptorName = "a"\nListenStream = 80\n[[socket]]\nFileDescriptorName = "b"\n'
     made = units(tmp_path, CONTAINER + sockets)
     assert settings(made["web.service"], "Sockets") == ["web.a.socket web.b.socket"]
@@ -72,7 +73,7 @@ def test_several_sockets_are_units_each_and_go_to_one_service(tmp_path):
     assert settings(made["web.a@.socket"], "Service") == ["web.main@%i.service"]
 
 
-def test_a_drop_in_changes_a_socket_by_its_name(tmp_path):
+def test_a_drop_in_changes_a_socket_by_its_name(tmp_path: Path) -> None:
     (tmp_path / "web.toml.d").mkdir()
     (tmp_path / "web.toml.d/10.toml").write_text('[[socket]]\nFileDescriptorName = "b"\nListenStream = 81\n')
     sockets = '[[socket]]\nFileDescriptorName = "a"\nListenStream = 80\n[[socket]]\nFileDescriptorName = "b"\n'
@@ -88,7 +89,7 @@ def test_a_drop_in_changes_a_socket_by_its_name(tmp_path):
         ('{ exec = ["true"], interval = "${LATER}" }', "30s"),
     ],
 )
-def test_a_live_probe_makes_the_unit_ask_for_its_word(tmp_path, live, watchdog):
+def test_a_live_probe_makes_the_unit_ask_for_its_word(tmp_path: Path, live: str, watchdog: str) -> None:
     made = units(tmp_path, CONTAINER + f"live = {live}\n")["web.service"]
     assert (settings(made, "WatchdogSec"), settings(made, "WatchdogSignal")) == ([watchdog], ["SIGKILL"])
     assert settings(units(tmp_path, CONTAINER)["web.service"], "WatchdogSec") == []
@@ -108,11 +109,11 @@ def test_a_live_probe_makes_the_unit_ask_for_its_word(tmp_path, live, watchdog):
         ("", '""'),
     ],
 )
-def test_words_are_quoted_for_exec_settings(word, quoted):
+def test_words_are_quoted_for_exec_settings(word: str, quoted: str) -> None:
     assert unit.quoted(word) == quoted
 
 
-def test_a_setting_of_the_pod_file_takes_the_place_of_podruns(tmp_path):
+def test_a_setting_of_the_pod_file_takes_the_place_of_podruns(tmp_path: Path) -> None:
     made = units(
         tmp_path, CONTAINER + '[service]\nOOMPolicy = "continue"\nEnvironment = ["A=1", "B=2"]\nPrivateTmp = false\n'
     )
@@ -121,12 +122,12 @@ def test_a_setting_of_the_pod_file_takes_the_place_of_podruns(tmp_path):
     assert settings(made["web.service"], "PrivateTmp") == ["no"]
 
 
-def test_dependencies_are_added_to_podruns(tmp_path):
+def test_dependencies_are_added_to_podruns(tmp_path: Path) -> None:
     made = units(tmp_path, CONTAINER + '[unit]\nAfter = "db.service"\n')["web.service"]
     assert settings(made, "After") == ["network-online.target", "db.service"]
 
 
-def test_restart_goes_to_the_containers_and_install_to_the_pod(tmp_path):
+def test_restart_goes_to_the_containers_and_install_to_the_pod(tmp_path: Path) -> None:
     tables = '[service]\nRestart = "always"\nEnvironment = "A=1"\n[install]\nWantedBy = "multi-user.target"\n'
     made = units(tmp_path, CONTAINER + CONTAINER + 'name = "b"\n' + tables)
     assert [settings(made[name], "Restart") for name in ("web.service", "web.main.service", "web.b.service")] == [
@@ -136,7 +137,7 @@ def test_restart_goes_to_the_containers_and_install_to_the_pod(tmp_path):
     assert [name for name in made if unit.links(name, made[name])] == ["web.service"]
 
 
-def test_the_bounding_set_grows_by_what_the_containers_add(tmp_path):
+def test_the_bounding_set_grows_by_what_the_containers_add(tmp_path: Path) -> None:
     assert "CAP_SYS_TIME" not in settings(units(tmp_path, CONTAINER)["web.service"], "CapabilityBoundingSet")[0]
     made = units(tmp_path, CONTAINER + 'cap_add = ["sys_time"]\n')["web.service"]
     assert "CAP_SYS_TIME" in settings(made, "CapabilityBoundingSet")[0].split()
@@ -144,7 +145,7 @@ def test_the_bounding_set_grows_by_what_the_containers_add(tmp_path):
     assert settings(made, "CapabilityBoundingSet") == []
 
 
-def test_drop_ins_change_the_units_as_they_change_the_pod(tmp_path):
+def test_drop_ins_change_the_units_as_they_change_the_pod(tmp_path: Path) -> None:
     beside = tmp_path / "web.toml.d"
     beside.mkdir()
     (beside / "10.toml").write_text(
@@ -156,7 +157,7 @@ def test_drop_ins_change_the_units_as_they_change_the_pod(tmp_path):
     assert settings(made["web.main.service"], "TimeoutStopSec") == ["20s"]
 
 
-def test_a_templates_units_are_templates(tmp_path):
+def test_a_templates_units_are_templates(tmp_path: Path) -> None:
     made = units(tmp_path, CONTAINER + CONTAINER + 'name = "b"\n', "web@")
     assert sorted(made) == ["web.b@.service", "web.main@.service", "web@.service"]
     assert settings(made["web.b@.service"], "BindsTo") == ["web@%i.service"]
@@ -176,7 +177,7 @@ def test_a_templates_units_are_templates(tmp_path):
         f'[pod]\npull_unit = true\n[[chain]]\nhook = "image"\nref = "x"\n{CONTAINER}{CONTAINER}name = "pull"\n',
     ],
 )
-def test_what_cannot_be_a_unit_is_refused(tmp_path, text):
+def test_what_cannot_be_a_unit_is_refused(tmp_path: Path, text: Any) -> None:
     with pytest.raises((Wrong, Failure)):
         units(tmp_path, text)
 
@@ -191,12 +192,14 @@ def test_what_cannot_be_a_unit_is_refused(tmp_path, text):
         ('stop_signal = "${SIGNAL}"\n', "130 131 143"),
     ],
 )
-def test_ending_on_the_stop_signal_is_success_and_being_killed_is_not(tmp_path, given, statuses):
+def test_ending_on_the_stop_signal_is_success_and_being_killed_is_not(
+    tmp_path: Path, given: str, statuses: str
+) -> None:
     [text] = units(tmp_path, CONTAINER + given).values()
     assert settings(text, "SuccessExitStatus") == [statuses]
 
 
-def test_what_copies_the_last_output_is_left_to_end(tmp_path):
+def test_what_copies_the_last_output_is_left_to_end(tmp_path: Path) -> None:
     for text in units(tmp_path, CONTAINER + CONTAINER + 'name = "b"\n').values():
         if "--segment pod" not in text:
             assert settings(text, "KillMode") == ["process"]
@@ -220,7 +223,9 @@ FOLLOWER = "podrun-follow.service"
         (CONTAINER, False),
     ],
 )
-def test_the_follower_has_a_unit_where_a_pod_uses_a_registry_with_a_server(tmp_path, text, follows):
+def test_the_follower_has_a_unit_where_a_pod_uses_a_registry_with_a_server(
+    tmp_path: Path, text: Any, follows: bool
+) -> None:
     made = units(tmp_path, text)
     assert (FOLLOWER in made) is follows
     assert (f"After=network-online.target {FOLLOWER}" in made["web.service"].splitlines()) is follows
@@ -228,7 +233,7 @@ def test_the_follower_has_a_unit_where_a_pod_uses_a_registry_with_a_server(tmp_p
         assert {"ExecStart=/opt/podrun follow", "Restart=always"} <= {*made[FOLLOWER].splitlines()}
 
 
-def test_the_hosts_default_registry_counts_and_files_that_are_no_pods_do_not(tmp_path):
+def test_the_hosts_default_registry_counts_and_files_that_are_no_pods_do_not(tmp_path: Path) -> None:
     etc, out = tmp_path / "etc", tmp_path / "out"
     etc.mkdir()
     out.mkdir()
@@ -250,6 +255,8 @@ def test_the_hosts_default_registry_counts_and_files_that_are_no_pods_do_not(tmp
 @pytest.mark.parametrize(
     ("via", "names"), [("nft", ["web.service"]), ("haproxy", ["web.db.service", "web.main.service", "web.service"])]
 )
-def test_an_ambassador_has_a_unit_of_its_own_only_where_it_leaves_a_process(tmp_path, via, names):
+def test_an_ambassador_has_a_unit_of_its_own_only_where_it_leaves_a_process(
+    tmp_path: Path, via: str, names: Any
+) -> None:
     text = f'[[chain]]\nhook = "ambassador"\nname = "db"\nvia = "{via}"\n{CONTAINER}'
     assert sorted(units(tmp_path, text)) == names

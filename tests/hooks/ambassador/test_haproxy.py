@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,7 +38,7 @@ def process(services: Services) -> int:
     return pid
 
 
-def test_it_leads_to_a_service_and_follows_it(services):
+def test_it_leads_to_a_service_and_follows_it(services: Any) -> None:
     services.backend("db1")
     address = services.client("app", via="haproxy")
     assert address == "127.0.0.1"
@@ -48,7 +49,7 @@ def test_it_leads_to_a_service_and_follows_it(services):
     assert {services.call("app", address)[0] for _ in range(6)} == {"db2"}
 
 
-def test_a_call_waits_for_the_first_backend_and_for_the_next(services):
+def test_a_call_waits_for_the_first_backend_and_for_the_next(services: Any) -> None:
     address = services.client("app", via="haproxy")
     calling = services.calling("app", address)
     time.sleep(0.5)
@@ -62,7 +63,7 @@ def test_a_call_waits_for_the_first_backend_and_for_the_next(services):
     assert services.answer(calling)[0] == "db2"
 
 
-def test_an_ipv6_backend_is_reached_too(services):
+def test_an_ipv6_backend_is_reached_too(services: Any) -> None:
     facts = services.pod("db1")
     six = next(one for one in facts["addresses"] if ":" in one).partition("/")[0]
     services.serve(facts["netns"], 5432, "db1", host=six)
@@ -70,7 +71,7 @@ def test_an_ipv6_backend_is_reached_too(services):
     assert services.call("app", services.client("app", via="haproxy"))[0] == "db1"
 
 
-def test_requests_survive_a_backend_that_dies_under_them(services):
+def test_requests_survive_a_backend_that_dies_under_them(services: Any) -> None:
     server = """
 import http.server, sys, os
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -105,7 +106,7 @@ print(urllib.request.urlopen("http://{address}/", timeout=20).read().decode())
             one.wait()
 
 
-def test_its_process_ends_with_the_step_and_leaves_nothing(services):
+def test_its_process_ends_with_the_step_and_leaves_nothing(services: Any) -> None:
     services.backend("db1")
     services.client("app", via="haproxy")
     pid = process(services)
@@ -119,7 +120,7 @@ def test_its_process_ends_with_the_step_and_leaves_nothing(services):
                 and not name.startswith("db1")]  # fmt: skip
 
 
-def test_a_start_that_was_killed_is_undone_without_its_facts(services):
+def test_a_start_that_was_killed_is_undone_without_its_facts(services: Any) -> None:
     services.client("app", via="haproxy")
     pid = process(services)
     hook, step, _ = services.steps.pop()
@@ -128,14 +129,14 @@ def test_a_start_that_was_killed_is_undone_without_its_facts(services):
     until(lambda: gone(pid))
 
 
-def test_a_port_that_is_taken_is_told_at_the_start(services):
+def test_a_port_that_is_taken_is_told_at_the_start(services: Any) -> None:
     services.pod("app")
     services.serve(services.facts["app"]["netns"], 5432, "other", host="127.0.0.1")
     with pytest.raises(Failure, match="HAProxy ended as soon as it was started"):
         services.client("app", via="haproxy")
 
 
-def test_open_connections_go_on_while_it_drains(services):
+def test_open_connections_go_on_while_it_drains(services: Any) -> None:
     services.backend("db1")
     services.client("app", via="haproxy", drain="5s")
     pid = process(services)
@@ -146,7 +147,7 @@ def test_open_connections_go_on_while_it_drains(services):
 
 
 @pytest.mark.parametrize(("options", "resident"), [({"via": "haproxy"}, True), ({"via": "nft"}, False), ({}, False)])
-def test_only_haproxy_leaves_a_process(options, resident):
+def test_only_haproxy_leaves_a_process(options: Any, resident: bool) -> None:
     assert is_resident(ambassador, {"service": "db", "port": 1, **options}) is resident
 
 
@@ -160,13 +161,13 @@ def test_only_haproxy_leaves_a_process(options, resident):
         ({"via": "haproxy", "mode": "http", "drain": "1s"}, []),
     ],
 )
-def test_options_that_do_not_go_together_are_told(services, table, keys):
+def test_options_that_do_not_go_together_are_told(services: Any, table: Any, keys: Any) -> None:
     pod = services.step("any").pod
     step = Step(pod, "ambassador", "ambassador", read(ambassador.Options, {"service": "db", "port": 1, **table}))
     assert [problem.key for problem in ambassador.check(step)] == keys
 
 
-def test_what_it_says_of_its_servers_is_read():
+def test_what_it_says_of_its_servers_is_read() -> None:
     lines = [
         "1",
         "# be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state srv_uweight srv_port",

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,12 +36,12 @@ def services() -> Iterator[Services]:
         found.close()
 
 
-def test_a_pod_is_led_to_a_service_that_was_there_before(services):
+def test_a_pod_is_led_to_a_service_that_was_there_before(services: Any) -> None:
     services.backend("db1")
     assert services.call("app", services.client("app"))[0] == "db1"
 
 
-def test_a_call_without_a_backend_waits_until_there_is_one(services):
+def test_a_call_without_a_backend_waits_until_there_is_one(services: Any) -> None:
     address = services.client("app")
     calling = services.calling("app", address)
     time.sleep(0.5)
@@ -50,7 +51,7 @@ def test_a_call_without_a_backend_waits_until_there_is_one(services):
     assert 0.5 < seconds < 3.5
 
 
-def test_after_the_hold_a_call_is_refused_at_once(services):
+def test_after_the_hold_a_call_is_refused_at_once(services: Any) -> None:
     address = services.client("app", hold="700ms")
     said, seconds = services.call("app", address, seconds=8)
     assert said == "ConnectionRefusedError"
@@ -59,7 +60,7 @@ def test_after_the_hold_a_call_is_refused_at_once(services):
     assert (said, seconds < 0.3) == ("ConnectionRefusedError", True)
 
 
-def test_the_hold_runs_from_the_loss_of_the_last_backend(services):
+def test_the_hold_runs_from_the_loss_of_the_last_backend(services: Any) -> None:
     address = services.client("app", hold="600ms")
     services.backend("db1")
     time.sleep(0.8)
@@ -72,7 +73,7 @@ def test_the_hold_runs_from_the_loss_of_the_last_backend(services):
     assert services.call("app", address)[0] == "db1"
 
 
-def test_several_backends_share_by_weight_and_a_source_may_stay_with_one(services):
+def test_several_backends_share_by_weight_and_a_source_may_stay_with_one(services: Any) -> None:
     services.backend("db1", meta={"weight": "1"})
     services.backend("db2", meta={"weight": "3"})
     address = services.client("app")
@@ -97,7 +98,7 @@ for _ in range(400):
     assert len({services.call("app", fixed)[0] for _ in range(6)}) == 1
 
 
-def test_a_connection_stays_with_its_backend_when_the_service_moves(services):
+def test_a_connection_stays_with_its_backend_when_the_service_moves(services: Any) -> None:
     services.backend("db1")
     address = services.client("app")
     keeping = """
@@ -144,7 +145,7 @@ for line in sys.stdin:
             process.wait()
 
 
-def test_a_backend_that_refuses_is_tried_again_until_the_service_has_moved(services):
+def test_a_backend_that_refuses_is_tried_again_until_the_service_has_moved(services: Any) -> None:
     services.backend("db1")
     address = services.client("app")
     services.silence()
@@ -157,14 +158,14 @@ def test_a_backend_that_refuses_is_tried_again_until_the_service_has_moved(servi
     assert not any("SYN_SENT" in line for line in services.conntrack("app"))
 
 
-def test_only_a_known_backend_is_spared_a_refusal(services):
+def test_only_a_known_backend_is_spared_a_refusal(services: Any) -> None:
     other = services.pod("other")["addresses"][0].partition("/")[0]
     services.client("app")
     said, seconds = services.call("app", other, 9)
     assert (said, seconds < 0.5) == ("ConnectionRefusedError", True)
 
 
-def test_datagrams_follow_the_service_although_they_never_pause(services):
+def test_datagrams_follow_the_service_although_they_never_pause(services: Any) -> None:
     services.backend("db1", 5353, proto="udp", service="dns")
     address = services.client("app", service="dns", port=5353, proto="udp")
     code = """
@@ -195,13 +196,13 @@ while time.monotonic() < end:
         talking.wait()
 
 
-def test_nothing_for_the_address_leaves_the_pod_untranslated(services):
+def test_nothing_for_the_address_leaves_the_pod_untranslated(services: Any) -> None:
     address = services.client("app", hold="0s")
     said, seconds = services.call("app", address, 81)
     assert (said, seconds < 0.5) == ("ConnectionRefusedError", True)
 
 
-def test_a_pod_without_a_default_route_is_led_too(services):
+def test_a_pod_without_a_default_route_is_led_too(services: Any) -> None:
     services.pod("app", mode="none")
     with pytest.raises(Failure, match="connected to nothing"):
         services.client("app")
@@ -211,7 +212,7 @@ def test_a_pod_without_a_default_route_is_led_too(services):
     assert services.call("lonely", services.client("lonely"))[0] == "db1"
 
 
-def test_an_address_of_the_pods_loopback_leads_out_as_well(services):
+def test_an_address_of_the_pods_loopback_leads_out_as_well(services: Any) -> None:
     services.backend("db1")
     assert services.client("app", address="127.0.0.1") == "127.0.0.1"
     assert services.call("app", "127.0.0.1")[0] == "db1"
@@ -220,7 +221,7 @@ def test_an_address_of_the_pods_loopback_leads_out_as_well(services):
     assert services.call("app", "127.0.0.1", 81)[0] == "own"
 
 
-def test_each_service_of_a_pod_has_an_address_of_its_own_and_goes_alone(services):
+def test_each_service_of_a_pod_has_an_address_of_its_own_and_goes_alone(services: Any) -> None:
     services.backend("db1")
     services.backend("cache1", 6379, service="cache")
     db, cache = services.client("app"), services.client("app", service="cache", port=6379, step="cache")
@@ -236,7 +237,7 @@ def test_each_service_of_a_pod_has_an_address_of_its_own_and_goes_alone(services
             services.client("app", step=step, address="198.18.0.9")
 
 
-def test_what_the_containers_are_told(services):
+def test_what_the_containers_are_told(services: Any) -> None:
     services.backend("db1")
     services.pod("app")
     facts = services.do(ambassador, "app", "ambassador", service="db", port=5432)
@@ -265,7 +266,9 @@ def test_what_the_containers_are_told(services):
         ("gateway", 22, "a port of this host that is no pod's"),
     ],
 )
-def test_a_record_that_leads_astray_leads_nobody(services, capfd, addr, port, why):
+def test_a_record_that_leads_astray_leads_nobody(
+    services: Any, capfd: pytest.CaptureFixture[str], addr: str, port: int, why: str
+) -> None:
     own = services.pod("app")["addresses"][0].partition("/")[0]
     addr = {"own": own, "gateway": own.rpartition(".")[0] + ".1"}.get(addr, addr)
     if why.startswith("a port"):
@@ -277,7 +280,7 @@ def test_a_record_that_leads_astray_leads_nobody(services, capfd, addr, port, wh
     assert "elements" not in services.nft("app", "list", "map", "inet", services.started["app"].pod.tag, "one")
 
 
-def test_a_port_that_podrun_publishes_on_this_host_is_a_backend(services):
+def test_a_port_that_podrun_publishes_on_this_host_is_a_backend(services: Any) -> None:
     facts = services.pod("db1", publish=["0.0.0.0:15432:5432"])
     services.serve(facts["netns"], 5432, "db1")
     given = services.do(register, "db1", "register", {"ready": True}, service="db", port=5432)
@@ -287,7 +290,7 @@ def test_a_port_that_podrun_publishes_on_this_host_is_a_backend(services):
     assert services.call("app", services.client("app"))[0] == "db1"
 
 
-def test_a_pod_that_went_away_uncleanly_keeps_nobody_from_following(services):
+def test_a_pod_that_went_away_uncleanly_keeps_nobody_from_following(services: Any) -> None:
     services.client("gone")
     address = services.client("app")
     subprocess.run(["ip", "netns", "del", services.facts["gone"]["netns"].rpartition("/")[2]], check=True)
@@ -295,7 +298,7 @@ def test_a_pod_that_went_away_uncleanly_keeps_nobody_from_following(services):
     assert services.call("app", address)[0] == "db1"
 
 
-def test_a_start_that_was_killed_leaves_what_down_and_the_next_start_clear_away(services):
+def test_a_start_that_was_killed_leaves_what_down_and_the_next_start_clear_away(services: Any) -> None:
     services.backend("db1")
     services.client("app")
     hook, step, _ = services.steps[-1]
@@ -307,7 +310,7 @@ def test_a_start_that_was_killed_leaves_what_down_and_the_next_start_clear_away(
     assert services.call("app", services.client("app"))[0] == "db1"
 
 
-def test_thirty_steps_at_once_lose_no_update(services):
+def test_thirty_steps_at_once_lose_no_update(services: Any) -> None:
     address = services.client("app")
     names = [f"db{n}" for n in range(6)]
     for name in names:
@@ -345,7 +348,7 @@ def test_thirty_steps_at_once_lose_no_update(services):
         ({"cap_add": ["SYS_TIME"]}, False),
     ],
 )
-def test_check_warns_of_a_container_that_could_change_its_map(services, table, warned):
+def test_check_warns_of_a_container_that_could_change_its_map(services: Any, table: Any, warned: bool) -> None:
     pod = services.step("any").pod
     leading = Step(pod, "ambassador", "db", read(ambassador.Options, {"service": "db", "port": 1}))
     step = Step(pod, "container", "main", read(container.Options, table))
@@ -366,13 +369,13 @@ def test_check_warns_of_a_container_that_could_change_its_map(services, table, w
         ([1] * 100, [1] * 64),
     ],
 )
-def test_slots_are_divided_by_weight_and_everybody_gets_one(weights, shares):
+def test_slots_are_divided_by_weight_and_everybody_gets_one(weights: Any, shares: Any) -> None:
     places = [Target(f"10.0.{n // 250}.{n % 250 + 1}", 80, weight) for n, weight in enumerate(weights)]
     seen = collections.Counter(targets.slots(places, 64, [None] * 64))
     assert sorted(seen.values()) == sorted(shares)
 
 
-def test_a_slot_stays_with_whom_it_was_when_others_come_and_go():
+def test_a_slot_stays_with_whom_it_was_when_others_come_and_go() -> None:
     two = [Target("10.0.0.1", 80), Target("10.0.0.2", 80)]
     before = targets.slots(two, 64, [None] * 64)
     after = targets.slots([*two, Target("10.0.0.3", 80)], 64, list(before))

@@ -57,7 +57,7 @@ def begun(moving: Following) -> tuple[str, list[str]]:
     return address, ["b0", "b1"]
 
 
-def test_no_request_fails_when_a_service_moves_in_good_order(moving):
+def test_no_request_fails_when_a_service_moves_in_good_order(moving: Any) -> None:
     address, (here, there) = begun(moving)
     calling = moving.load(address, MOVES * 1.0 + 1)
     time.sleep(0.5)
@@ -71,7 +71,7 @@ def test_no_request_fails_when_a_service_moves_in_good_order(moving):
     assert [counted[key] for key in ("connect", "reset", "empty", "timeout")] == [0, 0, 0, 0], str(counted)
 
 
-def test_no_connect_fails_when_a_backend_dies_and_its_successor_comes(moving):
+def test_no_connect_fails_when_a_backend_dies_and_its_successor_comes(moving: Any) -> None:
     address, (here, there) = begun(moving)
     calling = moving.load(address, MOVES * 1.5 + 1)
     time.sleep(0.5)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -62,18 +63,18 @@ time.sleep({seconds})
     return [int(line.split("packets ")[1].split()[0]) for line in listing.splitlines() if "packets" in line]
 
 
-def test_only_connections_to_the_ambassador_try_again_every_50_ms(cgroup):
+def test_only_connections_to_the_ambassador_try_again_every_50_ms(cgroup: Any) -> None:
     assert syn_timer.attach(cgroup, {"198.18.0.1": [50, 60], "198.18.0.7": [50, 60]}) == ""
     ours, others = sent(cgroup, 0.7)
     assert ours >= 4
     assert others == 1
 
 
-def test_why_it_cannot_be_done_is_told(cgroup, monkeypatch):
+def test_why_it_cannot_be_done_is_told(cgroup: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(syn_timer, "_SYSTEM_CALL", {})
     assert "is not known" in syn_timer.attach(cgroup, {"198.18.0.1": [50, 60]})
 
 
 @pytest.mark.parametrize(("seconds", "times"), [(0, 20), (1, 21), (60, 80), (3600, 127)])
-def test_it_goes_on_for_as_long_as_clients_are_held(seconds, times):
+def test_it_goes_on_for_as_long_as_clients_are_held(seconds: int, times: int) -> None:
     assert syn_timer.retries(50, seconds) == times

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from podrun.options import read
@@ -18,8 +21,8 @@ from podrun_hooks.container.options import Options
     ],
 )
 def test_a_limit_of_processes_that_nobody_asked_for_keeps_no_pod_from_starting(
-    monkeypatch, tmp_path, controllers, table, found
-):
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, controllers: str, table: Any, found: Any
+) -> None:
     (tmp_path / "cgroup.controllers").write_text(f"{controllers}\n")
     monkeypatch.setattr(limits, "CGROUPS", str(tmp_path))
     assert limits.resources(read(Options, table)).get("pids") == found

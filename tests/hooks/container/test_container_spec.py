@@ -644,6 +644,6 @@ def test_what_the_runtime_says_is_in_the_failure(tmp_path: Path) -> None:
         ({"Entrypoint": "/bin/app", "Cmd": ["x"]}, None, ["/bin/app", "x"]),
     ],
 )
-def test_entrypoint_and_command_of_every_shape_are_as_in_docker(image, command, argv) -> None:
+def test_entrypoint_and_command_of_every_shape_are_as_in_docker(image: Any, command: Any, argv: Any) -> None:
     given = {} if command is None else {"command": command}
     assert spec.arguments(image, read(container.Options, given)) == argv

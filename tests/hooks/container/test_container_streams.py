@@ -113,7 +113,7 @@ def test_a_unit_whose_output_nobody_opens_by_name_leaves_nothing_running(tmp_pat
         program = PROGRAM.replace("case.down()", "assert 'copiers' not in own; case.down()")
         argv = [sys.executable, "-c", program, str(tmp_path), "{'attached': True, 'unit': 'w.service'}", "echo x", "{}"]
         tests = str(Path(__file__).parents[2])
-        done = subprocess.run(argv, env={**os.environ, "PYTHONPATH": tests}, stdout=there, stderr=subprocess.PIPE)
+        done = subprocess.run(argv, env={**os.environ, "PYTHONPATH": tests}, stdout=there, stderr=subprocess.PIPE)  # type: ignore[call-overload]
     assert done.returncode == 0, done.stderr
 
 

@@ -11,7 +11,7 @@ import pytest
 from podrun_hooks.support import syscalls
 
 
-def test_a_handler_that_raises_is_the_parents_alone():
+def test_a_handler_that_raises_is_the_parents_alone() -> None:
     """A child that unwound the parent's stack would undo the pod a second time."""
 
     def interrupt(number: int, _frame: object) -> None:
@@ -33,7 +33,7 @@ def test_a_handler_that_raises_is_the_parents_alone():
         signal.signal(signal.SIGINT, ignored)
 
 
-def test_an_error_that_names_no_file_gets_the_name():
+def test_an_error_that_names_no_file_gets_the_name() -> None:
     with pytest.raises(OSError, match="No space") as caught, syscalls.Naming("/run/x"), open("/dev/full", "w") as file:
         file.write("x")
     assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, "/run/x")

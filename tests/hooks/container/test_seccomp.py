@@ -80,7 +80,7 @@ def points() -> list[tuple[int, int, tuple[int, ...]]]:
     found += [(X86_64, X32_BIT | number, (0, 0, 0)) for number in numbers]
     tested = (41, 56, 135, 272, 308, 102, 120, 136, 359, 435, X32_BIT | 41, X32_BIT | 135, X32_BIT | 56)
     found += [(arch, number, values) for arch in (X86_64, I386) for number in tested for values in ARGUMENTS]
-    return found
+    return found  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize("capabilities", SETS.values(), ids=SETS)

@@ -16,6 +16,7 @@ from podrun_hooks.image import commands, reference
 from podrun_hooks.image.registry import client, config, credentials
 from support import image_builder as build
 from support.image_servers import Request, asks_for_a_password, asks_for_a_token, basic, faulty, free_port
+from support.launcher import Podrun
 
 pytestmark = [pytest.mark.root, pytest.mark.server, pytest.mark.usefixtures("own_configuration")]
 
@@ -209,7 +210,7 @@ def test_elsewhere_plain_http_is_spoken_only_to_a_registry_that_is_named_insecur
 
 
 @pytest.mark.parametrize("guard", [asks_for_a_password, asks_for_a_token])
-def test_the_credentials_of_config_json_open_the_registry(root: str, tmp_path: Path, guard) -> None:
+def test_the_credentials_of_config_json_open_the_registry(root: str, tmp_path: Path, guard: Any) -> None:
     with faulty(IMAGE, guard("me", "secret:word")) as server:
         docker_config(tmp_path, auths={server.host: docker_auth("me", "secret:word")})
         assert commands.pull(root, f"{server.host}/team/web").digest == IMAGE.digest
@@ -217,7 +218,7 @@ def test_the_credentials_of_config_json_open_the_registry(root: str, tmp_path: P
 
 @pytest.mark.parametrize("guard", [asks_for_a_password, asks_for_a_token])
 @pytest.mark.parametrize("auths", [{}, {"auths": {}}, {"auths": "others"}])
-def test_without_credentials_the_registry_stays_shut(root: str, tmp_path: Path, guard, auths) -> None:
+def test_without_credentials_the_registry_stays_shut(root: str, tmp_path: Path, guard: Any, auths: Any) -> None:
     with faulty(IMAGE, guard("me", "secret")) as server:
         if auths.get("auths") == "others":
             auths = {"auths": {"other.example": docker_auth("me", "secret")}}
@@ -247,7 +248,7 @@ esac
 
 
 @pytest.fixture
-def helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Puts a docker-credential-test on the PATH that knows one registry."""
     place = tmp_path / "bin"
     place.mkdir()
@@ -263,7 +264,7 @@ def helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize("where", ["credsStore", "credHelpers"])
-def test_a_credential_helper_is_asked(root: str, tmp_path: Path, helper, where: str) -> None:
+def test_a_credential_helper_is_asked(root: str, tmp_path: Path, helper: Any, where: str) -> None:
     with faulty(IMAGE, asks_for_a_token("me", "secret")) as server:
         asked = helper(server.host, "me", "secret")
         docker_config(tmp_path, **{where: "test" if where == "credsStore" else {server.host: "test"}})
@@ -271,7 +272,7 @@ def test_a_credential_helper_is_asked(root: str, tmp_path: Path, helper, where: 
     assert asked.read_text().splitlines()[0] == f"get {server.host}"
 
 
-def test_a_helper_may_have_an_identity_token(root: str, tmp_path: Path, helper) -> None:
+def test_a_helper_may_have_an_identity_token(root: str, tmp_path: Path, helper: Any) -> None:
     with faulty(IMAGE, asks_for_a_token("me", "secret", identity="long-lived")) as server:
         helper(server.host, "<token>", "long-lived")
         docker_config(tmp_path, credsStore="test")
@@ -330,7 +331,7 @@ def test_nobody_is_told_a_password_that_did_not_ask(root: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("guard", [asks_for_a_password, asks_for_a_token])
-def test_neither_password_nor_token_follows_a_redirect(root: str, tmp_path: Path, guard) -> None:
+def test_neither_password_nor_token_follows_a_redirect(root: str, tmp_path: Path, guard: Any) -> None:
     with faulty(IMAGE) as store:
         check = guard("me", "secret")
 
@@ -362,7 +363,9 @@ def test_a_mirror_is_told_its_own_credentials_and_not_the_registrys(
 
 
 @pytest.mark.parametrize("guard", [asks_for_a_password, asks_for_a_token])
-def test_what_has_not_changed_is_not_read_again_where_credentials_are_wanted(root: str, tmp_path: Path, guard) -> None:
+def test_what_has_not_changed_is_not_read_again_where_credentials_are_wanted(
+    root: str, tmp_path: Path, guard: Any
+) -> None:
     with faulty(IMAGE, guard("me", "secret")) as server:
         docker_config(tmp_path, auths={server.host: docker_auth("me", "secret")})
         first = commands.pull(root, f"{server.host}/web")
@@ -417,7 +420,7 @@ def test_a_token_that_expires_in_the_middle_is_fetched_again(root: str, tmp_path
 
 
 @pytest.mark.parametrize("guard", [asks_for_a_password, asks_for_a_token])
-def test_login_keeps_what_the_registry_takes_and_logout_forgets_it(podrun, guard) -> None:
+def test_login_keeps_what_the_registry_takes_and_logout_forgets_it(podrun: Podrun, guard: Any) -> None:
     environ = {"DOCKER_CONFIG": str(podrun.home / "docker")}
     with faulty(IMAGE, guard("me", "secret")) as server:
         assert podrun("image", "pull", f"{server.host}/web", **environ).returncode == 77
@@ -436,7 +439,7 @@ def test_login_keeps_what_the_registry_takes_and_logout_forgets_it(podrun, guard
 
 
 @pytest.mark.parametrize("guard", [asks_for_a_password, asks_for_a_token])
-def test_a_login_that_the_registry_refuses_is_not_kept(tmp_path: Path, guard) -> None:
+def test_a_login_that_the_registry_refuses_is_not_kept(tmp_path: Path, guard: Any) -> None:
     with faulty(IMAGE, guard("me", "secret")) as server, pytest.raises(Failure) as caught:
         commands.login(server.host, "me", "wrong")
     assert caught.value.code == NOT_ALLOWED
@@ -455,7 +458,7 @@ def test_login_leaves_the_rest_of_config_json_alone(tmp_path: Path) -> None:
     }
 
 
-def test_login_gives_the_password_to_the_helper_where_there_is_one(tmp_path: Path, helper) -> None:
+def test_login_gives_the_password_to_the_helper_where_there_is_one(tmp_path: Path, helper: Any) -> None:
     path = docker_config(tmp_path, credsStore="test")
     before = path.read_text()
     with faulty(IMAGE, asks_for_a_password("me", "secret")) as server:

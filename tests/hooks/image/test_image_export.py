@@ -15,6 +15,7 @@ from podrun_hooks.image import commands
 from support import image_builder as build
 from support.image_samples import BASE, CHANGE, IMPLICIT
 from support.image_servers import docker_registry
+from support.launcher import Podrun
 
 pytestmark = [pytest.mark.root, pytest.mark.server]
 
@@ -107,7 +108,7 @@ def test_an_image_of_docker_media_types_becomes_an_oci_archive(tmp_path: Path, r
     subprocess.run(copy, check=True, capture_output=True)
 
 
-def test_an_export_through_a_pipe_is_the_same(podrun, home: Path) -> None:
+def test_an_export_through_a_pipe_is_the_same(podrun: Podrun, home: Path) -> None:
     path = build.layout(str(home / "layout"), {"v1": LAYERED})
     podrun("image", "pull", "-q", f"oci:{path}:v1", check=True)
     podrun("image", "export", f"oci:{path}:v1", str(home / "out.tar"), check=True)
@@ -168,7 +169,7 @@ def test_history_tells_every_step_with_its_size_the_newest_first(tmp_path: Path,
     ]
 
 
-def test_an_image_without_a_history_has_a_step_for_every_layer(podrun, home: Path) -> None:
+def test_an_image_without_a_history_has_a_step_for_every_layer(podrun: Podrun, home: Path) -> None:
     path = build.layout(str(home / "layout"), {"v1": LAYERED})
     podrun("image", "pull", f"oci:{path}:v1", check=True)
     done = podrun("image", "history", "--format", "json", f"oci:{path}:v1", check=True)

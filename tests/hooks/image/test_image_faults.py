@@ -21,6 +21,7 @@ from podrun_hooks.image.registry import http
 from support import image_builder as build
 from support.image_samples import small_disk, visible
 from support.image_servers import Request, faulty
+from support.launcher import Podrun
 
 __all__ = ["small_disk"]
 
@@ -229,7 +230,7 @@ def test_an_error_page_of_terminal_codes_is_not_shown(root: str) -> None:
     assert "\x1b" not in str(failure)
 
 
-def test_a_registry_that_is_down_does_not_keep_a_stored_image_from_starting(podrun) -> None:
+def test_a_registry_that_is_down_does_not_keep_a_stored_image_from_starting(podrun: Podrun) -> None:
     busybox = build.image(build.tar(build.file("bin/busybox", Path("/bin/busybox").read_bytes(), mode=0o755)))
     with faulty(busybox) as server:
         ref = f"{server.host}/web:1"
@@ -366,7 +367,7 @@ def test_progress_names_every_layer_and_ends_with_all_of_them_stored(root: str) 
     assert all(layer.stored for layer in told[-1])
 
 
-def test_a_terminal_shows_bars_and_a_pipe_shows_lines(podrun) -> None:
+def test_a_terminal_shows_bars_and_a_pipe_shows_lines(podrun: Podrun) -> None:
     import pty
 
     with faulty(IMAGE, lambda request: dripping(request, 0.1, 30_000)) as server:

@@ -20,6 +20,7 @@ from podrun_hooks.image.trust.requirements import Verify
 from support import image_builder as build
 from support.image_samples import nothing, step
 from support.image_servers import Faulty, faulty
+from support.launcher import Podrun
 
 pytestmark = [pytest.mark.root, pytest.mark.server]
 
@@ -474,14 +475,14 @@ def test_without_gpgv_nothing_passes(
     assert used(root) == []
 
 
-def test_without_a_place_of_signatures_nothing_passes(root: str, tmp_path: Path, signers, server: Faulty) -> None:
+def test_without_a_place_of_signatures_nothing_passes(root: str, tmp_path: Path, signers: Any, server: Faulty) -> None:
     with pytest.raises(Failure, match="is not known") as caught:
         commands.pull(root, f"{server.host}/web", verify=signed_by(tmp_path, signers[0].public))
     assert caught.value.code == UNAVAILABLE
 
 
 @pytest.mark.parametrize("kind", ["cosign_key", "policy"])
-def test_what_is_not_of_a_registry_has_no_signature(root: str, tmp_path: Path, signers, kind: str) -> None:
+def test_what_is_not_of_a_registry_has_no_signature(root: str, tmp_path: Path, signers: Any, kind: str) -> None:
     path = build.layout(str(tmp_path / "layout"), {"v1": IMAGE})
     asked = signed_by(tmp_path, signers[0].public)
     if kind == "cosign_key":
@@ -516,7 +517,7 @@ def cosign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], P
     return install
 
 
-def test_cosign_is_asked_for_the_digest_and_only_once(root: str, server: Faulty, key: Verify, cosign) -> None:
+def test_cosign_is_asked_for_the_digest_and_only_once(root: str, server: Faulty, key: Verify, cosign: Any) -> None:
     asked = cosign("exit 0")
     ref = f"{server.host}/team/web:1"
     for _ in range(2):
@@ -525,7 +526,7 @@ def test_cosign_is_asked_for_the_digest_and_only_once(root: str, server: Faulty,
     assert asked.read_text().splitlines() == [line]
 
 
-def test_what_cosign_refuses_is_refused(root: str, server: Faulty, key: Verify, cosign) -> None:
+def test_what_cosign_refuses_is_refused(root: str, server: Faulty, key: Verify, cosign: Any) -> None:
     cosign("echo 'Error: no matching signatures' >&2; exit 1")
     with pytest.raises(Failure, match="no matching signatures") as caught:
         commands.pull(root, f"{server.host}/team/web:1", verify=key)
@@ -542,7 +543,7 @@ def test_without_cosign_nothing_passes(
     assert caught.value.code == UNAVAILABLE
 
 
-def test_a_pod_file_says_verify(podrun, tmp_path: Path) -> None:
+def test_a_pod_file_says_verify(podrun: Podrun, tmp_path: Path) -> None:
     path = podrun.home / "policy.json"
     path.write_text(json.dumps({"default": REJECT}))
     chain = (

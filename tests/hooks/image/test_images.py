@@ -6,11 +6,13 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from support import image_builder as build
 from support.image_servers import Registry, docker_registry
+from support.launcher import Podrun
 
 pytestmark = [pytest.mark.root, pytest.mark.server]
 
@@ -65,11 +67,11 @@ def layout(home: Path) -> str:
     return build.layout(str(home / "layout"), {"v1": LAYERS})
 
 
-def chain(podrun, ref):
+def chain(podrun: Podrun, ref: Any) -> Any:
     return podrun.file("web", f'chain = [ {{ hook = "image", ref = "{ref}" }}, {{ hook = "container" }} ]')
 
 
-def test_an_image_of_several_layers_from_a_registry_runs_as_it_says(podrun, layout, registry):
+def test_an_image_of_several_layers_from_a_registry_runs_as_it_says(podrun: Podrun, layout: Any, registry: Any) -> None:
     ref = registry.push(f"oci:{layout}:v1", "team/web:1.4")
     done = podrun("up", chain(podrun, ref))
     assert done.returncode == 0, done.stderr
@@ -79,7 +81,7 @@ def test_an_image_of_several_layers_from_a_registry_runs_as_it_says(podrun, layo
     assert lines[-2:] == ["third", "hello"]
 
 
-def test_the_second_start_asks_nobody(podrun, layout, registry):
+def test_the_second_start_asks_nobody(podrun: Podrun, layout: Any, registry: Any) -> None:
     ref = registry.push(f"oci:{layout}:v1", "team/cached:1")
     podrun("image", "pull", ref, check=True)
     before = len(registry.requests("cached"))
@@ -87,7 +89,7 @@ def test_the_second_start_asks_nobody(podrun, layout, registry):
     assert len(registry.requests("cached")) == before
 
 
-def test_every_kind_of_source_gives_the_same_container(podrun, home, layout):
+def test_every_kind_of_source_gives_the_same_container(podrun: Podrun, home: Path, layout: Any) -> None:
     archive = build.docker_archive(str(home / "docker.tar"), {"web:1": LAYERS})
     shutil.make_archive(str(home / "oci"), "tar", layout)
     seen = set()
@@ -98,18 +100,18 @@ def test_every_kind_of_source_gives_the_same_container(podrun, home, layout):
     assert len(seen) == 1
 
 
-def test_the_users_and_the_working_directory_are_the_images(podrun, layout):
+def test_the_users_and_the_working_directory_are_the_images(podrun: Podrun, layout: Any) -> None:
     done = podrun("run", "--rm", f"oci:{layout}:v1", "busybox id -u; busybox pwd; echo $HOME")
     assert done.stdout.split() == ["1234", "/data", "/data"], done.stderr
 
 
-def test_what_a_container_writes_is_gone_and_the_image_is_untouched(podrun, layout):
+def test_what_a_container_writes_is_gone_and_the_image_is_untouched(podrun: Podrun, layout: Any) -> None:
     ref = f"oci:{layout}:v1"
     assert podrun("run", "--rm", "-u", "0", ref, "echo changed >/data/kept; cat /data/kept").stdout == "changed\n"
     assert podrun("run", "--rm", ref, "cat /data/kept").stdout == "third\n"
 
 
-def test_an_image_in_use_is_not_removed(podrun, layout):
+def test_an_image_in_use_is_not_removed(podrun: Podrun, layout: Any) -> None:
     ref = f"oci:{layout}:v1"
     podrun("run", "-d", "--name", "web", ref, "trap 'exit 0' TERM; while :; do busybox sleep 0.1; done", check=True)
     refused = podrun("image", "rm", ref)
@@ -119,7 +121,7 @@ def test_an_image_in_use_is_not_removed(podrun, layout):
     assert podrun("image", "ls", "-q").stdout == ""
 
 
-def test_pull_prints_the_manifests_digest_and_ls_and_inspect_show_it(podrun, layout):
+def test_pull_prints_the_manifests_digest_and_ls_and_inspect_show_it(podrun: Podrun, layout: Any) -> None:
     ref = f"oci:{layout}:v1"
     digest = podrun("image", "pull", ref, check=True).stdout.strip()
     assert digest == LAYERS.digest
@@ -130,14 +132,14 @@ def test_pull_prints_the_manifests_digest_and_ls_and_inspect_show_it(podrun, lay
     assert len(told["layers"]) >= 3
 
 
-def test_a_registry_that_nobody_listens_at_is_unavailable(podrun):
+def test_a_registry_that_nobody_listens_at_is_unavailable(podrun: Podrun) -> None:
     done = podrun("run", "--rm", "--name", "x", "127.0.0.1:1/team/web:1", "true")
     assert done.returncode == 69
     [line] = done.stderr.strip().splitlines()
     assert line.startswith("podrun: x: image: 127.0.0.1:1")
 
 
-def test_an_image_that_lies_about_a_layer_is_malformed(podrun, home, layout):
+def test_an_image_that_lies_about_a_layer_is_malformed(podrun: Podrun, home: Path, layout: Any) -> None:
     digest = json.loads(LAYERS.manifest)["layers"][2]["digest"]
     blob = home / "layout/blobs/sha256" / digest.removeprefix("sha256:")
     blob.write_bytes(blob.read_bytes()[:-5] + b"\0\0\0\0\0")
@@ -149,20 +151,20 @@ def test_an_image_that_lies_about_a_layer_is_malformed(podrun, home, layout):
 @pytest.mark.parametrize(
     "words", [["UPPER/x"], ["oci:/nowhere"], ["127.0.0.1:1/x"], ["--policy", "/nowhere", "x"], ["dir:/"], ["nginx:"]]
 )
-def test_a_pull_ends_the_same_whether_click_reads_its_arguments_or_not(podrun, words):
+def test_a_pull_ends_the_same_whether_click_reads_its_arguments_or_not(podrun: Podrun, words: Any) -> None:
     plain = podrun("image", "pull", *words)
     by_click = podrun("image", "pull", *words[:-1], "--", words[-1])
     assert (plain.returncode, plain.stdout, plain.stderr) == (by_click.returncode, by_click.stdout, by_click.stderr)
 
 
-def test_a_pull_that_finds_nothing_to_do_tells_the_digest_and_asks_only_once(podrun):
+def test_a_pull_that_finds_nothing_to_do_tells_the_digest_and_asks_only_once(podrun: Podrun) -> None:
     from support.image_servers import faulty
 
     built = build.image(build.tar(build.file("a", b"a")))
     other = build.image(build.tar(build.file("a", b"b")))
     now = [built]
 
-    def change(request):
+    def change(request: Any) -> Any:
         if "/manifests/" in request.path:
             kind = "application/vnd.oci.image.manifest.v1+json"
             request.reply(200, now[0].manifest, Docker_Content_Digest=now[0].digest, Content_Type=kind)

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pyroute2 import NetNS
@@ -21,7 +22,7 @@ from support.network_case import Place, call, inside, plain, run, seen, settled
 pytestmark = pytest.mark.root
 
 
-def test_a_pod_has_loopback_one_address_of_each_family_and_a_way_out(place):
+def test_a_pod_has_loopback_one_address_of_each_family_and_a_way_out(place: Any) -> None:
     facts = place.up("web")
     with NetNS(os.path.basename(facts["netns"])) as reader:
         addresses = {f"{one.get_attr('IFA_ADDRESS')}/{one['prefixlen']}" for one in reader.get_addr()}
@@ -35,7 +36,7 @@ def test_a_pod_has_loopback_one_address_of_each_family_and_a_way_out(place):
     assert len(gateways) == 2
 
 
-def test_ip_netns_knows_the_namespace_and_the_link_says_whose_it_is(place):
+def test_ip_netns_knows_the_namespace_and_the_link_says_whose_it_is(place: Any) -> None:
     facts = place.up("web")
     tag = place.started["web"].pod.tag
     assert facts["netns"] == f"/run/netns/{tag}"
@@ -44,7 +45,7 @@ def test_ip_netns_knows_the_namespace_and_the_link_says_whose_it_is(place):
     assert [(link["ifalias"], link["operstate"]) for link in links] == [(tag, "UP")]
 
 
-def test_the_bridge_of_another_run_directory_has_another_name_and_subnet(place):
+def test_the_bridge_of_another_run_directory_has_another_name_and_subnet(place: Any) -> None:
     other = Place()
     try:
         one, two = place.up("web"), other.up("web")
@@ -55,13 +56,13 @@ def test_the_bridge_of_another_run_directory_has_another_name_and_subnet(place):
         other.close()
 
 
-def test_a_pod_gets_its_address_again(place):
+def test_a_pod_gets_its_address_again(place: Any) -> None:
     first = place.up("web")["addresses"]
     place.down("web")
     assert place.up("web")["addresses"] == first
 
 
-def test_a_payload_without_privileges_may_listen_on_port_80_and_nobody_routes_for_it(place):
+def test_a_payload_without_privileges_may_listen_on_port_80_and_nobody_routes_for_it(place: Any) -> None:
     facts = place.up("web")
     values = run(
         *inside(facts["netns"]),
@@ -72,7 +73,7 @@ def test_a_payload_without_privileges_may_listen_on_port_80_and_nobody_routes_fo
     assert values.split() == ["0", "0"]
 
 
-def test_the_pods_name_is_in_its_files(place):
+def test_the_pods_name_is_in_its_files(place: Any) -> None:
     facts = place.up("web@1", hosts={"db": "192.0.2.7"}, dns=["192.0.2.53"])
     mounts = {mount["containerPath"]: mount for mount in facts["mounts"]}
     texts = {path: Path(mount["hostPath"]).read_text() for path, mount in mounts.items()}
@@ -85,7 +86,7 @@ def test_the_pods_name_is_in_its_files(place):
     assert all(os.stat(mount["hostPath"]).st_mode & 0o777 == 0o644 for mount in mounts.values())
 
 
-def test_a_pod_without_a_network_has_a_namespace_with_loopback_only(place):
+def test_a_pod_without_a_network_has_a_namespace_with_loopback_only(place: Any) -> None:
     facts = place.up("web", mode="none")
     links = json.loads(run(*inside(facts["netns"]), "ip", "-json", "link"))
     assert [link["ifname"] for link in links if "UP" in link["flags"]] == ["lo"]
@@ -94,7 +95,7 @@ def test_a_pod_without_a_network_has_a_namespace_with_loopback_only(place):
     assert inspect.networks(place.run) == []
 
 
-def test_a_pod_in_the_hosts_network_has_the_hosts_name_and_nothing_of_its_own(place):
+def test_a_pod_in_the_hosts_network_has_the_hosts_name_and_nothing_of_its_own(place: Any) -> None:
     facts = place.up("web", mode="host")
     assert (facts["netns"], facts["addresses"], facts["hostname"]) == ("host", [], os.uname().nodename)
     assert not os.path.exists(namespace.path_of(place.started["web"].pod.tag))
@@ -104,7 +105,7 @@ def test_a_pod_in_the_hosts_network_has_the_hosts_name_and_nothing_of_its_own(pl
 
 @pytest.mark.parametrize("table", [{}, {"mode": "none"}, {"mode": "host"}, {"publish": ["45001:80", "45002:53/udp"]}])
 @pytest.mark.parametrize("known", [True, False], ids=["with its facts", "with no facts"])
-def test_down_leaves_nothing_and_may_be_repeated(place, table, known):
+def test_down_leaves_nothing_and_may_be_repeated(place: Any, table: Any, known: bool) -> None:
     place.up("other")
     before = seen(place)
     facts = place.up("web", **table)
@@ -117,24 +118,24 @@ def test_down_leaves_nothing_and_may_be_repeated(place, table, known):
     assert not settled(place, before)
 
 
-def test_down_of_what_never_was_does_nothing(place):
+def test_down_of_what_never_was_does_nothing(place: Any) -> None:
     network.down(place.step("web"), {})
 
 
 @pytest.mark.parametrize("mode", ["host", "none", "netns:/run/netns/x", "pod:other"])
-def test_a_further_network_step_that_brings_a_namespace_is_refused(place, mode):
+def test_a_further_network_step_that_brings_a_namespace_is_refused(place: Any, mode: str) -> None:
     with pytest.raises(Failure, match="has a network already") as refused:
         network.up(place.step("web", mode=mode), {"netns": "/run/netns/x"})
     assert refused.value.code == WRONG_FILE
 
 
-def test_a_pod_in_the_hosts_network_gets_no_further_interface(place):
+def test_a_pod_in_the_hosts_network_gets_no_further_interface(place: Any) -> None:
     with pytest.raises(Failure, match="in the host's network already") as refused:
         network.up(place.step("web"), {"netns": "host"})
     assert refused.value.code == WRONG_FILE
 
 
-def test_up_after_a_start_that_nobody_undid_replaces_what_is_left(place):
+def test_up_after_a_start_that_nobody_undid_replaces_what_is_left(place: Any) -> None:
     first = place.up("web", publish=["45001:80"])
     inode = os.stat(first["netns"]).st_ino
     second = network.up(place.started["web"], {})
@@ -142,7 +143,7 @@ def test_up_after_a_start_that_nobody_undid_replaces_what_is_left(place):
     assert os.stat(second["netns"]).st_ino != inode
 
 
-def test_a_dead_namespace_of_a_lost_run_directory_is_replaced(place):
+def test_a_dead_namespace_of_a_lost_run_directory_is_replaced(place: Any) -> None:
     first = place.up("web")
     os.unlink(ledger.path_of(place.started["web"]))
     place.up("web")
@@ -150,7 +151,7 @@ def test_a_dead_namespace_of_a_lost_run_directory_is_replaced(place):
 
 
 @pytest.mark.parametrize("kind", ["file", "netns", "directory", "fifo", "link"])
-def test_a_foreign_object_at_the_namespaces_place_is_never_touched(place, kind):
+def test_a_foreign_object_at_the_namespaces_place_is_never_touched(place: Any, kind: str) -> None:
     step = place.step("web")
     path = namespace.path_of(step.pod.tag)
     namespace.share()
@@ -161,7 +162,7 @@ def test_a_foreign_object_at_the_namespaces_place_is_never_touched(place, kind):
         "fifo": lambda: os.mkfifo(path),
         "link": lambda: os.symlink("/dev/null", path),
     }
-    make[kind]()
+    make[kind]()  # type: ignore[no-untyped-call]
     try:
         before = os.lstat(path)
         with pytest.raises(Failure) as refused:
@@ -174,7 +175,7 @@ def test_a_foreign_object_at_the_namespaces_place_is_never_touched(place, kind):
         subprocess.run(["ip", "netns", "delete", step.pod.tag] if kind == "netns" else ["rm", "-rf", path], check=True)
 
 
-def test_a_foreign_link_with_the_bridges_name_is_never_touched(place):
+def test_a_foreign_link_with_the_bridges_name_is_never_touched(place: Any) -> None:
     run("ip", "link", "add", "t-net-foreign", "type", "bridge")
     try:
         with pytest.raises(Failure, match="t-net-foreign that is not podrun's") as refused:
@@ -186,7 +187,7 @@ def test_a_foreign_link_with_the_bridges_name_is_never_touched(place):
         run("ip", "link", "delete", "t-net-foreign")
 
 
-def test_a_subnet_that_is_routed_elsewhere_is_refused(place):
+def test_a_subnet_that_is_routed_elsewhere_is_refused(place: Any) -> None:
     run("ip", "link", "add", "t-net-taken", "type", "bridge")
     run("ip", "address", "add", "198.51.100.1/24", "dev", "t-net-taken")
     run("ip", "link", "set", "t-net-taken", "up")
@@ -198,7 +199,7 @@ def test_a_subnet_that_is_routed_elsewhere_is_refused(place):
         run("ip", "link", "delete", "t-net-taken")
 
 
-def test_a_bridge_keeps_the_subnet_it_has(place):
+def test_a_bridge_keeps_the_subnet_it_has(place: Any) -> None:
     place.up("web", subnet="198.51.100.0/24")
     assert plain(place.up("two")).startswith("198.51.100.")
     with pytest.raises(Failure, match=r"has 198\.51\.100\.0/24, not 203\.0\.113\.0/24") as refused:
@@ -206,7 +207,7 @@ def test_a_bridge_keeps_the_subnet_it_has(place):
     assert refused.value.code == WRONG_FILE
 
 
-def test_a_bridge_that_somebody_deleted_is_made_again_with_its_subnet(place):
+def test_a_bridge_that_somebody_deleted_is_made_again_with_its_subnet(place: Any) -> None:
     place.up("web")
     before = inspect.networks(place.run)[0]["subnet"]
     place.down("web")
@@ -216,7 +217,7 @@ def test_a_bridge_that_somebody_deleted_is_made_again_with_its_subnet(place):
     assert (row["subnet"], row["up"], len(row["ports"])) == (before, True, 1)
 
 
-def test_a_fixed_address_is_the_pods_and_nobody_elses(place):
+def test_a_fixed_address_is_the_pods_and_nobody_elses(place: Any) -> None:
     facts = place.up("web", subnet="198.51.100.0/24", address="198.51.100.77")
     assert facts["addresses"][0] == "198.51.100.77/24"
     with pytest.raises(Failure, match=r"198\.51\.100\.77 is leased to pod web") as refused:
@@ -224,7 +225,7 @@ def test_a_fixed_address_is_the_pods_and_nobody_elses(place):
     assert refused.value.code == BUSY
 
 
-def test_an_address_of_both_families_is_the_pods_and_nobody_elses(place):
+def test_an_address_of_both_families_is_the_pods_and_nobody_elses(place: Any) -> None:
     on = {"subnet": "198.51.100.0/24", "subnet6": "2001:db8:7::/64"}
     facts = place.up("web", **on, address="198.51.100.77", address6="2001:db8:7::a:1")
     assert facts["addresses"] == ["198.51.100.77/24", "2001:db8:7::a:1/64"]
@@ -249,7 +250,7 @@ def test_an_address_of_both_families_is_the_pods_and_nobody_elses(place):
         ("2001:db8:8::1", "not one of a pod's in 2001:db8:7::/64"),
     ],
 )
-def test_an_ipv6_address_that_a_pod_cannot_have_is_refused(place, address6, words):
+def test_an_ipv6_address_that_a_pod_cannot_have_is_refused(place: Any, address6: str, words: str) -> None:
     on = {"subnet": "198.51.100.0/24", "subnet6": "2001:db8:7::/64", "address6": address6}
     assert place.check("web", **on)[0].code == WRONG_FILE
     with pytest.raises(Failure, match=words) as refused:
@@ -257,19 +258,19 @@ def test_an_ipv6_address_that_a_pod_cannot_have_is_refused(place, address6, word
     assert refused.value.code == WRONG_FILE
 
 
-def test_the_ipv6_address_that_goes_with_the_ipv4_address_may_be_named(place):
+def test_the_ipv6_address_that_goes_with_the_ipv4_address_may_be_named(place: Any) -> None:
     on = {"subnet": "198.51.100.0/24", "subnet6": "2001:db8:7::/64"}
     facts = place.up("web", **on, address="198.51.100.9", address6="2001:db8:7::9")
     assert facts["addresses"] == ["198.51.100.9/24", "2001:db8:7::9/64"]
 
 
-def test_a_fixed_address_outside_of_the_bridges_subnet_is_refused(place):
+def test_a_fixed_address_outside_of_the_bridges_subnet_is_refused(place: Any) -> None:
     with pytest.raises(Failure, match="not one of a pod's") as refused:
         place.up("web", address="203.0.113.7")
     assert refused.value.code == WRONG_FILE
 
 
-def test_a_host_without_ipv6_gives_ipv4_addresses_only(place, tmp_path):
+def test_a_host_without_ipv6_gives_ipv4_addresses_only(place: Any, tmp_path: Path) -> None:
     """In a namespace that stands for such a host, as disable_ipv6 is one of its own."""
     code = f"""
 import os, sys
@@ -291,7 +292,7 @@ place.close()
     assert ":" not in done.stdout
 
 
-def test_pods_that_start_at_once_get_different_addresses(place):
+def test_pods_that_start_at_once_get_different_addresses(place: Any) -> None:
     failed: list[BaseException] = []
     found: list[str] = []
 
@@ -321,7 +322,7 @@ print(network.up(step, {{}})["addresses"][0])
 
 
 @pytest.mark.parametrize(("table", "up_limit", "down_limit"), [({}, 12, 3), ({"publish": ["45001:80"]}, 20, 6)])
-def test_it_takes_milliseconds(place, table, up_limit, down_limit):
+def test_it_takes_milliseconds(place: Any, table: Any, up_limit: int, down_limit: int) -> None:
     """The quickest of nine, with room: the budget is 5 and 3 ms, and another process may be using this machine."""
     place.up("other")
     ups, downs = [], []

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -37,7 +39,7 @@ case $CNI_COMMAND in ADD) printf '%s' "$config" | jq -c .prevResult;; esac
 
 
 @pytest.fixture
-def place(networks):
+def place(networks: Any) -> Iterator[Any]:
     """Closed before ``networks`` is: DEL needs the plugins."""
     found = Place()
     try:
@@ -48,7 +50,7 @@ def place(networks):
 
 
 @pytest.fixture
-def networks(tmp_path, monkeypatch):
+def networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A directory of configurations with the network "lan": a bridge with host-local addresses, and portmap."""
     monkeypatch.setattr(cni, "CONFIGURATION", str(tmp_path))
     monkeypatch.setattr(cni, "PLUGINS", (*cni.PLUGINS, str(tmp_path)))
@@ -86,7 +88,7 @@ def leases(directory: Path) -> list[str]:
     return sorted(name for name in os.listdir(place) if name[0].isdigit()) if place.exists() else []
 
 
-def test_a_pod_is_on_the_network_that_the_plugins_made(place, networks):
+def test_a_pod_is_on_the_network_that_the_plugins_made(place: Any, networks: Any) -> None:
     directory, _ = networks
     before = seen(place)
     facts = place.up("web", mode="cni:lan", mac="02:00:5e:00:00:11")
@@ -103,7 +105,7 @@ def test_a_pod_is_on_the_network_that_the_plugins_made(place, networks):
     assert (leases(directory), settled(place, before)) == ([], set())
 
 
-def test_each_plugin_gets_the_result_of_the_one_before_and_del_gets_the_last(place, networks):
+def test_each_plugin_gets_the_result_of_the_one_before_and_del_gets_the_last(place: Any, networks: Any) -> None:
     directory, _ = networks
     facts = place.up("web", mode="cni:lan")
     place.down("web")
@@ -125,7 +127,7 @@ def remove_chains_of_portmap() -> None:
                 run(tool, "-t", "nat", "-X", rule.split()[1], check=False)
 
 
-def test_portmap_publishes_ports(place, networks, request):
+def test_portmap_publishes_ports(place: Any, networks: Any, request: pytest.FixtureRequest) -> None:
     _, write = networks
     request.addfinalizer(remove_chains_of_portmap)
     bridge = json.loads((networks[0] / "10-lan.conflist").read_text())["plugins"][0]
@@ -139,7 +141,7 @@ def test_portmap_publishes_ports(place, networks, request):
     assert call("", "127.0.0.1", port, timeout=0.5) == ""
 
 
-def test_a_further_step_adds_a_cni_interface(place, networks):
+def test_a_further_step_adds_a_cni_interface(place: Any, networks: Any) -> None:
     facts = place.up("web")
     second = place.further("web", facts, mode="cni:lan")
     assert second["addresses"][0].startswith("198.51.100.")
@@ -148,7 +150,7 @@ def test_a_further_step_adds_a_cni_interface(place, networks):
     assert "eth1" not in run(*inside(facts["netns"]), "ip", "-brief", "link")
 
 
-def test_what_a_plugin_says_is_told_and_del_undoes_the_plugins_before_it(place, networks):
+def test_what_a_plugin_says_is_told_and_del_undoes_the_plugins_before_it(place: Any, networks: Any) -> None:
     directory, _ = networks
     (directory / "fail-ADD").touch()
     with pytest.raises(Failure, match="CNI network lan: recorder: try again: later"):
@@ -158,7 +160,7 @@ def test_what_a_plugin_says_is_told_and_del_undoes_the_plugins_before_it(place, 
     assert leases(directory) == []
 
 
-def test_a_failing_del_is_told_and_the_next_down_goes_on(place, networks):
+def test_a_failing_del_is_told_and_the_next_down_goes_on(place: Any, networks: Any) -> None:
     directory, _ = networks
     place.up("web", mode="cni:lan")
     (directory / "fail-DEL").touch()
@@ -169,7 +171,7 @@ def test_a_failing_del_is_told_and_the_next_down_goes_on(place, networks):
     assert leases(directory) == []
 
 
-def test_del_gets_the_configuration_of_add_whatever_became_of_it(place, networks):
+def test_del_gets_the_configuration_of_add_whatever_became_of_it(place: Any, networks: Any) -> None:
     directory, _ = networks
     place.up("web", mode="cni:lan")
     (directory / "10-lan.conflist").unlink()
@@ -177,7 +179,7 @@ def test_del_gets_the_configuration_of_add_whatever_became_of_it(place, networks
     assert leases(directory) == []
 
 
-def test_the_attachment_of_a_pod_without_a_journal_is_deleted_by_gc(place, networks):
+def test_the_attachment_of_a_pod_without_a_journal_is_deleted_by_gc(place: Any, networks: Any) -> None:
     directory, _ = networks
     place.up("web", mode="cni:lan")
     os.unlink(f"{place.started.pop('web').pod.directory}/pod.journal")
@@ -185,7 +187,7 @@ def test_the_attachment_of_a_pod_without_a_journal_is_deleted_by_gc(place, netwo
     assert (leases(directory), calls(directory)[-1]) == ([], "DEL")
 
 
-def test_check_tells_what_is_wrong_with_an_attachment(place, networks):
+def test_check_tells_what_is_wrong_with_an_attachment(place: Any, networks: Any) -> None:
     directory, _ = networks
     facts = place.up("web", mode="cni:lan")
     assert health.problems(place.run) == []
@@ -195,7 +197,7 @@ def test_check_tells_what_is_wrong_with_an_attachment(place, networks):
     assert "bridge: " in health.problems(place.run)[0].what
 
 
-def test_gc_names_the_living_attachments_to_plugins_that_know_it(place, networks):
+def test_gc_names_the_living_attachments_to_plugins_that_know_it(place: Any, networks: Any) -> None:
     """Debian's plugins are older than CNI 1.1: one of our own takes GC."""
     directory, write = networks
     with pytest.raises(Failure, match="knows no GC"):
@@ -208,7 +210,7 @@ def test_gc_names_the_living_attachments_to_plugins_that_know_it(place, networks
     assert (verb, valid) == ("GC", [{"containerID": os.path.basename(facts["netns"]), "ifname": "eth0"}])
 
 
-def test_gc_is_not_asked_of_plugins_that_do_not_announce_it(place, networks):
+def test_gc_is_not_asked_of_plugins_that_do_not_announce_it(place: Any, networks: Any) -> None:
     """Debian's bridge would refuse: its newest version is 1.0.0."""
     directory, write = networks
     bridge = {"type": "bridge", "bridge": "t-net-cni0", "ipam": {}}
@@ -229,7 +231,7 @@ def test_gc_is_not_asked_of_plugins_that_do_not_announce_it(place, networks):
         ({"mode": "cni:lan", "publish": ["1:1"]}, WRONG_FILE, "no plugin of it has the capability portMappings"),
     ],
 )
-def test_what_a_network_lacks_is_told(place, networks, table, code, words):
+def test_what_a_network_lacks_is_told(place: Any, networks: Any, table: Any, code: Any, words: str) -> None:
     problems = place.check("web", **table)
     if problems:
         told, what = problems[0].code, f"{problems[0].what}; {problems[0].hint}"
@@ -240,7 +242,7 @@ def test_what_a_network_lacks_is_told(place, networks, table, code, words):
     assert (told, words in what) == (code, True), what
 
 
-def test_a_plugin_that_is_not_installed_is_told_with_the_package(place, networks):
+def test_a_plugin_that_is_not_installed_is_told_with_the_package(place: Any, networks: Any) -> None:
     networks[1](plugins=[{"type": "t-net-none"}])
     (problem,) = place.check("web", mode="cni:lan")
     assert (problem.code, problem.hint) == (UNAVAILABLE, "apt install containernetworking-plugins")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ def lose(place: Place, pod: str) -> None:
     run("rm", "-r", place.started.pop(pod).pod.directory)
 
 
-def test_it_lists_bridges_leases_ports_links_and_namespaces(place):
+def test_it_lists_bridges_leases_ports_links_and_namespaces(place: Any) -> None:
     port = free_port()
     facts = place.up("web", publish=[f"{port}:80"])
     tag = place.started["web"].pod.tag
@@ -35,14 +36,14 @@ def test_it_lists_bridges_leases_ports_links_and_namespaces(place):
     assert [(row["name"], row["tag"]) for row in inspect.links(place.run)] == [(network["ports"][0], tag)]
 
 
-def test_an_unused_run_directory_has_nothing_to_tell(place):
+def test_an_unused_run_directory_has_nothing_to_tell(place: Any) -> None:
     for ask in (inspect.networks, inspect.leases, inspect.published, inspect.namespaces, inspect.links):
         assert ask(place.run) == []
     assert inspect.collect(place.run) == []
     assert inspect.remove_bridges(place.run) == []
 
 
-def test_collecting_leaves_what_lives(place):
+def test_collecting_leaves_what_lives(place: Any) -> None:
     place.up("web", publish=[f"{free_port()}:80"])
     before = seen(place)
     assert inspect.collect(place.run) == []
@@ -50,7 +51,7 @@ def test_collecting_leaves_what_lives(place):
     assert seen(place) == before
 
 
-def test_collecting_removes_everything_of_a_lost_pod(place):
+def test_collecting_removes_everything_of_a_lost_pod(place: Any) -> None:
     place.up("other")
     before = seen(place)
     facts = place.up("web", publish=[f"{free_port()}:80", f"0.0.0.0:{free_port()}:80/udp", f"[::]:{free_port()}:80"])
@@ -65,7 +66,7 @@ def test_collecting_removes_everything_of_a_lost_pod(place):
     assert not [one for one in seen(place) - before if not one.startswith("link ")]
 
 
-def test_collecting_removes_the_files_of_a_pod_without_a_journal(place):
+def test_collecting_removes_the_files_of_a_pod_without_a_journal(place: Any) -> None:
     place.up("web")
     step = place.started.pop("web")
     os.unlink(f"{step.pod.directory}/pod.journal")
@@ -73,7 +74,7 @@ def test_collecting_removes_the_files_of_a_pod_without_a_journal(place):
     assert not os.path.exists(step.pod.directory)
 
 
-def test_another_run_directorys_objects_are_foreign(place):
+def test_another_run_directorys_objects_are_foreign(place: Any) -> None:
     other = Place()
     try:
         facts = other.up("web")
@@ -84,7 +85,7 @@ def test_another_run_directorys_objects_are_foreign(place):
         other.close()
 
 
-def test_a_bridge_goes_when_no_pod_is_left_and_its_table_with_it(place):
+def test_a_bridge_goes_when_no_pod_is_left_and_its_table_with_it(place: Any) -> None:
     place.up("web")
     name, table = place.bridge(), place.table()
     assert inspect.remove_bridges(place.run) == []
@@ -96,7 +97,7 @@ def test_a_bridge_goes_when_no_pod_is_left_and_its_table_with_it(place):
     place.up("web")
 
 
-def test_gc_leaves_the_bridges_while_a_start_looks_for_its_own(place):
+def test_gc_leaves_the_bridges_while_a_start_looks_for_its_own(place: Any) -> None:
     place.up("web")
     place.down("web")
     held = bridge.held(place.run)

@@ -7,6 +7,9 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,7 +47,7 @@ network.{verb}(step, {facts!r})
 
 
 @pytest.fixture
-def place():
+def place() -> Iterator[Any]:
     found = Place()
     try:
         found.up("other")
@@ -54,7 +57,7 @@ def place():
 
 
 @pytest.fixture
-def table():
+def table() -> Any:
     return {"publish": [f"{free_port()}:80", f"{free_port()}:53/udp"]}
 
 
@@ -80,7 +83,7 @@ def victim(place: Place, verb: str, point: str, table: dict, facts: dict | None 
     return process.returncode != 0
 
 
-def points(place: Place, verb: str, table: dict, least: int):
+def points(place: Place, verb: str, table: dict, least: int) -> Iterator[Any]:
     point = 1
     while victim(place, verb, str(point), table):
         yield point
@@ -88,7 +91,7 @@ def points(place: Place, verb: str, table: dict, least: int):
     assert point > least
 
 
-def test_killed_at_every_notification_of_up_one_down_leaves_nothing(place, table):
+def test_killed_at_every_notification_of_up_one_down_leaves_nothing(place: Any, table: Any) -> None:
     before = seen(place)
     for point in points(place, "up", table, 5):
         network.down(place.started["web"], {})
@@ -97,7 +100,7 @@ def test_killed_at_every_notification_of_up_one_down_leaves_nothing(place, table
     assert not settled(place, before)
 
 
-def test_killed_at_every_notification_of_up_the_next_up_works(place, table):
+def test_killed_at_every_notification_of_up_the_next_up_works(place: Any, table: Any) -> None:
     for _ in points(place, "up", table, 5):
         facts = place.up("web", **table)
         place.serve(facts["netns"], 80, "web")
@@ -105,7 +108,7 @@ def test_killed_at_every_notification_of_up_the_next_up_works(place, table):
         network.down(place.started["web"], facts)
 
 
-def test_killed_at_every_notification_of_down_the_next_down_finishes(place, table):
+def test_killed_at_every_notification_of_down_the_next_down_finishes(place: Any, table: Any) -> None:
     before = seen(place)
     place.up("web", **table)
     for point in points(place, "down", table, 3):
@@ -116,7 +119,7 @@ def test_killed_at_every_notification_of_down_the_next_down_finishes(place, tabl
 
 
 @pytest.mark.parametrize("verb", ["up", "down"])
-def test_killed_at_random_moments_one_down_leaves_nothing(place, table, verb):
+def test_killed_at_random_moments_one_down_leaves_nothing(place: Any, table: Any, verb: str) -> None:
     before = seen(place)
     dice = random.Random(os.environ.get("PODRUN_KILL_SEED"))
     killed = 0
@@ -130,7 +133,7 @@ def test_killed_at_random_moments_one_down_leaves_nothing(place, table, verb):
     assert killed > ROUNDS // 4
 
 
-def test_killed_before_there_is_a_bridge_the_next_up_makes_it():
+def test_killed_before_there_is_a_bridge_the_next_up_makes_it() -> None:
     for n in range(8):
         place = Place()
         try:
@@ -143,7 +146,7 @@ def test_killed_before_there_is_a_bridge_the_next_up_makes_it():
 
 
 @pytest.fixture
-def wire():
+def wire() -> Iterator[Any]:
     run("ip", "link", "add", "t-net-kill0", "type", "veth", "peer", "name", "t-net-kill1")
     run("ip", "link", "set", "t-net-kill0", "up")
     yield "t-net-kill0"
@@ -152,7 +155,9 @@ def wire():
 
 @pytest.mark.parametrize("verb", ["up", "down"])
 @pytest.mark.parametrize("mode", ["pod:other", "macvlan:t-net-kill0", "none"])
-def test_killed_at_every_notification_in_another_mode_one_down_leaves_nothing(place, wire, mode, verb):
+def test_killed_at_every_notification_in_another_mode_one_down_leaves_nothing(
+    place: Any, wire: Any, mode: str, verb: str
+) -> None:
     table = {"mode": mode, **({"address": "198.51.100.7/24"} if "macvlan" in mode else {})}
     before = seen(place)
     for point in range(1, 9):
@@ -168,7 +173,9 @@ def test_killed_at_every_notification_in_another_mode_one_down_leaves_nothing(pl
 
 @pytest.mark.parametrize("verb", ["up", "down"])
 @pytest.mark.parametrize("kind", ["bridge", "macvlan"])
-def test_killed_at_every_notification_of_a_further_step_one_down_leaves_nothing(place, wire, kind, verb, table):
+def test_killed_at_every_notification_of_a_further_step_one_down_leaves_nothing(
+    place: Any, wire: Any, kind: str, verb: str, table: Any
+) -> None:
     facts = place.up("web")
     tables = {"bridge": table, "macvlan": {"mode": f"macvlan:{wire}", "address": "198.51.100.7/24"}}
     before = seen(place) | inner(facts)
@@ -185,7 +192,7 @@ def test_killed_at_every_notification_of_a_further_step_one_down_leaves_nothing(
 
 
 @pytest.mark.parametrize("kind", ["bridge", "macvlan"])
-def test_killed_at_random_moments_a_further_step_leaves_nothing(place, wire, kind):
+def test_killed_at_random_moments_a_further_step_leaves_nothing(place: Any, wire: Any, kind: str) -> None:
     facts = place.up("web")
     tables = {"bridge": {}, "macvlan": {"mode": f"macvlan:{wire}", "address": "198.51.100.7/24"}}
     before = seen(place) | inner(facts)
@@ -199,7 +206,7 @@ def test_killed_at_random_moments_a_further_step_leaves_nothing(place, wire, kin
 
 
 @pytest.fixture
-def stock(place, tmp_path, monkeypatch):
+def stock(place: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A network of Debian's plugins; what they have of a pod.
 
     Their bridge is there already: a bridge plugin that is killed while it makes it (before it sets its hardware
@@ -224,7 +231,9 @@ def stock(place, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("verb", ["up", "down"])
-def test_killed_at_every_notification_beside_stock_cni_plugins_one_down_leaves_nothing(place, stock, verb):
+def test_killed_at_every_notification_beside_stock_cni_plugins_one_down_leaves_nothing(
+    place: Any, stock: Any, verb: str
+) -> None:
     table = {"mode": "cni:lan"}
     before = seen(place)
     for point in range(1, 9):
@@ -238,7 +247,7 @@ def test_killed_at_every_notification_beside_stock_cni_plugins_one_down_leaves_n
     assert point > (4 if verb == "up" else 1)
 
 
-def test_killed_at_random_moments_while_cni_plugins_work_one_down_leaves_nothing(place, stock):
+def test_killed_at_random_moments_while_cni_plugins_work_one_down_leaves_nothing(place: Any, stock: Any) -> None:
     before = seen(place)
     dice = random.Random(os.environ.get("PODRUN_KILL_SEED"))
     for n in range(max(10, ROUNDS // 3)):

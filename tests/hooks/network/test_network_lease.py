@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,17 +49,17 @@ class Pool:
 
 
 @pytest.fixture
-def small(tmp_path):
+def small(tmp_path: Path) -> Any:
     """Five addresses."""
     return Pool(tmp_path, "192.0.2.8/29")
 
 
 @pytest.fixture
-def large(tmp_path):
+def large(tmp_path: Path) -> Any:
     return Pool(tmp_path, "10.160.0.0/16")
 
 
-def test_every_address_of_a_small_subnet_is_leased_once_and_then_it_is_exhausted(small):
+def test_every_address_of_a_small_subnet_is_leased_once_and_then_it_is_exhausted(small: Any) -> None:
     found = {small.claim(f"p{n}") for n in range(5)}
     assert found == {f"192.0.2.{n}" for n in range(10, 15)}
     with pytest.raises(Failure, match=r"all 5 addresses of 192\.0\.2\.8/29 are leased") as refused:
@@ -66,7 +67,7 @@ def test_every_address_of_a_small_subnet_is_leased_once_and_then_it_is_exhausted
     assert refused.value.code == BUSY
 
 
-def test_a_failed_claim_leaves_the_others_leases_alone(small):
+def test_a_failed_claim_leaves_the_others_leases_alone(small: Any) -> None:
     for n in range(5):
         small.claim(f"p{n}")
     with pytest.raises(Failure):
@@ -75,7 +76,7 @@ def test_a_failed_claim_leaves_the_others_leases_alone(small):
     assert len(small.leased()) == 5
 
 
-def test_a_lease_is_free_again_after_its_release(small):
+def test_a_lease_is_free_again_after_its_release(small: Any) -> None:
     for n in range(5):
         small.claim(f"p{n}")
     small.release("p3")
@@ -84,14 +85,14 @@ def test_a_lease_is_free_again_after_its_release(small):
     assert len(small.leased()) == 5
 
 
-def test_a_lease_of_a_dead_pod_is_reused_before_the_subnet_is_called_exhausted(small):
+def test_a_lease_of_a_dead_pod_is_reused_before_the_subnet_is_called_exhausted(small: Any) -> None:
     for n in range(5):
         small.claim(f"p{n}")
     small.kill("p2")
     assert small.claim("p5")
 
 
-def test_a_lease_of_an_earlier_boot_is_dead(small):
+def test_a_lease_of_an_earlier_boot_is_dead(small: Any) -> None:
     small.claim("web")
     path = Path(ledger.path_of(small.step("web")))
     path.write_text(path.read_text().replace(ledger.boot_id(), "0" * 32))
@@ -101,7 +102,7 @@ def test_a_lease_of_an_earlier_boot_is_dead(small):
     assert small.leased() == set()
 
 
-def test_a_fixed_address_of_a_dead_pod_is_taken_over(small):
+def test_a_fixed_address_of_a_dead_pod_is_taken_over(small: Any) -> None:
     small.claim("old", "192.0.2.12")
     with pytest.raises(Failure, match="leased to pod old"):
         small.claim("new", "192.0.2.12")
@@ -110,7 +111,7 @@ def test_a_fixed_address_of_a_dead_pod_is_taken_over(small):
     assert small.claim("new", "192.0.2.12") == "192.0.2.12"
 
 
-def test_the_release_of_a_pod_whose_lease_was_taken_over_leaves_it_with_the_new_one(small):
+def test_the_release_of_a_pod_whose_lease_was_taken_over_leaves_it_with_the_new_one(small: Any) -> None:
     small.claim("old", "192.0.2.12")
     small.kill("old")
     small.claim("new", "192.0.2.12")
@@ -118,13 +119,15 @@ def test_the_release_of_a_pod_whose_lease_was_taken_over_leaves_it_with_the_new_
     assert small.leased() == {"192.0.2.12"}
 
 
-def test_a_pod_gets_the_same_address_again(large):
+def test_a_pod_gets_the_same_address_again(large: Any) -> None:
     first = large.claim("web")
     large.release("web")
     assert large.claim("web") == first
 
 
-def test_finding_a_free_address_does_not_take_longer_the_more_are_leased(large, monkeypatch):
+def test_finding_a_free_address_does_not_take_longer_the_more_are_leased(
+    large: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for n in range(1000):
         Path(large.directory, "leases", large.subnet.host(2 + n * 60)).touch()
     listed = []
@@ -133,7 +136,7 @@ def test_finding_a_free_address_does_not_take_longer_the_more_are_leased(large, 
     assert not listed
 
 
-def test_a_ledger_that_a_kill_left_empty_holds_nothing(small):
+def test_a_ledger_that_a_kill_left_empty_holds_nothing(small: Any) -> None:
     step = small.step("web")
     os.makedirs(step.pod.directory)
     Path(ledger.path_of(step)).touch()
@@ -143,7 +146,7 @@ def test_a_ledger_that_a_kill_left_empty_holds_nothing(small):
     lease.release(small.directory, found)
 
 
-def test_a_note_that_the_disk_has_no_room_for_names_its_file():
+def test_a_note_that_the_disk_has_no_room_for_names_its_file() -> None:
     fd = os.open("/dev/full", os.O_WRONLY)
     try:
         with pytest.raises(OSError, match="No space") as refused:
@@ -153,7 +156,7 @@ def test_a_note_that_the_disk_has_no_room_for_names_its_file():
     assert refused.value.filename == "/dev/full"
 
 
-def test_dead_pods_are_looked_for_only_when_no_address_is_free(small, monkeypatch):
+def test_dead_pods_are_looked_for_only_when_no_address_is_free(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for n in range(4):
         small.claim(f"p{n}")
     small.kill("p0")

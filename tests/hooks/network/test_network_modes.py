@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +20,7 @@ pytestmark = pytest.mark.root
 
 
 @pytest.fixture
-def foreign():
+def foreign() -> Iterator[Any]:
     """A namespace that is not podrun's, with an address."""
     name = "t-net-foreign"
     run("ip", "netns", "add", name)
@@ -32,7 +35,7 @@ def foreign():
 
 
 @pytest.fixture
-def wire():
+def wire() -> Iterator[Any]:
     """A link of the host's for macvlan, and another machine on its other end."""
     run("ip", "netns", "add", "t-net-lan")
     run("ip", "link", "add", "t-net-parent", "type", "veth", "peer", "name", "lan", "netns", "t-net-lan")
@@ -54,7 +57,7 @@ def links(netns: str) -> dict[str, dict]:
 # --- somebody else's namespace -------------------------------------------------------------------------------------
 
 
-def test_a_pod_joins_a_namespace_by_its_path_and_tells_its_addresses(place, foreign):
+def test_a_pod_joins_a_namespace_by_its_path_and_tells_its_addresses(place: Any, foreign: Any) -> None:
     before = seen(place)
     facts = place.up("web", mode=f"netns:{foreign}")
     assert facts["netns"] == f"/run/netns/{place.started['web'].pod.tag}"
@@ -65,7 +68,7 @@ def test_a_pod_joins_a_namespace_by_its_path_and_tells_its_addresses(place, fore
     assert "203.0.113.7" in run(*inside(foreign), "ip", "address"), "the namespace is not ours to change"
 
 
-def test_what_becomes_of_the_path_afterwards_does_not_matter(place, foreign):
+def test_what_becomes_of_the_path_afterwards_does_not_matter(place: Any, foreign: Any) -> None:
     facts = place.up("web", mode=f"netns:{foreign}")
     run("ip", "netns", "delete", "t-net-foreign")
     try:
@@ -75,7 +78,7 @@ def test_what_becomes_of_the_path_afterwards_does_not_matter(place, foreign):
 
 
 @pytest.mark.parametrize("kind", ["nothing", "file", "fifo", "another namespace", "the host's"])
-def test_what_is_no_other_network_namespace_is_refused_at_once(place, tmp_path, kind):
+def test_what_is_no_other_network_namespace_is_refused_at_once(place: Any, tmp_path: Path, kind: str) -> None:
     path = str(tmp_path / "x")
     if kind == "file":
         open(path, "w").close()
@@ -89,7 +92,7 @@ def test_what_is_no_other_network_namespace_is_refused_at_once(place, tmp_path, 
     assert refused.value.code == WRONG_FILE
 
 
-def test_a_pod_joins_another_ones_namespace_with_its_name_and_addresses(place):
+def test_a_pod_joins_another_ones_namespace_with_its_name_and_addresses(place: Any) -> None:
     web = place.up("web", hostname="www.example")
     before = seen(place)
     facts = place.up("helper", mode="pod:web")
@@ -102,7 +105,7 @@ def test_a_pod_joins_another_ones_namespace_with_its_name_and_addresses(place):
     assert call(web["netns"], "127.0.0.1", 80) == "web to 127.0.0.1"
 
 
-def test_a_pod_that_is_not_up_cannot_be_joined(place):
+def test_a_pod_that_is_not_up_cannot_be_joined(place: Any) -> None:
     with pytest.raises(Failure, match="pod web is not up") as refused:
         place.up("helper", mode="pod:web")
     assert refused.value.code == UNAVAILABLE
@@ -111,7 +114,7 @@ def test_a_pod_that_is_not_up_cannot_be_joined(place):
 # --- links of the host ---------------------------------------------------------------------------------------------
 
 
-def test_a_macvlan_pod_is_on_the_hosts_wire(place, wire):
+def test_a_macvlan_pod_is_on_the_hosts_wire(place: Any, wire: Any) -> None:
     parent, lan = wire
     before = seen(place)
     facts = place.up(
@@ -146,7 +149,7 @@ def test_a_macvlan_pod_is_on_the_hosts_wire(place, wire):
         ({"mode": "pod:web"}, WRONG_FILE, "cannot join itself"),
     ],
 )
-def test_what_a_mode_lacks_is_told_before_anything_is_made(place, table, code, words):
+def test_what_a_mode_lacks_is_told_before_anything_is_made(place: Any, table: Any, code: Any, words: str) -> None:
     problems = place.check("web", **table)
     assert [problem.code for problem in problems] == [code]
     assert words in problems[0].what
@@ -155,7 +158,7 @@ def test_what_a_mode_lacks_is_told_before_anything_is_made(place, table, code, w
 # --- several steps -------------------------------------------------------------------------------------------------
 
 
-def test_further_steps_add_interfaces(place, wire):
+def test_further_steps_add_interfaces(place: Any, wire: Any) -> None:
     parent, lan = wire
     place.further("other", place.up("other"), bridge="t-net-second")
     before = seen(place)
@@ -178,7 +181,7 @@ def test_further_steps_add_interfaces(place, wire):
     assert not settled(place, before)
 
 
-def test_an_interface_is_added_to_a_namespace_of_others_and_taken_away_again(place, foreign):
+def test_an_interface_is_added_to_a_namespace_of_others_and_taken_away_again(place: Any, foreign: Any) -> None:
     facts = place.up("web", mode=f"netns:{foreign}")
     place.further("web", facts, interface="extra0")
     assert "extra0" in links(foreign)
@@ -186,7 +189,7 @@ def test_an_interface_is_added_to_a_namespace_of_others_and_taken_away_again(pla
     assert "extra0" not in links(foreign)
 
 
-def test_an_interfaces_name_that_is_taken_is_refused(place):
+def test_an_interfaces_name_that_is_taken_is_refused(place: Any) -> None:
     facts = place.up("web")
     with pytest.raises(Failure, match="has an interface eth0 already") as refused:
         place.further("web", facts, interface="eth0", bridge="t-net-second")
@@ -196,7 +199,7 @@ def test_an_interfaces_name_that_is_taken_is_refused(place):
 # --- what an interface is like ------------------------------------------------------------------------------------
 
 
-def test_mac_mtu_routes_sysctls_and_the_interfaces_name_are_as_asked(place):
+def test_mac_mtu_routes_sysctls_and_the_interfaces_name_are_as_asked(place: Any) -> None:
     facts = place.up(
         "web",
         subnet="198.51.100.0/24",
@@ -220,13 +223,13 @@ def test_mac_mtu_routes_sysctls_and_the_interfaces_name_are_as_asked(place):
     assert host[0]["mtu"] == 1400
 
 
-def test_a_sysctl_that_the_kernel_refuses_is_named(place):
+def test_a_sysctl_that_the_kernel_refuses_is_named(place: Any) -> None:
     with pytest.raises(Failure, match=r"net\.ipv4\.nothing") as refused:
         place.up("web", sysctls={"net.ipv4.nothing": "1"})
     assert refused.value.code == WRONG_FILE
 
 
-def test_networks_toml_says_what_a_bridge_is_like(place, tmp_path, monkeypatch):
+def test_networks_toml_says_what_a_bridge_is_like(place: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "networks.toml"
     file.write_text('[networks.t-net-lan0]\nsubnet = "203.0.113.0/24"\nmtu = 1420\nsearch = ["lan.example"]\n')
     monkeypatch.setattr(options, "NETWORKS", str(file))
@@ -247,7 +250,9 @@ def test_networks_toml_says_what_a_bridge_is_like(place, tmp_path, monkeypatch):
         ("[networks.x\n", "networks.toml: "),
     ],
 )
-def test_what_is_wrong_in_networks_toml_is_told(tmp_path, monkeypatch, text, words):
+def test_what_is_wrong_in_networks_toml_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, words: str
+) -> None:
     file = tmp_path / "networks.toml"
     file.write_text(text)
     monkeypatch.setattr(options, "NETWORKS", str(file))
@@ -273,7 +278,7 @@ def resolved(facts: dict, name: str) -> list[str]:
     return done.stdout.split()
 
 
-def test_a_pod_knows_the_pods_that_come_after_it_and_forgets_those_that_go(place):
+def test_a_pod_knows_the_pods_that_come_after_it_and_forgets_those_that_go(place: Any) -> None:
     first = place.up("web")
     assert resolved(first, "db") == []
     second = place.up("db", hostname="db.example")
@@ -286,7 +291,7 @@ def test_a_pod_knows_the_pods_that_come_after_it_and_forgets_those_that_go(place
     assert resolved(first, "db") == []
 
 
-def test_a_name_takes_the_place_of_one_that_has_gone(place):
+def test_a_name_takes_the_place_of_one_that_has_gone(place: Any) -> None:
     facts = place.up("web")
     for n in range(5):
         place.up(f"p{n}")
@@ -300,7 +305,7 @@ def test_a_name_takes_the_place_of_one_that_has_gone(place):
     assert resolved(facts, "p4") != []
 
 
-def test_a_pod_with_hosts_of_its_own_sees_the_pods_that_were_there_before_it(place):
+def test_a_pod_with_hosts_of_its_own_sees_the_pods_that_were_there_before_it(place: Any) -> None:
     web = place.up("web")
     facts = place.up("db", hosts={"mail": "192.0.2.25"})
     assert resolved(facts, "mail") == ["192.0.2.25"]
@@ -308,7 +313,7 @@ def test_a_pod_with_hosts_of_its_own_sees_the_pods_that_were_there_before_it(pla
     assert plain(facts) in resolved(web, "db")
 
 
-def test_the_names_of_another_bridge_are_not_known(place):
+def test_the_names_of_another_bridge_are_not_known(place: Any) -> None:
     web = place.up("web")
     place.up("db", bridge="t-net-second")
     assert resolved(web, "db") == []

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from podrun.errors import WRONG_FILE
@@ -17,7 +20,7 @@ def step(**table: object) -> Step:
     return Step(pod, "network", "network", read(network.Options, table))
 
 
-def test_a_step_without_options_is_a_bridge_that_publishes_nothing():
+def test_a_step_without_options_is_a_bridge_that_publishes_nothing() -> None:
     options = step().options
     assert (options.mode, options.publish, options.bridge) == ("bridge", [], "")
 
@@ -36,7 +39,7 @@ def test_a_step_without_options_is_a_bridge_that_publishes_nothing():
         ("[2001:DB8:0::7]:8080:80", Publish("2001:db8::7", 8080, 80)),
     ],
 )
-def test_a_published_port_is_read_in_dockers_spelling(text, publish):
+def test_a_published_port_is_read_in_dockers_spelling(text: str, publish: Any) -> None:
     assert parse(text) == publish
 
 
@@ -63,7 +66,7 @@ def test_a_published_port_is_read_in_dockers_spelling(text, publish):
         ("[::1]:8080:80", "no way to redirect"),
     ],
 )
-def test_a_port_that_cannot_be_published_is_refused_with_the_reason(text, words):
+def test_a_port_that_cannot_be_published_is_refused_with_the_reason(text: str, words: str) -> None:
     with pytest.raises(Wrong, match=words) as refused:
         read(network.Options, {"publish": ["1:1", text]})
     assert refused.value.where == ("publish", 1)
@@ -106,7 +109,7 @@ def test_a_port_that_cannot_be_published_is_refused_with_the_reason(text, words)
         ({"bridges": "x"}, "did you mean 'bridge'"),
     ],
 )
-def test_a_wrong_option_is_refused_with_the_reason(table, words):
+def test_a_wrong_option_is_refused_with_the_reason(table: Any, words: str) -> None:
     with pytest.raises(Wrong) as refused:
         read(network.Options, table)
     assert words in refused.value.what
@@ -114,14 +117,14 @@ def test_a_wrong_option_is_refused_with_the_reason(table, words):
 
 @pytest.mark.parametrize("mode", ["host", "none"])
 @pytest.mark.parametrize("more", [{"publish": ["1:1"]}, {"address": "10.1.0.2"}, {"subnet": "10.1.0.0/16"}])
-def test_options_of_a_bridge_need_one(mode, more):
+def test_options_of_a_bridge_need_one(mode: str, more: Any) -> None:
     problems = network.check(step(mode=mode, **more))
     assert [problem.code for problem in problems] == [WRONG_FILE]
     assert problems[0].what == f"{next(iter(more))} is not for mode {mode}"
 
 
 @pytest.mark.parametrize("address", ["10.1.0.0", "10.1.0.1", "10.1.255.255", "10.2.0.7"])
-def test_an_address_has_to_be_one_that_a_pod_of_the_subnet_can_have(address):
+def test_an_address_has_to_be_one_that_a_pod_of_the_subnet_can_have(address: str) -> None:
     problems = network.check(step(subnet="10.1.0.0/16", address=address))
     assert [problem.code for problem in problems] == [WRONG_FILE]
 
@@ -134,7 +137,7 @@ def test_an_address_has_to_be_one_that_a_pod_of_the_subnet_can_have(address):
         ("fd88::/120", 253, "fd88::2", "fd88::fe"),
     ],
 )
-def test_a_subnet_counts_its_hosts(cidr, hosts, second, last):
+def test_a_subnet_counts_its_hosts(cidr: str, hosts: int, second: str, last: str) -> None:
     pool = lease.subnet(cidr)
     assert (str(pool), pool.hosts) == (cidr, hosts)
     assert pool.host(2) == second
@@ -153,7 +156,9 @@ def test_a_subnet_counts_its_hosts(cidr, hosts, second, last):
         ("", "", [], ""),
     ],
 )
-def test_name_servers_on_the_hosts_loopback_are_replaced(tmp_path, monkeypatch, host, upstream, dns, expected):
+def test_name_servers_on_the_hosts_loopback_are_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str, upstream: str, dns: Any, expected: str
+) -> None:
     (tmp_path / "host").write_text(host)
     (tmp_path / "upstream").write_text(upstream)
     monkeypatch.setattr(files, "_RESOLV", str(tmp_path / "host"))
@@ -161,20 +166,22 @@ def test_name_servers_on_the_hosts_loopback_are_replaced(tmp_path, monkeypatch, 
     assert files.resolv(dns, reachable_loopback=False) == expected
 
 
-def test_search_domains_replace_the_hosts(tmp_path, monkeypatch):
+def test_search_domains_replace_the_hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "host").write_text("domain old\nsearch a b\nnameserver 192.0.2.1\n")
     monkeypatch.setattr(files, "_RESOLV", str(tmp_path / "host"))
     expected = "nameserver 192.0.2.1\nsearch x.example y.example\n"
     assert files.resolv([], ["x.example", "y.example"], reachable_loopback=True) == expected
 
 
-def test_a_pod_in_the_hosts_network_keeps_the_hosts_name_servers(tmp_path, monkeypatch):
+def test_a_pod_in_the_hosts_network_keeps_the_hosts_name_servers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "host").write_text("nameserver 127.0.0.53\n")
     monkeypatch.setattr(files, "_RESOLV", str(tmp_path / "host"))
     assert files.resolv([], reachable_loopback=True) == "nameserver 127.0.0.53\n"
 
 
-def test_etc_hosts_names_the_pod_with_all_its_addresses():
+def test_etc_hosts_names_the_pod_with_all_its_addresses() -> None:
     text = files.hosts("web.example", ["10.1.0.2", "fd88::2"], {"db": "192.0.2.7"})
     lines = [line.split() for line in text.splitlines()]
     assert ["10.1.0.2", "web.example", "web"] in lines
@@ -183,7 +190,7 @@ def test_etc_hosts_names_the_pod_with_all_its_addresses():
     assert ["127.0.0.1", "localhost"] in lines
 
 
-def test_a_bridge_whose_file_of_names_is_gone_gets_another(tmp_path):
+def test_a_bridge_whose_file_of_names_is_gone_gets_another(tmp_path: Path) -> None:
     from podrun_hooks.network import names
 
     names.add(str(tmp_path), ["10.0.0.2"], ["web"], "podrun-web/network")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import socket
 import sys
 import time
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -16,7 +18,7 @@ pytestmark = pytest.mark.root
 
 
 @pytest.fixture(scope="module")
-def place():
+def place() -> Iterator[Any]:
     """Two pods, each with a server on port 80; tests take further ones up and down as they like."""
     found = Place()
     try:
@@ -30,10 +32,10 @@ def place():
 
 
 @pytest.fixture
-def pod(place):
+def pod(place: Any) -> Iterator[Any]:
     """Takes a pod named web up, with a server for each protocol on port 80; down afterwards."""
 
-    def up(**table):
+    def up(**table: Any) -> Any:
         facts = place.up("web", **table)
         for proto in ("tcp", "udp"):
             place.serve(facts["netns"], 80, f"web-{proto}", proto=proto)
@@ -56,18 +58,18 @@ def address(place: Place, pod: str, version: int = 4) -> str:
 
 
 @pytest.mark.parametrize("version", [4, 6])
-def test_a_pod_reaches_another_one(place, version):
+def test_a_pod_reaches_another_one(place: Any, version: int) -> None:
     netns = place.started["two"].pod.tag
     said = call(netns, address(place, "one", version), 80)
     assert said == f"one to {address(place, 'two', version)}"
 
 
 @pytest.mark.parametrize("version", [4, 6])
-def test_the_host_reaches_a_pod(place, version):
+def test_the_host_reaches_a_pod(place: Any, version: int) -> None:
     assert call("", address(place, "one", version), 80).startswith("one to ")
 
 
-def test_a_pod_is_reached_as_soon_as_up_returns(place):
+def test_a_pod_is_reached_as_soon_as_up_returns(place: Any) -> None:
     """The first ARP request is answered: the next one would be sent a second later."""
     for _ in range(5):
         facts = place.up("fresh")
@@ -78,13 +80,13 @@ def test_a_pod_is_reached_as_soon_as_up_returns(place):
         place.down("fresh")
 
 
-def test_a_pod_reaches_another_machine_in_the_hosts_name(place):
+def test_a_pod_reaches_another_machine_in_the_hosts_name(place: Any) -> None:
     with outside_host() as (netns, there, here):
         place.serve(netns, 80, "outside")
         assert call(place.started["one"].pod.tag, there, 80) == f"outside to {here}"
 
 
-def test_a_published_port_is_on_the_hosts_loopback_alone(place, pod):
+def test_a_published_port_is_on_the_hosts_loopback_alone(place: Any, pod: Any) -> None:
     port = free_port()
     pod(publish=[f"{port}:80"])
     assert call("", "127.0.0.1", port).startswith("web-tcp to ")
@@ -98,7 +100,7 @@ def inspect_gateway(place: Place) -> str:
     return inspect.networks(place.run)[0]["subnet"].partition("/")[0].rpartition(".")[0] + ".1"
 
 
-def test_a_port_published_everywhere_is_reached_from_everywhere(place, pod):
+def test_a_port_published_everywhere_is_reached_from_everywhere(place: Any, pod: Any) -> None:
     port = free_port()
     facts = pod(publish=[f"0.0.0.0:{port}:80"])
     gateway = inspect_gateway(place)
@@ -111,7 +113,7 @@ def test_a_port_published_everywhere_is_reached_from_everywhere(place, pod):
         assert call(facts["netns"], here, port).startswith("web-tcp to "), "from itself"
 
 
-def test_a_port_published_on_one_address_is_on_that_one_alone(place, pod):
+def test_a_port_published_on_one_address_is_on_that_one_alone(place: Any, pod: Any) -> None:
     port = free_port()
     with outside_host() as (netns, there, here):
         pod(publish=[f"{here}:{port}:80"])
@@ -119,14 +121,14 @@ def test_a_port_published_on_one_address_is_on_that_one_alone(place, pod):
         assert call("", "127.0.0.1", port, timeout=0.5) == ""
 
 
-def test_a_udp_port_is_published_beside_a_tcp_port_of_the_same_number(place, pod):
+def test_a_udp_port_is_published_beside_a_tcp_port_of_the_same_number(place: Any, pod: Any) -> None:
     port = free_port()
     pod(publish=[f"{port}:80/udp", f"{port}:80"])
     assert call("", "127.0.0.1", port, proto="udp").startswith("web-udp to ")
     assert call("", "127.0.0.1", port).startswith("web-tcp to ")
 
 
-def test_a_port_is_published_on_ipv6(place, pod):
+def test_a_port_is_published_on_ipv6(place: Any, pod: Any) -> None:
     port = free_port()
     facts = pod(publish=[f"[::]:{port}:80"])
     gateway = inspect.networks(place.run)[0]["subnet6"].partition("/")[0] + "1"
@@ -135,7 +137,7 @@ def test_a_port_is_published_on_ipv6(place, pod):
     assert call(place.started["one"].pod.tag, gateway, port).startswith("web-tcp6 to ")
 
 
-def test_a_port_is_closed_after_down(place, pod):
+def test_a_port_is_closed_after_down(place: Any, pod: Any) -> None:
     port = free_port()
     pod(publish=[f"{port}:80"])
     place.down("web")
@@ -143,7 +145,7 @@ def test_a_port_is_closed_after_down(place, pod):
     assert not [row for row in inspect.published(place.run) if row["port"] == port]
 
 
-def test_a_pod_does_not_reach_what_listens_on_the_hosts_loopback(place, pod):
+def test_a_pod_does_not_reach_what_listens_on_the_hosts_loopback(place: Any, pod: Any) -> None:
     """route_localnet on the bridge would let it: the reason for the raw rule."""
     port = free_port()
     facts = pod(publish=[f"{free_port()}:80"])
@@ -157,7 +159,7 @@ def test_a_pod_does_not_reach_what_listens_on_the_hosts_loopback(place, pod):
     assert call(facts["netns"], "127.0.0.1", port, timeout=0.5) == ""
 
 
-def test_a_port_of_another_pod_is_in_use_and_the_pod_is_named(place, pod):
+def test_a_port_of_another_pod_is_in_use_and_the_pod_is_named(place: Any, pod: Any) -> None:
     port = free_port()
     pod(publish=[f"{port}:80"])
     for taken in (f"{port}:81", f"0.0.0.0:{port}:81"):
@@ -173,7 +175,7 @@ def test_a_port_of_another_pod_is_in_use_and_the_pod_is_named(place, pod):
 
 
 @pytest.mark.parametrize("proto", ["tcp", "udp"])
-def test_a_port_of_a_process_of_the_host_is_in_use_and_the_process_is_named(place, proto):
+def test_a_port_of_a_process_of_the_host_is_in_use_and_the_process_is_named(place: Any, proto: str) -> None:
     port = free_port()
     place.serve("", port, "host", host="127.0.0.1", proto=proto)
     problems = place.check("three", publish=[f"{port}:80/{proto}"])
@@ -184,12 +186,12 @@ def test_a_port_of_a_process_of_the_host_is_in_use_and_the_process_is_named(plac
     place.down("three")
 
 
-def test_a_port_that_is_published_twice_is_an_error_of_the_pod_file(place):
+def test_a_port_that_is_published_twice_is_an_error_of_the_pod_file(place: Any) -> None:
     problems = place.check("three", publish=["45010:80", "45010:81"])
     assert [problem.code for problem in problems] == [WRONG_FILE]
 
 
-def test_the_port_of_a_dead_pod_is_taken_over(place, pod):
+def test_the_port_of_a_dead_pod_is_taken_over(place: Any, pod: Any) -> None:
     port = free_port()
     pod(publish=[f"{port}:80"])
     step = place.started.pop("web")
@@ -202,14 +204,14 @@ def test_the_port_of_a_dead_pod_is_taken_over(place, pod):
     inspect.collect(place.run)
 
 
-def test_a_local_end_of_a_connection_is_no_holder_of_a_port(place):
+def test_a_local_end_of_a_connection_is_no_holder_of_a_port(place: Any) -> None:
     place.serve("", listening := free_port(), "host", host="127.0.0.1")
     with socket.create_connection(("127.0.0.1", listening)) as connection:
         local = connection.getsockname()[1]
         assert place.check("three", publish=[f"{local}:80"]) == []
 
 
-def test_ports_are_back_at_the_next_start_after_somebody_flushed_the_ruleset(place, pod):
+def test_ports_are_back_at_the_next_start_after_somebody_flushed_the_ruleset(place: Any, pod: Any) -> None:
     """``nft flush ruleset`` of one table stands for it: the machine's other tables are not ours to flush."""
     port = free_port()
     pod(publish=[f"{port}:80"])
@@ -222,7 +224,7 @@ def test_ports_are_back_at_the_next_start_after_somebody_flushed_the_ruleset(pla
     assert call("", "127.0.0.1", port).startswith("web-tcp to ")
 
 
-def test_a_flushed_ruleset_is_laid_for_all_bridges_of_the_run_directory(place):
+def test_a_flushed_ruleset_is_laid_for_all_bridges_of_the_run_directory(place: Any) -> None:
     place.up("elsewhere", bridge="t-net-second")
     try:
         run("nft", "delete", "table", "inet", place.table())
@@ -236,7 +238,7 @@ def test_a_flushed_ruleset_is_laid_for_all_bridges_of_the_run_directory(place):
         assert inspect.remove_bridges(place.run) == ["t-net-second"]
 
 
-def test_an_address_that_changes_hands_leads_to_its_new_pod_at_once(place):
+def test_an_address_that_changes_hands_leads_to_its_new_pod_at_once(place: Any) -> None:
     """The old namespace lives on for a moment; a process in it lets it live longer than that."""
     facts = place.up("old", address=(taken := free_address(place)))
     place.serve(facts["netns"], 80, "old")
@@ -257,7 +259,7 @@ def free_address(place: Place) -> str:
     return next(f"{stem}.{n}" for n in range(200, 250) if f"{stem}.{n}" not in taken)
 
 
-def test_the_ruleset_says_whose_a_port_is(place, pod):
+def test_the_ruleset_says_whose_a_port_is(place: Any, pod: Any) -> None:
     port = free_port()
     pod(publish=[f"{port}:80"])
     text = run("nft", "list", "map", "inet", place.table(), "host4")

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -146,7 +147,7 @@ def in_a_host_of_its_own(mode: str, body: str) -> str:
 
 
 @pytest.mark.parametrize("mode", EXPECTED)
-def test_who_reaches_whom(mode):
+def test_who_reaches_whom(mode: Any) -> None:
     if mode == "cni" and not os.path.exists("/usr/lib/cni/bridge"):
         pytest.skip("containernetworking-plugins is not installed")
     found = in_a_host_of_its_own(mode, BODY).split("row ")[1].strip()
@@ -154,7 +155,7 @@ def test_who_reaches_whom(mode):
     assert found == EXPECTED[mode], dict(zip(WAYS, found, strict=True))
 
 
-def test_the_table():
+def test_the_table() -> None:
     """Not a test of its own: what the others have found, for people."""
     print("\n" + "mode".ljust(9) + "".join(way.rjust(15) for way in WAYS))
     for mode, row in rows.items():
@@ -177,7 +178,7 @@ DROPPED = """
 """
 
 
-def test_dockers_forward_policy_blocks_is_named_and_its_remedy_works():
+def test_dockers_forward_policy_blocks_is_named_and_its_remedy_works() -> None:
     lines = in_a_host_of_its_own("", DROPPED).splitlines()
     assert lines[0] == "before n n y", "dockerd's DROP stops what is forwarded; the host's own loopback is not"
     assert "chain ip filter FORWARD drops what is forwarded" in lines[1]
@@ -219,7 +220,7 @@ DOCKERD = """
 
 
 @pytest.mark.server
-def test_beside_a_real_dockerd(tmp_path):
+def test_beside_a_real_dockerd(tmp_path: Path) -> None:
     """It drops what is forwarded when it was the one who made the host forward: it is started before the first pod."""
     if not shutil.which("dockerd"):
         pytest.skip("dockerd is not installed")
@@ -254,7 +255,7 @@ ROUTED = """
 """
 
 
-def test_a_routed_subnet_is_called_by_its_own_addresses_and_no_other_is():
+def test_a_routed_subnet_is_called_by_its_own_addresses_and_no_other_is() -> None:
     """Who is on a wire of the host can route anything to it; that alone does not let them in."""
     assert in_a_host_of_its_own("", ROUTED).splitlines() == [
         "false n n y n the host the host",
@@ -279,7 +280,7 @@ BRIDGES = """
 """
 
 
-def test_two_bridges_do_not_reach_each_other_unless_networks_toml_says_so():
+def test_two_bridges_do_not_reach_each_other_unless_networks_toml_says_so() -> None:
     """One to two, two to one (IPv4, IPv6), a published port of the other one's, and the host to both."""
     assert in_a_host_of_its_own("", BRIDGES).splitlines() == [
         "n n n n y y",
@@ -318,7 +319,9 @@ FORWARDING = """
 
 
 @pytest.mark.parametrize(("host", "said"), [("no router", "n n, n n y, y"), ("router", "y y, y y y, y")])
-def test_a_host_that_podrun_makes_a_router_forwards_for_its_pods_and_for_links_that_come_later(host, said):
+def test_a_host_that_podrun_makes_a_router_forwards_for_its_pods_and_for_links_that_come_later(
+    host: str, said: str
+) -> None:
     assert ", ".join(in_a_host_of_its_own(host, FORWARDING).splitlines()) == said
 
 
@@ -337,7 +340,7 @@ UDP = """
 """
 
 
-def test_a_udp_caller_that_does_not_pause_gets_to_the_ports_next_pod():
+def test_a_udp_caller_that_does_not_pause_gets_to_the_ports_next_pod() -> None:
     assert in_a_host_of_its_own("", UDP).split() == ["web", "two"]
 
 
@@ -353,7 +356,7 @@ CONFLICTS = """
 """
 
 
-def test_all_addresses_conflict_with_each_of_them():
+def test_all_addresses_conflict_with_each_of_them() -> None:
     assert in_a_host_of_its_own("", CONFLICTS).splitlines() == [
         "0.0.0.0:8080:80 port 0.0.0.0:8080/tcp is in use by pod web",
         "[::]:8080:80 port [::]:8080/tcp is in use by pod web",
@@ -394,6 +397,6 @@ SCTP = """
 """
 
 
-def test_sctp_and_ranges_of_ports_are_published():
+def test_sctp_and_ranges_of_ports_are_published() -> None:
     """This kernel has no SCTP sockets: an INIT chunk from a raw socket outside arrives in the pod."""
     assert in_a_host_of_its_own("", SCTP).split() == ["3868", "last"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import subprocess
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from pyroute2 import NFCTSocket
@@ -46,7 +47,9 @@ def _connected(talk: list[socket.socket], address: str, port: int, kind: int = s
 
 
 @pytest.mark.parametrize("published", [True, False], ids=["published", "called by its address"])
-def test_an_address_is_given_back_with_no_connection_left_that_leads_to_it(place: Place, talk, published) -> None:
+def test_an_address_is_given_back_with_no_connection_left_that_leads_to_it(
+    place: Place, talk: Any, published: bool
+) -> None:
     ports = ["127.0.0.1:5310:80", "127.0.0.1:5310:80/udp", "0.0.0.0:5311:80"] if published else []
     web = place.up("web", publish=ports)
     addresses = [plain(web), plain(web, 6)]
@@ -63,7 +66,7 @@ def test_an_address_is_given_back_with_no_connection_left_that_leads_to_it(place
     assert [_answering(address) for address in addresses] == [0, 0]
 
 
-def test_a_pod_that_goes_cuts_no_other_pods_flow_on_the_same_port(place: Place, talk) -> None:
+def test_a_pod_that_goes_cuts_no_other_pods_flow_on_the_same_port(place: Place, talk: Any) -> None:
     web = place.up("web", publish=["127.0.0.2:5312:53/udp", "127.0.0.2:5312:80"])
     other = place.up("other", publish=["127.0.0.3:5312:53/udp", "127.0.0.3:5312:80"])
     for pod in (web, other):
@@ -82,7 +85,9 @@ def test_a_pod_that_goes_cuts_no_other_pods_flow_on_the_same_port(place: Place, 
     assert _answering(plain(other)) == before
 
 
-def test_kernels_that_cannot_filter_get_every_entry_looked_at(place: Place, talk, monkeypatch) -> None:
+def test_kernels_that_cannot_filter_get_every_entry_looked_at(
+    place: Place, talk: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(conntrack, "_FILTER", 99)  # an attribute that this kernel knows as little as an old one that
     web, other = place.up("web"), place.up("other")
     for pod in (web, other):
@@ -92,7 +97,7 @@ def test_kernels_that_cannot_filter_get_every_entry_looked_at(place: Place, talk
     assert (_answering(plain(web)), _answering(plain(other))) == (0, 1)
 
 
-def test_a_connection_that_was_answered_stays_when_only_the_unanswered_are_forgotten(place: Place, talk) -> None:
+def test_a_connection_that_was_answered_stays_when_only_the_unanswered_are_forgotten(place: Place, talk: Any) -> None:
     web = place.up("web", publish=["127.0.0.1:5313:80", "127.0.0.1:5314:81/udp"])
     place.serve(web["netns"], 80, "web")
     place.serve(web["netns"], 81, "web", proto="udp")
@@ -106,7 +111,7 @@ def test_a_connection_that_was_answered_stays_when_only_the_unanswered_are_forgo
     ] == [6]
 
 
-def test_who_has_no_answer_yet_gets_to_whoever_the_port_leads_to_next(place: Place, talk) -> None:
+def test_who_has_no_answer_yet_gets_to_whoever_the_port_leads_to_next(place: Place, talk: Any) -> None:
     web = place.up("web", publish=["127.0.0.1:5316:80"])
     rules = "table inet silent { chain in { type filter hook input priority 0; policy drop; }; }"
     subprocess.run([*inside(web["netns"]), "nft", "-f", "-"], input=rules, text=True, check=True)
@@ -119,7 +124,7 @@ def test_who_has_no_answer_yet_gets_to_whoever_the_port_leads_to_next(place: Pla
     assert _answering(plain(web)) == 0
 
 
-def _source(entry) -> str:
+def _source(entry: Any) -> str:
     return str(entry.get_attr("CTA_TUPLE_REPLY").get_attr("CTA_TUPLE_IP").get_attr("CTA_IP_V4_SRC"))
 
 

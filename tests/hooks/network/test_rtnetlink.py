@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from pyroute2 import IPRoute, NetNS, netns
@@ -14,12 +16,12 @@ MAC = b"\x02P\x0a\xfa\x00\x02"
 
 
 @pytest.fixture
-def space():
+def space() -> Iterator[Any]:
     """A namespace, with what runs in it: ``space(work)`` calls ``work(socket)`` inside."""
     name = "t-net-encoder"
     netns.create(name)
 
-    def within(work):
+    def within(work: Any) -> Any:
         def enter() -> str:
             netns.setns(name)
             with rtnetlink.Socket() as socket:
@@ -40,7 +42,7 @@ def links(name: str) -> dict:
 
 
 @pytest.mark.root
-def test_a_bridge_has_the_given_name_and_hardware_address(space):
+def test_a_bridge_has_the_given_name_and_hardware_address(space: Any) -> None:
     space(lambda socket: socket.send(rtnetlink.bridge("br", MAC)))
     link = links(space.name)["br"]
     assert link.get_attr("IFLA_LINKINFO").get_attr("IFLA_INFO_KIND") == "bridge"
@@ -48,8 +50,8 @@ def test_a_bridge_has_the_given_name_and_hardware_address(space):
 
 
 @pytest.mark.root
-def test_a_change_sets_a_link_up_and_gives_it_alias_master_and_no_link_local_address(space):
-    def work(socket):
+def test_a_change_sets_a_link_up_and_gives_it_alias_master_and_no_link_local_address(space: Any) -> None:
+    def work(socket: Any) -> None:
         socket.send(rtnetlink.bridge("br", MAC))
         bridge = socket.link("br").ifindex
         here = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
@@ -71,12 +73,12 @@ def test_a_change_sets_a_link_up_and_gives_it_alias_master_and_no_link_local_add
 
 
 @pytest.mark.root
-def test_the_peer_of_a_veth_pair_is_made_in_another_namespace(space):
+def test_the_peer_of_a_veth_pair_is_made_in_another_namespace(space: Any) -> None:
     other = "t-net-encoder-peer"
     netns.create(other)
     try:
 
-        def work(socket):
+        def work(socket: Any) -> None:
             fd = os.open(f"/run/netns/{other}", os.O_RDONLY)
             socket.send(rtnetlink.veth("out", "eth0", fd, MAC))
 
@@ -90,8 +92,8 @@ def test_the_peer_of_a_veth_pair_is_made_in_another_namespace(space):
 
 @pytest.mark.root
 @pytest.mark.parametrize(("cidr", "family"), [("10.250.0.2/20", 2), ("fd88:1::2/64", 10)])
-def test_an_address_is_usable_at_once(space, cidr, family):
-    def work(socket):
+def test_an_address_is_usable_at_once(space: Any, cidr: str, family: int) -> None:
+    def work(socket: Any) -> None:
         socket.send(rtnetlink.bridge("br", MAC), rtnetlink.change("br", up=True))
         socket.send(rtnetlink.address(socket.link("br").ifindex, cidr))
 
@@ -106,8 +108,8 @@ def test_an_address_is_usable_at_once(space, cidr, family):
 
 @pytest.mark.root
 @pytest.mark.parametrize(("cidr", "gateway"), [("10.250.0.2/20", "10.250.0.1"), ("fd88:1::2/64", "fd88:1::1")])
-def test_a_default_route_leads_to_the_gateway(space, cidr, gateway):
-    def work(socket):
+def test_a_default_route_leads_to_the_gateway(space: Any, cidr: str, gateway: str) -> None:
+    def work(socket: Any) -> None:
         socket.send(rtnetlink.bridge("br", MAC), rtnetlink.change("br", up=True))
         index = socket.link("br").ifindex
         socket.send(rtnetlink.address(index, cidr), rtnetlink.default_route(index, gateway))
@@ -120,8 +122,8 @@ def test_a_default_route_leads_to_the_gateway(space, cidr, gateway):
 
 
 @pytest.mark.root
-def test_a_hairpin_port_sends_back_what_came_in_by_it(space):
-    def work(socket):
+def test_a_hairpin_port_sends_back_what_came_in_by_it(space: Any) -> None:
+    def work(socket: Any) -> None:
         socket.send(rtnetlink.bridge("br", MAC))
         here = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
         socket.send(
@@ -136,8 +138,8 @@ def test_a_hairpin_port_sends_back_what_came_in_by_it(space):
 
 
 @pytest.mark.root
-def test_a_silenced_port_neither_forwards_nor_learns(space):
-    def work(socket):
+def test_a_silenced_port_neither_forwards_nor_learns(space: Any) -> None:
+    def work(socket: Any) -> None:
         socket.send(rtnetlink.bridge("br", MAC), rtnetlink.change("br", up=True))
         here = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
         socket.send(
@@ -153,15 +155,15 @@ def test_a_silenced_port_neither_forwards_nor_learns(space):
 
 
 @pytest.mark.root
-def test_a_removed_link_is_gone(space):
+def test_a_removed_link_is_gone(space: Any) -> None:
     space(lambda socket: socket.send(rtnetlink.bridge("br", MAC)))
     space(lambda socket: socket.send(rtnetlink.remove("br")))
     assert "br" not in links(space.name)
 
 
 @pytest.mark.root
-def test_a_refused_message_is_named_and_those_before_it_are_done(space):
-    def work(socket):
+def test_a_refused_message_is_named_and_those_before_it_are_done(space: Any) -> None:
+    def work(socket: Any) -> Any:
         try:
             socket.send(
                 rtnetlink.bridge("first", MAC), rtnetlink.change("absent", up=True), rtnetlink.bridge("last", MAC)
@@ -174,14 +176,14 @@ def test_a_refused_message_is_named_and_those_before_it_are_done(space):
 
 
 @pytest.mark.root
-def test_a_tolerated_error_is_none(space):
+def test_a_tolerated_error_is_none(space: Any) -> None:
     space(lambda socket: socket.send(rtnetlink.bridge("br", MAC)))
     space(lambda socket: socket.send(rtnetlink.bridge("br", MAC, tolerated=(17,))))
 
 
 @pytest.mark.root
-def test_a_refusal_carries_the_kernels_own_words(space):
-    def work(socket):
+def test_a_refusal_carries_the_kernels_own_words(space: Any) -> None:
+    def work(socket: Any) -> Any:
         try:
             socket.send(rtnetlink.default_route(1, "10.250.0.1"))
         except OSError as error:
@@ -191,7 +193,7 @@ def test_a_refusal_carries_the_kernels_own_words(space):
 
 
 @pytest.mark.root
-def test_links_are_read_as_pyroute2_reads_them():
+def test_links_are_read_as_pyroute2_reads_them() -> None:
     with IPRoute() as reader, rtnetlink.Socket() as socket:
         theirs = {(link["index"], link.get_attr("IFLA_IFNAME")) for link in reader.get_links()}
         assert {("lo", 1)} <= {(link.name, link.ifindex) for link in socket.links()}
@@ -201,7 +203,7 @@ def test_links_are_read_as_pyroute2_reads_them():
 
 
 @pytest.mark.parametrize("length", range(9))
-def test_attributes_are_padded_and_read_back(length):
+def test_attributes_are_padded_and_read_back(length: Any) -> None:
     data = rtnetlink.attribute(3, b"x" * length) + rtnetlink.nested(7, rtnetlink.attribute(1, b"y"))
     assert len(data) % 4 == 0
     pairs = list(rtnetlink.attributes(data))
@@ -210,5 +212,5 @@ def test_attributes_are_padded_and_read_back(length):
     assert list(rtnetlink.attributes(pairs[1][1])) == [(1, b"y")]
 
 
-def test_garbage_ends_the_reading_of_attributes():
+def test_garbage_ends_the_reading_of_attributes() -> None:
     assert list(rtnetlink.attributes(b"\1\0\1\0rest")) == []

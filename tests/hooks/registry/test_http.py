@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -70,7 +71,7 @@ def answering(*parts: bytes, pause: float = 0.0) -> Callable[[socket.socket], No
         ([OK + b"Content-Length: 0\r\n\r\n"], b""),
     ],
 )
-def test_an_answer_is_read_however_it_comes(parts, body):
+def test_an_answer_is_read_however_it_comes(parts: Any, body: bytes) -> None:
     server = Serving(answering(*parts, pause=0.01))
     client = Client(server.source())
     for _ in range(2):
@@ -97,14 +98,14 @@ def test_an_answer_is_read_however_it_comes(parts, body):
         ([OK + b"Content-Length: 2\r\n\r\n{}"], "no revision"),
     ],
 )
-def test_an_answer_that_is_none_is_told_as_such(parts, why):
+def test_an_answer_that_is_none_is_told_as_such(parts: Any, why: str) -> None:
     server = Serving(answering(*parts))
     with pytest.raises(Away, match=why):
         connect(server.source()).poll(["web"], seconds=2)
     server.close()
 
 
-def test_more_chunks_than_anybody_needs_are_not_read_to_their_end():
+def test_more_chunks_than_anybody_needs_are_not_read_to_their_end() -> None:
     chunk = b"100000\r\n" + b"x" * 0x100000 + b"\r\n"
     server = Serving(answering(OK + b"Transfer-Encoding: chunked\r\n\r\n", *[chunk] * 20))
     with pytest.raises(Away, match="more than 4 MiB"):
@@ -114,7 +115,7 @@ def test_more_chunks_than_anybody_needs_are_not_read_to_their_end():
 
 
 @pytest.mark.parametrize("parts", [[], [b"H"] * 1000, [OK + b"Content-Length: 1000\r\n\r\n"] + [b"x"] * 1000])
-def test_a_server_that_hangs_or_drips_takes_no_longer_than_it_is_given(parts):
+def test_a_server_that_hangs_or_drips_takes_no_longer_than_it_is_given(parts: Any) -> None:
     server = Serving(answering(*parts, pause=0.05))
     client = Client(server.source())
     began = time.monotonic()
@@ -124,19 +125,19 @@ def test_a_server_that_hangs_or_drips_takes_no_longer_than_it_is_given(parts):
     server.close()
 
 
-def test_a_limit_is_for_all_calls_together():
+def test_a_limit_is_for_all_calls_together() -> None:
     server = Serving(answering(OK + b"Content-Length: 2\r\n\r\n", b"{}", pause=0.15))
     client = connect(server.source())
     client.limit(0.5)
     began = time.monotonic()
     with pytest.raises(Away):
         for _ in range(100):
-            client._call("x", {}, 2)
+            client._call("x", {}, 2)  # type: ignore[call-arg]
     assert time.monotonic() - began < 0.9
     server.close()
 
 
-def test_a_connection_that_was_closed_meanwhile_is_opened_again():
+def test_a_connection_that_was_closed_meanwhile_is_opened_again() -> None:
     def act(connection: socket.socket) -> None:
         connection.recv(65536)
         connection.sendall(OK + b"Content-Length: 2\r\n\r\n{}")
@@ -150,7 +151,7 @@ def test_a_connection_that_was_closed_meanwhile_is_opened_again():
     server.close()
 
 
-def test_after_a_time_out_the_late_answer_is_not_taken_for_the_next():
+def test_after_a_time_out_the_late_answer_is_not_taken_for_the_next() -> None:
     counter = iter(range(100))
 
     def act(connection: socket.socket) -> None:
@@ -168,7 +169,7 @@ def test_after_a_time_out_the_late_answer_is_not_taken_for_the_next():
     server.close()
 
 
-def test_an_error_of_the_registry_is_told_in_its_own_words():
+def test_an_error_of_the_registry_is_told_in_its_own_words() -> None:
     body = b'{"error":"etcdserver: permission denied","code":7}'
     server = Serving(answering(b"HTTP/1.1 403 Forbidden\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)))
     with pytest.raises(Refused, match="permission denied"):

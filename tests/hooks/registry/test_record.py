@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +16,7 @@ from podrun_hooks.registry.record import LARGEST, Record, parse, unwanted
 GOOD = {"v": 1, "id": "web.register@h", "service": "web", "addr": "192.0.2.1", "port": 80, "ready": True}
 
 
-def test_a_record_is_read_as_it_was_written():
+def test_a_record_is_read_as_it_was_written() -> None:
     record = Record("web.register@h", "web", "h", "2001:db8::1", 8080, "udp", True, "g", "b", "web", {"weight": "3"})
     assert parse(record.text) == record
     assert parse(json.dumps({**GOOD, "of a later minor version": [1]})).addr == "192.0.2.1"
@@ -48,13 +50,13 @@ def test_a_record_is_read_as_it_was_written():
         ({"gen": "g" * 300}, "gen is not a line"),
     ],
 )
-def test_what_is_no_record_of_this_version_is_refused_with_why(change, why):
+def test_what_is_no_record_of_this_version_is_refused_with_why(change: Any, why: str) -> None:
     with pytest.raises(Wrong, match=why):
         parse(json.dumps({**GOOD, **change}))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '"x"', "[" * 5000, "\xff", "{}" + " " * LARGEST, b"\xff\xfe"])
-def test_what_is_no_json_object_is_refused(text):
+def test_what_is_no_json_object_is_refused(text: Any) -> None:
     with pytest.raises(Wrong):
         parse(text)
 
@@ -84,18 +86,18 @@ def test_what_is_no_json_object_is_refused(text):
         ("fd00::1", ""),
     ],
 )
-def test_some_addresses_are_nobodys_backend(address, why):
+def test_some_addresses_are_nobodys_backend(address: str, why: str) -> None:
     assert unwanted(address) == why
 
 
 @pytest.mark.parametrize(
     ("word", "weight"), [("3", 3), ("", 1), ("0", 1), ("-1", 1), ("x", 1), ("1e9", 1), ("1000", 100), ("٣", 1)]
 )
-def test_a_weight_is_from_1_to_100(word, weight):
+def test_a_weight_is_from_1_to_100(word: str, weight: int) -> None:
     assert Record("a", "web", "h", "192.0.2.1", 80, meta={"weight": word}).weight == weight
 
 
-def test_the_file_registry_passes_over_what_is_no_record_and_says_so(tmp_path):
+def test_the_file_registry_passes_over_what_is_no_record_and_says_so(tmp_path: Path) -> None:
     service = tmp_path / "web"
     service.mkdir()
     good = Record("good", "web", "h", "192.0.2.1", 80, ready=True)

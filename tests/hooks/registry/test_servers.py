@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,19 +22,19 @@ TTL = 15.0
 
 
 @pytest.fixture
-def client(server):
+def client(server: Any) -> Iterator[Any]:
     found = connect(sources.parse(server.url))
     yield found
     found.close()
 
 
 @pytest.fixture
-def leases(tmp_path):
+def leases(tmp_path: Path) -> Any:
     return wishes.Leases(str(tmp_path))
 
 
 @pytest.fixture
-def record(request):
+def record(request: pytest.FixtureRequest) -> Any:
     service = "s" + "".join(c for c in request.node.name if c.isalnum()).lower()[:50]
     host = os.uname().nodename
     return Record(
@@ -39,11 +42,11 @@ def record(request):
     )
 
 
-def announce(client, record, leases, **more):
+def announce(client: Any, record: Any, leases: Any, **more: Any) -> Any:
     return client.announce(record, TTL, leases, seconds=2, **more)
 
 
-def records(client, service, number):
+def records(client: Any, service: Any, number: Any) -> Any:
     """Waits for so many records: an agent tells its cluster a moment later."""
     deadline = time.monotonic() + 5
     while len(found := client.records(service, seconds=2)) != number and time.monotonic() < deadline:
@@ -51,7 +54,7 @@ def records(client, service, number):
     return found
 
 
-def until(condition, seconds=5.0):
+def until(condition: Any, seconds: float = 5.0) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline
@@ -59,7 +62,7 @@ def until(condition, seconds=5.0):
     return found
 
 
-def test_a_record_is_there_as_it_was_written_until_it_is_withdrawn(client, leases, record):
+def test_a_record_is_there_as_it_was_written_until_it_is_withdrawn(client: Any, leases: Any, record: Any) -> None:
     assert announce(client, record, leases)
     until(lambda: client.records(record.service, seconds=2) == [record])
     assert record.service in client.services(seconds=2)
@@ -69,13 +72,13 @@ def test_a_record_is_there_as_it_was_written_until_it_is_withdrawn(client, lease
     assert records(client, record.service, 0) == []
 
 
-def test_readiness_goes_to_and_fro(client, leases, record):
+def test_readiness_goes_to_and_fro(client: Any, leases: Any, record: Any) -> None:
     for ready in (False, True, False):
         announce(client, record._replace(ready=ready), leases)
         until(lambda ready=ready: [one.ready for one in client.records(record.service, seconds=2)] == [ready])
 
 
-def test_a_poll_tells_what_has_changed_and_nothing_else(client, leases, record):
+def test_a_poll_tells_what_has_changed_and_nothing_else(client: Any, leases: Any, record: Any) -> None:
     other = record._replace(id="other@h", gen="o")
     assert client.poll([record.service], seconds=2) == {record.service: []}
     assert client.poll([record.service], seconds=2) == {}
@@ -95,7 +98,7 @@ def test_a_poll_tells_what_has_changed_and_nothing_else(client, leases, record):
     assert client.poll([record.service, "new"], seconds=2) == {"new": []}
 
 
-def test_what_is_kept_is_repaired_and_orphans_go(client, leases, record):
+def test_what_is_kept_is_repaired_and_orphans_go(client: Any, leases: Any, record: Any) -> None:
     other, orphan = record._replace(id="other@h", gen="o"), record._replace(id="orphan@h", gen="x")
     announce(client, orphan, leases)
     done = client.keep(TTL, {record.key: record, other.key: other}, leases, seconds=2, repair=True)
@@ -112,14 +115,14 @@ def test_what_is_kept_is_repaired_and_orphans_go(client, leases, record):
     client.keep(TTL, {}, leases, seconds=2, repair=True)
 
 
-def test_whoever_waits_leaves_a_note_and_takes_it_back(client, leases):
+def test_whoever_waits_leaves_a_note_and_takes_it_back(client: Any, leases: Any) -> None:
     client.wait_begins("a.wait@h", '{"v":1}', TTL, leases, seconds=2)
     assert '{"v":1}' in client.waiting(seconds=2)
     client.wait_ends("a.wait@h", seconds=2)
     assert '{"v":1}' not in client.waiting(seconds=2)
 
 
-def test_the_first_endpoint_that_answers_is_taken(server, leases, record):
+def test_the_first_endpoint_that_answers_is_taken(server: Any, leases: Any, record: Any) -> None:
     host, _, port = server.url.rpartition(":")
     source = sources.parse(f"{host}:{free_port()},127.0.0.1:{port}")
     began = time.monotonic()
@@ -127,7 +130,7 @@ def test_the_first_endpoint_that_answers_is_taken(server, leases, record):
     assert time.monotonic() - began < 1.5
 
 
-def test_nobody_there_is_told_with_each_endpoints_trouble():
+def test_nobody_there_is_told_with_each_endpoints_trouble() -> None:
     ports = free_port(), free_port()
     for scheme in ("etcd", "consul"):
         client = connect(sources.parse(f"{scheme}://127.0.0.1:{ports[0]},127.0.0.1:{ports[1]}"))
@@ -138,20 +141,20 @@ def test_nobody_there_is_told_with_each_endpoints_trouble():
 # --- etcd alone ----------------------------------------------------------------------------------------------------
 
 
-def test_a_lease_that_is_gone_is_granted_again_with_all_that_was_under_it(etcd, leases, record):
+def test_a_lease_that_is_gone_is_granted_again_with_all_that_was_under_it(etcd: Any, leases: Any, record: Any) -> None:
     client = connect(sources.parse(etcd.url))
     announce(client, record, leases)
-    client._call("lease/revoke", {"ID": leases.of(client.source, TTL)}, 2)
+    client._call("lease/revoke", {"ID": leases.of(client.source, TTL)}, 2)  # type: ignore[call-arg]
     assert client.records(record.service, seconds=2) == []
     done = client.keep(TTL, {record.key: record}, leases, seconds=2, repair=False)
     assert done == ["granted a new lease", f"registered {record.key}"]
     assert client.records(record.service, seconds=2) == [record]
     # A step that knows the old lease does not fail either.
-    client._call("lease/revoke", {"ID": leases.of(client.source, TTL)}, 2)
+    client._call("lease/revoke", {"ID": leases.of(client.source, TTL)}, 2)  # type: ignore[call-arg]
     assert announce(client, record, leases)
 
 
-def test_nobody_takes_a_successors_record_away_or_writes_over_it(etcd, leases, record):
+def test_nobody_takes_a_successors_record_away_or_writes_over_it(etcd: Any, leases: Any, record: Any) -> None:
     client = connect(sources.parse(etcd.url))
     successor = record._replace(gen="successor", host="other")
     announce(client, record, leases)
@@ -162,7 +165,7 @@ def test_nobody_takes_a_successors_record_away_or_writes_over_it(etcd, leases, r
     assert client.records(record.service, seconds=2) == [successor]
 
 
-def test_strangers_keys_beside_records_are_passed_over(etcd, leases, record):
+def test_strangers_keys_beside_records_are_passed_over(etcd: Any, leases: Any, record: Any) -> None:
     client = connect(sources.parse(etcd.url))
     announce(client, record, leases)
     for n, text in enumerate(["", "{", record.text, "\x00", '{"v":2}', "x" * 100_000]):
@@ -173,22 +176,22 @@ def test_strangers_keys_beside_records_are_passed_over(etcd, leases, record):
     assert client.poll([record.service], seconds=2)[record.service] == [record]
 
 
-def test_a_cluster_that_was_restored_from_an_older_state_is_read_anew(etcd, leases, record):
+def test_a_cluster_that_was_restored_from_an_older_state_is_read_anew(etcd: Any, leases: Any, record: Any) -> None:
     client = connect(sources.parse(etcd.url))
     announce(client, record, leases)
     client.poll([record.service], seconds=2)
     client._revision += 1000
-    client._known[record.service]["/podrun/v1/svc/gone"] = record
+    client._known[record.service]["/podrun/v1/svc/gone"] = record  # type: ignore[call-overload]
     assert client.poll([record.service], seconds=2) == {record.service: [record]}
 
 
 # --- Consul alone --------------------------------------------------------------------------------------------------
 
 
-def test_what_others_have_registered_in_consul_is_found_too(consul, record):
+def test_what_others_have_registered_in_consul_is_found_too(consul: Any, record: Any) -> None:
     client = connect(sources.parse(consul.url))
     body = {"ID": "db 1", "Name": record.service, "Address": "192.0.2.7", "Port": 5432}
-    client._call("PUT", "/v1/agent/service/register", body, 2)
+    client._call("PUT", "/v1/agent/service/register", body, 2)  # type: ignore[call-arg]
     found = records(client, record.service, 1)
     assert [(one.id, one.addr, one.port, one.ready) for one in found] == [("db-1", "192.0.2.7", 5432, True)]
-    client._call("PUT", "/v1/agent/service/deregister/db%201", None, 2)
+    client._call("PUT", "/v1/agent/service/deregister/db%201", None, 2)  # type: ignore[call-arg]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from podrun.errors import Failure
@@ -27,7 +30,7 @@ from podrun_hooks.registry.source import Source, from_json, parse, resolved, to_
         ),
     ],
 )
-def test_a_registry_is_read_and_written_down(value, source):
+def test_a_registry_is_read_and_written_down(value: Any, source: Any) -> None:
     assert parse(value) == source
     assert from_json(to_json(source)) == source
     if source.kind:
@@ -58,12 +61,12 @@ def test_a_registry_is_read_and_written_down(value, source):
         ({"url": "etcd://a", "password": "credential:../x"}, "absolute path of a file, or credential:NAME"),
     ],
 )
-def test_what_is_no_registry_is_refused(value, why):
+def test_what_is_no_registry_is_refused(value: Any, why: str) -> None:
     with pytest.raises(Wrong, match=why):
         parse(value)
 
 
-def test_the_hosts_default_is_in_podrun_toml(tmp_path, monkeypatch):
+def test_the_hosts_default_is_in_podrun_toml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PODRUN_DEFAULTS", str(tmp_path / "podrun.toml"))
     assert resolved(Source(), "/run/x") == Source("file", "/run/x/registry")
     (tmp_path / "podrun.toml").write_text('[defaults]\nregistry = "etcd://10.0.0.1"\n')
@@ -75,7 +78,7 @@ def test_the_hosts_default_is_in_podrun_toml(tmp_path, monkeypatch):
 
 
 @pytest.mark.root
-def test_defaults_that_others_can_write_are_refused(tmp_path, monkeypatch):
+def test_defaults_that_others_can_write_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PODRUN_DEFAULTS", str(tmp_path / "podrun.toml"))
     (tmp_path / "podrun.toml").write_text("")
     (tmp_path / "podrun.toml").chmod(0o666)
@@ -83,7 +86,7 @@ def test_defaults_that_others_can_write_are_refused(tmp_path, monkeypatch):
         sources.defaults()
 
 
-def test_a_credential_is_a_path_of_the_unit(monkeypatch):
+def test_a_credential_is_a_path_of_the_unit(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = parse({"url": "etcd://a", "user": "u", "password": "credential:etcd"})
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", "/run/credentials/web.service")
     assert resolved(wanted, "/run/x").password == "/run/credentials/web.service/etcd"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import subprocess
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,7 +26,7 @@ def mount(root: object, **table: object) -> dict:
     return found
 
 
-def test_a_path_becomes_a_bind_without_setuid_programs_and_devices(tmp_path):
+def test_a_path_becomes_a_bind_without_setuid_programs_and_devices(tmp_path: Path) -> None:
     assert mount(tmp_path, source=str(tmp_path), options=["ro"]) == {
         "hostPath": str(tmp_path),
         "containerPath": "/data",
@@ -44,11 +46,11 @@ def test_a_path_becomes_a_bind_without_setuid_programs_and_devices(tmp_path):
         (["private", "rshared"], ["rbind", "nosuid", "nodev", "rshared"]),
     ],
 )
-def test_of_options_that_contradict_each_other_the_later_wins(tmp_path, given, resolved):
+def test_of_options_that_contradict_each_other_the_later_wins(tmp_path: Path, given: Any, resolved: Any) -> None:
     assert mount(tmp_path, source="/", options=given)["options"] == resolved
 
 
-def test_a_tmpfs_may_be_written_by_anybody_unless_told_otherwise(tmp_path):
+def test_a_tmpfs_may_be_written_by_anybody_unless_told_otherwise(tmp_path: Path) -> None:
     assert mount(tmp_path, source="tmpfs:", options=["size=64M", "noexec"]) == {
         "hostPath": "tmpfs",
         "containerPath": "/data",
@@ -59,7 +61,7 @@ def test_a_tmpfs_may_be_written_by_anybody_unless_told_otherwise(tmp_path):
     assert "mode=1777" not in mount(tmp_path, source="tmpfs:", options=["mode=0700"])["options"]
 
 
-def test_a_named_volume_is_created_at_up_and_kept_at_down(tmp_path):
+def test_a_named_volume_is_created_at_up_and_kept_at_down(tmp_path: Path) -> None:
     data = tmp_path / "volumes" / "db" / "data"
     found = storage.check(step(tmp_path, source="volume:db"))
     assert (found, data.exists()) == ([], False), "a check has no side effects"
@@ -76,7 +78,7 @@ def test_a_named_volume_is_created_at_up_and_kept_at_down(tmp_path):
     assert (data / "row").exists()
 
 
-def test_a_volume_keeps_the_mode_that_its_user_gave_it(tmp_path):
+def test_a_volume_keeps_the_mode_that_its_user_gave_it(tmp_path: Path) -> None:
     storage.up(step(tmp_path, source="volume:db"), {})
     data = tmp_path / "volumes" / "db" / "data"
     data.chmod(0o700)
@@ -84,13 +86,13 @@ def test_a_volume_keeps_the_mode_that_its_user_gave_it(tmp_path):
     assert data.stat().st_mode & 0o777 == 0o700
 
 
-def test_down_without_facts_may_be_repeated(tmp_path):
+def test_down_without_facts_may_be_repeated(tmp_path: Path) -> None:
     for source in ("volume:db", "tmpfs:", "/nonexistent"):
         storage.down(step(tmp_path, source=source), {})
         storage.down(step(tmp_path, source=source), {})
 
 
-def test_a_path_that_is_not_there_is_fatal_and_named(tmp_path):
+def test_a_path_that_is_not_there_is_fatal_and_named(tmp_path: Path) -> None:
     gone = f"{tmp_path}/gone"
     (problem,) = storage.check(step(tmp_path, source=gone))
     assert (problem.code, problem.fatal) == (WRONG_FILE, True)
@@ -144,7 +146,7 @@ def test_a_path_that_is_not_there_is_fatal_and_named(tmp_path):
         ({"typ": "nfs"}, "did you mean 'type'"),
     ],
 )
-def test_a_wrong_option_is_refused_with_the_reason(tmp_path, table, words):
+def test_a_wrong_option_is_refused_with_the_reason(tmp_path: Path, table: Any, words: str) -> None:
     try:
         problems = storage.check(step(tmp_path, **{"source": "/srv", **table}))
     except Wrong as wrong:
@@ -157,7 +159,7 @@ def test_a_wrong_option_is_refused_with_the_reason(tmp_path, table, words):
 @pytest.mark.parametrize(
     ("source", "option"), [("/", "size=1M"), ("volume:x", "mode=700"), ("tmpfs:", "rbind"), ("tmpfs:", "rslave")]
 )
-def test_an_option_of_another_kind_of_mount_is_a_problem(tmp_path, source, option):
+def test_an_option_of_another_kind_of_mount_is_a_problem(tmp_path: Path, source: str, option: str) -> None:
     (problem,) = storage.check(step(tmp_path, source=source, options=[option]))
     assert problem.code == WRONG_FILE
     assert option in problem.what
@@ -173,7 +175,7 @@ def test_an_option_of_another_kind_of_mount_is_a_problem(tmp_path, source, optio
         ("data:/b:rw", "ROOT/volumes/data/data", "/b", ["rbind", "nosuid", "nodev", "rw"]),
     ],
 )
-def test_dockers_spelling_of_a_volume_is_read(text, path, target, options):
+def test_dockers_spelling_of_a_volume_is_read(text: str, path: str, target: str, options: Any) -> None:
     assert from_docker(text, "ROOT") == {
         "hostPath": path,
         "containerPath": target,
@@ -183,12 +185,12 @@ def test_dockers_spelling_of_a_volume_is_read(text, path, target, options):
 
 
 @pytest.mark.parametrize("text", ["/a", "/a:/b:ro:x", ":/b", "./a:/b", "/a:b", "/a:/b:evil", "/a:/..", "/a:/b:size=1"])
-def test_a_wrong_volume_in_dockers_spelling_is_refused(text):
+def test_a_wrong_volume_in_dockers_spelling_is_refused(text: str) -> None:
     with pytest.raises(Wrong):
         from_docker(text, "/root")
 
 
-def test_the_source_in_dockers_spelling_is_checked_and_provided_like_a_steps(tmp_path):
+def test_the_source_in_dockers_spelling_is_checked_and_provided_like_a_steps(tmp_path: Path) -> None:
     assert missing(docker_source("data:/x")) == []
     provide(docker_source("data:/x"), str(tmp_path))
     assert (tmp_path / "volumes/data/data").is_dir()
@@ -206,7 +208,7 @@ def test_the_source_in_dockers_spelling_is_checked_and_provided_like_a_steps(tmp
         ({"source": "volume:x", "options": ["ro", "noexec"]}, {"nosuid", "nodev", "ro", "noexec"}),
     ],
 )
-def test_the_kernel_takes_the_options(tmp_path, table, expected):
+def test_the_kernel_takes_the_options(tmp_path: Path, table: Any, expected: Any) -> None:
     """mount(8) in a mount namespace of its own stands for the container step."""
     found = mount(tmp_path, **table)
     options = ",".join(found["options"])

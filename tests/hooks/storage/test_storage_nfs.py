@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -66,7 +67,7 @@ def pod(podrun: Podrun, command: str) -> str:
     return podrun.file("web", CHAIN.format(command=command))
 
 
-def test_a_pod_reads_and_writes_an_nfs_export_and_nothing_stays_mounted(podrun, server):
+def test_a_pod_reads_and_writes_an_nfs_export_and_nothing_stays_mounted(podrun: Podrun, server: Any) -> None:
     before = listing(podrun.run, podrun.root)
     path = pod(podrun, "cat /data/greeting; echo done >/data/answer; stat -f -c %T /data")
     done = podrun("up", path, timeout=120)
@@ -75,7 +76,9 @@ def test_a_pod_reads_and_writes_an_nfs_export_and_nothing_stays_mounted(podrun, 
     assert not settled(podrun.run, podrun.root, before)
 
 
-def test_an_nfs_mount_that_is_busy_is_named_with_its_holder_and_the_next_down_finishes(podrun, server):
+def test_an_nfs_mount_that_is_busy_is_named_with_its_holder_and_the_next_down_finishes(
+    podrun: Podrun, server: Any
+) -> None:
     podrun("up", "-d", pod(podrun, "sleep 600"), timeout=120, check=True)
     mount = podrun.run / "pods" / "web" / "mnt" / "storage"
     assert (mount / "greeting").read_text() == "hello\n"

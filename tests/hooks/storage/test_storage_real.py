@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,7 +53,7 @@ class Place:
 
 
 @pytest.fixture
-def place(home):
+def place(home: Path) -> Iterator[Any]:
     made = Place(home)
     yield made
     for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()):
@@ -77,7 +79,7 @@ def image_file(home: Path, kind: str) -> str:
 
 
 @pytest.fixture
-def btrfs(home):
+def btrfs(home: Path) -> Iterator[Any]:
     """A btrfs with a subvolume of one file."""
     image, top = home / "btrfs.img", home / "btrfs"
     top.mkdir()
@@ -97,7 +99,7 @@ def btrfs(home):
 
 
 @pytest.mark.parametrize("kind", ["ext4", "squashfs", "erofs"])
-def test_a_loop_image_is_mounted_where_the_host_sees_it(place, kind):
+def test_a_loop_image_is_mounted_where_the_host_sees_it(place: Any, kind: str) -> None:
     step = place.step(source=image_file(place.home, kind), type=kind)
     path = place.up(step)
     assert path == Path(place.pod.directory, "mnt", "storage")
@@ -109,7 +111,7 @@ def test_a_loop_image_is_mounted_where_the_host_sees_it(place, kind):
     storage.down(step, {})
 
 
-def test_a_block_device_is_mounted(place):
+def test_a_block_device_is_mounted(place: Any) -> None:
     device = run("losetup", "--find", "--show", image_file(place.home, "ext4")).strip()
     try:
         step = place.step(source=device, type="auto", options=["ro"])
@@ -120,7 +122,7 @@ def test_a_block_device_is_mounted(place):
         run("losetup", "-d", device)
 
 
-def test_any_type_is_mounted_by_its_helper(place, tmp_path):
+def test_any_type_is_mounted_by_its_helper(place: Any, tmp_path: Path) -> None:
     """A helper of a type of our own stands for mount.nfs: mount(8) finds it as it finds that one."""
     helper = Path("/sbin/mount.tpodrun")
     helper.write_text('#!/bin/sh\nexec mount -t tmpfs -o "size=1M" tpodrun "$2"\n')
@@ -135,7 +137,7 @@ def test_any_type_is_mounted_by_its_helper(place, tmp_path):
         helper.unlink()
 
 
-def test_what_mount_says_is_told_and_nothing_is_left(place):
+def test_what_mount_says_is_told_and_nothing_is_left(place: Any) -> None:
     (place.home / "empty").write_bytes(bytes(1 << 16))
     step = place.step(source=f"{place.home}/empty", type="ext4")
     with pytest.raises(Failure, match="wrong fs type") as refused:
@@ -156,7 +158,7 @@ def test_what_mount_says_is_told_and_nothing_is_left(place):
     ],
     ids=["working directory", "open file"],
 )
-def test_a_busy_mount_is_named_with_its_holder_and_the_next_down_finishes(place, hold, words):
+def test_a_busy_mount_is_named_with_its_holder_and_the_next_down_finishes(place: Any, hold: Any, words: str) -> None:
     step = place.step(source=image_file(place.home, "ext4"), type="ext4")
     path = place.up(step)
     process = hold(path)
@@ -174,7 +176,7 @@ def test_a_busy_mount_is_named_with_its_holder_and_the_next_down_finishes(place,
     assert place.left() == []
 
 
-def test_a_mount_inside_it_is_named(place):
+def test_a_mount_inside_it_is_named(place: Any) -> None:
     step = place.step(source=image_file(place.home, "ext4"), type="ext4")
     path = place.up(step)
     (path / "inner").mkdir()
@@ -189,7 +191,7 @@ def test_a_mount_inside_it_is_named(place):
 # --- images, overlays, snapshots, owners ----------------------------------------------------------------------------
 
 
-def test_an_image_is_mounted_read_only(place):
+def test_an_image_is_mounted_read_only(place: Any) -> None:
     root = place.home / "rootfs"
     root.mkdir()
     (root / "word").write_text("image")
@@ -202,7 +204,7 @@ def test_an_image_is_mounted_read_only(place):
     assert place.left() == []
 
 
-def test_an_image_of_several_layers_is_stacked(place, monkeypatch):
+def test_an_image_of_several_layers_is_stacked(place: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The layers are what the image hook hands on; the highest one wins."""
     from podrun_hooks import image
 
@@ -225,7 +227,7 @@ def test_an_image_of_several_layers_is_stacked(place, monkeypatch):
     assert place.left() == []
 
 
-def test_changes_to_an_overlaid_path_are_thrown_away(place):
+def test_changes_to_an_overlaid_path_are_thrown_away(place: Any) -> None:
     source = place.home / "so,urce:x"
     source.mkdir(mode=0o750)
     os.chown(source, 7, 7)
@@ -241,7 +243,7 @@ def test_changes_to_an_overlaid_path_are_thrown_away(place):
     assert place.left() == []
 
 
-def test_every_start_gets_a_snapshot_of_its_own(place, btrfs):
+def test_every_start_gets_a_snapshot_of_its_own(place: Any, btrfs: Any) -> None:
     step = place.step(source=f"btrfs-snapshot:{btrfs}")
     path = place.up(step)
     (path / "word").write_text("changed")
@@ -254,13 +256,13 @@ def test_every_start_gets_a_snapshot_of_its_own(place, btrfs):
     storage.down(step, {})
 
 
-def test_what_is_no_subvolume_has_no_snapshot(place, tmp_path):
+def test_what_is_no_subvolume_has_no_snapshot(place: Any, tmp_path: Path) -> None:
     with pytest.raises(Failure, match="not a btrfs subvolume") as refused:
         storage.up(place.step(source=f"btrfs-snapshot:{tmp_path}"), {})
     assert refused.value.code == WRONG_FILE
 
 
-def test_owners_are_mapped(place):
+def test_owners_are_mapped(place: Any) -> None:
     source = place.home / "source"
     source.mkdir()
     (source / "word").touch()
@@ -278,7 +280,7 @@ def test_owners_are_mapped(place):
 # --- files ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_file_is_in_memory_and_for_its_owner_alone(place):
+def test_a_file_is_in_memory_and_for_its_owner_alone(place: Any) -> None:
     step = place.step(source="file:", content="s3cret", options=["mode=0440", "uid=1000", "gid=7"])
     path = place.up(step)
     about = path.stat()
@@ -289,7 +291,9 @@ def test_a_file_is_in_memory_and_for_its_owner_alone(place):
     assert place.left() == []
 
 
-def test_a_credential_is_copied_from_where_systemd_put_it(place, tmp_path, monkeypatch):
+def test_a_credential_is_copied_from_where_systemd_put_it(
+    place: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "token").write_bytes(b"\0bin\xff")
     step = place.step(source="file:", credential="token")
     (problem,) = storage.check(step)
@@ -321,7 +325,9 @@ storage.{verb}(step, {{}})
 
 @pytest.mark.parametrize("verb", ["up", "down"])
 @pytest.mark.parametrize("kind", ["ext4", "image", "overlay", "file", "idmap", "snapshot"])
-def test_killed_at_every_notification_one_down_leaves_nothing(place, kind, verb, request):
+def test_killed_at_every_notification_one_down_leaves_nothing(
+    place: Any, kind: str, verb: str, request: pytest.FixtureRequest
+) -> None:
     source = place.home / "source"
     source.mkdir()
     tables = {
@@ -332,7 +338,7 @@ def test_killed_at_every_notification_one_down_leaves_nothing(place, kind, verb,
         "idmap": lambda: {"source": str(source), "idmap": ["0:1:1"]},
         "snapshot": lambda: {"source": f"btrfs-snapshot:{request.getfixturevalue('btrfs')}"},
     }
-    table = {"target": "/data", **tables[kind]()}
+    table = {"target": "/data", **tables[kind]()}  # type: ignore[dict-item, no-untyped-call]
     before = place.left()
     step = place.step(**table)
     for point in range(1, 9):
@@ -348,7 +354,7 @@ def test_killed_at_every_notification_one_down_leaves_nothing(place, kind, verb,
     assert point > 2
 
 
-def test_a_helper_that_outlives_a_killed_up_does_not_mount_later(place):
+def test_a_helper_that_outlives_a_killed_up_does_not_mount_later(place: Any) -> None:
     helper = Path("/sbin/mount.tpodrun")
     helper.write_text('#!/bin/sh\nsleep 1\nexec mount -t tmpfs tpodrun "$2"\n')
     helper.chmod(0o755)
@@ -387,7 +393,7 @@ def pod(podrun: Podrun, *steps: str, command: str) -> str:
     return podrun.file("web", f"chain = [ {', '.join(chain)} ]")
 
 
-def test_a_containers_view_of_every_kind(podrun: Podrun, home: Path):
+def test_a_containers_view_of_every_kind(podrun: Podrun, home: Path) -> None:
     squashfs = image_file(home, "squashfs")
     (home / "below").mkdir()
     (home / "below" / "word").write_text("below")
@@ -407,7 +413,7 @@ def test_a_containers_view_of_every_kind(podrun: Podrun, home: Path):
     assert podrun.journals() == []
 
 
-def test_a_files_content_is_in_no_journal_and_nowhere_told(podrun: Podrun):
+def test_a_files_content_is_in_no_journal_and_nowhere_told(podrun: Podrun) -> None:
     step = '{ hook = "storage", source = "file:", content = "s3cret-${WORD}", target = "/opt/d" }'
     path = pod(podrun, step, command="sleep 60")
     podrun("up", "-d", path, check=True, WORD="w0rd")
@@ -422,7 +428,7 @@ def test_a_files_content_is_in_no_journal_and_nowhere_told(podrun: Podrun):
     podrun("down", "web", check=True)
 
 
-def test_a_volume_is_filled_from_the_image_at_its_first_use(podrun: Podrun, home: Path):
+def test_a_volume_is_filled_from_the_image_at_its_first_use(podrun: Podrun, home: Path) -> None:
     root = home / "rootfs"
     run(
         "sh", "-c", f"mkdir -p {root}/bin {root}/srv/data && cp /bin/busybox {root}/bin/ && ln -s busybox {root}/bin/sh"
@@ -459,7 +465,7 @@ command = ["sh", "-c", "busybox cat /srv/link/word; busybox touch /srv/link/mine
     assert podrun("up", file, check=True).stdout == "changed"
 
 
-def test_a_read_only_bind_is_read_only_all_the_way_down(podrun: Podrun, home: Path):
+def test_a_read_only_bind_is_read_only_all_the_way_down(podrun: Podrun, home: Path) -> None:
     (home / "top" / "inner").mkdir(parents=True)
     run("mount", "-t", "tmpfs", "t-storage", str(home / "top" / "inner"))
     try:
@@ -470,7 +476,7 @@ def test_a_read_only_bind_is_read_only_all_the_way_down(podrun: Podrun, home: Pa
         run("umount", str(home / "top" / "inner"))
 
 
-def test_what_the_host_mounts_later_reaches_a_slave_bind_and_no_private_one(podrun: Podrun, home: Path):
+def test_what_the_host_mounts_later_reaches_a_slave_bind_and_no_private_one(podrun: Podrun, home: Path) -> None:
     top = home / "top"
     (top / "inner").mkdir(parents=True)
     run("mount", "--bind", str(top), str(top))
@@ -491,7 +497,7 @@ def test_what_the_host_mounts_later_reaches_a_slave_bind_and_no_private_one(podr
         run("umount", "-l", str(top))
 
 
-def test_a_busy_mount_stops_down_and_the_next_one_goes_on(podrun: Podrun, home: Path):
+def test_a_busy_mount_stops_down_and_the_next_one_goes_on(podrun: Podrun, home: Path) -> None:
     step = f'{{ hook = "storage", source = "{image_file(home, "ext4")}", type = "ext4", target = "/opt/a" }}'
     podrun("up", "-d", pod(podrun, step, command="sleep 60"), check=True)
     process = subprocess.Popen(["sleep", "60"], cwd=podrun.run / "pods/web/mnt/storage")
@@ -506,5 +512,5 @@ def test_a_busy_mount_stops_down_and_the_next_one_goes_on(podrun: Podrun, home: 
     assert podrun.journals() == []
 
 
-def test_the_mounts_place_is_the_steps_name(place):
+def test_the_mounts_place_is_the_steps_name(place: Any) -> None:
     assert host_mounts.place_of(place.step("data", source="file:")) == f"{place.pod.directory}/mnt/data"
