@@ -6,6 +6,7 @@ become a pod as ``podrun convert run`` would write it, and that pod is started.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import socket
 from collections.abc import Mapping, Sequence
@@ -17,11 +18,13 @@ from podrun.convert import commandline, spellings
 from podrun.convert.commandline import Token
 from podrun.convert.draft import CLOSE, OPEN, Draft, Pod, is_open
 from podrun.convert.options import OPTIONS, Meaning, Missing
+from podrun.engine import hook_loader
 from podrun.errors import CANNOT_CREATE, UNAVAILABLE, WRONG_FILE, Failure
 from podrun.host import Host
 from podrun.launcher import launch, run
 from podrun.launcher.arguments import COMMANDS
 from podrun.messages import tell
+from podrun.options import unknown
 
 
 def _unused(*_: object) -> None:
@@ -88,7 +91,7 @@ def _spelled(token: Token) -> list[str]:
     chosen = []
     for text in spellings.publish(token.value, "127.0.0.1"):
         address, colon, port = text.rpartition("::")
-        if colon and not address.endswith(":"):
+        if colon and not address.endswith(":") and _is_address(address.strip("[]")):
             text = f"{address}:{_free_port(address.strip('[]'), port.partition('/')[2])}:{port}"
         chosen.append(text)
     return chosen
@@ -126,6 +129,7 @@ def extended(arguments: Sequence[str], host: Host) -> int:
     if "publish-all" in own:
         words.options.extend(_exposed(words, host))
     pod, notes = tables(words, name, host.environ)
+    _refuse_unknown_networks(pod, host)
     for note in notes:
         tell(f"podrun: {name}: {note}")
     given: dict[str, Any] = {flag.key: flag.default if flag.value else False for flag in COMMANDS["run"].flags}
@@ -142,6 +146,19 @@ def extended(arguments: Sequence[str], host: Host) -> int:
     return run.start(pod, given, _noting(host, name, own))
 
 
+def _refuse_unknown_networks(pod: dict[str, Any], host: Host) -> None:
+    """--network NAME means one that there is: a word that was mistyped must not make a network. Raises Failure."""
+    wanted = [step["bridge"] for step in pod["chain"] if step["hook"] == "network" and "bridge" in step]
+    if not wanted:
+        return
+    known = {*hook_loader.part("network", "options").networks()}
+    known |= {row["name"] for row in hook_loader.part("network", "inspect").networks(host.run)}
+    for name in wanted:
+        if name not in known:
+            what = unknown(name, ["bridge", "host", "none", *sorted(known)], "network")
+            raise Failure(what, code=WRONG_FILE, hint=f"a table [networks.{name}] in networks.toml declares one")
+
+
 def _limit_time(pod: dict[str, Any], seconds: str, *, detached: bool) -> None:
     """--timeout: the unit ends the pod. Raises Failure where there is none."""
     if not seconds or seconds == "0":
@@ -152,6 +169,14 @@ def _limit_time(pod: dict[str, Any], seconds: str, *, detached: bool) -> None:
         hint = f"say 'timeout {seconds} podrun run ...': the signal is passed on and the pod undone"
         raise Failure("--timeout is for -d, where systemd ends the pod", code=WRONG_FILE, hint=hint)
     pod.setdefault("service", {})["RuntimeMaxSec"] = int(seconds)
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _exposed(words: Words, host: Host) -> list[Token]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 PATH = "/etc/podrun/podrun.toml"
 #: The keys of [pod] that may have a default.
-_POD_KEYS = ("userns",)
+_POD_KEYS = ("userns", "stop_timeout")
 #: Keys that hooks read themselves, whichever step asks: where services are registered, and by which address.
 _READ_ELSEWHERE = ("registry", "advertise")
 

@@ -90,11 +90,11 @@ def uses_server(step: dict[str, Any], paths: Sequence[Path], default: Any) -> bo
     return False
 
 
-def default(etc: str) -> Any:
-    """``[defaults] registry`` of podrun.toml, as written; None where there is none that root believes."""
+def defaults(etc: str) -> dict[str, Any]:
+    """``[defaults]`` of podrun.toml, as written; empty where there is none that root believes."""
     try:
         content = ownership.read(f"{etc}/podrun.toml")
         found = tomllib.loads(content.decode()).get("defaults")
     except (OSError, ValueError, ownership.Untrusted):
-        return None  # the pods' own start says what is wrong with it
-    return found.get("registry") if type(found) is dict else None
+        return {}  # the pods' own start says what is wrong with it
+    return found if type(found) is dict else {}

@@ -78,7 +78,9 @@ def units(word: str, host: Host) -> dict[str, str]:
     source = path if own or "@" not in stem else f"{path.rpartition('@')[0]}@.toml"
     known = declared({step.hook for step in text.steps})
     try:
-        pod = unit_files.read(source, known, strictly=False)._replace(registry=following.default(unit_files.ETC))
+        pod = unit_files.with_defaults(
+            unit_files.read(source, known, strictly=False), following.defaults(unit_files.ETC)
+        )
         return unit_files.units(pod, unit_files.Command(program(), tuple(options)))
     except Wrong as error:
         raise Failure(f"{path}: {error}", code=WRONG_FILE) from None

@@ -506,13 +506,19 @@ def links(name: str, text: str) -> list[str]:
 # --- the generator --------------------------------------------------------------------------------------------------
 
 
+def with_defaults(pod: Pod, given: Mapping[str, Any]) -> Pod:
+    """The pod as podrun.toml completes it: its registry, and the time that its containers have to end."""
+    about = {"stop_timeout": given["stop_timeout"], **pod.about} if "stop_timeout" in given else pod.about
+    return pod._replace(registry=given.get("registry"), about=about)
+
+
 def generate(directory: str, podrun: Command, known: Mapping[str, Known], etc: str = ETC) -> None:
     """Writes the units of every pod file in ``etc`` into ``directory``. No file hides another one."""
-    registry = following.default(etc)
+    given = following.defaults(etc)
     placed: set[str] = set()
     for path in [*_files(etc), *_instances(etc)]:
         try:
-            pod = read(path, known)._replace(registry=registry)
+            pod = with_defaults(read(path, known), given)
             if not os.path.exists(path):
                 # Its drop-ins change the instance; whether it starts at boot is for systemctl enable to say.
                 pod.sections["install"].clear()

@@ -31,6 +31,14 @@ CHEAP = {
     "ctypes._endian", "errno", "fcntl", "operator", "select", "struct", "time", "types", "math", "_signal", "array",
 }  # fmt: skip
 
+
+@pytest.fixture(autouse=True)
+def no_defaults(request: pytest.FixtureRequest) -> None:
+    """A host without podrun.toml: reading one costs what reading a pod file costs."""
+    if "podrun" in request.fixturenames:
+        request.getfixturevalue("podrun").environ["PODRUN_CONFIG"] = "/nonexistent"
+
+
 PATIENT = "trap 'exit 0' TERM; while :; do sleep 0.05; done"
 
 

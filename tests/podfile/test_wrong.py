@@ -95,7 +95,7 @@ def test_what_is_no_pod_file_at_all_is_refused_at_once(podrun: Podrun, home: Pat
     "words",
     [
         ["run", "--network", "bridgee", "host:", "true"],
-        ["run", "-p", "80", "host:", "true"],
+        ["run", "-p", "x:80", "host:", "true"],
         ["run", "-v", "relative/path:/x", "host:", "true"],
         ["run", "-v", "/none:/x", "host:", "true"],
         ["run", "--name", "a/b", "host:", "true"],

@@ -22,6 +22,8 @@ class Podrun:
             **{key: value for key, value in os.environ.items() if key not in ("NOTIFY_SOCKET", "INVOCATION_ID")},
             "PODRUN_ROOT": str(self.root),
             "PODRUN_RUN": str(self.run),
+            # Most payloads of tests have no handler for SIGTERM: each would take the usual 20 s to be stopped.
+            "PODRUN_CONFIG": str(HERE / "support" / "podrun.toml"),
             # This podrun is installed nowhere: there is no path that a unit could start it by.
             "PODRUN_SYSTEMD": "no",
             "PYTHONPATH": f"{HERE.parent}:{HERE.parent / 'hooks'}",
