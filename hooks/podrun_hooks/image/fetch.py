@@ -1,7 +1,7 @@
-"""Layers from a source into the store, several at once, each read once: verified, kept, decompressed and unpacked.
+"""Fetches layers into the store, several at once. Each is read once: verified, kept, decompressed and unpacked.
 
-Worker processes fetch and unpack; one more writes to the disk what they have made while they go on, and publishes it.
-This process holds the locks and tells how far they are.
+Worker processes fetch and unpack. One more, the publisher, flushes finished layers to the disk meanwhile and publishes
+them. The parent process holds the locks and reports progress.
 """
 
 from __future__ import annotations
@@ -25,45 +25,45 @@ from podrun_hooks.image.store import layout, publish
 from podrun_hooks.image.store.locks import locked
 from podrun_hooks.image.store.scratch import remove
 
-#: Layers at work at once.
+#: Layers that are fetched at once.
 PARALLEL = 3
-#: Bytes of the largest blob that is one process's work alone.
+#: Blobs up to this many bytes are unpacked by a single process.
 _LITTLE = 64 << 10
-#: Seconds between two STATUS= lines, and how much longer each of them asks systemd to wait.
+#: Seconds between two STATUS= lines, and the seconds by which each of them extends systemd's time-out.
 _INTERVAL = 0.5
 _EXTENSION = 60
-#: Seconds between two looks for ``progress``, and between two messages of a worker.
+#: Seconds between two calls of ``progress``, and between two progress messages of a worker.
 _GLANCE = 0.1
-#: Seconds between two looks whether another podrun has done with a layer.
+#: Seconds between two checks whether another podrun has finished a layer.
 _POLL = 0.02
-#: Seconds between the end of one writing to the disk and the next, and at least as long as the last one took.
+#: Shortest pause between two flushes to the disk, in seconds; a flush that took longer is followed by as long a pause.
 _BREATH = 0.15
 
 
 class Moving(NamedTuple):
-    """How far a layer is; ``size`` and ``done`` are bytes of its blob."""
+    """The progress of one layer; ``size`` and ``done`` are bytes of its blob."""
 
     digest: str
     size: int
     done: int
-    #: It is in the store: just now, or before.
+    #: The layer is in the store, from this pull or from an earlier one.
     stored: bool
 
 
-#: Told a few times a second how far the layers are, in the image's order.
+#: Called a few times a second with the progress of the layers, in the image's order.
 Progress = Callable[[list[Moving]], None]
 
 
 class _Layer(NamedTuple):
-    """A layer on its way."""
+    """A layer that is being fetched."""
 
     root: str
     source: Source
     blob: Descriptor
     diff_id: str
-    #: A directory of its own, made when the work begins.
+    #: A directory for this layer alone, created when its worker begins.
     scratch: str
-    #: A processor is free for a part of its work, and it is large enough for that.
+    #: Unpacked by two processes: the layer is large enough, and a processor is free for the second.
     shared: bool
 
     @property
@@ -76,7 +76,7 @@ class _Layer(NamedTuple):
         return publish.Written(self.scratch, self.blob.digest, self.diff_id)
 
     def stored(self) -> bool:
-        """Whether the store has the blob and its layer, and knows that the one is the other."""
+        """Whether the store has the blob and the unpacked layer, and has verified that they belong together."""
         digest = self.blob.digest
         known = digest == self.diff_id or os.path.exists(publish.pair(self.root, digest, self.diff_id))
         blob = known and not self.source.claimed and os.path.exists(layout.blob(self.root, digest))
@@ -92,11 +92,11 @@ def fetch(
     notify: Callable[[str], None],
     progress: Progress | None = None,
 ) -> None:
-    """Brings layers, pairs of blob and diffID, into the store: PARALLEL at once, the largest first; and ``blobs``,
-    files in ``scratch`` by digest."""
+    """Fetches ``layers``, pairs of blob and diffID, into the store: PARALLEL at once, the largest first. Publishes with
+    them ``blobs``: files in ``scratch``, by digest."""
     pairs = list(layers)
     spare = min(PARALLEL, len(pairs)) < len(os.sched_getaffinity(0))
-    # While a layer as large as that is unpacked, the others are done before it.
+    # A layer larger than all the others together is still being unpacked when they are finished.
     half = sum(blob.size for blob, _ in pairs) / 2
     wanted = [
         _Layer(root, source, *pair, f"{scratch}/{number}", pair[0].size > _LITTLE and (spare or pair[0].size > half))
@@ -107,7 +107,7 @@ def fetch(
         if pull.todo:
             source.disconnect()
             prepare([blob.media_type for blob, _ in pairs])
-            # Before there is a lock or a thread to inherit.
+            # Fork before this process has locks or threads that a child would inherit.
             for _ in range(min(PARALLEL, len(pull.todo))):
                 workers.start(pull.fetchers, pull.bring)
             workers.start(pull.publishers, pull.publish)
@@ -126,7 +126,7 @@ def fetch(
 
 
 class _Fetching:
-    """Layers, and which of the workers has which of them. Layers are known by their number."""
+    """Assigns layers to workers and keeps track of them. A layer is identified by its index in ``layers``."""
 
     def __init__(
         self,
@@ -137,7 +137,7 @@ class _Fetching:
         progress: Progress | None,
     ) -> None:
         self.layers = layers
-        #: What is to be published with layers, and has not been yet.
+        #: Files still to be published with the layers, by digest.
         self.blobs = blobs
         self.scratch = scratch
         self.notify = notify
@@ -148,13 +148,13 @@ class _Fetching:
         self.fetchers: list[Worker] = []
         self.publishers: list[Worker] = []
         self.publisher = 0
-        #: What a worker is at: a layer; layers to be published.
+        #: By a fetcher's pid, the layer that it works on; and the layers that the publisher works on.
         self.fetching: dict[int, int] = {}
         self.publishing: list[int] | None = None
-        #: Unpacked, with what is known of them.
+        #: Unpacked layers that are not published yet, each with its metadata (None if it was in the store before).
         self.unpacked: dict[int, Any] = {}
         self.moved = [0] * len(layers)
-        #: How much had moved when the last writing began.
+        #: sum(moved) when the last flush began.
         self.at = 0
         self.failure: Exception | None = None
         self.began = time.monotonic()
@@ -173,8 +173,8 @@ class _Fetching:
     # --- in the parent
 
     def run(self) -> None:
-        """Until all layers are stored, or one has failed and those that had come before are stored."""
-        told = told_at = 0.0
+        """Returns when all layers are stored; or when one has failed and those unpacked before it are stored."""
+        reported = reported_at = 0.0
         while len(self.stored) < len(self.layers):
             if not self.failure:
                 self.assign()
@@ -185,8 +185,8 @@ class _Fetching:
                 self.take(worker, kind, value)
             self.show()
             now, done = time.monotonic(), sum(self.moved)
-            if done > told and now - told_at >= _INTERVAL:
-                told, told_at = done, now
+            if done > reported and now - reported_at >= _INTERVAL:
+                reported, reported_at = done, now
                 total = sum(layer.blob.size for layer in self.layers)
                 self.notify(
                     f"STATUS=Pulling {self.layers[0].source.what}: {done >> 20} of {total >> 20} MiB\n"
@@ -194,7 +194,7 @@ class _Fetching:
                 )
 
     def patience(self) -> float:
-        """Seconds to wait for an answer before there may be something else to do."""
+        """How many seconds to wait for an answer before looking for other work."""
         if self.todo and len(self.fetching) < len(self.fetchers):
             return _POLL
         longest = _GLANCE if self.progress else _INTERVAL
@@ -203,7 +203,7 @@ class _Fetching:
         return max(0.0, min(self.pause_until - time.monotonic(), longest))
 
     def assign(self) -> None:
-        """Gives idle workers the largest layers that no other podrun is at."""
+        """Gives idle workers the largest layers that no other podrun is fetching."""
         idle = [worker for worker in self.fetchers if worker.pid not in self.fetching]
         for number in reversed(self.todo[:]):
             if not idle:
@@ -226,7 +226,7 @@ class _Fetching:
             worker.ask(number)
 
     def write(self) -> None:
-        """Has what there is written to the disk: now and then, lest all is left for the end."""
+        """Has the publisher flush finished layers from time to time, so that the final sync stays short."""
         more = (self.todo or self.fetching) and not self.failure
         if self.publishing is not None or (more and time.monotonic() < self.pause_until):
             return
@@ -239,7 +239,7 @@ class _Fetching:
             self.publishers[0].ask([[[number, self.unpacked.pop(number)] for number in self.publishing], blobs])
 
     def take(self, worker: Worker, kind: str, value: Any) -> None:
-        """An answer of a worker."""
+        """Handles a worker's answer; ``kind`` and ``value`` are those of :func:`workers.answers`."""
         publisher = worker.pid == self.publisher
         if publisher and kind == "done":
             now = time.monotonic()
@@ -255,7 +255,7 @@ class _Fetching:
             if publisher:
                 self.publishing, self.unpacked = None, {}
         elif worker.pid not in self.fetching:
-            return  # it was ended for another one's failure
+            return  # it was killed because another worker failed
         elif kind == "told":
             self.moved[self.fetching[worker.pid]] = value
         else:
@@ -275,22 +275,22 @@ class _Fetching:
 
 
 def _teller(tell: Tell) -> Callable[[bytes], None]:
-    """Counts chunks, and tells now and then how many bytes they were."""
-    moved, told_at = 0, 0.0
+    """Adds up the sizes of chunks, and sends the sum to the parent every _GLANCE seconds."""
+    moved, sent_at = 0, 0.0
 
     def moving(chunk: bytes) -> None:
-        nonlocal moved, told_at
+        nonlocal moved, sent_at
         moved += len(chunk)
         now = time.monotonic()
-        if now - told_at >= _GLANCE:
-            told_at = now
+        if now - sent_at >= _GLANCE:
+            sent_at = now
             tell(moved)
 
     return moving
 
 
 def _bring(layer: _Layer, moving: Callable[[bytes], None]) -> Any:
-    """Writes what the store lacks of a layer into its scratch directory; what is known of it when it is unpacked."""
+    """Writes into the scratch directory what the store lacks of a layer. Returns as :func:`_take` does."""
     path = layout.blob(layer.root, layer.blob.digest)
     os.mkdir(layer.scratch, 0o700)
     try:
@@ -305,7 +305,10 @@ def _bring(layer: _Layer, moving: Callable[[bytes], None]) -> Any:
 
 
 def _take(layer: _Layer, chunks: Iterator[bytes], moving: Callable[[bytes], None], *, keep: bool) -> Any:
-    """Reads a layer to its end; with ``keep`` it is written as a blob; it is unpacked unless it has been."""
+    """Reads a layer to its end: writes it as a blob if ``keep``, and unpacks it unless the store has it unpacked.
+
+    Returns the metadata of the layer (the Summary as a dictionary), or None if the store has it unpacked.
+    """
     with open(layer.written.blob if keep else os.devnull, "wb") as blob:
         watched = seen(chunks, moving, blob.write)
         if publish.about_layer(layer.root, layer.diff_id):
@@ -320,7 +323,7 @@ def _second(layer: _Layer) -> AbstractContextManager[SmallFiles | None]:
     try:
         return closing(SmallFiles()) if layer.shared else nullcontext()
     except OSError:
-        return nullcontext()  # no more processes: one does it alone
+        return nullcontext()  # no more processes can be started: this one unpacks alone
 
 
 def _unpack(layer: _Layer, chunks: Iterator[bytes], target: str) -> Summary:
@@ -332,7 +335,7 @@ def _unpack(layer: _Layer, chunks: Iterator[bytes], target: str) -> Summary:
         reader = Reader(content, layer.what)
         try:
             summary = extract(reader, target, layer.scratch, small)
-            # The archive may end before its stream does: what follows belongs to both digests all the same.
+            # The archive may end before its stream does. The rest is still part of both digests.
             reader.drain()
         except Failure as failure:
             if failure.what.startswith(layer.source.what):
@@ -346,11 +349,11 @@ def _unpack(layer: _Layer, chunks: Iterator[bytes], target: str) -> Summary:
 
 
 def _compare(layer: _Layer, chunks: Iterator[bytes]) -> None:
-    """Reads a blob whose layer is in the store: that it is this one only its content says."""
+    """Reads a blob whose diffID names a layer in the store: only the content proves that it is that layer."""
     if layer.blob.digest == layer.diff_id:
         for _ in chunks:
             pass
-        return  # verified already
+        return  # not compressed: verifying the blob has verified the diffID
     digest = hashlib.sha256()
     for _ in seen(decompressed(chunks, layer.what), digest.update):
         pass
@@ -359,6 +362,6 @@ def _compare(layer: _Layer, chunks: Iterator[bytes]) -> None:
     _check_diff_id(layer, digest.hexdigest())
 
 
-def _check_diff_id(layer: _Layer, found: str) -> None:
-    if f"sha256:{found}" != layer.diff_id:
-        raise malformed(f"{layer.what}: its diffID is {found}, the configuration says {layer.diff_id[7:]}")
+def _check_diff_id(layer: _Layer, computed: str) -> None:
+    if f"sha256:{computed}" != layer.diff_id:
+        raise malformed(f"{layer.what}: its diffID is {computed}, the configuration says {layer.diff_id[7:]}")

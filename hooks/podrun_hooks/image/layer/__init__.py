@@ -1,1 +1,1 @@
-"""From a layer's bytes to its files: decompression, the tar reader, extraction inside one directory."""
+"""Turns a layer's bytes into files: decompression, the tar reader, extraction confined to one directory."""

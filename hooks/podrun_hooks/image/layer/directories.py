@@ -1,7 +1,7 @@
-"""The directories of a layer that is being unpacked: each opened once, and made where something is in it.
+"""The directories of a layer that is being unpacked: each is opened once, and created if the archive implies it.
 
-Paths are bytes as an archive has them, cleaned by :func:`clean`. None leads out of the layer: each is opened by
-openat2(RESOLVE_IN_ROOT), or below an open directory by a name that is no symlink.
+Paths are bytes from the archive, cleaned by :func:`clean`. No path leads out of the layer: each is opened with
+openat2(RESOLVE_IN_ROOT), or relative to an open directory by a name that is not a symlink.
 """
 
 from __future__ import annotations
@@ -15,30 +15,30 @@ from podrun_hooks.image.layer.small_files import Key, SmallFiles
 from podrun_hooks.image.layer.tar import Entry
 from podrun_hooks.support import syscalls
 
-#: Directories kept open, where the process may open that many files.
+#: Most directories kept open; fewer where RLIMIT_NOFILE is low.
 _MOST = 4000
-#: As the kernel's own limit on symlinks in one path (path_resolution(7)).
+#: The kernel's own limit on symlinks in one path (path_resolution(7)).
 _MAX_SYMLINKS = 40
-#: Makes what is created in a directory have another mode than it was created with (acl(5)).
+#: With this attribute on a directory, files created in it do not get the mode they are created with (acl(5)).
 _DEFAULT_ACL = "system.posix_acl_default"
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY
 
 
 class Directories:
-    """Those of one layer. With ``small`` a second process makes files in them."""
+    """The directories of one layer. With ``small``, a second process creates files in them."""
 
     def __init__(self, target: str, small: SmallFiles | None) -> None:
         self.root = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        #: Those that no entry describes (yet).
+        #: Directories that no entry has described so far.
         self.implied: set[bytes] = set()
         self._small = small
         self._real = os.fsencode(os.path.realpath(target))
         self._open: dict[bytes, int] = {}
         self._most = min(_MOST, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
         status = os.fstat(self.root)
-        #: Of the open directories.
+        #: Inode numbers of the open directories, by descriptor.
         self._inodes = {self.root: status.st_ino}
-        #: What is created belongs to 0:0 and has the mode it is created with: no directory hands down a group or ACLs.
+        #: New files belong to 0:0 and get the mode they are created with: no directory passes on a group or an ACL.
         self.exact = not (
             os.geteuid() or status.st_gid or status.st_mode & stat.S_ISGID or _DEFAULT_ACL in os.listxattr(self.root)
         )
@@ -48,7 +48,7 @@ class Directories:
             os.close(fd)
 
     def forget(self) -> None:
-        """Closes all but the root: a path may lead elsewhere from here on."""
+        """Closes all descriptors but the root's, because a path may lead elsewhere from now on."""
         if self._small:
             self._small.flush()
         for fd in self._open.values():
@@ -56,8 +56,8 @@ class Directories:
         self._open.clear()
 
     def open(self, path: bytes, make: bool = True, depth: int = 0) -> int:
-        """An O_PATH descriptor of a directory, valid until the next call; with ``make`` it is made if it is missing,
-        and so are those on the way. Raises OSError."""
+        """An O_PATH descriptor of a directory, valid until the next call. With ``make``, creates the directory and its
+        parents if they are missing. Raises OSError."""
         if not path:
             return self.root
         fd = self._open.get(path)
@@ -66,7 +66,7 @@ class Directories:
         above, _, name = path.rpartition(b"/")
         parent = self._open.get(above) if above else self.root
         try:
-            # Below an open directory, and no symlink: most are, and this is a third of the time.
+            # Fast path: most directories are in an open one and are not symlinks. It takes a third of the time.
             fd = self._anywhere(path) if parent is None else self._below(parent, name, path, make)
         except FileNotFoundError:
             if not make or depth > _MAX_SYMLINKS:
@@ -96,14 +96,14 @@ class Directories:
             except FileNotFoundError:
                 if not again:
                     raise
-                # A file that the second process had to make first has the name now.
+                # EEXIST: the second process has just created a file of this name.
                 with suppress(FileExistsError):
                     self.make_bare(name, parent)
                     self.implied.add(path)
         raise AssertionError("unreachable")
 
     def make_bare(self, name: bytes, parent: int) -> None:
-        """Makes a directory of which no entry says anything (yet)."""
+        """Creates a directory that no entry has described so far."""
         self.reserve(parent, name)
         os.mkdir(name, 0o755, dir_fd=parent)
         if not self.exact:
@@ -111,7 +111,7 @@ class Directories:
             os.chmod(name, 0o755, dir_fd=parent)
 
     def _imply(self, path: bytes, depth: int) -> None:
-        """Makes directories that the archive uses without describing them, or what a dangling symlink points to."""
+        """Creates directories that the archive uses without describing them, or the target of a dangling symlink."""
         parts = path.split(b"/")
         for count in range(1, len(parts) + 1):
             part = b"/".join(parts[:count])
@@ -130,8 +130,8 @@ class Directories:
                 self.open(clean(link), True, depth + 1)
 
     def _unhide(self, path: bytes) -> bool:
-        """Turns a whiteout on the way to ``path`` into an opaque directory: the layer has both the lower one hidden
-        and a new one of its own. False when what is in the way is no whiteout."""
+        """Turns a whiteout on the way to ``path`` into an opaque directory: the layer hides the lower directory and has
+        a new one of that name. False if what is in the way is not a whiteout."""
         parts = path.split(b"/")
         for count in range(1, len(parts) + 1):
             part = b"/".join(parts[:count])
@@ -146,12 +146,13 @@ class Directories:
                 return True
         return False
 
-    # --- what the second process has to do with them
+    # --- keeping in step with the second process
 
     def reserve(self, parent: int, name: bytes) -> Key | None:
-        """Called before a name is used: the second process may have something to make under it, which comes first.
+        """Call before a name is used: waits for the second process if it still has to create a file of that name.
 
-        What :meth:`SmallFiles.make` knows the name by, when nothing has it yet and there is a second process.
+        Returns the key for :meth:`SmallFiles.make` if the name is free; None if it is taken or there is no second
+        process.
         """
         if self._small is None:
             return None
@@ -159,25 +160,25 @@ class Directories:
         return key if self._small.reserve(parent, key) else None
 
     def note_heirs(self, entry: Entry) -> None:
-        """Before a directory is described: it may hand its group (setgid, or the mount option grpid) down to what is
-        made in it later, but not to files before it in the archive."""
+        """Call before a directory's metadata is set: files created in it later may inherit its group (setgid, or the
+        mount option grpid), but files earlier in the archive must not."""
         if entry.gid or entry.mode & stat.S_ISGID:
             if self._small:
                 self._small.wait()
             self.exact = False
 
     def named(self, path: object) -> bytes:
-        """An absolute path that an error speaks of as the archive names it; b"" for any other."""
+        """The archive's name for the absolute path in an error; b"" for a path outside the layer."""
         top = f"{os.fsdecode(self._real)}/"
         return os.fsencode(path[len(top) :]) if isinstance(path, str) and path.startswith(top) else b""
 
 
 def clean(name: bytes) -> bytes:
-    """A name without "/" at its ends, "." and ".."; what would lead above the root stays at the root."""
+    """A name without leading and trailing "/", "." and ".."; a ".." at the root stays at the root."""
     if name.startswith(b"./"):
         name = name[2:]
     name = name.strip(b"/")
-    # The plain case first: most names are clean, and a layer has tens of thousands.
+    # Fast path: most names are clean already, and a layer has tens of thousands.
     if b"//" not in name and b"." not in name:
         return name
     parts: list[bytes] = []
@@ -190,15 +191,15 @@ def clean(name: bytes) -> bytes:
 
 
 def fd_path(parent: int, name: bytes) -> bytes:
-    """A path for the calls that have no dir_fd; only its last component comes from the archive."""
+    """A path for system calls that take no dir_fd; only its last component comes from the archive."""
     return b"/proc/self/fd/%d/%s" % (parent, name)
 
 
 def is_whiteout(status: os.stat_result) -> bool:
-    """Whether it is overlayfs's: a character device 0:0."""
+    """Whether it is a whiteout of overlayfs: a character device 0:0."""
     return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
 
 
 def set_opaque(parent: int, name: bytes) -> None:
-    """Has overlayfs show nothing of what lower layers have in a directory."""
+    """Marks a directory as opaque: overlayfs then hides what lower layers have in it."""
     os.setxattr(fd_path(parent, name), "trusted.overlay.opaque", b"y", follow_symlinks=False)

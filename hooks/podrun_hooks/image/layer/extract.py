@@ -1,7 +1,7 @@
-"""Unpacking one layer: an OCI layer tar (layer.md of the OCI image specification) becomes an overlayfs lower directory.
+"""Unpacks one layer: an OCI layer tar (layer.md of the OCI image specification) becomes an overlayfs lower directory.
 
-Nothing outside of the directory can be reached, whatever the archive says: no parent directory is outside
-(directories.py), the last component of a name is never followed, and nothing is opened that is not new.
+No archive can reach anything outside the directory: every parent directory is inside (directories.py), the last
+component of a name is never followed, and only files that are created here are opened.
 """
 
 from __future__ import annotations
@@ -34,12 +34,13 @@ _BLOCK = 4096
 _NAME_MAX = 255
 _WHITEOUT = b".wh."
 _OPAQUE = b".wh..wh..opq"
-#: What AUFS kept for itself; nothing in an OCI layer.
+#: AUFS's own metadata, which has no meaning in an OCI layer.
 _AUFS = b".wh..wh."
 
-#: One file that opens its output by name says it all; these are to show people where.
+#: Most paths kept in Summary.stdio. One is enough to decide; the others show people where to look.
 _ENOUGH = 32
 
+#: Errors that the archive causes, not this machine.
 _OF_THE_ARCHIVE = frozenset(
     (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EILSEQ, errno.EINVAL,
      errno.ENOENT, errno.EXDEV, errno.EMLINK, errno.E2BIG, errno.ERANGE)
@@ -47,26 +48,27 @@ _OF_THE_ARCHIVE = frozenset(
 
 
 class Summary(NamedTuple):
-    """What a layer holds, apart from its files."""
+    """Metadata of an unpacked layer."""
 
     entries: int
     #: Bytes of file data, in whole blocks of a file system.
     size: int
-    #: Directories (relative, "/"-separated, os.fsdecode'd) that no entry describes: made because something is in them.
+    #: Directories (relative, "/"-separated, os.fsdecode'd) that no entry describes: parents of other entries.
     implied: list[str]
-    #: Absolute paths of what opens the container's standard output or error by name: symlinks to it, small files that
-    #: name it (podrun_hooks.support.stream_names).
+    #: Absolute paths of files that open the container's standard output or error by name: symlinks to it, and small
+    #: files that mention it (podrun_hooks.support.stream_names).
     stdio: list[str]
-    #: The layer hides everything below it.
+    #: The layer's root is opaque: it hides all lower layers.
     opaque: bool
 
 
 def extract(reader: Reader, target: str, scratch: str, small: SmallFiles | None = None) -> Summary:
     """Unpacks a layer's plain tar stream into the existing, empty directory ``target``.
 
-    Directories that the archive itself replaces by something else are moved to ``scratch``, on the same file system.
-    With ``small`` a second process has its part in the work, and none left when this returns.
-    Raises Failure: MALFORMED for what no layer may contain, or what the disk said. ``target`` then holds rubbish.
+    A directory that a later entry replaces by another kind of file is moved to ``scratch``, on the same file system.
+    With ``small``, a second process creates the small files; it has finished them when this returns.
+    Raises Failure: MALFORMED if no layer may contain such an entry, else with the code for the OSError. ``target`` is
+    then incomplete.
     """
     tree = _Tree(target, scratch, small)
     entry = None
@@ -76,7 +78,7 @@ def extract(reader: Reader, target: str, scratch: str, small: SmallFiles | None 
             tree.take(entry, reader)
         tree.finish()
     except OSError as error:
-        # What cannot be made in a batch is not the entry at hand.
+        # The second process may have failed on an earlier entry than the current one.
         name = _shown(tree.directories.named(error.filename) or (entry.name if entry else b"layer"))
         if error.errno in _OF_THE_ARCHIVE:
             raise malformed(f"{name}: cannot be unpacked: {error.strerror}") from None
@@ -99,7 +101,7 @@ def _shown(name: bytes) -> str:
 
 
 class _Tree:
-    """A layer directory while it is filled, and what has to be done at the end."""
+    """A layer directory that is being filled, and the work left for the end."""
 
     def __init__(self, target: str, scratch: str, small: SmallFiles | None) -> None:
         self.scratch = scratch
@@ -110,7 +112,7 @@ class _Tree:
         self.length = 0
         self.stdio: set[bytes] = set()
         self.opaque = False
-        #: Directories' mtimes change while they are filled.
+        #: Mtimes of directories, set at the end: they change while the directories are filled.
         self.mtimes: dict[bytes, int] = {}
 
     def take(self, entry: Entry, reader: Reader) -> None:
@@ -157,7 +159,7 @@ class _Tree:
             self.hardlink(entry, parent, name, path)
         else:
             if kind == CHARACTER and entry.device == (0, 0):
-                return  # overlayfs's whiteout, leaked from where the image was made; a layer's own are names
+                return  # an overlayfs whiteout, leaked from the build machine; OCI layers mark whiteouts by name
             parent = self.free(parent, name, path)
             formats = {FIFO: stat.S_IFIFO, CHARACTER: stat.S_IFCHR, BLOCK_DEVICE: stat.S_IFBLK}
             device = 0 if kind == FIFO else os.makedev(*entry.device)
@@ -165,7 +167,7 @@ class _Tree:
             self.describe(entry, parent, name)
 
     def free(self, parent: int, name: bytes, path: bytes) -> int:
-        """Removes what has this name; returns the parent directory anew."""
+        """Removes whatever has this name; returns a valid descriptor of the parent directory."""
         self.directories.reserve(parent, name)
         try:
             status = os.stat(name, dir_fd=parent, follow_symlinks=False)
@@ -180,7 +182,7 @@ class _Tree:
             os.unlink(name, dir_fd=parent)
             self.stdio.discard(b"/" + path)
         if stat.S_ISDIR(status.st_mode) or stat.S_ISLNK(status.st_mode):
-            # Paths may lead elsewhere from here on.
+            # Paths may lead elsewhere from now on.
             self.directories.forget()
         return self.directories.open(path.rpartition(b"/")[0])
 
@@ -230,7 +232,7 @@ class _Tree:
             os.close(fd)
 
     def search(self, path: bytes, content: bytes) -> None:
-        """Notes a file that names the container's own output."""
+        """Adds a file that mentions the container's standard output or error by name to ``stdio``."""
         if len(self.stdio) < _ENOUGH and stream_names.mentioned(content) and stream_names.searched(path):
             self.stdio.add(b"/" + path)
 
@@ -257,7 +259,7 @@ class _Tree:
     def hardlink(self, entry: Entry, parent: int, name: bytes, path: bytes) -> None:
         target = clean(entry.link)
         head, _, target_name = target.rpartition(b"/")
-        missing = malformed(f"{_shown(entry.name)}: a hard link to {_shown(entry.link)}, which this layer has not")
+        missing = malformed(f"{_shown(entry.name)}: hard-link target {_shown(entry.link)} is not in this layer")
         if not target:
             raise missing
         try:
@@ -270,7 +272,7 @@ class _Tree:
             raise malformed(f"{_shown(entry.name)}: a hard link to a directory")
         if is_whiteout(status):
             raise missing
-        # Two descriptors at once: opening one may have closed the other's cached one.
+        # Both descriptors are needed at once, but opening one may close the other's cached one: hence dup.
         source = os.dup(self.directories.open(head, False))
         try:
             parent = self.directories.open(path.rpartition(b"/")[0])
@@ -288,7 +290,7 @@ class _Tree:
             os.close(source)
 
     def hide(self, entry: Entry, head: bytes, name: bytes) -> None:
-        """A whiteout file. It speaks of lower layers only: what this layer itself has under the name stays."""
+        """Handles a whiteout file. It hides lower layers only: this layer's own file of the hidden name stays."""
         if name == _OPAQUE:
             if not head:
                 self.opaque = True
@@ -310,7 +312,7 @@ class _Tree:
                 set_opaque(parent, hidden)
 
     def describe(self, entry: Entry, parent: int, name: bytes) -> None:
-        """Owner, mode, xattrs and mtime of anything but a regular file."""
+        """Sets owner, mode, xattrs and mtime of anything but a regular file; a directory's mtime is set at the end."""
         if entry.uid or entry.gid or entry.kind == DIRECTORY or not self.directories.exact:
             os.chown(name, entry.uid, entry.gid, dir_fd=parent, follow_symlinks=False)
         if entry.kind != SYMLINK:
@@ -351,8 +353,8 @@ def _set_xattr(where: int | bytes, key: bytes, value: bytes, entry: Entry) -> No
         else:
             os.setxattr(where, key, value, follow_symlinks=False)
     except OSError as error:
-        # A file system may lack a class of attributes (user.* on symlinks and devices, POSIX ACLs); a program that
-        # loses its capabilities is another program.
+        # A file system may lack a class of attributes (user.* on symlinks and devices, POSIX ACLs). But a program must
+        # not lose its capabilities: it would not do the same.
         if error.errno in (errno.EOPNOTSUPP, errno.EPERM) and key != b"security.capability":
             return
         raise Failure(

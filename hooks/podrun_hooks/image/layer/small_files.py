@@ -1,8 +1,8 @@
-"""The small files of a layer, made in batches: each batch by whichever of two processes has time for it.
+"""Creates the small files of a layer in batches, each in whichever of two processes is free.
 
-To create a file takes the kernel longer than all that Python does about it, and one process creates one at a time. The
-second process gets open directories (SCM_RIGHTS, unix(7)) and names without a "/": it never looks up a path, so an
-archive can lead it nowhere. The first one waits for it before it touches a name that the second has still to make.
+Creating a file takes the kernel longer than Python's share of the work, and one process creates one file at a time. The
+second process receives open directories (SCM_RIGHTS, unix(7)) and names without a "/": it never resolves a path, so an
+archive cannot lead it out of the layer. The first process waits for it before touching a name that is still pending.
 """
 
 from __future__ import annotations
@@ -19,34 +19,34 @@ from podrun_hooks.image.layer.workers import killed
 from podrun_hooks.support import syscalls
 from podrun_hooks.support.rooted_tree import exists
 
-#: Bytes of the largest file that is one of a batch: of larger ones, copying them to and fro takes the time.
+#: Bytes of the largest file in a batch: larger files cost more to copy through the socket than they save.
 SMALL = 32 << 10
 #: Files and bytes in a batch. A message takes 253 open files (SCM_MAX_FD), the socket holds a few such batches.
 _FILES = 64
 _BYTES = 48 << 10
 _LARGEST = _BYTES + SMALL + _FILES * 512
-#: There is no room for another message, or for so many open files in messages: the first process makes these.
+#: The socket is full, or too many descriptors are in flight: the first process creates this batch itself.
 _BUSY = frozenset((errno.EAGAIN, errno.ENOBUFS, errno.EMSGSIZE, errno.ETOOMANYREFS))
-#: As it was created.
+#: Leave owner or mode as the file was created.
 UNCHANGED = -1
 NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _DONE = b"null"
-#: Names that are remembered: 10 MiB.
+#: Names that are remembered; they take 10 MiB.
 _KNOWN = 100_000
 
 
-#: Where a file is, by whatever path: the inode of its directory, and its name.
+#: Identifies a file whatever path leads to it: the inode of its directory, and its name.
 Key = tuple[int, bytes]
-#: A file to be made: the place of its directory in the batch, its name, the mode that it is created with, its size,
+#: A file to create: the index of its directory in the batch, its name, the mode that it is created with, its size,
 #: its uid, gid and mode (or UNCHANGED), its mtime in nanoseconds.
 _File = tuple[int, bytes, int, int, int, int, int, int]
 
 
 class SmallFiles:
-    """Both processes, for the one that reads the archive. Close it, whatever becomes of the layer."""
+    """The first process's handle on both. Close it even if unpacking the layer fails."""
 
     def __init__(self, most: int = _FILES) -> None:
-        """Forks the second process; ``most`` files make a batch. Raises OSError when there can be no more processes."""
+        """Forks the second process; a batch has at most ``most`` files. Raises OSError if the fork fails."""
         parent = os.getpid()
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
@@ -59,11 +59,11 @@ class SmallFiles:
                     _serve(theirs)
                 finally:
                     os._exit(0)
-        #: Hashes of the names that are taken, since to ask the kernel takes longer; None: too many to remember.
+        #: Hashes of the names in use (asking the kernel takes longer); None: there are too many to remember.
         self._used: set[int] | None = set()
-        #: Files that may not have been made yet.
+        #: Files that may not have been created yet.
         self._pending: set[Key] = set()
-        #: What the second process has been sent and has not answered.
+        #: Batches that the second process has not answered yet.
         self._sent: deque[list[Key]] = deque()
         self._keys: list[Key] = []
         self._directories: dict[int, int] = {}
@@ -78,9 +78,9 @@ class SmallFiles:
         self._socket.close()
 
     def reserve(self, parent: int, key: Key) -> bool:
-        """Asked before anything is made or looked up under a name: whether nothing has it yet.
+        """Whether a name is free; call before creating or looking up anything of that name.
 
-        Waits until what has it is there. Raises as :meth:`make` does.
+        Waits for a pending file of that name. Raises as :meth:`make` does.
         """
         if key in self._pending:
             self.wait()
@@ -97,9 +97,9 @@ class SmallFiles:
     def make(
         self, parent: int, key: Key, content: bytes, early: int, uid: int, gid: int, mode: int, mtime: int
     ) -> None:
-        """Makes a file that is new, now or later; ``parent`` stays open until :meth:`flush`.
+        """Creates a new file, now or later; the caller keeps ``parent`` open until :meth:`flush`.
 
-        Raises OSError with the path of the file that could not be made: any one so far.
+        Raises OSError with the path of the file that could not be created: this one or an earlier one.
         """
         place = self._directories.setdefault(parent, len(self._directories))
         self._files.append((place, key[1], early, len(content), uid, gid, mode, mtime))
@@ -111,7 +111,7 @@ class SmallFiles:
             self.flush()
 
     def flush(self) -> None:
-        """Gives the second process what has come together, or makes it here. Raises as :meth:`make` does."""
+        """Sends the current batch to the second process, or creates it here. Raises as :meth:`make` does."""
         while self._sent and self._answered(socket.MSG_DONTWAIT):
             continue
         if not self._files:
@@ -124,7 +124,7 @@ class SmallFiles:
             self._sent.append(self._keys)
         except OSError as error:
             if error.errno not in _BUSY:
-                # It has met an error, ended and said which.
+                # The second process has failed, reported why and ended.
                 self._hear_all()
                 if isinstance(error, ConnectionError):
                     raise killed() from None
@@ -134,7 +134,7 @@ class SmallFiles:
         self._keys, self._directories, self._files, self._content, self._bytes = [], {}, [], [], 0
 
     def wait(self) -> None:
-        """Returns when all files are made. Raises as :meth:`make` does."""
+        """Returns when all files have been created. Raises as :meth:`make` does."""
         self.flush()
         self._hear_all()
 
@@ -157,7 +157,7 @@ class SmallFiles:
 
 
 def _serve(theirs: socket.socket) -> None:
-    """The second process: until there are no more batches, or a file cannot be made."""
+    """The second process's loop: ends when there are no more batches, or when a file cannot be created."""
     os.umask(0)
     room = bytearray(_LARGEST)
     rights = socket.CMSG_SPACE(_FILES * array("i").itemsize)
@@ -173,8 +173,8 @@ def _serve(theirs: socket.socket) -> None:
         answer = _made(marshal.loads(message[4:start]), directories, message[start:])
         theirs.sendall(answer)
         if answer != _DONE:
-            # What is sent from here on is refused, by which the first process learns to listen. If what has been sent
-            # were left unread, it would hear of a broken connection instead (unix(7)).
+            # From here on the first process cannot send (EPIPE), so it reads the answer. Read what it has sent before:
+            # unread data would make its recv fail with ECONNRESET instead (unix(7)).
             theirs.shutdown(socket.SHUT_RD)
             while theirs.recv(1):
                 continue
@@ -184,7 +184,7 @@ def _serve(theirs: socket.socket) -> None:
 
 
 def _made(files: list[_File], directories: list[int] | array[int], content: memoryview) -> bytes:
-    """Makes files; what there is to say of it."""
+    """Creates the files; returns the reply message (b"null", or the OSError's arguments as JSON)."""
     at = 0
     for place, name, early, size, uid, gid, mode, mtime in files:
         try:
@@ -205,7 +205,7 @@ def _path(parent: int, name: bytes) -> str:
     try:
         return f"{os.readlink(f'/proc/self/fd/{parent}')}/{os.fsdecode(name)}"
     except OSError:
-        return os.fsdecode(name)  # longer than a path may be
+        return os.fsdecode(name)  # the path is longer than PATH_MAX
 
 
 def _checked(answer: bytes) -> None:
@@ -214,7 +214,7 @@ def _checked(answer: bytes) -> None:
 
 
 def write(fd: int, content: memoryview) -> int:
-    """Writes all of it; returns how many bytes it was."""
+    """Writes all of ``content``; returns its size."""
     size = len(content)
     done = os.write(fd, content)
     while done < size:
@@ -223,7 +223,7 @@ def write(fd: int, content: memoryview) -> int:
 
 
 def settle(fd: int, uid: int, gid: int, mode: int) -> None:
-    """Owner and mode of a file, in this order: chown(2) clears setuid bits."""
+    """Sets owner and mode of a file, in this order: chown(2) clears setuid bits."""
     if uid != UNCHANGED:
         os.fchown(fd, uid, gid)
     if mode != UNCHANGED:

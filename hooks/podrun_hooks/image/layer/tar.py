@@ -20,22 +20,22 @@ FILE, HARDLINK, SYMLINK, CHARACTER, BLOCK_DEVICE, DIRECTORY, FIFO = b"0", b"1", 
 _CONTIGUOUS, _OLD_FILE, _GNU_SPARSE, _GNU_NAME, _GNU_LINK, _PAX, _PAX_GLOBAL = b"7", b"\0", b"S", b"L", b"K", b"x", b"g"
 _KINDS = frozenset((FILE, HARDLINK, SYMLINK, CHARACTER, BLOCK_DEVICE, DIRECTORY, FIFO))
 
-#: One PAX header or GNU long name: names end at PATH_MAX, extended attributes at 64 KiB each.
+#: Bytes of one PAX header or GNU long name: names end at PATH_MAX, extended attributes at 64 KiB each.
 MAX_EXTENSION = 1 << 20
 #: Segments of data in one sparse file.
 MAX_SEGMENTS = 1 << 16
-#: A file may not claim more than an OCI layer can hold here, sparse or not.
+#: Bytes of the longest file, sparse or not.
 MAX_FILE_BYTES = 1 << 40
-#: chown(2) reads 2^32-1 as "leave it".
+#: chown(2) takes 2^32-1 for "leave unchanged".
 MAX_ID = (1 << 32) - 2
-#: Fields whose meaning is remembered.
+#: Entries in the cache of each parsed field.
 _REMEMBERED = 1000
 
 _HEADER = struct.Struct("100s8s8s8s12s12s8sc100s8s32s32s8s8s155s12x")
 _ZEROS = bytes(BLOCK)
 _XATTR = b"SCHILY.xattr."
-#: xattrs(7) that are not the host's to believe, and by which overlayfs would hide or redirect files (overlayfs.rst):
-#: what an image was made on leaks into it.
+#: xattr(7): an image may have user.* and file capabilities. user.overlay.* is left out: it leaks from the machine that
+#: built the image, and overlayfs would hide or redirect files by it (overlayfs.rst).
 _USERS, _OVERLAY, _CAPABILITY = b"user.", b"user.overlay.", b"security.capability"
 
 
@@ -44,7 +44,7 @@ class Entry(NamedTuple):
 
     name: bytes
     kind: bytes
-    #: Permission bits, setuid and its like included.
+    #: Permission bits, with setuid, setgid and the sticky bit.
     mode: int
     uid: int
     gid: int
@@ -62,10 +62,10 @@ class Entry(NamedTuple):
 
 
 def entries(reader: Reader) -> Iterator[Entry]:
-    """The members of an archive; whoever takes one may read its ``size`` bytes of data before taking the next.
+    """The members of an archive. The caller may read a member's ``size`` bytes of data before it takes the next one.
 
-    Raises Failure (MALFORMED) for anything that is not a well-formed archive. The end of the stream where a header
-    could be is an end too: archives without the two blocks of zeros are common.
+    Raises Failure (MALFORMED) for anything that is not a well-formed archive. The archive may also end where the stream
+    ends in place of a header: archives without the two blocks of zeros are common.
     """
     pax: dict[bytes, bytes] = {}
     sparse: list[bytes] = []
@@ -122,7 +122,7 @@ def _number(field: bytes, what: str, most: int) -> int:
     """An octal field, or GNU's base-256 one: the first byte is 0x80, or 0xff of a negative number."""
     digits = field[:-1]
     if digits.isdigit() and field[-1] in b"\0 ":
-        # As nearly everybody writes it.
+        # Fast path: the common form.
         try:
             value = int(digits, 8)
         except ValueError:
@@ -155,7 +155,7 @@ def _decimal(pax: dict[bytes, bytes], key: bytes, otherwise: int, most: int) -> 
     return int(text)
 
 
-# Of all that a header says, few different things are said in the fields of these two.
+# The fields that the next two functions parse take few distinct values in a layer, so the results are cached.
 @lru_cache(_REMEMBERED)
 def _owner(fields: tuple[bytes, bytes, bytes]) -> tuple[int, int, int]:
     """Mode, uid and gid."""
@@ -165,7 +165,7 @@ def _owner(fields: tuple[bytes, bytes, bytes]) -> tuple[int, int, int]:
 
 @lru_cache(_REMEMBERED)
 def _mtime(field: bytes, text: bytes | None) -> int:
-    """Nanoseconds, of a PAX record or else of the header, kept within what every file system can store."""
+    """Nanoseconds, from a PAX record or else the header, clamped to what every file system can store."""
     if text:
         seconds, _, fraction = text.partition(b".")
         digits = seconds.removeprefix(b"-")
@@ -184,7 +184,7 @@ def _mtime(field: bytes, text: bytes | None) -> int:
 
 
 def _is_an_images(key: bytes) -> bool:
-    """True for the extended attributes that an image may have: what labels and trusts files is the host's."""
+    """True for the extended attributes that an image may have; security labels and trusted.* belong to the host."""
     return key == _CAPABILITY or (key.startswith(_USERS) and not key.startswith(_OVERLAY))
 
 
@@ -197,7 +197,7 @@ def _entry(
     long_link: bytes | None,
 ) -> Entry:
     name = fields[0].partition(b"\0")[0]
-    # "ustar\0" "00" has a prefix field; GNU's "ustar  \0" keeps times there.
+    # Only POSIX's "ustar\0" "00" has a prefix field; GNU's "ustar  \0" keeps times there.
     if fields[9][:6] == b"ustar\0" and fields[14][0]:
         name = fields[14].split(b"\0", 1)[0] + b"/" + name
     name = pax.get(b"path") or long_name or name
@@ -231,7 +231,7 @@ def _shown(name: bytes) -> str:
 
 
 def _records(content: bytes) -> tuple[dict[bytes, bytes], list[bytes]]:
-    """PAX records, "length key=value\\n", and apart from them GNU's repeated offsets and sizes in their order."""
+    """PAX records ("length key=value\\n"), and separately GNU's repeated offsets and sizes in their order."""
     records: dict[bytes, bytes] = {}
     sparse: list[bytes] = []
     at = 0

@@ -1,7 +1,7 @@
-"""Child processes that work for a pull: each does what it is asked, one thing after another; none outlives the pull.
+"""Child processes that work for a pull: each handles one request after another, and none outlives the pull.
 
-Threads would take turns: a small file costs Python as much as the kernel. A child ends with its parent, whatever ends
-that one, and leaves the signals of the terminal and of systemd to it.
+Threads would wait for the interpreter lock: a small file costs Python as much time as the kernel. A child dies with its
+parent, however the parent ends (PR_SET_PDEATHSIG), and leaves signals from the terminal and systemd to it.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from typing import Any, NamedTuple
 from podrun.errors import Failure
 from podrun_hooks.support import syscalls
 
-#: Signals that ask a pull to end. The parent's business: it ends its children.
+#: Signals that ask a pull to end. Children ignore them: the parent handles them and ends its children.
 _ENDING = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
 _PIPE = 1 << 16
 #: Seconds.
 _PATIENCE = 10
 
-#: Called in a child for its parent to know: any JSON value.
+#: Called in a child to send its parent any JSON value.
 Tell = Callable[[Any], None]
 
 
 class Worker(NamedTuple):
-    """A child, seen by its parent."""
+    """A child as its parent sees it."""
 
     pid: int
     requests: int
     answers: int
-    #: What came of an answer so far.
+    #: The part of an answer that has been read so far.
     part: bytearray
 
     def ask(self, request: Any) -> None:
-        """Gives an idle worker something to do. One that was killed is heard of by :func:`answers`."""
+        """Sends a request to an idle worker. If it was killed, :func:`answers` reports that."""
         with suppress(BrokenPipeError):
             _write(self.requests, request)
 
@@ -45,12 +45,12 @@ class Worker(NamedTuple):
 def start(workers: list[Worker], work: Callable[[Any, Tell], Any]) -> None:
     """Forks a worker that calls ``work`` for each request (any JSON value), and adds it to ``workers``.
 
-    What ``work`` tells and returns comes out of :func:`answers`. Raises OSError when there can be no more processes.
+    :func:`answers` yields what ``work`` sends and returns. Raises OSError if the fork fails.
     """
     parent = os.getpid()
     asked, requests = os.pipe2(os.O_CLOEXEC)
     answers, answer = os.pipe2(os.O_CLOEXEC)
-    # No signal may find a child that is not in ``workers`` yet, or the parent's handlers in the child.
+    # No signal may arrive while the child is not in ``workers`` yet, or while it still has the parent's handlers.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
     child = -1
     try:
@@ -81,17 +81,17 @@ def _serve(work: Callable[[Any, Tell], Any], asked: int, answer: int) -> None:
     with open(asked, "rb") as requests:
         for line in requests:
             try:
-                told = {"done": work(json.loads(line), lambda value: _write(answer, {"told": value}))}
+                reply = {"done": work(json.loads(line), lambda value: _write(answer, {"told": value}))}
             except Failure as failure:
-                told = {"failure": [failure.what, failure.code, failure.hint]}
+                reply = {"failure": [failure.what, failure.code, failure.hint]}
             except OSError as error:
-                told = {"error": [error.errno, error.strerror or str(error), error.filename]}
+                reply = {"error": [error.errno, error.strerror or str(error), error.filename]}
             except Exception as error:
                 import traceback
 
                 at = traceback.extract_tb(error.__traceback__)[-1]
-                told = {"bug": f"{type(error).__name__}: {error} ({os.path.basename(at.filename)}:{at.lineno})"}
-            _write(answer, told)
+                reply = {"bug": f"{type(error).__name__}: {error} ({os.path.basename(at.filename)}:{at.lineno})"}
+            _write(answer, reply)
 
 
 def _write(pipe: int, value: Any) -> None:
@@ -101,10 +101,10 @@ def _write(pipe: int, value: Any) -> None:
 
 
 def answers(workers: list[Worker], seconds: float) -> list[tuple[Worker, str, Any]]:
-    """What workers have told since the last time, waiting for it ``seconds`` at most: (worker, kind, value).
+    """Messages that have arrived from workers, after waiting at most ``seconds`` for one: (worker, kind, value).
 
-    Kinds: "told" (it goes on), "done" with the work's result, or "failed" with the exception; the worker is idle then.
-    One that was killed has failed, each time it is asked: end it.
+    Kinds: "told" (a value sent during the work, which goes on), "done" with the work's result, "failed" with the
+    exception; after the latter two the worker is idle. A killed worker yields "failed" on every call: end it.
     """
     poll = select.poll()
     by_pipe = {worker.answers: worker for worker in workers}
@@ -128,7 +128,7 @@ def answers(workers: list[Worker], seconds: float) -> list[tuple[Worker, str, An
 
 
 def killed() -> Failure:
-    """The Failure for a process that somebody has killed: a person, or the kernel when memory is short."""
+    """The Failure for a process that was killed: by a person, or by the kernel when memory is short."""
     return Failure("a process that unpacks layers was killed", hint="is there enough memory? try again")
 
 
@@ -149,7 +149,8 @@ def end(workers: list[Worker]) -> None:
     while workers:
         worker = workers[-1]
         syscalls.end(worker.pid)
-        # A child of its own dies with it, and has this pipe open until then: what it makes comes before what we remove.
+        # The worker's own child dies with it but holds this pipe until then: wait, so that it creates nothing after the
+        # caller has begun to remove the files.
         poll = select.poll()
         poll.register(worker.answers)
         while poll.poll(_PATIENCE * 1000) and os.read(worker.answers, _PIPE):

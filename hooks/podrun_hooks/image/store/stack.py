@@ -1,4 +1,4 @@
-"""From unpacked layers to the directories that overlayfs stacks: which of them, and one more where it is needed."""
+"""Chooses the directories that overlayfs stacks for an image: its layers, and one that corrects attributes if need be."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _OPAQUE = "trusted.overlay.opaque"
 
 
 class Stack(NamedTuple):
-    """An image's directories in layers/, lowest first, and its symlinks to standard output and error."""
+    """An image's directories in layers/, lowest first, and its files that open standard output or error by name."""
 
     layers: list[str]
     stdio: list[str]
 
 
 def stacked(root: str, scratch: str, diff_ids: list[str]) -> Stack:
-    """The stack of an image's layers, all of which are in the store."""
+    """The stack for an image whose layers are all in the store."""
     names = visible(root, diff_ids)
     about = {name: _about(root, name) for name in names}
     stdio = sorted({path for name in names for path in about[name].get("stdio", [])})
@@ -33,8 +33,8 @@ def stacked(root: str, scratch: str, diff_ids: list[str]) -> Stack:
 
 
 def visible(root: str, diff_ids: list[str]) -> list[str]:
-    """The layers that show: overlayfs refuses a directory that it is given twice, and the upper one hides the lower;
-    nothing shows through a layer whose root is opaque."""
+    """The layers to stack. Of a repeated layer only the uppermost is kept: overlayfs refuses to stack one directory
+    twice. Layers below an opaque root are left out, because nothing of them is visible."""
     names = list(reversed(dict.fromkeys(diff_id.removeprefix("sha256:") for diff_id in reversed(diff_ids))))
     for index in range(len(names) - 1, 0, -1):
         if _about(root, names[index]).get("opaque"):
@@ -43,7 +43,7 @@ def visible(root: str, diff_ids: list[str]) -> list[str]:
 
 
 def attribute_layer_name(names: list[str]) -> str:
-    """The directory in layers/ with the attributes that the layers ``names`` do not have in the right order."""
+    """The name in layers/ of the directory that corrects the attributes of directories in the layers ``names``."""
     return f"attributes-{hashlib.sha256(' '.join(names).encode()).hexdigest()}"
 
 
@@ -63,10 +63,10 @@ class _Attributes(NamedTuple):
 
 
 def _attributes(root: str, names: list[str], implied: dict[str, set[str]]) -> dict[str, _Attributes]:
-    """Directories whose owner and mode a lower layer says, and which an upper one holds without saying anything.
+    """Directories created implicitly by an upper layer whose attributes a lower layer defines, and their parents.
 
-    An archive may add tmp/x without an entry for tmp/. Unpacked over the lower layer, tmp keeps its mode; as a layer
-    directory of its own it has to exist, and overlayfs shows the topmost directory's attributes.
+    An archive may add tmp/x without an entry for tmp/. Unpacked over the lower layer, tmp would keep its mode. In a
+    layer directory of its own tmp has to be created, and overlayfs shows the attributes of the topmost directory.
     """
     wrong: dict[str, _Attributes] = {}
     downward = list(reversed(names))
@@ -92,9 +92,9 @@ def _attributes(root: str, names: list[str], implied: dict[str, set[str]]) -> di
 
 
 def _merged(root: str, downward: list[str], path: str, known: dict[str, list[str]]) -> list[str]:
-    """The layers, highest first, whose directories overlayfs merges at ``path``; [] when it is no directory.
+    """The layers, highest first, whose directories overlayfs merges at ``path``; [] if it is not a directory.
 
-    ``known`` remembers the answers.
+    ``known`` caches the results.
     """
     layers = downward
     walked = ""
