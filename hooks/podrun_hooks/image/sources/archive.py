@@ -1,4 +1,4 @@
-"""Images in files as sources: OCI layouts, tar archives of them, and what ``docker save`` writes."""
+"""Images in files as sources: OCI layouts, tar archives of them, and archives of ``docker save``."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from podrun_hooks.image.reference import Reference
 from podrun_hooks.image.sources.source import Source
 
 _REF_NAME = "org.opencontainers.image.ref.name"
-#: containerd's and docker's own name for an image in a layout: the full reference.
+#: The annotation in which containerd and docker keep an image's full reference.
 _IMAGE_NAME = "io.containerd.image.name"
 
 MAX_MEMBERS = 100_000
@@ -68,7 +68,7 @@ def oci_archive(named: Reference, scratch: str) -> Source:
 
 
 def docker_archive(named: Reference, scratch: str) -> Source:
-    """What ``docker save`` and ``skopeo copy ... docker-archive:`` write."""
+    """A tar archive of ``docker save`` or ``skopeo copy ... docker-archive:``."""
     return of_docker_archive(_plain(named, scratch), named.text, named.tag)
 
 
@@ -88,7 +88,7 @@ def of_docker_archive(file: IO[bytes], what: str, tag: str) -> Source:
         layer = _described(archive, str(name), diff_id)
         members[layer.digest] = str(name)
         layers.append(layer)
-    # The archive has no manifest of its own: this is the OCI one for the same blobs.
+    # A docker archive has no OCI manifest: build one for its blobs.
     content = oci_manifest(Descriptor(OCI_CONFIG, digest_of(config), len(config)), layers)
 
     def open_blob(wanted: Descriptor) -> Iterator[bytes]:
@@ -108,13 +108,13 @@ def _images(content: bytes, what: str) -> list[dict[str, Any]]:
 
 
 def _tags(item: dict[str, Any]) -> list[str]:
-    """The names of an image of manifest.json, as far as they are names."""
+    """The RepoTags of an image in manifest.json that are printable strings."""
     tags = item.get("RepoTags")
     return [tag for tag in tags if isinstance(tag, str) and tag.isprintable()] if isinstance(tags, list) else []
 
 
 def _selected(listed: list[dict[str, Any]], tag: str, what: str) -> int:
-    """The index in manifest.json of the image that is meant."""
+    """The position in manifest.json of the image that ``tag`` selects."""
     names = [[_full(name) for name in _tags(item)] for item in listed]
     if tag.startswith("@") and len(tag) < 8 and tag[1:].isdecimal() and int(tag[1:]) < len(listed):
         return int(tag[1:])
@@ -136,7 +136,7 @@ def _full(name: Any) -> str:
 
 
 def _described(archive: _Archive, name: str, diff_id: str) -> Descriptor:
-    """A layer's descriptor. A plain tar's digest is its diffID; a compressed one has to be read to know its own."""
+    """A layer's descriptor. An uncompressed tar has its diffID as digest; a compressed one is read to compute its own."""
     import hashlib
 
     kind = compression(next(archive.chunks(name), b"")[:6])
@@ -158,7 +158,7 @@ def _of_layout(
     open_blob: Callable[[Descriptor], Iterator[bytes]],
     close: Callable[[], None],
 ) -> Source:
-    """The image of a layout: by name, or its only one; several of them without a name are one multi-platform image."""
+    """The image of a layout: by name, or its only one. Several manifests of one name are a multi-platform image."""
     items = index.get("manifests")
     if not isinstance(items, list) or not items or not all(isinstance(item, dict) for item in items):
         raise malformed(f"{named.text}: index.json lists no images")
@@ -185,9 +185,9 @@ def _names(item: dict[str, Any]) -> list[str]:
 
 
 def tags_of(index: dict[str, Any]) -> list[str]:
-    """What to append to a layout's path for each of its images: ":name", or "" for a single nameless one.
+    """The suffixes of a layout's path that select its images: ":name", or "" for one without a name.
 
-    The full name where there is one: docker 25 calls an image by its tag alone besides, two of them "latest".
+    Prefers the full name: docker 25 also writes the tag alone, so two images may both be "latest".
     """
     items = index.get("manifests")
     names = [_names(item) for item in items if isinstance(item, dict)] if isinstance(items, list) else []
@@ -195,7 +195,7 @@ def tags_of(index: dict[str, Any]) -> list[str]:
 
 
 def contents(named: Reference, scratch: str) -> tuple[str, list[str]]:
-    """What an archive is, and what to append to its path for each image: ("docker-archive", [":nginx:1.27"])."""
+    """An archive's kind, and the suffixes of its path that select its images: ("docker-archive", [":nginx:1.27"])."""
     with _plain(named, scratch) as file:
         archive = _Archive.read(file, named.text)
         if "index.json" in archive.members:
@@ -210,7 +210,7 @@ def contents(named: Reference, scratch: str) -> tuple[str, list[str]]:
 
 
 class _Archive(NamedTuple):
-    """An open tar archive: where each member's data are, and which names are links to others."""
+    """An open tar archive: offset and size of each member's data, and the names that are links to others."""
 
     file: IO[bytes]
     what: str
@@ -219,7 +219,7 @@ class _Archive(NamedTuple):
 
     @classmethod
     def read(cls, file: IO[bytes], what: str) -> _Archive:
-        """Reads the headers, passing over the data."""
+        """Reads the headers and skips the data."""
         members: dict[str, tuple[int, int]] = {}
         links: dict[str, str] = {}
         reader = _Seeking(file, what)
@@ -228,7 +228,7 @@ class _Archive(NamedTuple):
             if entry.kind == FILE and entry.segments is None:
                 members[name] = (reader.position, entry.size)
             elif entry.kind == SYMLINK:
-                # docker save of old writes a layer that two images share once, and links to it.
+                # Old versions of docker save write a layer that two images share once, and symlink to it.
                 links[name] = os.path.normpath(f"/{os.path.dirname(name)}/{os.fsdecode(entry.link)}").lstrip("/")
             elif entry.kind == HARDLINK:
                 links[name] = os.path.normpath("/" + os.fsdecode(entry.link)).lstrip("/")
@@ -250,7 +250,7 @@ class _Archive(NamedTuple):
     def chunks(self, name: str) -> Iterator[bytes]:
         at, rest = self.place(name)
         while rest:
-            # pread: layers are read by several threads.
+            # pread(2) needs no shared file offset: several processes read layers at once.
             chunk = os.pread(self.file.fileno(), min(CHUNK, rest), at)
             if not chunk:
                 raise malformed(f"{self.what} is truncated")
@@ -265,7 +265,7 @@ class _Archive(NamedTuple):
 
 
 class _Seeking(Reader):
-    """A reader of a seekable file that skips by seeking."""
+    """A reader of a seekable file: it skips data without reading them."""
 
     __slots__ = ("_end", "_file")
 
@@ -291,7 +291,7 @@ class _Seeking(Reader):
 
 
 def opened(path: str, what: str) -> IO[bytes]:
-    """A plain file; no FIFO of somebody's keeps us waiting. Raises Failure."""
+    """Opens a plain file, without blocking where the path leads to a FIFO. Raises Failure."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
         if not stat.S_ISREG(os.fstat(fd).st_mode):
@@ -305,7 +305,7 @@ def opened(path: str, what: str) -> IO[bytes]:
 
 
 def _plain(named: Reference, scratch: str) -> IO[bytes]:
-    """The archive, decompressed into an unnamed file when it is compressed as a whole."""
+    """Opens the archive; if it is compressed as a whole, decompresses it into an unnamed file."""
     file = opened(named.path, named.text)
     start = file.read(6)
     file.seek(0)
@@ -319,7 +319,7 @@ def _plain(named: Reference, scratch: str) -> IO[bytes]:
 
 
 def _unpacked(file: IO[bytes], what: str) -> Iterator[bytes]:
-    """An archive that bzip2 or xz has compressed as a whole. Raises Failure."""
+    """The plain bytes of an archive that bzip2 or xz has compressed as a whole. Raises Failure."""
     import bz2
     import lzma
 
@@ -340,7 +340,7 @@ def _unpacked(file: IO[bytes], what: str) -> Iterator[bytes]:
 
 
 def spooled(chunks: Iterator[bytes], scratch: str) -> IO[bytes]:
-    """The bytes in an unnamed file of the store's file system: nothing to clean up."""
+    """Writes the chunks into an unnamed file on the store's file system: nothing has to be cleaned up."""
     file = tempfile.TemporaryFile(dir=scratch)
     for chunk in chunks:
         file.write(chunk)

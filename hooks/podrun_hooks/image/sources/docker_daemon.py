@@ -1,4 +1,4 @@
-"""dockerd as a source: ``docker save`` over its API, into the same importer as a docker archive."""
+"""dockerd as a source: saves the image over dockerd's API and reads it as a docker archive."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from podrun_hooks.image.sources.source import Source
 
 
 def source(named: Reference, known: str, scratch: str) -> Source | None:
-    """The image that dockerd has under a name; None when that is still the one with the image ID ``known``."""
+    """The image of a name in dockerd; None if that still has the image ID ``known``. Raises Failure (UNAVAILABLE)."""
     try:
         import docker
         import requests

@@ -1,7 +1,7 @@
-"""``host:``: the machine itself as an image. Its /usr, read-only, over a root directory that holds none of its secrets.
+"""``host:``: the machine itself as an image: its /usr, read-only, in a root directory that holds none of its secrets.
 
-What is copied from /etc is what programs of /usr need to run and what every user may read anyway: the loader's cache,
-alternatives, CA certificates. Users, keys and the rest of /etc are made up or left out.
+From /etc it copies only what programs in /usr need to run and every user may read anyway: the loader's cache,
+alternatives, CA certificates. Users and a few other files are replaced by generic ones; keys and the rest are left out.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-#: Below /etc, copied where they exist: files, and directories with the files and symlinks in them.
+#: Files and directories (with their files and symlinks) below /etc that are copied if they exist.
 _COPIED = (
     "ld.so.cache",
     "ld.so.conf",
@@ -33,7 +33,7 @@ _COPIED = (
     "localtime",
     "mime.types",
 )
-#: What /usr was split into, and on most machines is a symlink into it again.
+#: Top-level directories that most machines have merged into /usr and keep as symlinks.
 _SYSTEM = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 
 _WRITTEN = {
@@ -56,13 +56,13 @@ _CONFIG: dict[str, Any] = {
     "WorkingDir": "/",
     "Cmd": ["/bin/sh"],
 }
-#: Part of the directory's name: another form of this file makes another directory.
+#: Part of the directory's name. Raise it when this module fills the directory differently.
 _FORM = 1
 _OPTIONS = ["rbind", "ro", "rro", "nosuid", "nodev"]
 
 
 def ready(root: str) -> layout.Image | None:
-    """The image of the machine as it is now; None when its directory has to be made first."""
+    """The image of the machine as it is now; None if its directory has to be created first."""
     name = _name()
     path = layout.layer(root, name)
     try:
@@ -73,7 +73,7 @@ def ready(root: str) -> layout.Image | None:
 
 
 def make(root: str) -> layout.Image:
-    """The image of the machine as it is now, made when it is not there. Raises Failure when the disk is full."""
+    """The image of the machine as it is now; creates its directory if needed. Raises Failure if the disk is full."""
     from podrun.errors import of_oserror
     from podrun_hooks.image.store import publish
     from podrun_hooks.image.store.locks import locked
@@ -93,7 +93,7 @@ def make(root: str) -> layout.Image:
                     publish.publish_written(root, scratch, [(written, {})], {})
                 except OSError as error:
                     raise of_oserror(error, "host:") from None
-            # A package may have been installed meanwhile.
+            # The name may have changed: a package was installed meanwhile.
             found = ready(root)
         return found
 
@@ -107,7 +107,7 @@ def _mounts() -> list[dict[str, Any]]:
 
 
 def _name() -> str:
-    """A name that changes whenever something that is copied does."""
+    """A name that changes whenever one of the copied files does."""
     from _blake2 import blake2s
 
     seen: list[Any] = [_FORM, os.getuid()]
@@ -148,7 +148,7 @@ def _make_parents(top: str, name: str) -> None:
 
 
 def _copy(path: str, to: str) -> None:
-    """Copies what everybody may read: files, symlinks as they are, directories. The rest is left out."""
+    """Copies files and directories that everybody may read, and symlinks as they are; leaves the rest out."""
     status = os.lstat(path)
     if stat.S_ISLNK(status.st_mode):
         os.symlink(os.readlink(path), to)
@@ -164,7 +164,7 @@ def _copy(path: str, to: str) -> None:
 
 def _directory(path: str, mode: int = 0o755) -> None:
     os.mkdir(path)
-    # Whatever the umask is.
+    # mkdir(2) applies the umask; chmod(2) does not.
     os.chmod(path, mode)
 
 

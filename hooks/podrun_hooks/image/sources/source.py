@@ -1,4 +1,4 @@
-"""What a pull reads from, wherever that is: a registry, a layout, an archive, dockerd."""
+"""The common interface of everything that a pull can read from: a registry, a layout, an archive, dockerd."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ class Source(NamedTuple):
 
     #: For messages: "docker.io/library/nginx:1.27".
     what: str
-    #: What the name stands for: a manifest, or an index of them.
+    #: The document that the name refers to: a manifest or an image index.
     top: bytes
     media_type: str
     #: Digest of ``top``.
     remote: str
-    #: A blob's bytes, or a manifest's. Neither digest nor size have been checked.
+    #: Yields the bytes of a blob or manifest. The caller has to check digest and size: see :func:`verified`.
     open: Callable[[Descriptor], Iterator[bytes]]
     #: Closes what ``open`` reads from.
     close: Callable[[], None] = lambda: None
-    #: Closes connections, which a process and its forked children must not share; ``open`` makes new ones.
+    #: Closes connections before a fork, since parent and child must not share them; ``open`` makes new ones.
     disconnect: Callable[[], None] = lambda: None
-    #: The digests of layers are what the image says of itself: nothing is known of a blob before it has been read.
+    #: The layers' digests are claims of the image itself: a blob has to be read before its digest can be relied on.
     claimed: bool = False
 
 
 def image_manifest(source: Source, wanted: Platform) -> tuple[bytes, Descriptor]:
-    """The image manifest that the source has for a platform, through any indexes."""
-    content, told = source.top, Descriptor(source.media_type, source.remote, len(source.top))
+    """The source's image manifest for a platform, found through any image indexes. Raises Failure."""
+    content, descriptor = source.top, Descriptor(source.media_type, source.remote, len(source.top))
     for _ in range(4):
         value = document(content, f"{source.what}: manifest")
-        kind = media_type(value, told.media_type)
+        kind = media_type(value, descriptor.media_type)
         if not is_index(kind):
-            return content, told._replace(media_type=kind)
-        told = choose(value, wanted, source.what)
-        content = small(source, told, "manifest")
+            return content, descriptor._replace(media_type=kind)
+        descriptor = choose(value, wanted, source.what)
+        content = small(source, descriptor, "manifest")
     raise malformed(f"{source.what}: indexes of indexes of indexes")
 
 
 def small(source: Source, wanted: Descriptor, what: str) -> bytes:
-    """A manifest or configuration, whole and verified."""
+    """The verified content of a manifest or configuration. Raises Failure (MALFORMED)."""
     name = f"{source.what}: {what}"
     if wanted.size > MAX_DOCUMENT:
         raise malformed(f"{name} is larger than {MAX_DOCUMENT} bytes")
@@ -52,7 +52,7 @@ def small(source: Source, wanted: Descriptor, what: str) -> bytes:
 
 
 def verified(chunks: Iterator[bytes], wanted: Descriptor, what: str) -> Iterator[bytes]:
-    """The same chunks; Failure (MALFORMED) instead of the end when size or digest are not those of the descriptor."""
+    """Passes the chunks on. Raises Failure (MALFORMED) at the end if size or digest do not match the descriptor."""
     size = 0
     digest = hashlib.sha256()
     for chunk in chunks:

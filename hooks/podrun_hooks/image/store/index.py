@@ -11,7 +11,7 @@ from podrun_hooks.image.store.publish import put
 
 
 def list_in_index(root: str, scratch: str, name: str, descriptor: dict[str, Any] | None) -> None:
-    """Sets, or with None removes, the entry ``name`` of index.json."""
+    """Sets the entry ``name`` of index.json to a descriptor, or removes the entry if that is None."""
     path = f"{layout.base(root)}/index.json"
     with locked(root, "index"):
         try:

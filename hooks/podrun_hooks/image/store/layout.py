@@ -1,9 +1,10 @@
-"""Where images are: the paths of the store, and how a name becomes layer directories without any work.
+"""The paths of the image store, and the quick look-up that turns a stored image's name into layer directories.
 
-The store is an OCI image layout (image-layout.md of the OCI image specification), which other tools read, and beside
-it: ``layers/<diffID>/`` one directory per unpacked layer, in the form that overlayfs stacks; ``layers/<diffID>.json``
-what is known of it; ``refs/<name>`` one record per image name, the only file that a start reads; ``tmp/`` work in
-progress; ``locks/``. Everything is below one directory, 0700: layers hold setuid programs and devices of strangers.
+The store is an OCI image layout (image-layout.md of the OCI image specification), which other tools can read. Beside
+it are ``layers/<diffID>/``, one directory per unpacked layer in the form that overlayfs stacks, and its metadata in
+``layers/<diffID>.json``; ``refs/<name>``, one record per image name and the only file that a start reads; ``tmp/``,
+work in progress; ``locks/``. All of it is below one directory of mode 0700: layers hold other people's setuid programs
+and devices.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from podrun_hooks.image.reference import Reference
 
-#: Version of the records in refs/: a record with another one is as good as none, and the image is pulled again.
+#: Version of the records in refs/. A record of another version counts as missing, and the image is pulled again.
 VERSION = 1
 
 _LONGEST_FILE_NAME = 200
@@ -30,7 +31,7 @@ class Image(NamedTuple):
 
     #: The full spelling: "docker.io/library/nginx:1.27".
     ref: str
-    #: "sha256:..." of the manifest; "host:..." for the machine itself; "" for a directory.
+    #: "sha256:..." of the manifest; "host:..." for an image of the machine itself; "" for a directory.
     digest: str
     #: Absolute directories, lowest first.
     layers: list[str]
@@ -38,31 +39,31 @@ class Image(NamedTuple):
     config: dict[str, Any]
     #: Mounts that belong to the image, as in the facts.
     mounts: list[dict[str, Any]] = []
-    #: Paths in the image that open its standard output or error by name: symlinks to it ("/var/log/nginx/access.log"),
-    #: configurations and scripts that name it.
+    #: Files in the image that open its standard output or error by name: symlinks to it ("/var/log/nginx/access.log"),
+    #: configurations and scripts that mention it.
     stdio: list[str] = []
 
     def facts(self) -> dict[str, Any]:
-        """What the image hook hands on."""
+        """The facts that the image hook gives to later steps."""
         return self._asdict()
 
 
 class Stored(NamedTuple):
-    """A record of refs/."""
+    """A record in refs/."""
 
     ref: str
     digest: str
-    #: Digest of what the name stands for at its source: the image index where there is one.
+    #: Digest that the name refers to at its source: that of the image index where there is one.
     remote: str
-    #: "linux/arm64" where it was asked for, "" for the machine's own.
+    #: "linux/arm64" if a platform was asked for; "" for the machine's own.
     platform: str
     #: Names of directories in layers/, lowest first.
     layers: list[str]
     config: dict[str, Any]
     stdio: list[str]
-    #: Of a file it came from: [mtime in ns, size, inode]; else [].
+    #: If the image came from a file, the file's [mtime in ns, size, inode]; else [].
     source: list[int]
-    #: Seconds since 1970 when it was pulled.
+    #: When the image was pulled, in seconds since 1970.
     pulled: float
     #: Bytes of the blobs.
     size: int
@@ -95,7 +96,7 @@ def record(root: str, text: str, platform: str = "") -> str:
 
 
 def read(path: str) -> Stored | None:
-    """The record in a file; None when there is none, or one of another version of podrun."""
+    """The record in a file; None if there is none or it is of another version."""
     try:
         with open(path, "rb") as file:
             value = jsontext.loads(file.read().decode())
@@ -112,20 +113,20 @@ def write_form(stored: Stored) -> str:
 
 
 def stored(root: str, text: str, platform: str = "") -> Stored | None:
-    """The record of an image name, when all its layers are there."""
-    found = read(record(root, text, platform))
-    if found is None:
+    """The record of an image name, if all its layers are there."""
+    image = read(record(root, text, platform))
+    if image is None:
         return None
-    for name in found.layers:
+    for name in image.layers:
         try:
             os.lstat(f"{root}/images/layers/{name}")
         except FileNotFoundError:
             return None
-    return found
+    return image
 
 
 def stamp(path: str) -> list[int]:
-    """What changes when a file is written anew: mtime, size and inode; [] when it is not there."""
+    """A file's mtime, size and inode, which change when it is written anew; [] if it is not there."""
     try:
         status = os.stat(path)
     except OSError:
@@ -134,7 +135,7 @@ def stamp(path: str) -> list[int]:
 
 
 def source_file(reference: Reference) -> str:
-    """The file whose stamp tells whether a local image has changed; "" for what is not local."""
+    """The file whose stamp shows whether a local image has changed; "" if the image is not local."""
     if reference.kind == "oci":
         return f"{reference.path}/index.json"
     return reference.path if reference.kind in ("oci-archive", "docker-archive") else ""
@@ -147,9 +148,10 @@ def image(root: str, found: Stored) -> Image:
 
 
 def cached(root: str, reference: Reference, policy: str, platform: str = "") -> Image | None:
-    """The image, when the pull policy asks for nothing but what the store has; None: it has to be pulled.
+    """The stored image, if the pull policy is content with it; None if it has to be pulled.
 
-    ``policy``: missing, never (then only the store counts), always or newer (then only a pinned digest does).
+    ``policy``: "missing"; "never" (whatever the store has will do); "always" or "newer" (all but a pinned digest is
+    pulled).
     """
     pinned = reference.digest and policy != "never"
     if policy in ("always", "newer") and not pinned:
@@ -166,7 +168,7 @@ def cached(root: str, reference: Reference, policy: str, platform: str = "") -> 
 
 
 def by_id(root: str, reference: Reference) -> Image | None:
-    """The image whose digest begins as a name does that no image has: "sha256:...", or 12 of its digits or more."""
+    """The image whose digest starts as the name says, for a name of no image: "sha256:...", or at least 12 digits."""
     if reference.kind != "registry" or reference.registry != "docker.io" or reference.digest:
         return None
     name = reference.repository.removeprefix("library/")
@@ -181,5 +183,5 @@ def by_id(root: str, reference: Reference) -> Image | None:
 
 
 def has_something(directory: str) -> bool:
-    """True for a directory that is there and not empty."""
+    """True for a directory that exists and is not empty."""
     return os.path.isdir(directory) and bool(os.listdir(directory))

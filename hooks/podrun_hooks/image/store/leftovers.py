@@ -1,4 +1,4 @@
-"""What nothing needs any more: layers and blobs of pulls that failed, and what gc removes."""
+"""Removes leftovers from the store: what killed pulls left, and expired layers and blobs of failed ones."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from podrun_hooks.image.store import layout
 
 
 def expire(root: str) -> list[str]:
-    """Removes what has expired, and tells what; unless a pull is at work: the next one does then."""
+    """Removes expired blobs and layers and returns their marks. Does nothing while a pull runs: a later call will."""
     from podrun_hooks.image.store.locks import locked
     from podrun_hooks.image.store.scratch import names_in, unless_gone, work
     from podrun_hooks.image.store.unclaimed import expired, layer_mark
@@ -20,7 +20,7 @@ def expire(root: str) -> list[str]:
     try:
         with locked(root, "store", wait=False), work(root) as scratch:
             records = filter(None, (layout.read(f"{base}/refs/{name}") for name in names_in(f"{base}/refs")))
-            # Somebody may have put its directory back under an image that had lost it.
+            # A pull may have restored the directory of a layer for an image that had lost it.
             used = {layer_mark(layer) for record in records for layer in record.layers}
             gone = [name for name in expired(root) if name not in used]
             for name in expired(root):
@@ -37,14 +37,14 @@ def expire(root: str) -> list[str]:
 
 
 def sweep(root: str) -> list[str]:
-    """Removes what killed pulls left behind, and layers of failed ones after a day; what is at work is left alone.
+    """Removes what killed pulls left behind, and blobs and layers of failed ones after a day; spares running pulls.
 
-    Returns what those were: "layer-HEX", "blob-HEX".
+    Returns the expired ones: "layer-HEX", "blob-HEX".
     """
     base = layout.base(root)
     if not any(map(layout.has_something, (f"{base}/tmp", f"{base}/unclaimed"))):
         return []
-    # Only now: a start that finds nothing to sweep does without locks and scratch.
+    # Imported late: a start that finds nothing to sweep needs neither locks nor scratch.
     from podrun_hooks.image.store.scratch import reclaim
 
     reclaim(root)

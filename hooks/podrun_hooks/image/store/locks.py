@@ -1,4 +1,4 @@
-"""Locks of the store: one download per digest, however many pods ask for it."""
+"""The store's locks. They make several pods that need one digest share a single download."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from podrun.errors import BUSY, Failure, of_oserror
 from podrun_hooks.image.store import layout
 
-#: Seconds between two looks at a lock that somebody else holds.
+#: Seconds between two attempts to take a lock that another process holds.
 _POLL = 0.02
 
 
@@ -19,10 +19,10 @@ _POLL = 0.02
 def locked(
     root: str, name: str, *, shared: bool = False, wait: bool = True, idle: Callable[[], None] | None = None
 ) -> Iterator[None]:
-    """Holds the lock ``name``; with ``wait`` False raises Failure (BUSY) instead of waiting.
+    """Holds the lock ``name``. If ``wait`` is False, raises Failure (BUSY) instead of waiting.
 
-    While it waits it calls ``idle``, which may raise to give up. The file is removed with the lock: who has waited for
-    it looks whether it is still the one that others would open.
+    While it waits it calls ``idle``, which may raise to give up. The holder removes the file when it releases the lock,
+    so a process that has waited checks that the path still leads to the file it has locked.
     """
     path = f"{layout.base(root)}/locks/{name.removeprefix('sha256:')}"
     how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait and not idle else fcntl.LOCK_NB)
@@ -51,7 +51,7 @@ def locked(
     finally:
         try:
             if shared:
-                # Only the last one out may take the file away.
+                # Only the last of the shared holders may remove the file.
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if is_same(fd, path):
                 os.unlink(path)
@@ -62,7 +62,7 @@ def locked(
 
 
 def is_same(fd: int, path: str) -> bool:
-    """Whether ``path`` still leads to the file that is open at ``fd``."""
+    """Whether ``path`` still leads to the file that ``fd`` has open."""
     try:
         there, ours = os.stat(path), os.fstat(fd)
     except FileNotFoundError:

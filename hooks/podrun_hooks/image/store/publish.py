@@ -1,9 +1,9 @@
-"""How things get into the store and out of it: locks, work in progress, and what becomes visible only when it is whole.
+"""Publishes blobs, layers and records: each becomes visible in the store only when it is complete.
 
-Everything is written below tmp/ first, in a directory that its process holds locked; then syncfs(2), rename(2) and
-fsync(2) of the directory it went to. A power cut may lose what was written last, but nothing under a valid name is
-ever incomplete (rename without the syncfs is not enough: the name can reach the disk before the data).
-A lock ends with its process, so whoever finds work in progress unlocked may remove it.
+Everything is first written below tmp/, in a directory that the writing process holds locked. Then come syncfs(2),
+rename(2) and fsync(2) of the target directory. A power cut may lose the latest data, but nothing under a valid name is
+ever incomplete (rename(2) alone does not ensure that: the name can reach the disk before the data).
+A lock ends with its process, so any process that finds work in progress unlocked may remove it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _LAYOUT = '{"imageLayoutVersion":"1.0.0"}'
 
 
 def prepare(root: str) -> None:
-    """Makes the store's directories; raises Failure when that is not possible."""
+    """Creates the store's directories. Raises Failure if that is not possible."""
     base = layout.base(root)
     try:
         os.makedirs(root, 0o755, exist_ok=True)
@@ -44,17 +44,11 @@ def prepare(root: str) -> None:
         raise of_oserror(error, "the image store") from None
 
 
-# --- locks
-
-
-# --- work in progress
-
-
 # --- publishing
 
 
 def sync(path: str) -> None:
-    """Everything written so far to the file system of ``path`` is on the disk."""
+    """Flushes everything written so far to the file system of ``path`` to the disk."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         syscalls.syncfs(fd)
@@ -73,7 +67,7 @@ def _sync_directory(path: str) -> None:
 def put(scratch: str, path: str, text: str | bytes) -> None:
     """Writes a small file so that readers see either the old or the new one, also after a power cut.
 
-    Which of the two is another matter: the name is on the disk when the file system next writes its journal.
+    Which one they see after a power cut is open: the rename is on the disk once the file system writes its journal.
     """
     new = f"{scratch}/{os.urandom(6).hex()}"
     with open(new, "wb") as file:
@@ -84,7 +78,7 @@ def put(scratch: str, path: str, text: str | bytes) -> None:
 
 
 def put_blobs(root: str, scratch: str, contents: Iterable[bytes]) -> dict[str, str]:
-    """Writes small blobs (manifests, a configuration) that the store lacks; for :func:`publish_blobs`."""
+    """Writes small blobs (manifests, a configuration) that the store lacks; returns files for :func:`publish_blobs`."""
     written: dict[str, str] = {}
     for content in contents:
         digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
@@ -96,7 +90,7 @@ def put_blobs(root: str, scratch: str, contents: Iterable[bytes]) -> dict[str, s
 
 
 def publish_blobs(root: str, written: dict[str, str]) -> None:
-    """Moves written files to their place among the blobs, by digest, once they are on the disk."""
+    """Flushes files, by digest, to the disk and moves them to their places among the blobs."""
     for path in written.values():
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -110,7 +104,7 @@ def publish_blobs(root: str, written: dict[str, str]) -> None:
 
 
 class Written(NamedTuple):
-    """A layer that has been written but is not visible yet: its blob, its directory, or both."""
+    """A layer that is written but not published yet: its blob, its directory, or both."""
 
     scratch: str
     digest: str
@@ -129,10 +123,10 @@ class Written(NamedTuple):
 def publish_written(
     root: str, scratch: str, layers: list[tuple[Written, dict[str, Any] | None]], blobs: dict[str, str]
 ) -> None:
-    """Has everything so far written to the disk, and then makes visible ``layers``, with what is known of each, and
-    ``blobs``, files by digest.
+    """Flushes everything written so far to the disk, then publishes ``layers``, each with its metadata, and ``blobs``,
+    files by digest.
 
-    One syncfs(2) serves them all. A layer counts as there when its directory and its file beside it are
+    One syncfs(2) serves them all. A layer exists only when both its directory and the metadata file beside it do
     (:func:`about_layer`), so the order in which these two reach the disk does not matter.
     """
     for layer, about in layers:
@@ -152,13 +146,13 @@ def publish_written(
             try:
                 os.rename(layer.unpacked, path)
             except OSError:
-                # Somebody else was faster: another compression of the same layer.
+                # Another process was faster: it has unpacked a differently compressed blob of this layer.
                 if not os.path.isdir(path):
                     raise
                 unless_gone(os.unlink, f"{layout.base(root)}/unclaimed/{layer_mark(layer.name)}")
         if layer.digest:
             os.close(os.open(pair(root, layer.digest, layer.name), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
-    # One after the other: a journal that has written the first has written the second.
+    # One right after the other: the journal commit that the first one causes usually covers the second directory too.
     if of_layers or blobs:
         _sync_directory(f"{layout.base(root)}/blobs/sha256")
     if layers:
@@ -167,16 +161,16 @@ def publish_written(
         remove(layer.scratch)
 
 
-# --- what is known of layers
+# --- metadata of layers
 
 
 def pair(root: str, digest: str, diff_id: str) -> str:
-    """The file that says that a blob has been read, and is the layer of this diffID: a manifest may claim anything."""
+    """The file whose existence says that a blob was read and has this diffID; a manifest may claim anything."""
     return f"{layout.base(root)}/pairs/{digest.removeprefix('sha256:')}-{diff_id.removeprefix('sha256:')}"
 
 
 def about_layer(root: str, name: str) -> dict[str, Any] | None:
-    """What publish_layer was told of a layer; None when the layer is not there."""
+    """A layer's metadata, as :func:`publish_written` got it; None if the layer is not in the store."""
     path = layout.layer(root, name)
     try:
         os.lstat(path)
@@ -188,5 +182,5 @@ def about_layer(root: str, name: str) -> dict[str, Any] | None:
 
 
 def put_record(root: str, scratch: str, stored: layout.Stored) -> None:
-    """Makes an image known by its name: to podrun only, see :func:`list_in_index`."""
+    """Records an image under its name, for podrun only; for other tools see :func:`list_in_index`."""
     put(scratch, layout.record(root, stored.ref, stored.platform), layout.write_form(stored))

@@ -1,4 +1,4 @@
-"""Work in progress: a locked directory below tmp/, removed by whoever finds it unlocked."""
+"""Work in progress: a locked directory below tmp/, which any process that finds it unlocked may remove."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from podrun_hooks.image.store.locks import is_same
 
 @contextmanager
 def work(root: str) -> Iterator[str]:
-    """A locked directory in tmp/, removed afterwards whatever happens."""
+    """A locked directory in tmp/, removed at the end in any case."""
     parent = f"{layout.base(root)}/tmp"
     while True:
         path = f"{parent}/{os.getpid()}-{os.urandom(6).hex()}"
@@ -24,7 +24,7 @@ def work(root: str) -> Iterator[str]:
         except FileNotFoundError:
             continue
         fcntl.flock(fd, fcntl.LOCK_EX)
-        # A sweep may have found it between mkdir and flock.
+        # A sweep may have removed it between mkdir and flock.
         if is_same(fd, path):
             break
         os.close(fd)
@@ -34,7 +34,7 @@ def work(root: str) -> Iterator[str]:
         try:
             remove(path)
         except OSError as error:
-            # A thread that is still being stopped has written once more: the next sweep takes it.
+            # A thread that has not stopped yet has written another file: leave the directory to the next sweep.
             if error.errno != errno.ENOTEMPTY:
                 raise
         finally:
@@ -42,7 +42,7 @@ def work(root: str) -> Iterator[str]:
 
 
 def reclaim(root: str) -> None:
-    """Removes the work and the locks of processes that are gone."""
+    """Removes the work and the locks of processes that have ended."""
     base = layout.base(root)
     for directory, how in ((f"{base}/tmp", remove), (f"{base}/locks", os.unlink)):
         for name in names_in(directory):
@@ -62,7 +62,7 @@ def reclaim(root: str) -> None:
 
 
 def names_in(directory: str) -> list[str]:
-    """The names in a directory; none when it is gone."""
+    """The names in a directory; none if it does not exist."""
     try:
         return os.listdir(directory)
     except FileNotFoundError:
@@ -70,10 +70,10 @@ def names_in(directory: str) -> list[str]:
 
 
 def remove(path: str) -> None:
-    """Removes a directory tree of any depth; what is gone already is fine.
+    """Removes a directory tree of any depth; files that are gone already are no failure.
 
-    Deeper directories are moved up to the top before they are emptied: an image may nest them deeper than a path can
-    name, a stack recurse or descriptors be held.
+    It moves nested directories to the top before it empties them: an image may nest them deeper than PATH_MAX, the
+    recursion limit or the limit of open files allow.
     """
     token = os.urandom(6).hex()
     moved = 0
@@ -91,7 +91,7 @@ def remove(path: str) -> None:
 
 
 def unless_gone(call: Callable[..., None], *paths: str) -> None:
-    """Calls ``call(*paths)``; that the first is no longer there is no failure."""
+    """Calls ``call(*paths)`` and ignores FileNotFoundError."""
     try:
         call(*paths)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Chooses the directories that overlayfs stacks for an image: its layers, and one that corrects attributes if need be."""
+"""Chooses the directories that overlayfs stacks for an image: its layers, and one to correct attributes if needed."""
 
 from __future__ import annotations
 
