@@ -1,7 +1,7 @@
-"""One repository at one registry: the OCI distribution API (and docker's V2).
+"""A client for one repository at one registry: the OCI distribution API (and docker's registry API V2).
 
-What authorizes us goes to the registry's own origin and to the token service that this origin names. Whatever it
-redirects to may hold blobs; it may neither have our credentials nor ask for them.
+It sends credentials and tokens only to the registry's own origin and to the token service that this origin names. The
+target of a redirect may serve blobs, but it neither gets our credentials nor may ask for them.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from podrun_hooks.image.registry.http import (
 from podrun_hooks.support import trusted
 
 ACCEPT = ", ".join((OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST))
-#: A download that brings less than SLOWEST bytes in SILENCE seconds has stalled.
+#: A download that receives fewer than SLOWEST bytes in http.SILENCE seconds has stalled.
 SLOWEST = 32 << 10
 _ATTEMPTS = 4
-#: Seconds: a registry that asks for a longer pause, or is in trouble for longer, is taken to be unavailable.
+#: Seconds. A registry that asks for a longer pause, or fails for longer, counts as unavailable.
 _LONGEST_PAUSE = 30.0
 _LONGEST_TROUBLE = 120.0
 _REDIRECTS = 5
 _PASSING = (429, 500, 502, 503, 504)
 
-#: Called with a registry's host[:port] when it asks who we are.
+#: Called with a registry's host[:port] when it asks for credentials.
 Ask = Callable[[str], Credentials]
 
 
@@ -60,10 +60,10 @@ class Client:
         """Closes the connections. The next request opens new ones."""
         self.connections.close()
 
-    # --- how it is spoken to
+    # --- scheme and TLS
 
     def url(self, path: str) -> str:
-        """The URL of a path in the repository; which scheme the registry speaks is found out first."""
+        """The URL of a path in the repository. The first call finds out whether the registry speaks HTTPS or HTTP."""
         if not self.base:
             plain = self.speaks_plainly() if is_loopback(self.host) else self.endpoint.insecure and self.lacks_tls()
             below = f"{self.endpoint.repository}/" if self.endpoint.repository else ""
@@ -71,7 +71,7 @@ class Client:
         return urljoin(self.base, path)
 
     def speaks_plainly(self) -> bool:
-        """Whether a loopback registry answers HTTP: a TLS server says 400 to it, or nothing that is HTTP."""
+        """Whether a loopback registry answers plain HTTP: a TLS server answers 400, or something that is not HTTP."""
         try:
             answer = self.connections.request("GET", f"http://{self.host}/v2/")
         except ProtocolError:
@@ -82,7 +82,7 @@ class Client:
         return answer.status != 400
 
     def lacks_tls(self) -> bool:
-        """Whether a registry that may be insecure does not answer HTTPS."""
+        """Whether a registry configured as insecure does not answer HTTPS."""
         try:
             self.connections.request("GET", f"https://{self.host}/v2/").done()
         except Broken:
@@ -90,7 +90,7 @@ class Client:
         return False
 
     def tls(self, netloc: str) -> ssl.SSLContext:
-        """The context for a host[:port]. What is said of the registry's certificate holds for no other one."""
+        """The context for a host[:port]. The options ``ca`` and ``insecure`` apply to the registry's own host only."""
         own = netloc == self.host
         if own not in self.contexts:
             self.contexts[own] = self.context(own)
@@ -114,14 +114,14 @@ class Client:
     # --- requests
 
     def get(self, path: str, headers: dict[str, str], method: str = "GET") -> Response:
-        """A response with status 200 or 206, not yet read."""
+        """A response with status 200 or 206, its body unread. Retries transient errors."""
         pause = 0.25
         until = time.monotonic() + _LONGEST_TROUBLE
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 response = self.authorized(method, self.url(path), headers)
             except ConnectFailed as error:
-                # Nobody listens, or there is no such host: once more is enough.
+                # Connection refused or no such host: a single retry is enough.
                 if attempt > 1:
                     raise self.unreachable(error) from None
                 time.sleep(pause)
@@ -146,18 +146,18 @@ class Client:
         raise AssertionError("unreachable")
 
     def digest(self, path: str) -> str:
-        """The digest that a HEAD tells; "" where it tells none: there are registries that do not answer it (405, 404,
-        500, ...), and the GET after it says what is wrong."""
+        """The digest in the answer to a HEAD request, or "". Some registries do not support HEAD (405, 404, 500, ...);
+        the GET that follows shows what is wrong."""
         try:
             response = self.authorized("HEAD", self.url(path), {"Accept": ACCEPT})
         except (Broken, Failure):
             return ""
         response.done()
-        told = response.headers.get("Docker-Content-Digest", "") if response.status == 200 else ""
-        return str(told)
+        value = response.headers.get("Docker-Content-Digest", "") if response.status == 200 else ""
+        return str(value)
 
     def authorized(self, method: str, url: str, headers: dict[str, str]) -> Response:
-        """A response; when the registry's own origin asks who we are, it is told, once."""
+        """A response. If the registry's own origin answers 401, authenticates and repeats the request once."""
         for again in (True, False):
             response = self.follow(method, url, headers, self.authorization)
             if response.status != 401 or not again or origin(response.url) != origin(url):
@@ -167,7 +167,7 @@ class Client:
         raise AssertionError("unreachable")
 
     def follow(self, method: str, url: str, headers: dict[str, str], authorization: str) -> Response:
-        """Follows redirects itself: what authorizes us stays at the first URL's origin (scheme, host and port)."""
+        """Follows redirects. Sends ``authorization`` only to the first URL's origin (scheme, host and port)."""
         first = origin(url)
         for _ in range(_REDIRECTS):
             own = {"Authorization": authorization} if authorization and origin(url) == first else {}
@@ -186,7 +186,7 @@ class Client:
         raise Failure(f"{self.what}: {self.host} redirects more than {_REDIRECTS} times", code=UNAVAILABLE)
 
     def whole(self, response: Response, what: str) -> bytes:
-        """The body of a small response."""
+        """The whole body of a small response. Raises Failure if it is too large or too slow."""
         content = bytearray()
         until = time.monotonic() + 2 * http.SILENCE
         try:
@@ -204,7 +204,7 @@ class Client:
         return bytes(content)
 
     def blob(self, path: str, size: int, start: int = 0) -> Iterator[bytes]:
-        """A blob's bytes from ``start`` on; a connection that breaks or stalls is taken up where it ended (Range)."""
+        """A blob's bytes from ``start`` on. Resumes a broken or stalled download where it ended (Range)."""
         at, failures = start, 0
         while at < size or not size:
             headers = {"Accept": ACCEPT if path.startswith("manifests/") else "*/*"}
@@ -228,18 +228,18 @@ class Client:
                     raise
                 error = broken
             finally:
-                # On a connection whose body ended early, or that stalled, nothing more is to be had.
+                # A connection that stalled, or whose body ended early, cannot be reused.
                 response.done() if at >= size else response.close()
             if at < size or (error and not size):
                 failures = 1 if at - before >= SLOWEST else failures + 1
                 if failures > _ATTEMPTS:
                     if error is None:
-                        return  # a registry that always ends early: the size check tells
+                        return  # the registry always sends too little: the caller's size check reports it
                     raise error if isinstance(error, Failure) else self.unreachable(error)
                 time.sleep(0.1 * failures)
 
     def moving(self, response: Response) -> Iterator[bytes]:
-        """The body in pieces as they arrive; Failure when it has stalled."""
+        """The body in pieces as they arrive. Raises Failure when the download has stalled."""
         since, moved = time.monotonic(), 0
         while chunk := response.some():
             moved += len(chunk)
@@ -249,10 +249,11 @@ class Client:
                 raise self.stalled()
             yield chunk
 
-    # --- who we are
+    # --- authentication
 
     def answer(self, challenge: str) -> str:
-        """The Authorization header for a WWW-Authenticate one (RFC 7235; distribution's token authentication)."""
+        """The Authorization header that answers a WWW-Authenticate header (RFC 7235; distribution's token
+        authentication). Raises Failure."""
         offered = _challenges(challenge)
         who = self.ask(self.endpoint.registry)
         by_password = basic(who.user, who.password) if who.user else ""
@@ -282,7 +283,7 @@ class Client:
         query = {key: value for key, value in words.items() if value}
         try:
             if who.identity_token:
-                # The OAuth2 form of it: https://distribution.github.io/distribution/spec/auth/oauth/
+                # The OAuth2 variant: https://distribution.github.io/distribution/spec/auth/oauth/
                 form = {"grant_type": "refresh_token", "client_id": "podrun", "refresh_token": who.identity_token}
                 response = self.connections.request("POST", realm, form={**form, **query})
             else:
@@ -298,7 +299,7 @@ class Client:
             raise Failure(f"{self.what}: {parts.netloc} gave no token", code=NOT_ALLOWED)
         return f"Bearer {token}"
 
-    # --- what goes wrong
+    # --- failures
 
     def stalled(self) -> Failure:
         return Failure(f"{self.what}: {self.host} has stalled", code=UNAVAILABLE, hint="try again later")
@@ -309,8 +310,8 @@ class Client:
     def refused(self, response: Response) -> Failure:
         status = response.status
         try:
-            said = document(self.whole(response, "answer"), "answer")["errors"][0]
-            words = f" ({str(said.get('message') or said.get('code'))[:200]})"
+            error = document(self.whole(response, "answer"), "answer")["errors"][0]
+            words = f" ({str(error.get('message') or error.get('code'))[:200]})"
         except (Failure, LookupError, TypeError, AttributeError):
             words = ""
         words = words if words.isprintable() else ""
@@ -327,13 +328,13 @@ class Client:
 
 
 def origin(url: str) -> tuple[str, str, int]:
-    """Scheme, host and port of a URL (RFC 6454, 4): who asks, and whom an answer goes to. Raises ValueError."""
+    """The origin of a URL: scheme, host and port (RFC 6454, 4). Raises ValueError."""
     parts = urlsplit(url)
     return parts.scheme, parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
 
 
 def _retry_after(header: str, otherwise: float) -> float:
-    """Seconds of a Retry-After header (RFC 9110, 10.2.3): a number of them, or a date."""
+    """The seconds to wait by a Retry-After header (RFC 9110, 10.2.3), which holds a number of seconds or a date."""
     if header.isascii() and header.isdigit():
         return float(header[:9])
     import email.utils
@@ -348,18 +349,18 @@ _TOKEN = re.compile(r"""\s*,?\s*([!#$%&'*+.^_`|~0-9A-Za-z-]+)(?:\s*=\s*("(?:[^"\
 
 
 def _challenges(header: str) -> list[tuple[str, dict[str, str]]]:
-    """'Negotiate, Bearer realm="https://a/token",service="b"' as [("negotiate", {}), ("bearer", {"realm": ...})].
+    """Parses 'Negotiate, Bearer realm="https://a/token",service="b"': [("negotiate", {}), ("bearer", {"realm": ...})].
 
-    RFC 9110, 11.6.1: one header may hold several.
+    RFC 9110, 11.6.1: one header may hold several challenges.
     """
-    found: list[tuple[str, dict[str, str]]] = []
+    challenges: list[tuple[str, dict[str, str]]] = []
     at = 0
     while match := _TOKEN.match(header, at):
         at = match.end()
         name, value = match.group(1).lower(), match.group(2)
         if value is None:
-            found.append((name, {}))
-        elif found:
+            challenges.append((name, {}))
+        elif challenges:
             plain = value[1:-1].replace('\\"', '"') if value.startswith('"') else value
-            found[-1][1].setdefault(name, plain)
-    return found
+            challenges[-1][1].setdefault(name, plain)
+    return challenges

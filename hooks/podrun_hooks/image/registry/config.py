@@ -1,4 +1,4 @@
-"""How registries are reached: registries.toml, one table per registry (docs/reference/images.md)."""
+"""Reads registries.toml, which says how registries are reached: one table per registry (docs/reference/images.md)."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-#: Where the file is, and the environment variable that names another one.
+#: The path of the file, and the environment variable that names another one.
 PATH = "/etc/podrun/registries.toml"
 VARIABLE = "PODRUN_REGISTRIES"
 
 
 def location(text: str) -> tuple[str, str]:
-    """ "host:5000/cache" as ("host:5000", "cache"); Wrong for what no image reference could start with."""
+    """Splits "host:5000/cache" into ("host:5000", "cache"). Raises Wrong if no image reference could start so."""
     host, _, prefix = text.partition("/")
     try:
         named = reference.parse(f"{text}/any/image")
@@ -66,7 +66,7 @@ class _File(NamedTuple):
 
 
 class Endpoint(NamedTuple):
-    """A place that has a repository, and how it is spoken to."""
+    """A registry that has a repository, and the settings to reach it with."""
 
     #: host[:port] as people write it: "docker.io".
     registry: str
@@ -76,9 +76,9 @@ class Endpoint(NamedTuple):
 
 
 def load(environ: Mapping[str, str] = os.environ) -> dict[str, Registry]:
-    """The registries of the file, by host[:port]; {} without one.
+    """The registries in the file, by host[:port]; {} if there is no file.
 
-    Raises Failure: WRONG_FILE, or NOT_ALLOWED for a file that others can write: it says who is trusted.
+    Raises Failure: WRONG_FILE, or NOT_ALLOWED for a file that other users can write, since it says whom to trust.
     """
     path = environ.get(VARIABLE) or PATH
     try:
@@ -106,25 +106,25 @@ def load(environ: Mapping[str, str] = os.environ) -> dict[str, Registry]:
 
 
 def endpoint(known: Mapping[str, Registry], registry: str, repository: str) -> Endpoint:
-    """A repository at a registry, spoken to as the file says."""
+    """A repository at a registry, with the registry's settings from the file."""
     own: Any = known.get(registry)
     return Endpoint(registry, repository, own.insecure, own.ca) if own else Endpoint(registry, repository)
 
 
 def endpoints(known: Mapping[str, Registry], named: Reference) -> list[Endpoint]:
-    """Where an image may be had, in the order in which it is asked for: the mirrors, then the registry itself."""
-    found = []
+    """The places to pull an image from, in the order in which they are tried: the mirrors, then the registry itself."""
+    mirrors = []
     for mirror in known[named.registry].mirrors if named.registry in known else []:
         host, prefix = location(mirror)
-        found.append(endpoint(known, host, f"{prefix}/{named.repository}".lstrip("/")))
-    return [*found, endpoint(known, named.registry, named.repository)]
+        mirrors.append(endpoint(known, host, f"{prefix}/{named.repository}".lstrip("/")))
+    return [*mirrors, endpoint(known, named.registry, named.repository)]
 
 
 def is_loopback(registry: str) -> bool:
     """Whether a registry's host[:port] is this machine, where plain HTTP is allowed."""
     import _socket
 
-    # Also the network location of a URL, which may have a name and a password in front.
+    # The argument may be the network location of a URL, which can start with user and password.
     host = registry.rpartition("@")[2].lower()
     if host.startswith("["):
         host = host[1:].partition("]")[0]

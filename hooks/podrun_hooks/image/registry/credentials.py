@@ -1,7 +1,7 @@
-"""Who we are at a registry: docker's config.json (auths, credHelpers, credsStore), read and written.
+"""Credentials for registries: reads and writes docker's config.json (auths, credHelpers, credsStore).
 
-The docker package knows the file and the helpers' protocol. It takes 130 ms to import, so it is asked only when a
-registry wants to know who we are and there is a file.
+The docker package speaks the credential helpers' protocol. It takes 130 ms to import, so it is imported only when
+config.json names a helper.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 from podrun.errors import NOT_ALLOWED, UNAVAILABLE, WRONG_FILE, Failure, of_oserror
 from podrun_hooks.support import trusted
 
-#: Under which docker keeps the credentials of docker.io.
+#: The key under which docker keeps the credentials for docker.io.
 _DOCKER_HUB = "https://index.docker.io/v1/"
 
 
 class Credentials(NamedTuple):
-    """What a person has for a registry; the empty ones are anonymous."""
+    """Credentials for a registry; all fields empty: anonymous."""
 
     user: str = ""
     password: str = ""
@@ -30,7 +30,7 @@ class Credentials(NamedTuple):
 
 
 def anonymous(_registry: str) -> Credentials:
-    """No credentials for anybody."""
+    """No credentials, for any registry."""
     return Credentials()
 
 
@@ -42,8 +42,8 @@ def file() -> str:
 def known(registry: str) -> Credentials:
     """The credentials that config.json or its helpers have for a registry's host[:port].
 
-    A helper that is not installed and an entry with nothing in it have none: the pull is an anonymous one. Raises
-    Failure (UNAVAILABLE) when a helper cannot be asked, WRONG_FILE when the file cannot be understood.
+    A helper that is not installed, or an empty entry, counts as none: the pull is anonymous then. Raises Failure:
+    UNAVAILABLE if a helper fails, WRONG_FILE if the file cannot be understood.
     """
     path = file()
     if not os.path.exists(path):
@@ -59,7 +59,7 @@ def known(registry: str) -> Credentials:
 
 
 def missing_helper(registry: str) -> str:
-    """The helper that config.json names for a registry and that is not installed, for messages; else ""."""
+    """For messages: the helper that config.json names for a registry, if it is not installed; else ""."""
     try:
         helper = _helper(_config(file()), registry)
     except Failure:
@@ -94,12 +94,12 @@ def _of_helper(helper: str, registry: str, path: str) -> Credentials:
         what = f"the credentials for {registry} cannot be had: {failure.what[:300]}"
         raise Failure(what, code=UNAVAILABLE, hint=f"{path} names the helper") from None
     user, secret = str(found.get("Username") or ""), str(found.get("Secret") or "")
-    # docker-credential-helpers: a token in the place of a password.
+    # docker-credential-helpers: this user name marks the secret as an identity token.
     return Credentials("", "", secret) if user == "<token>" else Credentials(user, secret, "")
 
 
 def keep(registry: str, who: Credentials) -> str:
-    """Stores credentials where config.json says, else in itself; returns that place."""
+    """Stores credentials with the helper that config.json names, else in config.json; returns where, for messages."""
     path = file()
     config = _config(path)
     helper = _helper(config, registry)
@@ -113,7 +113,7 @@ def keep(registry: str, who: Credentials) -> str:
 
 
 def forget(registry: str) -> bool:
-    """Removes the credentials for a registry; False when there were none."""
+    """Removes the credentials for a registry; returns False if there were none."""
     path = file()
     config = _config(path)
     helper = _helper(config, registry)
@@ -140,14 +140,14 @@ def _key(registry: str) -> str:
 
 
 def _host(key: str) -> str:
-    """The host[:port] of a key of old: "https://registry.example/v1/"."""
+    """The host[:port] of a key, which may be in the old form "https://registry.example/v1/"."""
     return key.removeprefix("https://").removeprefix("http://").partition("/")[0]
 
 
 def _helper(config: dict[str, Any], registry: str) -> str:
-    """The name of the helper for a registry; "" when the file itself has the credentials.
+    """The name of the helper for a registry; "" if the file itself holds the credentials.
 
-    Raises Failure: a helper is a program that root runs.
+    Raises Failure if other users could have changed the helper: root runs it.
     """
     helpers = config.get("credHelpers")
     name = (helpers.get(_key(registry)) if isinstance(helpers, dict) else None) or config.get("credsStore") or ""
@@ -164,8 +164,8 @@ def _store(helper: str) -> Any:
 
     _keep_docker_quiet()
 
-    class Told:
-        """The helper, its errors as Failures."""
+    class Helper:
+        """A proxy for docker's Store that raises its errors as Failures."""
 
         def __getattr__(self, verb: str) -> Any:
             def ask(*words: str) -> Any:
@@ -178,11 +178,11 @@ def _store(helper: str) -> Any:
 
             return ask
 
-    return Told()
+    return Helper()
 
 
 def _keep_docker_quiet() -> None:
-    """A helper that is missing is told of once, by us."""
+    """Suppresses the docker package's warning about a missing helper: podrun reports it itself."""
     warnings.filterwarnings("ignore", message="docker-credential-", category=UserWarning)
 
 
@@ -199,7 +199,7 @@ def _config(path: str) -> dict[str, Any]:
 
 
 def _write(path: str, config: dict[str, Any]) -> None:
-    """Replaces the file; it holds secrets, so nobody else may read it."""
+    """Replaces the file with mode 0600: it holds secrets."""
     path = os.path.realpath(path)
     try:
         os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)

@@ -1,7 +1,7 @@
-"""The one question of a pull that finds nothing to do: which digest does a name stand for now?
+"""The single request of a pull that finds nothing to do: to which digest does the registry resolve a tag now?
 
-Importing an HTTP client takes longer than asking. So this speaks just enough HTTP/1.1 for a registry that answers at
-once; where it does not (it wants to know who we are, redirects, is behind a proxy or not there), registry.py does it.
+Importing an HTTP client takes longer than the request. So this speaks just enough HTTP/1.1 for a registry that answers
+directly. In all other cases (authentication, redirects, proxies, errors) client.py takes over.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _ACCEPT = ", ".join(
 
 
 def digest(named: Reference) -> str:
-    """ "sha256:..." that the registry tells for a tag; "" when it is not to be had by one question."""
+    """The digest ("sha256:...") that the registry gives for a tag; "" if one plain request does not obtain it."""
     places = config.endpoints(config.load(), named)
     proxied = any(key.lower() in ("http_proxy", "https_proxy") for key in os.environ)
-    # docker.io always wants a token first.
+    # docker.io always requires a token first.
     if len(places) > 1 or places[0].ca or places[0].insecure or proxied or named.registry == "docker.io":
         return ""
     request = (
@@ -50,13 +50,13 @@ def digest(named: Reference) -> str:
     for line in headers.split(b"\r\n"):
         key, _, value = line.partition(b":")
         if key.strip().lower() == b"docker-content-digest":
-            told = value.strip().decode("ascii", "replace")
-            return told if reference.is_digest(told) else ""
+            text = value.strip().decode("ascii", "replace")
+            return text if reference.is_digest(text) else ""
     return ""
 
 
 def _ask(registry: str, request: bytes) -> bytes:
-    """The head of the answer. Raises OSError."""
+    """Status line and headers of the answer. Raises OSError."""
     plain = config.is_loopback(registry)
     host, _, port = registry.rpartition(":") if not registry.endswith("]") and ":" in registry else (registry, "", "")
     host, number = host.strip("[]"), int(port or (80 if plain else 443))
@@ -75,7 +75,7 @@ def _ask(registry: str, request: bytes) -> bytes:
         connection.sendall(request)
         answer = b""
         while b"\r\n\r\n" not in answer and len(answer) < _LONGEST:
-            # A socket's timeout is for one byte.
+            # A socket's timeout applies to each call, so shorten it to what is left of the deadline.
             connection.settimeout(max(0.001, until - time.monotonic()))
             piece = connection.recv(_LONGEST)
             if not piece:
@@ -87,7 +87,8 @@ def _ask(registry: str, request: bytes) -> bytes:
 
 
 def _connected(host: str, port: int) -> Any:
-    """As socket.create_connection() does it; importing ``socket`` builds enums, an IDNA codec is for text (8 ms)."""
+    """Connects as socket.create_connection() does. Importing ``socket`` builds enums, and a host name as text loads the
+    IDNA codec: that would take 8 ms."""
     import _socket
 
     refused: OSError | None = None

@@ -1,4 +1,4 @@
-"""Whether anybody answers at an image's registry, asked before a start would need to know."""
+"""Checks that an image's registry accepts connections, before a start depends on it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from urllib.parse import urlsplit
 from podrun.errors import UNAVAILABLE
 from podrun.hook import Problem
 
-#: Where docker.io's API is.
+#: The host of docker.io's API.
 _DOCKER = "registry-1.docker.io"
 #: Seconds.
 _PATIENCE = 3.0
 
 
 def problems(registry: str) -> list[Problem]:
-    """A warning when nothing at ``registry`` (host[:port]) takes a connection. With a proxy nothing can be said."""
+    """A warning if ``registry`` (host[:port]) accepts no connection. Behind a proxy it does not check."""
     if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY")):
         return []
     where = urlsplit(f"//{_DOCKER if registry == 'docker.io' else registry}")

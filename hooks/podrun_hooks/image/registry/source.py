@@ -1,4 +1,4 @@
-"""Registries as sources: an image's mirrors and its registry, asked in turn."""
+"""Registries as sources: tries an image's mirrors and then its registry."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from podrun_hooks.image.sources.source import Source
 
 
 def source(named: Reference, known: str = "", ask: Ask = credentials.known) -> Source | None:
-    """The image at its registry or a mirror of that; None when its name still stands for the digest ``known``.
+    """The image at its registry or a mirror; None if its name still resolves to the digest ``known``.
 
     Raises Failure: UNAVAILABLE (unreachable, unknown there), NOT_ALLOWED, MALFORMED.
     """
@@ -24,7 +24,7 @@ def source(named: Reference, known: str = "", ask: Ask = credentials.known) -> S
         try:
             return _at(clients, named, known)
         except Failure:
-            # A mirror that fails in any way is as good as none; what the registry itself says counts.
+            # Any failure of a mirror is ignored; only the registry's own failure counts.
             clients.pop(0).close()
             if not clients:
                 raise
@@ -38,11 +38,11 @@ def _at(clients: list[Client], named: Reference, known: str) -> Source | None:
         return None
     response = client.get(f"manifests/{target}", {"Accept": ACCEPT})
     content = client.whole(response, f"{named.text}: manifest")
-    found = digest_of(content)
-    told = named.digest or response.headers.get("Docker-Content-Digest") or found
-    if is_digest(told) and told != found:
-        raise malformed(f"{named.text}: the manifest's digest is {found}, not {told}")
-    if known == found:
+    computed = digest_of(content)
+    stated = named.digest or response.headers.get("Docker-Content-Digest") or computed
+    if is_digest(stated) and stated != computed:
+        raise malformed(f"{named.text}: the manifest's digest is {computed}, not {stated}")
+    if known == computed:
         client.close()
         return None
 
@@ -53,7 +53,7 @@ def _at(clients: list[Client], named: Reference, known: str) -> Source | None:
         for client in clients:
             client.close()
 
-    return Source(named.text, content, response.headers.get("Content-Type", ""), found, open_blob, close, close)
+    return Source(named.text, content, response.headers.get("Content-Type", ""), computed, open_blob, close, close)
 
 
 def _path(wanted: Descriptor) -> str:
@@ -62,7 +62,7 @@ def _path(wanted: Descriptor) -> str:
 
 
 def _blob(clients: list[Client], path: str, size: int) -> Iterator[bytes]:
-    """A blob's bytes; where one endpoint fails the next one goes on, from the same byte."""
+    """A blob's bytes. If one endpoint fails, continues at the same byte with the next one."""
     at = 0
     for client in clients:
         try:
@@ -76,9 +76,9 @@ def _blob(clients: list[Client], path: str, size: int) -> Iterator[bytes]:
 
 
 def login(registry: str, who: Credentials) -> str:
-    """Asks a registry whether it takes the credentials, and stores them; returns where.
+    """Checks credentials with a registry and stores them; returns where, for messages.
 
-    Raises Failure: NOT_ALLOWED when it does not, UNAVAILABLE when it cannot be asked.
+    Raises Failure: NOT_ALLOWED if the registry refuses them, UNAVAILABLE if it does not answer.
     """
     client = Client(config.endpoint(config.load(), registry, ""), registry, lambda _: who)
     try:

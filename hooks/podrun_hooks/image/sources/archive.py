@@ -136,7 +136,7 @@ def _full(name: Any) -> str:
 
 
 def _described(archive: _Archive, name: str, diff_id: str) -> Descriptor:
-    """A layer's descriptor. An uncompressed tar has its diffID as digest; a compressed one is read to compute its own."""
+    """A layer's descriptor. A plain tar has its diffID as its digest; a compressed one has to be read for its own."""
     import hashlib
 
     kind = compression(next(archive.chunks(name), b"")[:6])
