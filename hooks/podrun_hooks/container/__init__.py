@@ -10,15 +10,13 @@ from podrun.errors import BUSY, NOT_ALLOWED, STEP_FAILED, UNAVAILABLE, WRONG_FIL
 from podrun.hook import Facts, Problem
 from podrun.hook_extras import Finding
 from podrun.unit_needs import Span, UnitNeeds
-from podrun_hooks.container import limits, processes, rootfs, spec, streams
+from podrun_hooks.container import limits, processes, streams
 from podrun_hooks.container import paths as places
 from podrun_hooks.container import runtime as runtimes
 from podrun_hooks.container.options import Options as Options
 from podrun_hooks.container.options import of_healthcheck
 from podrun_hooks.container.processes import SIGKILL, Process
-from podrun_hooks.container.seccomp import filter
 from podrun_hooks.support import subprocesses as programs
-from podrun_hooks.support import userns
 from podrun_hooks.support.rooted_tree import Tree, clear
 
 TYPE_CHECKING = False
@@ -55,6 +53,10 @@ _STOP_SIGNAL = "org.opencontainers.image.stopSignal"
 
 def up(step: Step, facts: Facts) -> Facts:
     """Creates and starts the container in what the facts say; returns when it is ready."""
+    from podrun_hooks.container import rootfs, spec  # here: `down` needs none of them
+    from podrun_hooks.container.seccomp import filter
+    from podrun_hooks.support import userns
+
     options = step.options
     if step.pod.userns == "auto" and not facts.get("userns"):
         what = "the pod is to have a user namespace, and no step has made one"
@@ -214,6 +216,8 @@ def check(step: Step) -> list[Problem]:
         sources = [docker_source(text) for text in step.options.volumes]
         problems += [found._replace(key="volumes") for source in sources for found in missing(source)]
         if step.pod.userns == "auto":
+            from podrun_hooks.support import userns
+
             for text, source in zip(step.options.volumes, sources, strict=True):
                 read_only = "ro" in text.rpartition(":")[2].split(",")
                 if source.startswith("/") and (what := userns.refusal(source, read_only=read_only)):
@@ -230,6 +234,8 @@ def _missing_files(options: Any) -> Iterator[Problem]:
         if not os.path.exists(source := text.partition(":")[0]):
             yield Problem(f"the host has no {source}", UNAVAILABLE, key="devices")
     if options.tz:
+        from podrun_hooks.container import spec
+
         try:
             spec.zone_file(options.tz)
         except Failure as failure:
@@ -300,6 +306,8 @@ def explain(step: Step) -> list[str]:
 
 def diagnose(root: str, run: str) -> Iterator[Finding]:
     """Which runtime there is, whether it runs, and whether its writable layers have a place."""
+    from podrun_hooks.container import rootfs
+
     where = root
     while not os.path.exists(where):
         where = os.path.dirname(where)

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 #: Below $PODRUN_RUN: the runtime's state directories, one for each container.
 RUNTIME_ROOT = "runtime"
+#: Where the runtime, and a payload whose image says nothing, looks for programs.
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class Place(NamedTuple):

@@ -9,7 +9,7 @@ from podrun import jsontext
 from podrun.errors import CANNOT_CREATE, CANNOT_EXECUTE, STEP_FAILED, UNAVAILABLE, WRONG_FILE, Failure
 from podrun.record import NamedTuple
 from podrun_hooks.container import limits
-from podrun_hooks.container.spec import PATH, Isolation
+from podrun_hooks.container.paths import PATH
 from podrun_hooks.support import subprocesses, syscalls
 
 TYPE_CHECKING = False
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from podrun.hook import Step
     from podrun_hooks.container.paths import Place
+    from podrun_hooks.container.spec import Isolation
 
 _CGROUPS = "/sys/fs/cgroup"
 _HYBRID = f"{_CGROUPS}/unified"
@@ -58,6 +59,8 @@ def isolation(step: Step, place: Place, runtime: Runtime, *, timers: bool = Fals
     where it has the host's processes, among which nothing else tells which are its own; runc cannot do without.
     Raises Failure for a unit of cgroup v2 that delegates none.
     """
+    from podrun_hooks.container.spec import Isolation
+
     options = step.options
     unified = os.path.exists(f"{_CGROUPS}/cgroup.controllers")
     # On v2 device rules are a BPF program; loading it makes crun raise RLIMIT_MEMLOCK. On v1 they are a file.

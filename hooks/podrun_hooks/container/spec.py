@@ -12,6 +12,7 @@ from podrun.options import Wrong
 from podrun.record import NamedTuple
 from podrun_hooks.container import devices, executables, limits, mounts, users
 from podrun_hooks.container.options import CAPABILITIES, signal_number
+from podrun_hooks.container.paths import PATH
 from podrun_hooks.support import userns
 from podrun_hooks.support.rooted_tree import Elsewhere, plain
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from podrun_hooks.support.userns import Mapping as IdMapping
     from podrun_hooks.support.userns import Range
 
-PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 #: Where catatonit is mounted with ``init = true``: below /dev, which is fresh in every container.
 INIT = "/dev/init"
 #: The directory with the socket of ``ready = { notify = true }`` as the container sees it.

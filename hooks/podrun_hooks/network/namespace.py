@@ -15,7 +15,7 @@ from podrun.errors import CANNOT_CREATE, WRONG_FILE, Failure
 from podrun.record import NamedTuple
 from podrun_hooks.network import ledger as ledgers
 from podrun_hooks.network.child import Child
-from podrun_hooks.network.netlink import classifier, rtnetlink
+from podrun_hooks.network.netlink import rtnetlink
 from podrun_hooks.support import syscalls
 
 TYPE_CHECKING = False
@@ -151,6 +151,8 @@ def plug_in(
     of its own: changing anything else of a link that is up without a carrier makes the kernel walk all IPv6 routes
     (NETDEV_CHANGE in addrconf_notify() of net/ipv6/addrconf.c), and each port has one.
     """
+    from podrun_hooks.network.netlink import classifier  # here: `down` attaches none
+
     bridge, n, hairpin, wish = plug.bridge, plug.n, plug.hairpin, plug.wish
     netns = os.open(_OURS, os.O_RDONLY | os.O_CLOEXEC)
     mac = wish.mac or bridge.mac(n)
@@ -184,6 +186,8 @@ def _index_of(name: str) -> int:
 
 def _program(mac: bytes, addresses: Sequence[str]) -> bytes:
     raw = [rtnetlink.packed(cidr.partition("/")[0])[1] for cidr in addresses]
+    from podrun_hooks.network.netlink import classifier
+
     return classifier.only_own(mac, raw[0], raw[1:])
 
 

@@ -12,7 +12,6 @@ from podrun.errors import MALFORMED, UNAVAILABLE, WRONG_FILE, Failure
 from podrun.options import ABSOLUTE, TEXT, option
 from podrun.record import NamedTuple
 from podrun_hooks.image import reference
-from podrun_hooks.image.trust import policy as policies
 from podrun_hooks.support import trusted
 
 TYPE_CHECKING = False
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from podrun_hooks.image.reference import Reference
 
 COSIGN = "cosign"
-SIGNED_BY = policies.SIGNED_BY
+SIGNED_BY = "signedBy"
 
 #: The machine's policy, which holds for every image that does not name another one; where there is none, none holds.
 GLOBAL = "/etc/containers/policy.json"
@@ -93,6 +92,8 @@ def _global(named: Reference) -> str:
 
 def _requirements(policy: str, named: Reference) -> list[Any]:
     """The requirements of the most specific scope that the image is in."""
+    from podrun_hooks.image.trust import policy as policies
+
     transport = "docker" if named.kind == reference.REGISTRY else named.kind
     return policies.read(content_of(policy), policy).requirements(transport, _scopes(named))
 
