@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import click
-import psutil
 
 from podrun.cli import completion, views
 from podrun.cli.output import Guarded, printed, say
@@ -102,6 +101,8 @@ def top(ctx: click.Context, word: str, container: str, form: str) -> None:
 
 def _pids(init: int) -> list[int]:
     """The processes of the init's PID namespace; of one that has the host's, those that descend from it."""
+    import psutil  # what is compiled is not everywhere, and other commands of this file do without
+
     namespace = os.stat(f"/proc/{init}/ns/pid")
     if namespace.st_ino == os.stat("/proc/self/ns/pid").st_ino:
         return [init, *(process.pid for process in psutil.Process(init).children(recursive=True))]
@@ -116,6 +117,8 @@ def _pids(init: int) -> list[int]:
 
 
 def _process(pid: int) -> dict[str, Any] | None:
+    import psutil
+
     try:
         process = psutil.Process(pid)
         with process.oneshot(), open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
