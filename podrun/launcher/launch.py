@@ -18,7 +18,7 @@ from podrun.host import Host
 from podrun.identity import Identity
 from podrun.launcher import foreground
 from podrun.launcher.foreground import Resident
-from podrun.systemd import exit_records, notify
+from podrun.systemd import notify
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -82,6 +82,8 @@ def up(
     with lock:
         _clear(pod, world, segment)
         if pod.unit:
+            from podrun.systemd import exit_records
+
             exit_records.drop(host.run, pod.name, segment)
         refuse_problems(pod, text, steps, world, host)
         if not handing_off:
@@ -149,6 +151,8 @@ def down(name: str, host: Host, *, invocation: str = "", force: bool = False, se
                 # Once the container is the main process, systemd hears podrun's READY=1 only with NotifyAccess=all.
                 host.report("it was ready, and systemd did not hear of it: its unit lacks NotifyAccess=all")
             if invocation:
+                from podrun.systemd import exit_records
+
                 # Before the journals are gone: whoever asks then is told of this end, not of an earlier one.
                 exit_records.note(host.run, name, segment, invocation, host.environ, own)
                 _explain_streams(own, host)
@@ -161,9 +165,12 @@ def down(name: str, host: Host, *, invocation: str = "", force: bool = False, se
 
 def is_known(name: str, host: Host) -> bool:
     """Whether there is a pod of that name, the end of one, or a unit or a file that could be one."""
+    if os.path.lexists(journals.directory(host.run, name)):
+        return True
+    from podrun.systemd import exit_records
+
     return bool(
-        os.path.lexists(journals.directory(host.run, name))
-        or exit_records.all_of(host.run, name)
+        exit_records.all_of(host.run, name)
         or notify.made_of(name)
         or notify.is_transient(f"{Identity(name).tag(host.run)}.service")
         or os.path.exists(f"/etc/podrun/{name}.toml")
@@ -197,11 +204,11 @@ def _explain_streams(found: Sequence[journals.Journal], host: Host) -> None:
 
 def _stop_units(name: str, host: Host, segment: str) -> None:
     """Has systemd stop the units that the pod was started by: it would take a container's end for a failure."""
+    if not notify.booted():
+        return
     headers = [journal.header for journal in journals.journals(host.run, name, segment)]
     inside = host.environ.get("INVOCATION_ID")
     wanted = [header.pod.unit for header in headers if header and header.pod.unit and header.pod.invocation != inside]
-    if not notify.booted():
-        return
     if not (headers or segment):
         # Between two starts of Restart= nothing but the unit is there.
         transient = f"{Identity(name).tag(host.run)}.service"
