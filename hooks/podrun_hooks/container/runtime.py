@@ -452,14 +452,14 @@ def remove_cgroups(place: Place) -> None:
 
 
 def _code_of(words: str) -> int:
-    """The exit code for a runtime's words: a full disk is told as such, as everywhere."""
+    """The exit code for a runtime's message: CANNOT_CREATE for ENOSPC, as everywhere in podrun."""
     return CANNOT_CREATE if os.strerror(errno.ENOSPC) in words else STEP_FAILED
 
 
 def _hint_for(words: str) -> str:
-    """What to do about a runtime's words, where that is known."""
+    """A hint for a runtime's message, if there is a known remedy."""
     if "keyring" in words and os.strerror(errno.EPERM).lower() in words.lower():
-        # Each container gets a session keyring of its own (keyctl(2)), which the seccomp filters of others forbid.
+        # The runtime gives each container a session keyring of its own (keyctl(2)), which outer seccomp filters forbid.
         return "what podrun itself runs in forbids keyctl(2); for systemd-nspawn: --system-call-filter=@keyring"
     return ""
 
@@ -475,16 +475,16 @@ def _words(log: str) -> str:
                 except ValueError:
                     continue
                 if isinstance(entry, dict) and entry.get("level") in ("error", "fatal"):
-                    told = _plain(str(entry.get("msg", "")))
-                    # crun and its child both log; of a pipe that broke the other end knows the reason.
-                    words = words if words and told.endswith(os.strerror(errno.EPIPE)) else told
+                    message = _plain(str(entry.get("msg", "")))
+                    # crun and its child both log; if a pipe broke, the process at its other end knows the reason.
+                    words = words if words and message.endswith(os.strerror(errno.EPIPE)) else message
     except FileNotFoundError:
         pass
     return words
 
 
 def _plain(words: str) -> str:
-    """A message that is, from crun's child, once more a line of the log."""
+    """The text of a message; a message from crun's child is itself a JSON line of the log."""
     try:
         inner = jsontext.loads(words)
     except ValueError:

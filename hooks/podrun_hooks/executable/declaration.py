@@ -1,6 +1,6 @@
-"""What an executable says of itself (the verb describe), and what its declaration finds wrong with a step's options.
+"""The declaration of an executable (its answer to describe), and checks of a step's options against it.
 
-Not on the way of a start: podrun check, plan, schema and hook describe ask, up does not.
+A start does not use it; ``podrun check``, ``plan``, ``schema`` and ``hook describe`` do.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ _TYPES: Mapping[str, tuple[tuple[type, ...], str]] = {
 
 
 def plain(answer: Facts) -> Facts:
-    """The parts of a description that have the shape that they should have: doc, takes, gives, beside, options."""
-    told: Facts = {}
+    """The well-formed parts of a description: doc, takes, gives, beside, options."""
+    description: Facts = {}
     if isinstance(answer.get("doc"), str):
-        told["doc"] = _line(answer["doc"])
+        description["doc"] = _line(answer["doc"])
     for key in ("takes", "gives"):
         words = answer.get(key)
         if isinstance(words, list) and all(isinstance(word, str) for word in words):
-            told[key] = [_line(word) for word in words]
+            description[key] = [_line(word) for word in words]
     if answer.get("beside") is True:
-        told["beside"] = True
+        description["beside"] = True
     if isinstance(answer.get("options"), dict):
-        told["options"] = _object(answer["options"])
-    return told
+        description["options"] = _object(answer["options"])
+    return description
 
 
 def _line(text: str) -> str:
-    """One line of what can be printed: it goes to terminals."""
+    """A text as one line of printable characters, since it goes to terminals."""
     return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
 
 
 def _object(schema: Facts) -> Facts:
-    """The schema of a table, with what makes it one: it becomes a part of that of the pod file."""
+    """A well-formed schema of a table, to become a part of the pod file's schema."""
     properties = schema.get("properties")
     required = schema.get("required")
     return {
@@ -59,11 +59,11 @@ def _object(schema: Facts) -> Facts:
 
 
 def wrong(schema: Any, options: Mapping[str, Any]) -> list[Wrong]:
-    """What a JSON Schema finds wrong with a table of options, one for each key.
+    """The mistakes that a JSON Schema finds in a table of options, at most one for each key.
 
-    Understood are type, enum, const, properties, required, additionalProperties, items, minimum, maximum, minLength,
-    maxLength, minItems, maxItems, pattern; what else a schema says is not looked at. ``where`` of the
-    results leads from the table to the part that is wrong.
+    It supports type, enum, const, properties, required, additionalProperties, items, minimum, maximum, minLength,
+    maxLength, minItems, maxItems and pattern, and ignores other keywords. ``where`` of a result leads from the table to
+    the wrong part.
     """
     if not isinstance(schema, dict):
         return []
@@ -116,7 +116,7 @@ def _check(schema: Any, value: Any, where: Where) -> None:
 
 
 def _is(kind: str, value: Any) -> bool:
-    # To Python true is an integer, too.
+    # In Python, True is also an int.
     return isinstance(value, _TYPES[kind][0]) and (isinstance(value, bool) == (kind == "boolean"))
 
 
@@ -134,7 +134,7 @@ def _matches(pattern: str, text: str) -> bool:
     try:
         return re.search(pattern, text) is not None
     except (re.error, OverflowError, RecursionError):
-        return True  # the dialects differ; no reason to refuse a step
+        return True  # dialects of patterns differ, which is no reason to refuse a step
 
 
 def _path(key: str, where: Where) -> str:

@@ -18,21 +18,21 @@ if TYPE_CHECKING:
 
     from podrun.hook import Facts, Step
 
-#: An executable declares nothing: any keys are its options, any facts may be read and given.
+#: An executable declares nothing here: it may have any options, and read and return any facts.
 Options = None
 takes: Sequence[str] | None = None
 gives: Sequence[str] = ()
 resident = False
 default_name = ""
 
-#: Seconds that a verb may take unless the step's ``timeout`` says otherwise: systemd's DefaultTimeoutStartSec.
+#: Time-out of a verb in seconds if the step has no ``timeout``: that of systemd's DefaultTimeoutStartSec.
 PATIENCE = 90.0
-#: Seconds for describe: a person waits for the answer.
-_SAYING = 5.0
-#: Where executables are found by their names: the administrator's first, then those of packages.
+#: Time-out of describe in seconds: it is interactive.
+_DESCRIBE_TIMEOUT = 5.0
+#: Directories that are searched for executables by name: the administrator's first, then that of packages.
 DIRECTORIES = ("/etc/podrun/hooks.d", "/usr/lib/podrun/hooks")
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-#: execve(2): one string of the environment has at most 128 KiB.
+#: Longest value of an environment variable; execve(2) allows 128 KiB for one string.
 _LONGEST = 1 << 16
 
 
@@ -42,12 +42,12 @@ def up(step: Step, facts: Facts) -> Facts:
 
 
 def down(step: Step, own: Facts) -> None:
-    """Runs it with PODRUN_VERB=down, given what ``up`` printed."""
+    """Runs the executable with PODRUN_VERB=down and the facts that ``up`` printed."""
     ask(step, "down", {}, own)
 
 
 def check(step: Step) -> list[Problem]:
-    """Looks at the file; asks the executable itself only when there is time (``podrun check``, ``podrun plan``)."""
+    """Checks the file; runs the executable only for a thorough check (``podrun check``, ``podrun plan``)."""
     try:
         _path_of(step)
     except Failure as failure:
@@ -57,14 +57,14 @@ def check(step: Step) -> list[Problem]:
     if wrong := _wrong(step):
         return wrong
     try:
-        told = ask(step, "check", {}, {}).get("problems", [])
+        problems = ask(step, "check", {}, {}).get("problems", [])
     except Failure as failure:
         return [Problem(failure.what, failure.code, failure.hint, fatal=False, key=failure.key)]
-    return [_problem(one) for one in told] if isinstance(told, list) else []
+    return [_problem(problem) for problem in problems] if isinstance(problems, list) else []
 
 
 def describe(step: Step) -> Facts:
-    """What the executable says of itself when asked with PODRUN_VERB=describe; {} when it does not know that verb.
+    """The executable's answer to PODRUN_VERB=describe; {} if it does not support that verb.
 
     Any of "doc" (a line), "takes" and "gives" (names of facts), "beside" (true: two generations of a pod can have the
     step at once), "options" (a JSON Schema).
@@ -72,20 +72,20 @@ def describe(step: Step) -> Facts:
     from podrun_hooks.executable import declaration
 
     try:
-        return declaration.plain(ask(step._replace(timeout=_SAYING), "describe", {}, {}))
+        return declaration.plain(ask(step._replace(timeout=_DESCRIBE_TIMEOUT), "describe", {}, {}))
     except Failure:
         return {}
 
 
 def exclusive(step: Step) -> str:
-    """What it is named after may be one for all generations of a pod: only the executable itself knows."""
+    """Only the executable knows whether two generations of a pod can have the step at once: see ``beside``."""
     return (
         "" if describe(step).get("beside") else "the executable does not say that it may run beside itself (describe)"
     )
 
 
 def _wrong(step: Step) -> list[Problem]:
-    """The step's options as the executable's own declaration sees them."""
+    """The problems that the executable's own declaration finds in the step's options."""
     from podrun_hooks.executable import declaration
 
     found = declaration.wrong(describe(step).get("options"), step.options)
@@ -93,16 +93,16 @@ def _wrong(step: Step) -> list[Problem]:
 
 
 def explain(step: Step) -> list[str]:
-    """How to run the step by hand."""
+    """The command that runs the step by hand."""
     question = jsontext.dumps({"version": VERSION, "step": _step(step), "facts": {}, "own": {}})
     quoted = question.replace("'", "'\\''")
     return [f"echo '{quoted}' | PODRUN_VERB=up {placed(step.hook)}"]
 
 
 def placed(name: str) -> str:
-    """The path that an executable hook's name stands for; "" when nothing of that name is in a drop-in directory.
+    """The path of an executable hook; "" if no drop-in directory has an executable of that name.
 
-    PODRUN_HOOKS adds directories, separated by colons, in front of the usual ones.
+    PODRUN_HOOKS adds directories, separated by colons, before the usual ones.
     """
     if name.startswith("exec:"):
         return name[5:]
@@ -113,7 +113,7 @@ def placed(name: str) -> str:
 
 
 def directories() -> list[str]:
-    """The directories in which executables are found by their names, the first one winning."""
+    """The directories that are searched for executables by name; the first match wins."""
     added = os.environ.get("PODRUN_HOOKS", "")
     return [*(place for place in added.split(":") if place.startswith("/")), *DIRECTORIES]
 
@@ -142,10 +142,10 @@ def ask(step: Step, verb: str, facts: Facts, own: Facts, version: int = VERSION)
         progress.close()
     answer = _answer(output)
     if status:
-        told = answer if isinstance(answer, dict) else {}
-        what = str(told.get("error") or f"{verb} of {path} ended with {status}")
+        report = answer if isinstance(answer, dict) else {}
+        what = str(report.get("error") or f"{verb} of {path} ended with {status}")
         code = status if status in OF_A_STEP else STEP_FAILED
-        raise Failure(what, code=code, hint=str(told.get("hint") or ""), key=str(told.get("key") or ""))
+        raise Failure(what, code=code, hint=str(report.get("hint") or ""), key=str(report.get("key") or ""))
     if not isinstance(answer, dict):
         raise Failure(
             f"{path} printed what is not one JSON object: {output[:60]!r}", hint="its log goes to standard error"
@@ -158,7 +158,7 @@ def _step(step: Step) -> dict[str, Any]:
 
 
 def _environ(step: Step, verb: str, facts: Facts, version: int) -> dict[str, str]:
-    """The whole environment. What a shell would need a JSON parser for is there a second time."""
+    """The complete environment. It repeats parts of the JSON input for shell scripts, which have no JSON parser."""
     environ = {
         "PATH": _PATH,
         "LANG": "C.UTF-8",
@@ -180,7 +180,7 @@ def _environ(step: Step, verb: str, facts: Facts, version: int) -> dict[str, str
 
 
 def _text(value: Any) -> str | None:
-    """An option as a shell likes it: a list has one item a line; None for what only JSON can say."""
+    """An option's value for a shell: a list has one item per line. None if only JSON can express it."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, (str, int, float)):
@@ -191,7 +191,7 @@ def _text(value: Any) -> str | None:
 
 
 def _socket_of(step: Step) -> str:
-    """The progress socket of this step: one name for each, also when several are under way."""
+    """The path of this step's progress socket; it differs for each step, as several can run at once."""
     from binascii import crc32
 
     return f"{step.pod.directory}/notify-{crc32(f'{step.hook} {step.name}'.encode()):08x}"
@@ -206,22 +206,22 @@ def _answer(output: bytes) -> Any:
         return None
 
 
-def _problem(told: Any) -> Problem:
+def _problem(item: Any) -> Problem:
     """A problem as ``check`` printed it: a string, or an object with the fields of Problem."""
-    if not isinstance(told, dict):
-        return Problem(str(told), fatal=False)
-    code = told.get("code")
+    if not isinstance(item, dict):
+        return Problem(str(item), fatal=False)
+    code = item.get("code")
     return Problem(
-        str(told.get("what") or "(no description)"),
+        str(item.get("what") or "(no description)"),
         code if code in OF_A_STEP else STEP_FAILED,
-        str(told.get("hint") or ""),
-        fatal=told.get("fatal") is True,
-        key=str(told.get("key") or ""),
+        str(item.get("hint") or ""),
+        fatal=item.get("fatal") is True,
+        key=str(item.get("key") or ""),
     )
 
 
 def _path_of(step: Step) -> str:
-    """The executable with symlinks resolved; as root, only one that nobody but root can have changed."""
+    """The executable's path with symlinks resolved. Raises Failure; as root, also if other users could change it."""
     path = placed(step.hook)
     if not path:
         where = " and ".join(directories())
@@ -243,12 +243,12 @@ def _path_of(step: Step) -> str:
 
 
 def _not_to_be_executed(path: str) -> str:
-    """What execve(2) would refuse with nothing but "Exec format error" or "No such file or directory"; "": nothing."""
+    """Why execve(2) would fail with no more than "Exec format error" or "No such file or directory"; "" if not."""
     try:
         with open(path, "rb", buffering=0) as file:
             start = file.read(256)
     except OSError:
-        return ""  # executable, and not to be read
+        return ""  # executable, but not readable
     if start.startswith(b"\x7fELF") or not start.startswith(b"#!"):
         return "" if start.startswith(b"\x7fELF") else "begins with neither #! nor a program's header"
     line = start[2:].partition(b"\n")[0]

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 else:
     import _signal
 
-#: Bytes of standard output that are read.
+#: Most bytes of standard output.
 LIMIT = 1 << 20
-#: Bytes of a line of standard error; what is longer is cut into several.
+#: Bytes of a line of standard error; a longer line is split.
 _LINE = 1 << 16
 
 
@@ -43,7 +43,7 @@ class Patience:
 
 
 class Progress:
-    """The socket on which an executable tells of its progress; only what is harmless goes on to ``notify``."""
+    """The socket on which an executable reports progress; only harmless assignments are passed on to ``notify``."""
 
     def __init__(self, path: str, notify: Callable[[str], None]) -> None:
         self.notify = notify
@@ -53,8 +53,8 @@ class Progress:
             self._listen(path)
 
     def _listen(self, path: str) -> None:
-        # The socket goes when a verb is over. Where it is still there podrun was killed, and the executable with it.
-        # But PR_SET_PDEATHSIG is not inherited: a program that a shell was just running goes on.
+        # The socket is removed when a verb ends. If it still exists, podrun was killed, and the executable with it. But
+        # PR_SET_PDEATHSIG is not inherited: a program that a shell script was running lives on.
         if os.path.lexists(path):
             _end_orphans(f"NOTIFY_SOCKET={path}".encode())
             _unlink(path)
@@ -62,19 +62,20 @@ class Progress:
         try:
             sock.bind(path)
         except OSError:
-            # A path of more than 107 bytes, or no pod directory: progress is a courtesy.
+            # The path is longer than 107 bytes, or there is no pod directory. Progress is optional.
             sock.close()
             return
         self.path, self.socket = path, sock
 
     def pass_on(self, patience: Patience) -> None:
-        """Reads what has arrived. Descriptors sent along are closed unread, which is what systemd-notify waits for."""
+        """Handles all messages that have arrived. recv(2) closes descriptors sent with them (systemd-notify waits for
+        that)."""
         while self.socket:
             try:
-                told = self.socket.recv(4096)
+                message = self.socket.recv(4096)
             except BlockingIOError:
                 return
-            for line in told.decode(errors="replace").splitlines():
+            for line in message.decode(errors="replace").splitlines():
                 key, _, value = line.partition("=")
                 if key == "EXTEND_TIMEOUT_USEC" and value.isascii() and value.isdecimal() and len(value) < 16:
                     patience.extend(int(value) / 1e6)
@@ -93,9 +94,9 @@ def run(
 ) -> tuple[int, bytes]:
     """Runs an executable in a process group of its own; returns its exit status (128+n by signal) and its output.
 
-    The group is killed when the executable fails, when the time is over, when there is too much output, and when podrun
-    is interrupted or killed. What an executable that succeeds leaves running was meant to stay. Standard error is
-    passed on line by line, with ``name`` in front. Raises Failure.
+    It kills the group if the executable fails, exceeds its deadline or prints too much, or if podrun is interrupted;
+    the kernel kills it if podrun is killed. Processes that a successful executable leaves running stay. Standard error
+    is passed on line by line, prefixed with ``name``. Raises Failure.
     """
     stdin = os.memfd_create("podrun", os.MFD_CLOEXEC)
     out, out_there = os.pipe2(os.O_CLOEXEC)
@@ -112,7 +113,7 @@ def run(
         for fd in (stdin, out_there, err_there):
             os.close(fd)
         output = _listen(child, out, err, patience, progress, name)
-        # Not yet waited for: until then nobody else can have its number.
+        # WNOWAIT: the process stays a zombie, so that its pid (and process group) cannot be reused yet.
         ended = os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
         succeeded = ended is not None and (ended.si_code, ended.si_status) == (os.CLD_EXITED, 0)
     finally:
@@ -143,11 +144,11 @@ def _become(path: str, environ: Mapping[str, str], streams: Sequence[int], leash
 
 
 def _tie(leash: int) -> None:
-    """Has the kernel kill this process's group when podrun is gone, however it ended.
+    """Has the kernel kill this process's group when podrun ends in whatever way.
 
-    ``leash`` is the reading end of a pipe of which podrun alone has the other one, and writes nothing. When that is
-    closed a reader with O_ASYNC is told by a signal (fcntl(2), F_SETSIG, F_SETOWN). PR_SET_PDEATHSIG is not inherited:
-    it is the leader's alone. The number is out of the way of what a shell's script calls 3 to 9.
+    ``leash`` is the reading end of a pipe. Only podrun holds the writing end, and writes nothing. When that is closed,
+    the kernel signals readers with O_ASYNC (fcntl(2), F_SETSIG, F_SETOWN). PR_SET_PDEATHSIG is not inherited and would
+    kill the leader alone. The descriptor's number is high because shell scripts use 3 to 9.
     """
     fd = fcntl.fcntl(leash, fcntl.F_DUPFD, 100)
     fcntl.fcntl(fd, fcntl.F_SETOWN, -os.getpid())
@@ -156,10 +157,8 @@ def _tie(leash: int) -> None:
 
 
 def _listen(child: int, out: int, err: int, patience: Patience, progress: Progress, name: str) -> bytes:
-    """What the executable writes to ``out`` until it ends. Its own end counts, not that of the pipes.
-
-    A process that it leaves running may have inherited them.
-    """
+    """Collects the executable's output until it ends. It waits for the process, not for the end of the pipes, which a
+    process that it leaves running may have inherited."""
     output, log = bytearray(), _Log(name)
     reading = {out: output.extend, err: log.extend}
     pidfd = os.pidfd_open(child)
@@ -178,7 +177,7 @@ def _listen(child: int, out: int, err: int, patience: Patience, progress: Progre
                 raise Failure(
                     "no answer in time; it was killed", hint="'timeout' of the step says how long it may take"
                 )
-            # Asked for before reading: what it wrote before its end is then in the pipes.
+            # Checked before reading: all that the executable wrote before its end is then in the pipes.
             ended = any(fd == pidfd for fd, _ in ready)
             progress.pass_on(patience)
             for fd, keep in list(reading.items()):
@@ -194,7 +193,7 @@ def _listen(child: int, out: int, err: int, patience: Patience, progress: Progre
 
 
 def _drain(fd: int, keep: Callable[[bytes], None], enough: Callable[[], bool]) -> bool:
-    """Reads all that is there; False at the end of the stream."""
+    """Reads what is available; returns False at the end of the stream."""
     while not enough():
         try:
             data = os.read(fd, 65536)
@@ -207,7 +206,7 @@ def _drain(fd: int, keep: Callable[[bytes], None], enough: Callable[[], bool]) -
 
 
 class _Log:
-    """Standard error of an executable, passed on line by line with its name in front."""
+    """Passes on an executable's standard error line by line, prefixed with its name."""
 
     def __init__(self, name: str) -> None:
         self.prefix = f"{name}: ".encode()
@@ -228,16 +227,16 @@ class _Log:
 
     def _pass_on(self, line: bytes | bytearray) -> None:
         text = line.decode(errors="replace")
-        if not text.isprintable():  # the terminal is not the executable's to talk to
+        if not text.isprintable():  # an executable must not send control sequences to the terminal
             text = "".join(c if c.isprintable() or c == "\t" else repr(c)[1:-1] for c in text)
         try:
             os.write(2, self.prefix + text.encode() + b"\n")
         except OSError:
-            pass  # nobody reads our standard error any more: no reason to stop a step
+            pass  # our standard error has no reader any more, which is no reason to stop a step
 
 
 def _kill_group(leader: int) -> None:
-    """Kills what is left of the group; before setpgid(2) of the child there is only the child."""
+    """Kills the rest of the group, or the child alone if it has not called setpgid(2) yet."""
     for kill, target in ((os.killpg, leader), (os.kill, leader)):
         try:
             kill(target, _signal.SIGKILL)
@@ -246,7 +245,7 @@ def _kill_group(leader: int) -> None:
 
 
 def _end_orphans(mark: bytes) -> None:
-    """Kills the processes that have ``mark`` in the environment that they were started with, and sees them gone."""
+    """Kills the processes whose initial environment contains ``mark``, and waits until they are gone."""
     deadline = time.monotonic() + 2
     while time.monotonic() < deadline:
         found = [int(pid) for pid in os.listdir("/proc") if pid.isdecimal() and mark in _environ_of(pid)]

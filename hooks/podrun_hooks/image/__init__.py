@@ -1,4 +1,4 @@
-"""The image hook: a name becomes read-only layer directories and a configuration."""
+"""The image hook: resolves an image's name to read-only layer directories and a configuration."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _platform(text: str) -> str:
 
 
 class Options(NamedTuple):
-    """What an image step takes."""
+    """The options of an image step."""
 
     ref: str = option(
         TEXT,
@@ -70,12 +70,12 @@ def up(step: Step, facts: Facts) -> Facts:
 
 
 def down(step: Step, own: Facts) -> None:
-    """The store outlives the pod; what a killed pull left behind does not."""
+    """Removes what killed pulls left behind; images stay in the store."""
     sweep(step.pod.root)
 
 
 def check(step: Step) -> Sequence[Problem]:
-    """Wrong names, local sources that are not there, and images that may not be pulled but would have to be."""
+    """Finds wrong names, missing local sources, and images that are not stored and must not be pulled."""
     options = step.options
     try:
         named = reference.parse(options.ref)
@@ -130,7 +130,7 @@ def refresh(root: str, options: Any, notify: Callable[[str], None]) -> None:
 
 
 def as_it_is(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The registry may have something else under the name by now."""
+    """The options to start the stored image again: the registry may have another one under the name by now."""
     return {**options, "pull": "never"}
 
 
@@ -142,12 +142,12 @@ def bring_back(root: str, version: dict[str, Any]) -> None:
 
 
 def exclusive(step: Step) -> str:
-    """Nothing: images are read-only."""
+    """Generations of a pod can always share an image: it is read-only."""
     return ""
 
 
 def explain(step: Step) -> list[str]:
-    """The commands of skopeo and umoci that come closest."""
+    """The closest commands of skopeo and umoci."""
     named = reference.parse(step.options.ref)
     directory = layout.base(step.pod.root)
     if named.kind == reference.HOST:
@@ -162,13 +162,13 @@ def explain(step: Step) -> list[str]:
 
 
 def images_of(options: Mapping[str, Any]) -> list[str]:
-    """The image's name, as the step writes it."""
+    """The name of the image as the step spells it."""
     return [options["ref"]]
 
 
 def collect(root: str, run: str, pods: Set[str], only_look: bool) -> list[str]:
-    """Removes what killed pulls left behind, of which there is nothing to tell, and layers that failed ones left a day
-    ago or more; what is at work is left alone."""
+    """Removes what killed pulls left behind, and the layers and blobs that failed ones left at least a day ago; spares
+    running pulls. Returns only the latter."""
     if only_look:
         from podrun_hooks.image.store.unclaimed import expired
 
@@ -179,7 +179,7 @@ def collect(root: str, run: str, pods: Set[str], only_look: bool) -> list[str]:
 
 
 def _ready(root: str, named: Any, policy: str, platform: str) -> layout.Image | None:
-    """The image when no byte has to be fetched or unpacked for it."""
+    """The image, if nothing has to be fetched or unpacked for it."""
     if named.kind == reference.DIR:
         if not os.path.isdir(named.path):
             raise Failure(f"{named.path} is not a directory", code=WRONG_FILE)

@@ -1,4 +1,4 @@
-"""``podrun image``: what the command line does with the store. Data in, data out; nothing here prints."""
+"""The functions behind ``podrun image``. They take and return data; none of them prints."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from podrun_hooks.image.store.stack import attribute_layer_name, visible
 from podrun_hooks.image.store.unclaimed import forget_marks
 from podrun_hooks.image.trust.requirements import Verify, demands, proved
 
-#: What pods use now: digests of the facts of their image steps, and the ``ref`` of every image step in a journal.
+#: Returns the images that pods use now: the digests in their facts, and each image step's ``ref`` in a journal.
 Used = Callable[[], AbstractSet[str]]
 
 
 class Listed(NamedTuple):
-    """An image in the store. ``pulled`` is seconds since 1970, ``size`` the bytes that its blobs and unpacked layers
-    take on the disk; what images share counts for each of them."""
+    """An image in the store. ``pulled`` is in seconds since 1970; ``size`` counts the bytes of its blobs and unpacked
+    layers on the disk; a blob or layer that several images share counts for each."""
 
     ref: str
     digest: str
@@ -39,19 +39,19 @@ class Listed(NamedTuple):
 
 
 class Made(NamedTuple):
-    """A step of an image's making, as its configuration tells it."""
+    """A build step of an image, as the history in its configuration states it."""
 
-    #: diffID of the layer that the step made; "" when it made none.
+    #: diffID of the layer that the step created; "" if it created none.
     layer: str
     created: str
-    #: Bytes of its files on the disk.
+    #: Bytes of the layer's files on the disk.
     size: int
     created_by: str
     comment: str
 
 
 class Removed(NamedTuple):
-    """What went: names of images, and bytes on the disk."""
+    """The names that were removed, and the bytes that were freed on the disk."""
 
     refs: list[str]
     freed: int
@@ -72,10 +72,10 @@ def pull(
     progress: Progress | None = None,
     changed: bool = False,
 ) -> layout.Image:
-    """Brings an image of any kind into the store. Its ``digest`` is what ``podrun image pull`` prints.
+    """Pulls an image of any kind into the store. ``podrun image pull`` prints its ``digest``.
 
-    Relative paths in ``ref`` start from ``cwd`` (absolute). ``changed``: it is known that the name stands for something
-    else than what is stored (see now.ask). Raises Failure as the hook does.
+    Relative paths in ``ref`` start from ``cwd`` (absolute). ``changed``: the caller knows that the name no longer
+    resolves to the stored image (see freshness.ask). Raises Failure as the hook does.
     """
     named = reference.parse(ref, cwd)
     demanded = demands(verify, named)
@@ -92,9 +92,9 @@ def pull(
 
 
 def import_(root: str, path: str, notify: Callable[[str], None] = _quietly, name: str = "") -> list[layout.Image]:
-    """Imports a layout, an archive of one or a docker archive, whichever the path is; every image that it names.
+    """Imports every image of a layout, an archive of one, or a docker archive; detects which of these ``path`` is.
 
-    An image has the name that the archive gives it, as ``docker load`` does, or ``name``; one without any keeps the
+    As with ``docker load``, an image gets its name in the archive, or ``name``; if there is neither, its name is the
     archive's path. "-" is standard input.
     """
     if os.path.isdir(path):
@@ -111,23 +111,23 @@ def import_(root: str, path: str, notify: Callable[[str], None] = _quietly, name
         return _named(root, [f"{kind}:{path}{tag}" for tag in tags], name, notify, strict=path.startswith(scratch))
 
 
-#: Seconds that a pipe may bring nothing.
+#: Seconds for which a pipe may send nothing.
 _SILENCE = 30.0
 
 
 def _is_file(path: str) -> bool:
-    """Whether a path can be read from more than once: /dev/stdin and process substitutions are pipes."""
+    """Whether a path can be read more than once; /dev/stdin and process substitutions are pipes and cannot."""
     return os.path.isfile(path) or not os.path.exists(path)
 
 
 def _spooled(path: str, scratch: str) -> str:
-    """What comes through a pipe, in a file of the store's file system."""
+    """Copies the content of a pipe into a file on the store's file system; returns its path."""
     place = f"{scratch}/archive"
     try:
-        # Opening a FIFO would wait for its writer.
+        # O_NONBLOCK: else opening a FIFO waits for a writer.
         fd = os.dup(0) if path == "-" else os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
         with open(fd, "rb", buffering=0) as pipe, open(place, "xb") as file:
-            # Standard input is somebody's who can end it.
+            # No time-out for standard input: a person can end that.
             for chunk in chunks_in_time(pipe, "the archive", None if path == "-" else _SILENCE):
                 file.write(chunk)
     except OSError as error:
@@ -138,7 +138,7 @@ def _spooled(path: str, scratch: str) -> str:
 def _named(
     root: str, refs: list[str], name: str, notify: Callable[[str], None], *, strict: bool = False
 ) -> list[layout.Image]:
-    """Pulls images out of an archive and gives them their own names; ``strict``: they cannot keep the archive's."""
+    """Pulls images from an archive and gives them their own names. ``strict``: the archive's path must not be one."""
     if name and len(refs) != 1:
         raise Failure(f"there are {len(refs)} images in it, and one name", code=WRONG_FILE)
     images = []
@@ -158,7 +158,7 @@ def _named(
 
 
 def _name_in(ref: str) -> str:
-    """The full name that an archive gives an image; "" where it is only a tag, or a number."""
+    """The full name of an image in its archive; "" if the archive has only a tag or a number."""
     name = reference.parse(ref).tag
     if "/" not in name or name.startswith("@"):
         return ""
@@ -169,13 +169,13 @@ def _name_in(ref: str) -> str:
 
 
 def tag(root: str, ref: str, name: str, cwd: str = "") -> layout.Image:
-    """Gives an image of the store one more name, that of a registry's image. Raises Failure."""
+    """Gives an image in the store an additional name, in the form of a registry's image. Raises Failure."""
     named = reference.parse(name)
     if named.kind != reference.REGISTRY or named.digest:
         raise Failure(f"{name!r} cannot be a name: it is to be like registry.example/team/web:1.4", code=WRONG_FILE)
     with locked(root, "store", shared=True), work(root) as scratch:
         for _, one in _found(root, ref, cwd):
-            # Where it came from is nothing to ask about later: the name is as good as pulled.
+            # Drop the image's origin, so that no later pull compares with it: the name counts as pulled.
             made = one._replace(ref=named.text, source=[], remote=one.digest)
             publish.put_record(root, scratch, made)
             content = _read(layout.blob(root, one.digest))
@@ -193,7 +193,7 @@ def tag(root: str, ref: str, name: str, cwd: str = "") -> layout.Image:
 
 
 def untag(root: str, refs: list[str], cwd: str = "") -> list[str]:
-    """Removes names only; the images stay until ``prune``. Raises Failure (UNAVAILABLE) for one that is not there."""
+    """Removes names; the images stay until ``prune``. Raises Failure (UNAVAILABLE) for a name that does not exist."""
     with locked(root, "store", shared=True), work(root) as scratch:
         found = [pair for ref in refs for pair in _found(root, ref, cwd)]
         for path, one in found:
@@ -203,15 +203,15 @@ def untag(root: str, refs: list[str], cwd: str = "") -> list[str]:
 
 
 def _platform_of(root: str, stored: layout.Stored) -> dict[str, str]:
-    """The os and architecture as the image's configuration has them, those that were asked for where it has none."""
+    """The platform in the image's configuration; the one that was asked for if the configuration cannot be read."""
     try:
         content = _read(layout.blob(root, stored.digest))
         found = manifest.manifest(content, manifest.Descriptor("", stored.digest, len(content)), stored.ref)
         config = json.loads(_read(layout.blob(root, found.config.digest)))
-        told = {key: str(config.get(key) or "") for key in ("os", "architecture", "variant")}
+        platform = {key: str(config.get(key) or "") for key in ("os", "architecture", "variant")}
     except (Failure, ValueError, AttributeError):
-        told = dict(zip(("os", "architecture", "variant"), [*stored.platform.split("/"), "", ""], strict=False))
-    return {key: value for key, value in told.items() if value}
+        platform = dict(zip(("os", "architecture", "variant"), [*stored.platform.split("/"), "", ""], strict=False))
+    return {key: value for key, value in platform.items() if value}
 
 
 def _tags_of_layout(index: str) -> list[str]:
@@ -222,7 +222,7 @@ def _tags_of_layout(index: str) -> list[str]:
 
 
 def ls(root: str) -> list[Listed]:
-    """The images of the store by name."""
+    """The images in the store, sorted by name."""
     return sorted(
         Listed(one.ref, one.digest, "/".join(_platform_of(root, one).values()), _size(root, one), one.pulled)
         for _, one in _records(root)
@@ -240,9 +240,9 @@ def _size(root: str, stored: layout.Stored) -> int:
 
 
 def inspect(root: str, ref: str, cwd: str = "") -> list[dict[str, Any]]:
-    """What is known of the images with a name or digest: a record, its layer directories, its whole configuration.
+    """Describes the images with a name or digest: record, layer directories, manifest and configuration of each.
 
-    Raises Failure (UNAVAILABLE) when there is none.
+    Raises Failure (UNAVAILABLE) if there is none.
     """
     shown = []
     for _, one in _found(root, ref, cwd):
@@ -260,14 +260,14 @@ def inspect(root: str, ref: str, cwd: str = "") -> list[dict[str, Any]]:
 
 
 def history(root: str, ref: str, cwd: str = "") -> list[Made]:
-    """How an image came to be, the newest step first. Raises Failure (UNAVAILABLE) when it is not in the store."""
+    """The build steps of an image, the newest first. Raises Failure (UNAVAILABLE) if it is not in the store."""
     _, stored = _found(root, ref, cwd)[0]
     found = _manifest(root, stored.digest)
     text = _read(layout.blob(root, found.config.digest))
     diff_ids = manifest.configuration(text, len(found.layers), stored.ref).diff_ids
-    told = json.loads(text).get("history")
-    steps = [step for step in told if isinstance(step, dict)] if isinstance(told, list) else []
-    # What is told may be less than there is, and is not checked by anybody.
+    listed = json.loads(text).get("history")
+    steps = [step for step in listed if isinstance(step, dict)] if isinstance(listed, list) else []
+    # The history may have fewer steps than there are layers, and no digest proves it.
     unpacked = iter(diff_ids)
     made = []
     for step in steps or [{} for _ in diff_ids]:
@@ -284,7 +284,7 @@ def _line(value: Any) -> str:
 
 
 def export(root: str, ref: str, path: str, form: str = "oci-archive", cwd: str = "") -> str:
-    """Writes an image of the store as an archive of one of export.FORMATS to a path, or "-"; returns its digest."""
+    """Writes an image to a path, or standard output ("-"), in one of export.FORMATS; returns the image's digest."""
     from podrun_hooks.image import export as exporting
 
     _, stored = _found(root, ref, cwd)[0]
@@ -296,7 +296,7 @@ def export(root: str, ref: str, path: str, form: str = "oci-archive", cwd: str =
 def rm(root: str, refs: list[str], used: Used, cwd: str = "") -> Removed:
     """Removes names, and the data that no other name and no pod needs.
 
-    Raises Failure: UNAVAILABLE for a name that is not there, BUSY for one that a pod uses; nothing is removed then.
+    Raises Failure, having removed nothing: UNAVAILABLE for a name that does not exist, BUSY for one that a pod uses.
     """
     if not os.path.isdir(layout.base(root)):
         raise Failure(f"{refs[0]} is not in the store" if refs else "nothing to remove", code=UNAVAILABLE)
@@ -306,7 +306,7 @@ def rm(root: str, refs: list[str], used: Used, cwd: str = "") -> Removed:
 
 
 def prune(root: str, used: Used, unused: bool = False) -> Removed:
-    """Removes what is left over: data that no name and no pod needs; with ``unused`` also names that no pod uses."""
+    """Removes data that no name and no pod needs; with ``unused`` also names that no pod uses."""
     if not os.path.isdir(layout.base(root)):
         return Removed([], 0)
     publish.prepare(root)
@@ -316,15 +316,15 @@ def prune(root: str, used: Used, unused: bool = False) -> Removed:
 
 
 def collect(root: str) -> None:
-    """Removes what killed processes left in the store, and what failed pulls did a day ago; see leftovers.sweep()."""
+    """Removes what killed processes, and failed pulls a day ago, left in the store; see leftovers.sweep()."""
     if os.path.isdir(layout.base(root)):
         leftovers.sweep(root)
 
 
 def login(registry: str, user: str, password: str) -> str:
-    """Asks a registry (host[:port]) whether it takes the credentials, and stores them; returns where.
+    """Checks credentials with a registry (host[:port]) and stores them; returns where.
 
-    Raises Failure: NOT_ALLOWED, UNAVAILABLE, WRONG_FILE for what is no registry.
+    Raises Failure: NOT_ALLOWED, UNAVAILABLE, or WRONG_FILE if ``registry`` is not one.
     """
     from podrun_hooks.image.registry import credentials
     from podrun_hooks.image.registry.source import login
@@ -335,7 +335,7 @@ def login(registry: str, user: str, password: str) -> str:
 
 
 def logout(registry: str) -> bool:
-    """Removes the credentials for a registry; False when there were none."""
+    """Removes the credentials for a registry; returns False if there were none."""
     from podrun_hooks.image.registry import credentials
 
     return credentials.forget(_registry(registry))
@@ -366,7 +366,7 @@ def _records(root: str) -> list[tuple[str, layout.Stored]]:
 
 
 def _found(root: str, ref: str, cwd: str) -> list[tuple[str, layout.Stored]]:
-    """Records by name (every platform of it), by digest, or by the first digits of a digest."""
+    """The records, with their paths, of a name (on every platform), a digest, or the first digits of a digest."""
     digits = ref.removeprefix("sha256:")
     records = _records(root)
     try:
@@ -398,8 +398,8 @@ def _manifest(root: str, digest: str) -> manifest.Manifest:
 
 
 def _remove(root: str, scratch: str, wanted: list[tuple[str, layout.Stored]], used: Used, *, strict: bool) -> Removed:
-    """Takes the names away first and asks only then what is in use: a pod that has read a name has written its
-    intent into its journal before, and one that finds no name waits for our lock to pull."""
+    """Moves the names aside before it asks which are in use. A pod writes its intent into its journal before it reads a
+    name, so it is seen; a pod that finds no name has to pull, and waits for our lock."""
     busy = {spelled(text) for text in used()}
     free = [pair for pair in wanted if pair[1].ref not in busy and pair[1].digest not in busy]
     if strict and len(free) < len(wanted):
@@ -434,7 +434,7 @@ def _remove(root: str, scratch: str, wanted: list[tuple[str, layout.Stored]], us
 
 
 def spelled(text: str) -> str:
-    """The full spelling of an image's name; a digest, and what is no name, as they are."""
+    """The normalized spelling of an image's name; leaves digests and other texts as they are."""
     try:
         return text if reference.is_digest(text) or text.startswith("host:") else reference.parse(text).text
     except Failure:
@@ -442,7 +442,7 @@ def spelled(text: str) -> str:
 
 
 def _garbage(root: str, scratch: str, busy: AbstractSet[str]) -> int:
-    """Removes the blobs and layers that neither a record nor a digest in ``busy`` needs; bytes freed."""
+    """Removes the blobs and layers that neither a record nor a digest in ``busy`` needs; returns the bytes freed."""
     records = [one for _, one in _records(root)]
     blobs = {digest.removeprefix("sha256:") for digest in listed_digests(root)}
     layers: set[str] = {name for one in records for name in one.layers}
@@ -485,7 +485,7 @@ def _garbage(root: str, scratch: str, busy: AbstractSet[str]) -> int:
 
 
 def _on_disk(path: str) -> int:
-    """Bytes below a directory, each file counted once."""
+    """Bytes of the files below a directory; a file with several hard links counts once."""
     inodes: dict[int, int] = {}
     for directory, _, names in os.walk(path):
         for name in names:

@@ -1,7 +1,7 @@
-"""Images out of the store: one archive that skopeo, podman and docker all read.
+"""Exports images from the store as an archive that skopeo, podman and docker can all read.
 
-It is an OCI image layout in a tar file, as image-layout.md of the OCI image specification has it, and holds beside the
-layout the manifest.json of ``docker save``, whose names lead to the layout's blobs: docker before 25 knows no other.
+It is an OCI image layout in a tar file (image-layout.md of the OCI image specification), which also holds the
+manifest.json of ``docker save`` with the paths of the layout's blobs: docker before 25 reads only that.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from podrun_hooks.image.manifest import Descriptor
 from podrun_hooks.image.sources.archive import spooled
 from podrun_hooks.image.store import layout
 
-#: The archives that can be written: layers as they are, or plain for docker before 23, which knows no zstd.
+#: Formats of archives: with layers as they are, or uncompressed, for docker before 23, which cannot read zstd.
 FORMATS = ("oci-archive", "docker-archive")
 
 
 def export(root: str, stored: layout.Stored, path: str, form: str) -> None:
-    """Writes an image into a file that appears when it is whole, or to standard output when ``path`` is "-".
+    """Writes an image into a file, which appears when it is complete, or to standard output if ``path`` is "-".
 
-    Raises Failure: MALFORMED when the store lacks a blob, CANNOT_CREATE and others as the disk says.
+    Raises Failure: MALFORMED if the store lacks a blob; else with the code for the OSError, such as CANNOT_CREATE.
     """
     if path == "-":
         _write(root, stored, sys.stdout.buffer, form)
@@ -56,7 +56,7 @@ def _write(root: str, stored: layout.Stored, file: IO[bytes], form: str) -> None
     diff_ids = manifest.configuration(config, len(found.layers), stored.ref).diff_ids
     plain = form == "docker-archive"
     layers = list(zip(found.layers, diff_ids, strict=True))
-    # A stream ("w|"): standard output cannot seek.
+    # "w|" writes a stream: standard output cannot seek.
     with tarfile.open(fileobj=file, mode="w|", format=tarfile.PAX_FORMAT) as archive:
         for layer, diff_id in dict.fromkeys(layers):
             with _open(root, layer.digest) as blob:
@@ -80,10 +80,10 @@ def _write(root: str, stored: layout.Stored, file: IO[bytes], form: str) -> None
 
 
 def _add_layout(archive: tarfile.TarFile, stored: layout.Stored, content: bytes) -> None:
-    """The files of an image layout, blobs of configuration and layers apart."""
+    """Adds the files of an image layout, except the blobs of configuration and layers."""
     digest = manifest.digest_of(content)
     _add(archive, _place(digest), io.BytesIO(content))
-    # podman names the image by the first, containerd and docker since 25 by the second.
+    # podman takes the image's name from the first annotation, containerd and docker since 25 from the second.
     names = {"org.opencontainers.image.ref.name": _name(stored), "io.containerd.image.name": _name(stored)}
     item = {"mediaType": manifest.OCI_MANIFEST, "digest": digest, "size": len(content)}
     index = {"schemaVersion": 2, "manifests": [{**item, "annotations": names} if _name(stored) else item]}
@@ -92,7 +92,7 @@ def _add_layout(archive: tarfile.TarFile, stored: layout.Stored, content: bytes)
 
 
 def _name(stored: layout.Stored) -> str:
-    """The name to load it under: of a registry's image its own, of a file's the name in it where that is one."""
+    """The name under which to load the image: its own if it is a registry's, else the name in its file; or ""."""
     named = reference.parse(stored.ref)
     if named.kind == reference.REGISTRY:
         return "" if named.digest else named.text

@@ -1,4 +1,4 @@
-"""What a pull that finds nothing to do has to know: is the image in the store what its name stands for now?"""
+"""The quick path of a pull that finds nothing to do: does the name still resolve to the image in the store?"""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
 
 class Answer(NamedTuple):
-    """What one question brought."""
+    """The result of :func:`ask`."""
 
-    #: The image, when there is nothing to do.
+    #: The image, if there is nothing to pull.
     image: layout.Image | None
-    #: The name stands for something else now: nobody needs to ask again.
+    #: The registry has another image under the name now: a pull need not ask again.
     changed: bool = False
 
 
 def ask(root: str, ref: str, platform: str, notify: Callable[[str], None], cwd: str, verify: Verify | None) -> Answer:
-    """Asks for an image that is in the store, and only with what costs no time to import.
+    """Checks an image in the store against its registry, using only modules that are cheap to import.
 
     Raises Failure (WRONG_FILE, MALFORMED, UNAVAILABLE) as a pull would for the name and for ``verify``.
     """
@@ -40,8 +40,8 @@ def ask(root: str, ref: str, platform: str, notify: Callable[[str], None], cwd: 
         from podrun_hooks.image.registry import head
 
         notify(f"STATUS=Pulling {named.text}")
-        told = head.digest(named)
-        if told != known.remote:
-            return Answer(None, changed=bool(told))
+        remote = head.digest(named)
+        if remote != known.remote:
+            return Answer(None, changed=bool(remote))
     sweep(root)
     return Answer(layout.image(root, known))

@@ -18,7 +18,7 @@ OCI_LAYER = "application/vnd.oci.image.layer.v1.tar"
 DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 
-#: The last ones are what registries and builders of old said (containers/image takes them, too).
+#: Media types of a configuration. Old registries and builders use the last five (containers/image accepts them, too).
 _CONFIGS = frozenset(
     (
         OCI_CONFIG,
@@ -27,11 +27,11 @@ _CONFIGS = frozenset(
     )
 )
 
-#: Manifests, indexes and configurations are read into memory.
+#: Largest manifest, index or configuration in bytes: they are read into memory.
 MAX_DOCUMENT = 8 << 20
-#: execve(2): bytes of one argument, and of all of them with a stack of the usual 8 MiB; of a path and of a name in it.
+#: Limits in bytes: of one argument and of all (execve(2), with a stack of 8 MiB), of a path and of a name in it.
 _MAX_WORD, _MAX_WORDS, _MAX_PATH, _MAX_NAME = (128 << 10) - 1, 2 << 20, 4096, 255
-#: overlayfs stacks no more (OVL_MAX_STACK).
+#: overlayfs's limit (OVL_MAX_STACK).
 MAX_LAYERS = 500
 
 # uname(2)'s machine as Go's GOARCH and variant.
@@ -50,7 +50,7 @@ _ARCHITECTURES = {
 
 
 class Descriptor(NamedTuple):
-    """What a manifest says of a blob."""
+    """A reference to a blob (descriptor.md of the OCI image specification)."""
 
     media_type: str
     digest: str
@@ -66,9 +66,9 @@ class Manifest(NamedTuple):
 
 
 class Configuration(NamedTuple):
-    """An image configuration, as far as running it needs."""
+    """The parts of an image configuration that are needed to run the image."""
 
-    #: Of each layer, as in the manifest: digests of the plain tar streams.
+    #: Digests of the layers' uncompressed tar streams, in the manifest's order.
     diff_ids: list[str]
     #: Entrypoint, Cmd, Env, User, WorkingDir, ...
     config: dict[str, Any]
@@ -77,7 +77,7 @@ class Configuration(NamedTuple):
 
 
 class Platform(NamedTuple):
-    """What an image index is searched for."""
+    """The platform to look for in an image index."""
 
     os: str
     architecture: str
@@ -85,7 +85,7 @@ class Platform(NamedTuple):
 
 
 def platform(text: str) -> Platform:
-    """The Platform of "os/architecture[/variant]"; of "" this machine's."""
+    """Parses "os/architecture[/variant]"; "" means this machine's platform."""
     if text:
         system, architecture, variant = ([*text.split("/"), ""])[:3]
         if architecture in ("x86_64", "aarch64"):
@@ -101,7 +101,7 @@ def digest_of(content: bytes) -> str:
 
 
 def document(content: bytes, what: str) -> dict[str, Any]:
-    """A JSON object; Failure (MALFORMED) for anything else."""
+    """Parses a JSON object. Raises Failure (MALFORMED) for anything else."""
     if len(content) > MAX_DOCUMENT:
         raise malformed(f"{what} is larger than {MAX_DOCUMENT} bytes")
     try:
@@ -111,7 +111,7 @@ def document(content: bytes, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise malformed(f"{what} is not a JSON object")
     if b"\\ud" in content.lower():
-        # An escaped half of a character (RFC 8259, 8.2) is no text that a file or an environment could hold.
+        # An escaped lone surrogate (RFC 8259, 8.2) cannot be encoded for a file or an environment.
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError:
@@ -120,7 +120,7 @@ def document(content: bytes, what: str) -> dict[str, Any]:
 
 
 def descriptor(value: Any, what: str) -> Descriptor:
-    """A descriptor object, checked."""
+    """Checks and converts a descriptor object. Raises Failure (MALFORMED)."""
     if not isinstance(value, dict):
         raise malformed(f"{what} is not a descriptor")
     digest, size = value.get("digest"), value.get("size")
@@ -131,13 +131,13 @@ def descriptor(value: Any, what: str) -> Descriptor:
     return Descriptor(str(value.get("mediaType") or ""), digest, size)
 
 
-def media_type(value: dict[str, Any], told: str = "") -> str:
-    """A document's own media type, else what its source said, else what it looks like."""
+def media_type(value: dict[str, Any], stated: str = "") -> str:
+    """The media type in the document itself, else the one that its source stated, else a guess by its keys."""
     own = value.get("mediaType")
     if isinstance(own, str) and own:
         return own
-    if told.partition(";")[0].strip() in (OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST):
-        return told.partition(";")[0].strip()
+    if stated.partition(";")[0].strip() in (OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST):
+        return stated.partition(";")[0].strip()
     return OCI_INDEX if "manifests" in value else OCI_MANIFEST
 
 
@@ -147,9 +147,9 @@ def is_index(kind: str) -> bool:
 
 
 def choose(index: dict[str, Any], wanted: Platform, what: str) -> Descriptor:
-    """The manifest of an index for a platform: the best variant that runs there.
+    """The descriptor of an index's manifest for a platform: the best variant that runs there.
 
-    Failure (UNAVAILABLE) names the platforms that there are.
+    Raises Failure: UNAVAILABLE, naming the platforms in the index, or MALFORMED.
     """
     items = index.get("manifests")
     if not isinstance(items, list):
@@ -158,7 +158,7 @@ def choose(index: dict[str, Any], wanted: Platform, what: str) -> Descriptor:
     for item in items:
         of = item.get("platform") if isinstance(item, dict) else None
         if not isinstance(of, dict):
-            # Without a platform it serves any: that is how a layout lists its only image.
+            # A manifest without a platform fits any: a layout lists its only image like this.
             fitting.append((1000.0, item))
             continue
         theirs = Platform(*(str(of.get(key) or "") for key in ("os", "architecture", "variant")))
@@ -174,9 +174,10 @@ def choose(index: dict[str, Any], wanted: Platform, what: str) -> Descriptor:
 
 
 def _distance(theirs: Platform, wanted: Platform) -> float | None:
-    """How far a variant is from the best one; None: it does not run there.
+    """How far a variant is from the best one; None if it does not run there.
 
-    Of amd64 and arm a higher level runs what is for a lower one; what has no variant is amd64's v1, any arm's.
+    On amd64 and arm a processor of a higher level also runs images for lower ones. An image without a variant counts
+    as v1 on amd64, and fits any arm.
     """
     own, limit = _level(theirs.variant), _level(wanted.variant)
     if wanted.architecture == "amd64":
@@ -196,7 +197,7 @@ def _level(variant: str) -> int:
     return int(digits[:3]) if digits.isascii() and digits.isdigit() else 0
 
 
-#: What the levels of the x86-64 psABI add, as /proc/cpuinfo calls it (lzcnt is "abm" there).
+#: The features that each x86-64 psABI level adds, by their names in /proc/cpuinfo (lzcnt is "abm" there).
 _AMD64_LEVELS = (
     "cx16 lahf_lm popcnt sse4_1 sse4_2 ssse3",
     "abm avx avx2 bmi1 bmi2 f16c fma movbe xsave",
@@ -205,7 +206,7 @@ _AMD64_LEVELS = (
 
 
 def _amd64_level(cpuinfo: str = "/proc/cpuinfo") -> int:
-    """What this machine's processor can run, 1 to 4; 1 on a machine of another kind."""
+    """The x86-64 level of this machine's processor, 1 to 4; 1 on a machine of another kind."""
     try:
         with open(cpuinfo, encoding="ascii", errors="replace") as file:
             flags = next((set(line.partition(":")[2].split()) for line in file if line.startswith("flags")), set())
@@ -223,10 +224,10 @@ def _variant(of: Platform) -> str:
     return "v8" if of.architecture == "arm64" and not of.variant else of.variant
 
 
-def manifest(content: bytes, told: Descriptor, what: str) -> Manifest:
-    """An image manifest, checked."""
+def manifest(content: bytes, described: Descriptor, what: str) -> Manifest:
+    """Parses and checks an image manifest. Raises Failure: MALFORMED, UNAVAILABLE."""
     value = document(content, what)
-    kind = media_type(value, told.media_type)
+    kind = media_type(value, described.media_type)
     if value.get("schemaVersion") == 1 or "fsLayers" in value:
         raise malformed(f"{what} is of docker's schema 1, which nothing verifies; push the image again")
     if kind not in (OCI_MANIFEST, DOCKER_MANIFEST):
@@ -249,7 +250,7 @@ def manifest(content: bytes, told: Descriptor, what: str) -> Manifest:
 
 
 def as_oci(found: Manifest) -> bytes:
-    """The OCI manifest of the same blobs as a docker one: skopeo and umoci look for no other kind in a layout."""
+    """An OCI manifest for the blobs of a docker manifest: skopeo and umoci accept only OCI manifests in a layout."""
     layers = []
     for layer in found.layers:
         suffix = next((f"+{kind}" for kind in ("gzip", "zstd") if layer.media_type.endswith(kind)), "")
@@ -265,7 +266,7 @@ def oci_manifest(config: Descriptor, layers: list[Descriptor]) -> bytes:
 
 
 def configuration(content: bytes, layers: int, what: str) -> Configuration:
-    """An image configuration, checked against the number of layers in the manifest."""
+    """Parses an image configuration and checks it against the number of layers in the manifest. Raises Failure."""
     value = document(content, what)
     rootfs = value.get("rootfs")
     diff_ids = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
@@ -283,7 +284,7 @@ def configuration(content: bytes, layers: int, what: str) -> Configuration:
     for key in ("Entrypoint", "Cmd", "Env"):
         words = config.get(key)
         if key != "Env" and isinstance(words, str) and _is_text(words) and len(words) <= _MAX_WORD:
-            continue  # as docker takes it: one word
+            continue  # docker takes a string for a list of one word
         if words is not None and not (isinstance(words, list) and all(map(_is_text, words))):
             raise malformed(f"{what}: {key} is not a list of strings")
         if words and (sum(map(len, words)) > _MAX_WORDS or max(map(len, words)) > _MAX_WORD):

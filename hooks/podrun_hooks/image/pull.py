@@ -1,4 +1,4 @@
-"""Pulling: an image from any source into the store, and its name into the records, last of all."""
+"""Pulls an image from any source into the store. The record of its name is written last."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Notify = Callable[[str], None]
 
 
 class _Pull(NamedTuple):
-    """What is to be pulled, and who is told."""
+    """The arguments of one pull."""
 
     root: str
     named: Reference
@@ -35,7 +35,7 @@ class _Pull(NamedTuple):
     notify: Notify
     demands: Sequence[Demand]
     progress: Progress | None
-    #: Somebody has asked already: what the store has is not what the name stands for.
+    #: The caller has asked the registry: the name no longer resolves to the stored image.
     changed: bool
 
 
@@ -49,10 +49,10 @@ def pull(
     progress: Progress | None = None,
     changed: bool = False,
 ) -> layout.Image:
-    """The image of a reference, fetched and unpacked as far as the store lacks it, and proved to meet ``demands``.
+    """Fetches and unpacks what the store lacks of an image, and verifies that the image meets ``demands``.
 
-    ``policy`` is one of the hook's words. Raises Failure: WRONG_FILE, UNAVAILABLE, NOT_ALLOWED, MALFORMED,
-    CANNOT_CREATE; nothing of an image that failed becomes visible under its name.
+    ``policy`` is a value of the hook's option ``pull``. Raises Failure: WRONG_FILE, UNAVAILABLE, NOT_ALLOWED,
+    MALFORMED, CANNOT_CREATE. A failed image does not become visible under its name.
     """
     if named.kind == reference.HOST:
         from podrun_hooks.image.sources import host
@@ -68,19 +68,19 @@ def pull(
     publish.prepare(root)
     reclaim(root)
     expire(root)
-    # What prune would take for garbage is only on its way to becoming an image.
+    # The shared lock keeps prune out, which would take the parts of an unfinished image for garbage.
     with locked(root, "store", shared=True), locked(root, f"ref-{_short(named.text + platform)}"):
         known = layout.stored(root, named.text, platform)
         try:
-            # Whoever held the lock has pulled it.
+            # The previous holder of the lock may have pulled it.
             if known and layout.cached(root, named, policy, platform):
                 return _stored(todo, known)
             return _pull(todo, known)
         except Failure as failure:
             if policy == "newer" and known and failure.code == UNAVAILABLE and proved(root, demands, known.digest):
                 notify(f"STATUS={failure.what}; going on with what is stored")
-                said = failure.what if failure.what.isprintable() else ascii(failure.what)
-                print(f"podrun: warning: {said}; going on with what is stored", file=sys.stderr, flush=True)
+                what = failure.what if failure.what.isprintable() else ascii(failure.what)
+                print(f"podrun: warning: {what}; going on with what is stored", file=sys.stderr, flush=True)
                 return layout.image(root, known)
             raise
         except OSError as error:
@@ -92,7 +92,7 @@ def _short(text: str) -> str:
 
 
 def _stored(todo: _Pull, known: layout.Stored) -> layout.Image:
-    """An image that is in the store already."""
+    """An image that is in the store already; verifies it if that has not been done."""
     if not proved(todo.root, todo.demands, known.digest):
         _prove(todo, known.remote, known.digest)
         with work(todo.root) as scratch:
@@ -126,7 +126,7 @@ def _pull(todo: _Pull, known: layout.Stored | None) -> layout.Image:
 
 
 def _source(named: Reference, known: str, scratch: str) -> Source | None:
-    """Where the image is to be read from; None when that would bring what the digest ``known`` stands for."""
+    """The source to read the image from; None if that still has the image with digest ``known``."""
     if named.kind == reference.REGISTRY:
         from podrun_hooks.image.registry import head
 
@@ -151,8 +151,8 @@ def _source(named: Reference, known: str, scratch: str) -> Source | None:
 
 def _import(todo: _Pull, source: Source, stamp: list[int], scratch: str) -> layout.Image:
     root, named, platform, notify = todo.root, todo.named, todo.platform, todo.notify
-    content, told = image_manifest(source, manifest.platform(platform))
-    found = manifest.manifest(content, told, source.what)
+    content, descriptor = image_manifest(source, manifest.platform(platform))
+    found = manifest.manifest(content, descriptor, source.what)
     if not proved(root, todo.demands, found.descriptor.digest):
         _prove(todo, source.remote, found.descriptor.digest)
     config_text = small(source, found.config, "configuration")
@@ -192,7 +192,7 @@ def _import(todo: _Pull, source: Source, stamp: list[int], scratch: str) -> layo
 
 
 def _check_platform(config: manifest.Configuration, platform: str, what: str) -> None:
-    """A single manifest is taken as it is, unless a platform was asked for and it says that it is another."""
+    """Refuses an image that says it is for another platform than the one asked for."""
     wanted = manifest.platform(platform)
     if platform and config.architecture and (config.os, config.architecture) != wanted[:2]:
         raise Failure(f"{what} is for {config.os}/{config.architecture}, not {platform}", code=UNAVAILABLE)

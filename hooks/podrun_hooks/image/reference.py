@@ -1,4 +1,4 @@
-"""How an image is named: the grammar of ``ref``, and the one spelling under which the store knows an image.
+"""Image references: the grammar of ``ref``, and the full spelling by which the store identifies an image.
 
 Registry references follow the distribution project's grammar (reference.go): [host[:port]/]repository[:tag][@digest].
 """
@@ -21,7 +21,7 @@ OCI_ARCHIVE = "oci-archive"
 DOCKER_ARCHIVE = "docker-archive"
 DOCKER_DAEMON = "docker-daemon"
 
-#: Kinds whose ``path`` is read when they are imported.
+#: Kinds that are imported from the file or directory at ``path``.
 FILES = frozenset({OCI, OCI_ARCHIVE, DOCKER_ARCHIVE})
 
 _LONGEST_NAME = 255
@@ -29,15 +29,15 @@ _LONGEST_TAG = 128
 
 
 class Reference(NamedTuple):
-    """A parsed ``ref``. ``text`` is its one full spelling: equal images by name have equal texts."""
+    """A parsed ``ref``. ``text`` is its normalized spelling: two spellings of one name have equal texts."""
 
     kind: str
     text: str
     #: The registry's host[:port]: "docker.io"; "" for every other kind.
     registry: str = ""
-    #: "library/nginx"; for docker-daemon the name that dockerd knows.
+    #: "library/nginx"; for docker-daemon the image's name in dockerd.
     repository: str = ""
-    #: "latest"; of oci and oci-archive the name in the layout's index, of docker-archive the RepoTag; may be "".
+    #: "latest"; for oci and oci-archive the name in the layout's index, for docker-archive the RepoTag; may be "".
     tag: str = ""
     #: "sha256:..." of a pinned reference, else "".
     digest: str = ""
@@ -46,7 +46,7 @@ class Reference(NamedTuple):
 
 
 def parse(text: str, cwd: str = "") -> Reference:
-    """The Reference of a ``ref``; ``cwd`` (absolute, may be "") is what relative paths start from.
+    """Parses a ``ref``. Relative paths start from ``cwd`` (absolute; "" allows none).
 
     Raises Failure (WRONG_FILE) that says which part is wrong.
     """
@@ -105,7 +105,7 @@ def _daemon(text: str, name: str) -> Reference:
 
 
 def familiar(named: Reference) -> str:
-    """A registry reference as docker shows it: without docker.io/library/."""
+    """A registry reference in docker's short form: without docker.io/library/."""
     return named.text.removeprefix("docker.io/library/").removeprefix("docker.io/")
 
 
@@ -140,7 +140,7 @@ def _registry(whole: str, text: str) -> Reference:
 
 
 def is_digest(text: object) -> bool:
-    """Whether this is "sha256:" and 64 lower-case hexadecimal digits."""
+    """Whether ``text`` is "sha256:" and 64 lower-case hexadecimal digits."""
     return isinstance(text, str) and len(text) == 71 and text.startswith("sha256:") and set(text[7:]) <= _HEX
 
 
@@ -175,7 +175,7 @@ def _check_host(whole: str, registry: str) -> None:
     host, colon, port = registry.rpartition(":")
     if not colon or registry.endswith("]"):
         host, port = registry, "443"
-    # ASCII first: str.isdigit() knows superscripts, which int() refuses.
+    # isascii() first: str.isdigit() accepts superscripts, which int() refuses.
     if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
         raise _wrong(whole, f"{port!r} is not a port")
     if host.startswith("[") and host.endswith("]"):

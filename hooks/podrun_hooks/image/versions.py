@@ -1,4 +1,4 @@
-"""The versions of an image that a name has stood for: what an update asks for, and what it goes back to."""
+"""The versions of an image that a name has referred to: an update pulls the next one, a rollback restores one."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 def version(root: str, options: Any) -> dict[str, Any]:
-    """What the store has under the name: the fields of its record; {} for nothing."""
+    """The fields of the store's record of the name; {} if there is none."""
     named = reference.parse(options.ref)
     found = None if named.kind in (reference.HOST, reference.DIR) else layout.stored(root, named.text, options.platform)
     return found._asdict() if found else {}
 
 
 def available(root: str, options: Any) -> str:
-    """The digest that the registry has for a tag now; "" when there is none to ask, or one question does not tell."""
+    """The digest that the registry has for a tag now; "" if there is no registry or one request does not obtain it."""
     named = reference.parse(options.ref)
     if named.kind != reference.REGISTRY or named.digest:
         return ""
@@ -35,7 +35,7 @@ def available(root: str, options: Any) -> str:
 
 
 def refresh(root: str, options: Any, notify: Callable[[str], None]) -> None:
-    """Pulls what the name stands for now. Raises Failure: what the store has stays then."""
+    """Pulls the image that the name refers to now. Raises Failure; the stored image stays then."""
     named = reference.parse(options.ref)
     if named.kind in (reference.HOST, reference.DIR) or named.digest:
         return
@@ -45,7 +45,7 @@ def refresh(root: str, options: Any, notify: Callable[[str], None]) -> None:
 
 
 def bring_back(root: str, version: dict[str, Any]) -> None:
-    """Has the name stand for an earlier version again, which the store has kept."""
+    """Makes the name refer again to an earlier version, which the store has kept."""
     stored = layout.Stored(**version)
     size = os.stat(layout.blob(root, stored.digest)).st_size
     descriptor = {"mediaType": manifest.OCI_MANIFEST, "digest": stored.digest, "size": size}

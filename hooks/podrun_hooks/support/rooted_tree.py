@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 _LINKS = 40
 
 
-class Elsewhere(Exception):  # no failure: the path leads where only the runtime will know what is there
-    """A path leads into /proc, /sys or /dev, which the runtime mounts; ``path`` is resolved so far."""
+class Elsewhere(Exception):  # not a failure: podrun cannot resolve the path, but the runtime will
+    """A path leads into a mount that the runtime creates (/proc, /sys, /dev); ``path`` is resolved up to there."""
 
     def __init__(self, path: str) -> None:
         super().__init__(path)

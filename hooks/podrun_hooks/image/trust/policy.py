@@ -1,7 +1,7 @@
-"""containers-policy.json(5), read as strictly as its other readers read it: what is not understood is an error.
+"""Reads containers-policy.json(5) as strictly as its other readers do: anything not understood is an error.
 
-A policy of which a part is passed over would accept what that part rejects. So unknown keys, keys given twice, scopes
-without requirements and transports that do not exist are errors, and an error is a refusal.
+A reader that ignored a part of a policy would accept images that this part rejects. So unknown keys, duplicate keys,
+scopes without requirements and unknown transports are errors, and an error rejects the image.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 SIGNED_BY = "signedBy"
 
-#: containers-transports(5), and podrun's own.
+#: The transports of containers-transports(5), and podrun's "host".
 _TRANSPORTS = (
     "host", "atomic", "containers-storage", "dir", "docker", "docker-archive", "docker-daemon", "oci", "oci-archive",
     "ostree", "sif", "tarball",
@@ -33,7 +33,7 @@ _REQUIREMENTS = {
     ),
     "signedBaseLayer": ("baseLayerIdentity",),
 }  # fmt: skip
-#: Those that an identity has to have besides "type".
+#: The keys that an identity must have besides "type".
 _IDENTITIES = {
     "matchExact": (),
     "matchRepoDigestOrExact": (),
@@ -45,20 +45,20 @@ _IDENTITIES = {
 
 
 class Policy:
-    """The requirements by transport and scope, and those of everything else."""
+    """The requirements by transport and scope, and the default ones."""
 
     def __init__(self, default: list[Any], transports: dict[str, dict[str, list[Any]]]) -> None:
         self.default = default
         self.transports = transports
 
     def requirements(self, transport: str, scopes: list[str]) -> list[Any]:
-        """Those of the most specific scope; ``scopes`` are an image's, the most specific first."""
+        """The requirements of the first of ``scopes`` that the policy has; ``scopes`` go from specific to general."""
         known = self.transports.get(transport, {})
         return next((known[scope] for scope in scopes if scope in known), self.default)
 
 
 def read(content: bytes, path: str) -> Policy:
-    """The policy of a file. Raises Failure (WRONG_FILE)."""
+    """Parses the policy in a file's content; ``path`` is for messages. Raises Failure (WRONG_FILE)."""
     try:
         value = _object(jsontext.loads(content.decode(), pairs=_once), "the policy", ("default", "transports"))
         if "default" not in value:
@@ -96,7 +96,7 @@ def _object(value: Any, what: str, known: tuple[str, ...] | None = None) -> dict
 
 
 def _listed(value: Any, what: str) -> list[Any]:
-    """The requirements of a scope."""
+    """Checks the requirements of a scope. Raises Wrong."""
     if not isinstance(value, list) or not value:
         raise Wrong(f"{what}: expected requirements, at least one")
     for required in value:
@@ -113,8 +113,8 @@ def _signed_by(required: dict[str, Any], what: str) -> None:
     keys = [key for key in _KEYS if key in required]
     if required.get("keyType") != "GPGKeys" or len(keys) != 1:
         raise Wrong(f"{what}: signedBy wants keyType GPGKeys and one of {', '.join(_KEYS)}")
-    given = required[keys[0]]
-    paths = given if keys == ["keyPaths"] else [given]
+    value = required[keys[0]]
+    paths = value if keys == ["keyPaths"] else [value]
     if not isinstance(paths, list) or not paths or not all(isinstance(one, str) and one for one in paths):
         raise Wrong(f"{what}: {keys[0]} is not what it should be")
     if keys != ["keyData"] and not all(path.startswith("/") for path in paths):

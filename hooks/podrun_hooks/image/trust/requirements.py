@@ -1,6 +1,7 @@
-"""What has to be proved of an image before it is used: cosign's key, or a policy as containers-policy.json(5) has it.
+"""The signatures that an image must have before it is used: by a cosign key, or by a containers-policy.json(5).
 
-This file knows what is demanded and what has been proved before; a start reads nothing else. See signatures.py.
+This module collects the demands and looks up which have been verified before; a start needs no more than that.
+signatures.py verifies them.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 COSIGN = "cosign"
 SIGNED_BY = "signedBy"
 
-#: The machine's policy, which holds for every image that does not name another one; where there is none, none holds.
+#: The machine's policy, if it exists. It applies to every image step that does not name another policy.
 GLOBAL = "/etc/containers/policy.json"
 
 _LARGEST = 1 << 20
@@ -40,20 +41,20 @@ class Verify(NamedTuple):
 
 
 class Demand(NamedTuple):
-    """A signature that is demanded."""
+    """A signature that an image must have."""
 
     #: COSIGN or SIGNED_BY
     kind: str
-    #: The key for cosign; the requirement of the policy.
+    #: For COSIGN the key, for SIGNED_BY the requirement in the policy.
     what: Any
     #: Changes with the image's name, the demand and the keys.
     fingerprint: str
 
 
 def demands(verify: Verify | None, named: Reference) -> list[Demand]:
-    """The signatures that an image of this name has to have.
+    """The signatures that an image of this name must have.
 
-    Raises Failure: MALFORMED when the policy rejects it, UNAVAILABLE for a demand that nothing here can prove,
+    Raises Failure: MALFORMED if the policy rejects the image, UNAVAILABLE for a requirement that podrun cannot verify,
     WRONG_FILE for a policy that cannot be read.
     """
     found: list[Demand] = []
@@ -80,18 +81,18 @@ def demands(verify: Verify | None, named: Reference) -> list[Demand]:
 
 
 def key_files(required: Any) -> list[str]:
-    """The key files of a signedBy requirement; it may have its keys in itself instead."""
+    """The key files of a signedBy requirement; [] if it holds its keys as data."""
     return [required["keyPath"]] if "keyPath" in required else list(required.get("keyPaths", []))
 
 
 def _global(named: Reference) -> str:
-    """The policy of the machine, where there is one; the machine itself and its directories are no images to it."""
+    """The machine's policy if there is one, else "". It does not apply to host: and dir:, which are not images."""
     local = named.kind in (reference.HOST, reference.DIR)
     return GLOBAL if not local and os.path.lexists(GLOBAL) else ""
 
 
 def _requirements(policy: str, named: Reference) -> list[Any]:
-    """The requirements of the most specific scope that the image is in."""
+    """The requirements of the most specific scope that contains the image."""
     from podrun_hooks.image.trust import policy as policies
 
     transport = "docker" if named.kind == reference.REGISTRY else named.kind
@@ -99,7 +100,7 @@ def _requirements(policy: str, named: Reference) -> list[Any]:
 
 
 def _scopes(named: Reference) -> list[str]:
-    """The names under which a policy may speak of an image, the most specific first."""
+    """The scopes of a policy that contain an image, the most specific first."""
     if named.kind != reference.REGISTRY:
         # containers-transports(5): a path, each of its parents, and "" for the whole transport.
         whole = named.text.partition(":")[2]
@@ -112,7 +113,7 @@ def _scopes(named: Reference) -> list[str]:
 
 
 def content_of(path: str) -> bytes:
-    """A policy, or a key that one names. Raises Failure for what others than root could change."""
+    """The content of a policy or key file. Raises Failure if other users than root could change it."""
     try:
         return trusted.content(path, "/etc/podrun", _LARGEST)
     except FileNotFoundError:
@@ -126,14 +127,14 @@ def _fingerprint(named: Reference, *parts: bytes) -> str:
     return str(blake2s(sized, digest_size=16).hexdigest())
 
 
-# --- what has been proved
+# --- earlier verifications
 
 
 def proof(root: str, demand: Demand, digest: str) -> str:
-    """The file that says that the image with this manifest digest meets a demand."""
+    """The file whose existence records that the image with this manifest digest meets a demand."""
     return f"{root}/images/verified/{digest.removeprefix('sha256:')}-{demand.fingerprint}"
 
 
 def proved(root: str, demanded: Sequence[Demand], digest: str) -> bool:
-    """Whether an image has met all demands before."""
+    """Whether an image was verified to meet all demands before."""
     return all(os.path.exists(proof(root, demand, digest)) for demand in demanded)

@@ -1,6 +1,6 @@
-"""Proving demands: cosign by its command, "simple signing" by gpgv over what lies beside the registry (lookaside).
+"""Verifies signatures: cosign's with the cosign command, "simple signing" with gpgv and a registry's lookaside server.
 
-The form of a signature is that of containers-signature(5); where it lies is the ``signatures`` of registries.toml.
+containers-signature(5) defines the format; ``signatures`` in registries.toml is the URL of the lookaside server.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from podrun_hooks.image.registry.http import Broken
 from podrun_hooks.image.trust.requirements import COSIGN, Demand, content_of, key_files
 from podrun_hooks.support import trusted
 
-#: Signatures of one image that are looked at, and bytes of one.
+#: Most signatures of one image that are tried, and the largest size of one in bytes.
 _MOST, _LARGEST = 32, 1 << 20
 _TIMEOUT = 120
 
 
 def check(demanded: Sequence[Demand], named: Reference, digests: Sequence[str]) -> None:
-    """Returns when every demand is met for one of the digests: the image's index, the manifest chosen from it.
+    """Returns if every demand is met for one of the digests, those of the image's index and of the chosen manifest.
 
-    Raises Failure: MALFORMED when one is not, UNAVAILABLE when that cannot be found out.
+    Raises Failure: MALFORMED if a demand is not met, UNAVAILABLE if that cannot be decided.
     """
     for demand in demanded:
         (_cosign if demand.kind == COSIGN else _signed_by)(demand.what, named, list(dict.fromkeys(digests)))
@@ -50,7 +50,7 @@ def _command(name: str) -> str:
 
 
 def _cosign(key: str, named: Reference, digests: list[str]) -> None:
-    said = ""
+    reason = ""
     for digest in digests:
         image = f"{named.registry}/{named.repository}@{digest}"
         argv = [_command("cosign"), "verify", "--key", _key(key), image]
@@ -60,12 +60,12 @@ def _cosign(key: str, named: Reference, digests: list[str]) -> None:
             raise Failure(f"cosign verify {image} takes longer than {_TIMEOUT} s", code=UNAVAILABLE) from None
         if done.returncode == 0:
             return
-        said = next(iter(reversed(done.stderr.strip().splitlines())), f"status {done.returncode}")[:300]
-    raise Failure(f"{named.text}: cosign does not verify it: {said}", code=MALFORMED)
+        reason = next(iter(reversed(done.stderr.strip().splitlines())), f"status {done.returncode}")[:300]
+    raise Failure(f"{named.text}: cosign does not verify it: {reason}", code=MALFORMED)
 
 
 def _key(key: str) -> str:
-    """The key as cosign takes it; a file's path without links, which nobody but root can lead elsewhere."""
+    """The key in cosign's spelling; a file's path is resolved first, so that only root can redirect it."""
     return key if "://" in key else trusted.place(key, "/etc/podrun", strict=False)
 
 
@@ -90,7 +90,7 @@ def _signed_by(required: dict[str, Any], named: Reference, digests: list[str]) -
 
 
 def _keyring(required: dict[str, Any], scratch: str) -> str:
-    """A file of all keys of a requirement, in OpenPGP's binary form."""
+    """Writes all keys of a requirement into one file, in OpenPGP's binary form; returns its path."""
     contents = []
     for path in key_files(required):
         contents.append(content_of(path))
@@ -107,7 +107,7 @@ def _keyring(required: dict[str, Any], scratch: str) -> str:
 
 
 def _binary(key: bytes) -> bytes:
-    """A key without its armor (RFC 4880, 6.2): gpgv reads no other."""
+    """A key without its armor (RFC 4880, 6.2): gpgv reads only the binary form."""
     if not key.lstrip().startswith(b"-----BEGIN"):
         return key
     lines = [line.strip() for line in key.strip().splitlines()]
@@ -116,7 +116,7 @@ def _binary(key: bytes) -> bytes:
 
 
 def _lookaside(named: Reference, digest: str) -> Iterator[bytes]:
-    """The signatures that there are for a digest."""
+    """The signatures that the lookaside server has for a digest."""
     known = config.load()
     base = known[named.registry].signatures if named.registry in known else ""
     if not base:
@@ -134,7 +134,7 @@ def _lookaside(named: Reference, digest: str) -> Iterator[bytes]:
 
 
 def _read(place: str, named: Reference) -> bytes | None:
-    """A file at a URL; None when it is not there."""
+    """The content at a URL; None if it does not exist."""
     if place.startswith("file://"):
         try:
             return _content(place.removeprefix("file://"))
@@ -157,31 +157,31 @@ def _read(place: str, named: Reference) -> bytes | None:
 
 
 def _content(path: str) -> bytes:
-    """A file's content; a FIFO has none, and keeps nobody waiting."""
+    """A file's content; b"" for a FIFO, which is opened without blocking."""
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     with open(fd, "rb") as file:
         return (file.read(_LARGEST) or b"") if stat.S_ISREG(os.fstat(fd).st_mode) else b""
 
 
 def _signed(signature: bytes, ring: str, scratch: str) -> bytes:
-    """What a key of the ring has signed, and nothing else."""
+    """The content that a key of the ring has signed. Raises Failure (MALFORMED) if it is not signed by one."""
     path = f"{scratch}/signature"
     with open(path, "wb") as file:
         file.write(signature)
-    told, tell = os.pipe()
+    reading, writing = os.pipe()
     try:
-        argv = ["gpgv", "--homedir", scratch, "--keyring", ring, "--status-fd", str(tell), "--output", "-", path]
+        argv = ["gpgv", "--homedir", scratch, "--keyring", ring, "--status-fd", str(writing), "--output", "-", path]
         done = subprocess.run(
-            argv, stdin=subprocess.DEVNULL, capture_output=True, pass_fds=(tell,), timeout=_TIMEOUT, check=False
+            argv, stdin=subprocess.DEVNULL, capture_output=True, pass_fds=(writing,), timeout=_TIMEOUT, check=False
         )
-        os.set_blocking(told, False)
-        os.close(tell)
-        tell = -1
-        status = os.read(told, 1 << 16).decode(errors="replace").splitlines()
+        os.set_blocking(reading, False)
+        os.close(writing)
+        writing = -1
+        status = os.read(reading, 1 << 16).decode(errors="replace").splitlines()
     finally:
-        os.close(told)
-        if tell >= 0:
-            os.close(tell)
+        os.close(reading)
+        if writing >= 0:
+            os.close(writing)
     words = [line.split()[1] for line in status if line.startswith("[GNUPG:] ") and len(line.split()) > 1]
     wrong = {"BADSIG", "ERRSIG", "EXPSIG", "EXPKEYSIG", "REVKEYSIG", "NO_PUBKEY"} & set(words)
     if (
@@ -210,7 +210,7 @@ def _check_payload(content: bytes, required: dict[str, Any], named: Reference, d
 
 
 def _is_identity(identity: Any, name: str, named: Reference) -> bool:
-    """Whether a signature for ``name`` is one for this image, as containers-policy.json(5) says of signedIdentity."""
+    """Whether a signature for ``name`` is valid for this image by signedIdentity of containers-policy.json(5)."""
     repository = f"{named.registry}/{named.repository}"
     kind = identity.get("type") if isinstance(identity, dict) else None
     if kind == "matchRepoDigestOrExact":
@@ -229,7 +229,7 @@ def _is_identity(identity: Any, name: str, named: Reference) -> bool:
 
 
 def _remapped(identity: dict[str, Any], named: Reference) -> Reference:
-    """The name that an image has where it is signed: of a mirror's image, the original's."""
+    """The name for which an image is signed: for an image of a mirror, the original's name."""
     prefix, signed = identity.get("prefix"), identity.get("signedPrefix")
     if not (isinstance(prefix, str) and prefix and isinstance(signed, str) and signed):
         raise Failure("policy: remapIdentity wants a prefix and a signedPrefix", code=WRONG_FILE)
@@ -247,7 +247,7 @@ def _repository(name: str) -> str:
 
 
 def _exact(name: str) -> str:
-    """The full spelling of a name that says its tag or digest itself."""
+    """The normalized spelling of a name; a name without tag or digest gives a text that matches nothing."""
     if ":" not in name.rpartition("/")[2]:
         return f"{name} without a tag"
     try:

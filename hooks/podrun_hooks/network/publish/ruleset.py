@@ -11,21 +11,21 @@ if TYPE_CHECKING:
     from podrun_hooks.network.bridge import Manner
     from podrun_hooks.network.lease import Subnet
 
-# Adding is idempotent for everything but rules, so chains are emptied first; nft applies the whole or nothing.
-# What enters the host for 127.0.0.0/8, or claims to come from there, is dropped before connection tracking can
-# translate it: route_localnet on the bridge would otherwise let pods reach what listens on the host's loopback.
-# From elsewhere a pod is reached at its published ports only: the host forwards, so who is on a wire of it could route
-# the pods' subnet here, and call what is published on 127.0.0.1 or not at all. Unless the subnet is meant to be routed:
-# then its pods are called by their own addresses, and call others in their own name.
-# Two bridges are two networks: a pod of one calls those of another at published ports, or where networks.toml says so.
-# Where podrun has made the host a router, it forwards nothing between the links that it had before.
-# A port moves from one pod to another by one transaction, but before Linux 6.17 a look-up during it can find neither
-# element (b2f742c846ca): the maps are asked twice, and what a hold set has is dropped meanwhile, not refused: its
-# sender tries again.
-# A chain of type nat sees the first packet of a connection only. Which pods have been called over IPv6 is remembered:
-# deleting the connections of an address from connection tracking takes long there (conntrack.forget).
-# A pod that calls a published port sees answers from the wrong address unless its own is masqueraded as well.
-#: What an older podrun's table does not have: see bridge.ensure.
+# Adding is idempotent for everything but rules, so chains are flushed first; nft applies the script as a whole or not.
+# Packets from other links to or from 127.0.0.0/8 are dropped before connection tracking can translate them: with
+# route_localnet on the bridge, pods could otherwise reach services that listen on the host's loopback.
+# Other machines reach a pod only at its published ports. The host forwards, so a machine on the same L2 segment could
+# route into the pod subnet, and call ports that are published on 127.0.0.1 only or not at all. A subnet configured as
+# routed is the exception: other machines call its pods by their own addresses, and see these as the pods' source.
+# Two bridges are two networks: a pod of one reaches pods of the other at published ports only, unless networks.toml
+# allows more. If podrun has made the host a router, it forwards nothing between the links that existed before.
+# A port moves from one pod to another in one transaction, but before Linux 6.17 a look-up during that can find neither
+# element (b2f742c846ca). So each map is looked up twice, and packets whose key is in a hold set are dropped meanwhile
+# instead of refused: the sender tries again.
+# A chain of type nat sees only the first packet of a connection. The set called6 remembers which pods have been called
+# over IPv6: deleting an IPv6 address's connections from connection tracking takes long (conntrack.forget).
+# A pod that calls a published port would get answers from the wrong address unless its own address is masqueraded.
+#: A set that tables of older versions of podrun lack: see bridge.ensure.
 NEWEST_SET = "reached"
 _RULES = """
 add table inet {table}
@@ -105,20 +105,20 @@ def lay(
     before: dict[int, list[str]],
     gone: Collection[str] = (),
 ) -> None:
-    """Makes the table, or mends it, and adds a bridge with its subnets to it. Raises Failure with nft's own words.
+    """Creates or repairs the table, and adds a bridge with its subnets to it. Raises Failure with nft's message.
 
-    ``before``: the links, by version of IP, between which the host did not forward before podrun had it forward.
-    ``gone``: the bridges that this one does not reach any more.
+    ``before``: the links, by version of IP, between which the host did not forward before podrun enabled forwarding.
+    ``gone``: the bridges that this one may not reach any more.
     """
     script = [f'add element inet {table} bridges {{ "{bridge}" }}']
     pairs = {to: f'element inet {table} reached {{ "{bridge}" . "{to}" }}' for to in (bridge, *manner.reach, *gone)}
-    # One that is not there cannot be deleted.
+    # nft cannot delete an element that does not exist, so add it first.
     script += [f"add {pair}" for pair in pairs.values()] + [f"delete {pairs[to]}" for to in gone]
     for version, links in before.items():
         script += [f'add element inet {table} before{version} {{ "{link}" }}' for link in links]
     for pool in pools:
         script.append(f"add element inet {table} subnets{pool.version} {{ {pool} }}")
-        # One that is not there cannot be deleted.
+        # As above: add, so that it can be deleted.
         script.append(f"add element inet {table} routed{pool.version} {{ {pool} }}")
         if not manner.routed:
             script.append(f"delete element inet {table} routed{pool.version} {{ {pool} }}")
