@@ -1,4 +1,4 @@
-"""The network step: the pod's namespace, its addresses on a bridge, published ports, and its name in /etc."""
+"""The network hook: the pod's network namespace, addresses on a bridge, published ports, and its name in /etc/hosts."""
 
 from __future__ import annotations
 
@@ -37,21 +37,22 @@ _FOR_MODES = (
 )
 
 
-#: Network namespaces that a user namespace of the pod's does not own: its root gets no sysfs there, and no low port.
+#: Modes whose network namespace the pod's own user namespace cannot own: there its root cannot mount sysfs or bind low
+#: ports.
 _OF_OTHERS = ("host", "netns", "pod")
 _NOT_OURS = 'a pod with userns = "auto" cannot be in a network namespace that is not its own'
 _OWN = 'userns = "host" in [pod], or another mode'
 
 
 def up(step: Step, facts: Facts) -> Facts:
-    """Makes the pod's namespace and everything in it, about 4 ms; in one that is there already, an interface."""
+    """Creates the pod's namespace with everything in it, in about 4 ms; or adds an interface to an existing one."""
     made = _up(step, facts)
     if step.options.publish:
         from podrun_hooks.network.publish import spec
 
         made["published"] = [
-            {"ip": one.ip, "host": one.host, "port": one.port, "proto": one.proto}
-            for one in spec.each(step.options.publish)
+            {"ip": publish.ip, "host": publish.host, "port": publish.port, "proto": publish.proto}
+            for publish in spec.each(step.options.publish)
         ]
     return made
 
@@ -84,7 +85,7 @@ def _up(step: Step, facts: Facts) -> Facts:
 
 
 def down(step: Step, own: Facts) -> None:
-    """Undoes what the step's ledger says; about 1 ms: the kernel deletes the links after we have returned."""
+    """Undoes everything in the step's ledger, in about 1 ms: the kernel deletes the links after this has returned."""
     from podrun_hooks.network import bridge, files, lease, names, namespace
 
     ledger = ledgers.read(ledgers.path_of(step))
@@ -111,7 +112,7 @@ def down(step: Step, own: Facts) -> None:
     namespace.unpin(step.pod.tag, ledger)
     if forgotten:
         forgotten.join()
-    # Only now: nothing leads to the address, and connection tracking does not know it any more.
+    # Only now: nothing routes to the address any more, and connection tracking has forgotten it.
     step.status("giving the address back")
     for directory, _ in places:
         names.remove(directory, names.mark(step), int(ledger.last("name") or -1))
@@ -124,7 +125,7 @@ def down(step: Step, own: Facts) -> None:
 
 
 def check(step: Step) -> list[Problem]:
-    """Options that do not go together, and ports that somebody else holds."""
+    """Finds options that cannot be combined, and ports that another pod or process holds."""
     options: Options = step.options
     mode = options.mode.partition(":")[0]
     misplaced = [key for keys, fine in _FOR_MODES if mode not in fine for key in keys if getattr(options, key)]
@@ -150,28 +151,28 @@ def check(step: Step) -> list[Problem]:
 
 
 def exposes(step: Step) -> Iterator[Exposure]:
-    """Whose network the pod is in, and who reaches it."""
+    """Reports whose network the pod is in, and who can reach it."""
     from podrun_hooks.network.exposure import of
 
     return of(step)
 
 
 def explain(step: Step) -> list[str]:
-    """The commands of iproute2 and nftables that do the same."""
+    """The iproute2 and nftables commands that do the same."""
     from podrun_hooks.network.by_hand import commands
 
     return commands(step)
 
 
 def diagnose(root: str, run: str) -> Iterator[Finding]:
-    """Bridges, rules and published ports, and what is in the way of them."""
+    """Checks bridges, rules and published ports, and looks for foreign rules that block them."""
     from podrun_hooks.network import health
 
     return health.findings(root, run)
 
 
 def collect(root: str, run: str, pods: Set[str], only_look: bool) -> list[str]:
-    """Removes what dead pods left in the kernel, and the bridges when no pod is left; returns what it was."""
+    """Removes kernel objects of dead pods, and the bridges if no pod is left; returns their names."""
     from podrun_hooks.network import inspect
 
     found = [f"{one['kind']} {one['name']}" for one in inspect.collect(run, keep=only_look)]
@@ -181,7 +182,7 @@ def collect(root: str, run: str, pods: Set[str], only_look: bool) -> list[str]:
 
 
 def exclusive(step: Step) -> str:
-    """What of the step two generations of a pod cannot have at once."""
+    """The part of the step that two generations of a pod cannot have at once; "" if there is none."""
     from podrun_hooks.network import swap
 
     return swap.exclusive(step)
@@ -195,14 +196,14 @@ def take_over(step: Step, own: Facts, before: Step, before_own: Facts) -> None:
 
 
 def settle(step: Step, own: Facts, seconds: float) -> None:
-    """Waits until what was on its way to a generation that has been replaced has got there."""
+    """Waits until connections that were on their way to a replaced generation have arrived."""
     from podrun_hooks.network import swap
 
     swap.settle(step, seconds)
 
 
 def _begin_withdrawing(step: Step, ledger: Ledger, addresses: Sequence[str]) -> Child | None:
-    """Takes the ports back and has connection tracking forget the addresses; with ports in a child, to be joined."""
+    """Withdraws the ports and makes connection tracking forget the addresses; with ports, in a child to join."""
     if ledger.all("publish"):
         from podrun_hooks.network import bridge
         from podrun_hooks.network.publish import ports
@@ -271,7 +272,7 @@ def _in_its_own(step: Step, fd: int, made: str) -> Facts:
 
 
 def take_place(step: Step, options: Options, fd: int) -> Plug:
-    """Leases the pod's place on the bridge that the options mean; the ledger open at ``fd`` is told first."""
+    """Leases the pod's addresses on the bridge that the options name, noting each in the ledger at ``fd`` first."""
     from podrun_hooks.network import bridge, lease, namespace
 
     pod = step.pod
@@ -298,7 +299,7 @@ def take_place(step: Step, options: Options, fd: int) -> Plug:
 
 
 def name_pod(step: Step, hostname: str, directory: str, addresses: Sequence[str], fd: int) -> None:
-    """Gives the pod its names on the bridge that ``directory`` is about."""
+    """Adds the pod's names to the hosts file of the bridge with this ``directory``."""
     from podrun_hooks.network import files, names
 
     where = names.add(directory, addresses, files.names(hostname, step.pod.name), names.mark(step))

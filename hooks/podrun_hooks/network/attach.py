@@ -1,6 +1,6 @@
-"""Interfaces in a namespace that is there already: macvlan, and what further network steps of a pod add.
+"""Adds interfaces to an existing namespace: for mode macvlan, and for a pod's further network steps.
 
-The namespace may outlive the step, so every link is found again by its name or alias, and removed explicitly.
+The namespace may outlive the step, so ``down`` finds every link by its name or alias and removes it.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 
 def mark(step: Step) -> str:
-    """The alias of the links that a step has in its pod's namespace."""
+    """The alias of a step's links in its pod's namespace."""
     return f"{step.pod.tag} {step.name} {step.pod.run}"[:255]
 
 
 def plug(step: Step, fd: int, netns: int, wanted: Plug) -> str:
-    """Puts the namespace of descriptor ``netns`` on one more bridge; returns the name of the pod's end."""
+    """Connects the namespace at descriptor ``netns`` to one more bridge; returns the name of the pod's end."""
     name = namespace.port_of(f"{step.pod.tag} {step.name}", os.fstat(netns).st_ino)
     ledgers.note(fd, "plug", name)
     step.status("adding an interface")
@@ -55,9 +55,9 @@ def plug(step: Step, fd: int, netns: int, wanted: Plug) -> str:
 def macvlan(
     step: Step, fd: int, netns: int, parent: str, addresses: Sequence[str], gateways: Sequence[str], wish: Wish
 ) -> str:
-    """Puts the namespace on the wire of the host's link ``parent``; returns the name of the pod's link.
+    """Connects the namespace to the network of the host's link ``parent``; returns the name of the pod's link.
 
-    Raises Failure (UNAVAILABLE) when there is no such link.
+    Raises Failure (UNAVAILABLE) if there is no such link.
     """
     name = namespace.port_of(f"{step.pod.tag} {step.name}", os.fstat(netns).st_ino)
     try:
@@ -69,7 +69,7 @@ def macvlan(
     outside = rtnetlink.Socket()
 
     def work() -> str:
-        # One system call: the link is never anywhere without the alias that says whose it is.
+        # One system call, so that the link never exists without the alias that marks its owner.
         outside.send(
             rtnetlink.macvlan(name, index, wish.mac),
             rtnetlink.change(name, alias=mark(step)),
@@ -90,7 +90,7 @@ def macvlan(
 
 
 def free_name(wanted: str) -> str:
-    """The wanted name, or the first free one of eth0, eth1, ...; to be called in the pod's namespace."""
+    """The wanted name, or the first free one of eth0, eth1, ...; call this in the pod's namespace."""
     for n in range(100):
         name = wanted or f"eth{n}"
         try:
@@ -103,7 +103,7 @@ def free_name(wanted: str) -> str:
 
 
 def remove(ledger: Ledger) -> None:
-    """Removes the links that the ledger tells of, in the host's namespace and in the pod's."""
+    """Removes the links noted in the ledger, from the host's namespace and the pod's."""
     for name in ledger.all("plug"):
         with rtnetlink.Socket() as socket:
             socket.send(rtnetlink.remove(name, tolerated=(ENODEV,)))

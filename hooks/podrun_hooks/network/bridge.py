@@ -1,6 +1,6 @@
-"""The bridge that a run directory's pods share: made once, checked at every start, left in place when pods go.
+"""The bridge that the pods of a run directory share: created once, checked at every start, kept when pods go.
 
-What is known about it is in <run>/network/<bridge>/base; the pods' leases are beside it.
+Its state is in <run>/network/<bridge>/base; the pods' leases are beside that.
 """
 
 from __future__ import annotations
@@ -28,29 +28,30 @@ _RTF_ADDRCONF = 0x00040000  # <linux/ipv6_route.h>
 _IPV4 = "/proc/sys/net/ipv4"
 _IPV6 = "/proc/sys/net/ipv6"
 
-# A pod's bridge has 10.160.0.0/11 to choose a /20 from. Not podman's 10.88.0.0/16 and 10.89.0.0/16, docker's
-# 172.16.0.0/12, CRI-O's 10.85.0.0/16, flannel's 10.244.0.0/16 or OpenShift's 10.128.0.0/14: two bridges with the same
-# network leave the pods of one unreachable. A /20 has four times the 1023 ports that a bridge can have (BR_MAX_PORTS).
+# A bridge gets a /20 of 10.160.0.0/11. That range avoids podman's 10.88.0.0/16 and 10.89.0.0/16, docker's
+# 172.16.0.0/12, CRI-O's 10.85.0.0/16, flannel's 10.244.0.0/16 and OpenShift's 10.128.0.0/14: if two bridges have
+# the same network, the pods of one are unreachable. A /20 has four times as many addresses as a bridge can have ports
+# (BR_MAX_PORTS, 1023).
 _RANGE = Subnet(10 << 24 | 160 << 16, 11)
 _LENGTH = 20
 
 
 class Manner(NamedTuple):
-    """What networks.toml says of a bridge beside its pods' options."""
+    """The settings of a bridge in networks.toml that are not options of its pods."""
 
-    #: Other machines call its pods by their own addresses, and are called from these.
+    #: Other machines reach its pods by their own addresses, and see these as the source of the pods' packets.
     routed: bool = False
-    #: Its pods may send from addresses that are not theirs.
+    #: Its pods may send from foreign addresses.
     any_source: bool = False
-    #: The bridges whose pods its pods may call by their own addresses.
+    #: The bridges whose pods its pods may reach by their own addresses.
     reach: Sequence[str] = ()
 
 
 class Bridge(NamedTuple):
-    """A bridge that pods can be put on."""
+    """A bridge to which pods can be connected."""
 
     name: str
-    #: <run>/network/<name>: leases and what is known of the bridge.
+    #: <run>/network/<name>: the bridge's state and leases.
     directory: str
     ifindex: int
     pool: Subnet
@@ -70,17 +71,18 @@ class Bridge(NamedTuple):
         return [f"{pool.host(n)}/{pool.length}" for pool in self.pools]
 
     def mac(self, n: int) -> bytes:
-        """The hardware address that goes with them: an address that changes hands stays right in neighbours' caches."""
+        """The MAC address of pod ``n``: it follows from the IP address, so neighbours' caches stay valid when a lease
+        changes hands."""
         return b"\x02P" + (self.pool.base + n).to_bytes(4, "big")
 
 
 def prefix(pod: Pod) -> str:
-    """What the names of all kernel objects of the pod's run directory start with: "podrun-" or "podrun-3fa2-"."""
+    """The prefix of the names of all kernel objects of the pod's run directory: "podrun-" or "podrun-3fa2-"."""
     return pod.tag[: len(pod.tag) - len(pod.name + pod.suffix)] or "podrun-"
 
 
 def default_name(pod: Pod) -> str:
-    """The bridge of a pod that names none."""
+    """The bridge of a pod whose options name none."""
     run = prefix(pod)
     return "podrun0" if run == "podrun-" else run[:-1]
 
@@ -91,15 +93,15 @@ def table(pod: Pod) -> str:
 
 
 def directory(run: str, name: str) -> str:
-    """Where a bridge's leases are."""
+    """The directory of a bridge's state and leases."""
     return f"{run}/network/{name}"
 
 
 def held(run: str, kind: int = fcntl.LOCK_SH) -> int:
-    """A descriptor that keeps the bridges of a run directory in place as long as it is open (flock(2)).
+    """A descriptor that keeps the bridges of a run directory from being removed while it is open (flock(2)).
 
-    For a start that looks for its bridge and has not noted it yet. ``kind``: LOCK_EX for who removes bridges; with
-    LOCK_NB it raises BlockingIOError while somebody looks.
+    A start holds it while it looks up its bridge and has not noted it in its ledger yet. ``kind``: LOCK_EX to remove
+    bridges; with LOCK_NB it raises BlockingIOError while a start holds the lock.
     """
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
     try:
@@ -125,12 +127,13 @@ def ensure(
     manner: Manner | None = None,
     anyway: bool = False,
 ) -> Bridge:
-    """The bridge ``name``, made or mended if need be. ``wanted`` and ``wanted6`` are subnets, "": the bridge's own.
+    """The bridge ``name``, which it creates or repairs if needed.
 
-    ``manner`` None: as it is. ``anyway``: it is mended also when it looks whole.
+    ``wanted`` and ``wanted6`` are subnets; "" accepts the bridge's own. ``manner``: None keeps the present one.
+    ``anyway`` repairs a bridge that looks intact, too.
 
-    Raises Failure: CANNOT_CREATE for a foreign link of that name or a subnet that is routed elsewhere, WRONG_FILE for
-    a subnet other than the one the bridge has.
+    Raises Failure: CANNOT_CREATE if another program owns a link of that name or the subnet is routed elsewhere,
+    WRONG_FILE for a subnet other than the bridge's.
     """
     bridge = read(run, name)
     if bridge:
@@ -143,24 +146,24 @@ def ensure(
 
 
 def read(run: str, name: str) -> Bridge | None:
-    """What is known of a bridge, or None; its ifindex is 0 when that was before this boot."""
+    """The recorded state of a bridge, or None; its ifindex is 0 if the record is from an earlier boot."""
     where = directory(run, name)
     try:
         with open(f"{where}/base", encoding="utf-8") as file:
-            boot, index, pool, pool6, rules, said = file.read().split("\n")[:6]
+            boot, index, pool, pool6, rules, settings = file.read().split("\n")[:6]
     except FileNotFoundError:
         return None
     except ValueError:
         raise Failure(f"{where}/base is damaged", code=CANNOT_CREATE, hint="remove it") from None
     index_now = int(index) if boot == ledger.boot_id() else 0
-    words = said.split()
+    words = settings.split()
     reach = tuple(word[6:] for word in words if word.startswith("reach="))
     manner = Manner("routed" in words, "any_source" in words, reach)
     return Bridge(name, where, index_now, subnet(pool), subnet(pool6) if pool6 else None, rules, manner)
 
 
 def pools_of(run: str, name: str) -> list[Subnet]:
-    """The subnets of a bridge; none when nothing (legible) is known of it, which must not stop an undo."""
+    """The subnets of a bridge; [] if its record is missing or damaged, which must not stop an undo."""
     try:
         bridge = read(run, name)
     except Failure:
@@ -169,7 +172,7 @@ def pools_of(run: str, name: str) -> list[Subnet]:
 
 
 def known_in(run: str) -> list[Bridge]:
-    """The bridges of a run directory, whether their links are there or not."""
+    """The recorded bridges of a run directory, whether their links exist or not."""
     try:
         found = [read(run, name) for name in sorted(os.listdir(f"{run}/network")) if name[0] != "."]
     except FileNotFoundError:
@@ -196,17 +199,17 @@ def _index(name: str) -> int:
 
 
 def has_table(name: str) -> bool:
-    """True when podrun's table of that name is there; ``nft flush ruleset`` by others removes it."""
+    """True if podrun's table of that name exists; ``nft flush ruleset`` of another program removes it."""
     return nfnetlink.has_table(nfnetlink.socket(), name)
 
 
 def has_rules(table: str) -> bool:
-    """True when the table is there, and is not an older podrun's."""
+    """True if the table exists and is not from an older version of podrun."""
     return nfnetlink.has_set(nfnetlink.socket(), table, NEWEST_SET)
 
 
 def _made(run: str, table: str, name: str, wanted: str, wanted6: str, manner: Manner) -> Bridge:
-    """Everything again, one podrun at a time; each part may be there already."""
+    """Creates whatever is missing of a bridge, under a lock; each part may exist already."""
     from podrun_hooks.network import names
     from podrun_hooks.network.publish import spec
     from podrun_hooks.network.publish.ruleset import lay
@@ -243,18 +246,19 @@ def _made(run: str, table: str, name: str, wanted: str, wanted6: str, manner: Ma
 
 
 def _link(run: str, bridge: Bridge) -> int:
-    """Makes the link, or finds it; returns its index."""
+    """Creates the link unless it exists; returns its index."""
     name = bridge.name
     with rtnetlink.Socket() as socket:
         found = socket.link(name)
         if not found:
-            # One system call: nobody sees our bridge without the alias that says whose it is.
+            # One system call, so that the bridge never exists without the alias that marks its owner.
             socket.send(rtnetlink.bridge(name, bridge.mac(1)), rtnetlink.change(name, alias=owner(run)))
             found = socket.link(name)
         if not found or found.kind != "bridge" or found.alias != owner(run):
             hint = "name another bridge, or remove it" if found else ""
             raise Failure(f"there is a link {name} that is not podrun's", code=CANNOT_CREATE, hint=hint)
-        # What pods say of routers is not for the host: with a raw socket any of them could be its next one.
+        # The host must not accept redirects or router advertisements from pods: any pod with a raw socket could send
+        # them and become the host's router.
         _sysctl(f"{_IPV4}/conf/{name}/accept_redirects", "0")
         if bridge.pool6:
             for word in ("accept_ra", "accept_redirects"):
@@ -265,7 +269,7 @@ def _link(run: str, bridge: Bridge) -> int:
 
 
 def _free(name: str, wanted: str) -> Subnet:
-    """The subnet for a new bridge: the wanted one, or the first from where the name's hash points."""
+    """The subnet for a new bridge: the wanted one, or the first free one, starting at the hash of the name."""
     routed = [(link, network) for link, network in _routes() if link != name]
     if wanted:
         pool = subnet(wanted)
@@ -285,10 +289,10 @@ def _free(name: str, wanted: str) -> Subnet:
 
 
 def _free6(pool: Subnet, wanted6: str) -> Subnet:
-    """The IPv6 subnet for a bridge: a unique local one (RFC 4193) that follows from its IPv4 subnet.
+    """The IPv6 subnet for a bridge: a unique local one (RFC 4193) derived from its IPv4 subnet.
 
-    RFC 4193 wants it random so that sites can merge; a pod's never leaves the host untranslated, and this way two
-    bridges of a host have two.
+    RFC 4193 wants random ones so that sites can merge. But a pod's addresses never leave the host untranslated, and
+    derived subnets of two bridges never collide.
     """
     if wanted6:
         return subnet(wanted6)
@@ -300,7 +304,7 @@ def _overlap(one: Subnet, other: Subnet) -> bool:
 
 
 def _routes() -> list[tuple[str, Subnet]]:
-    """The IPv4 routes of the host but the default one, as pairs of link and network."""
+    """The host's IPv4 routes, without the default route, as pairs of link and network."""
     found = []
     with open("/proc/net/route", encoding="utf-8") as file:
         for line in file.read().splitlines()[1:]:
@@ -319,7 +323,7 @@ def _has_ipv6() -> bool:
 
 
 def _sysctl(path: str, value: str = "") -> str:
-    """Reads a sysctl, and gives it ``value`` if it has another one; returns what it was."""
+    """Reads a sysctl and, if ``value`` is not "" and differs, sets it; returns the old value."""
     with open(path, encoding="utf-8") as file:
         before = file.read().strip()
     if value and before != value:
@@ -329,18 +333,18 @@ def _sysctl(path: str, value: str = "") -> str:
 
 
 def _forward(run: str, *, ipv6: bool) -> dict[int, list[str]]:
-    """Makes the host a router between the bridge and its other links.
+    """Enables forwarding, so that the host routes between the bridge and its other links.
 
-    Returns the links, by version of IP, that were there when podrun made a router of it, and between which nobody has
-    asked it to forward. Who makes a link later has a use for it.
+    Returns the links, by version of IP, that existed when podrun enabled forwarding: nobody had asked the host to
+    forward between them. Links that are created later are taken to need it.
     """
     links = sorted(name for name in os.listdir("/sys/class/net") if name != "lo" and not name.startswith("podrun"))
     links = [name for name in links if not read(run, name)]
     if _sysctl(f"{_IPV4}/ip_forward", "1") == "0":
         _remember(run, 4, links)
     if ipv6 and _sysctl(f"{_IPV6}/conf/all/forwarding") != "1":
-        # A router ignores router advertisements unless accept_ra is 2 (ip-sysctl): a host that lives by them would
-        # lose its default route.
+        # A router ignores router advertisements unless accept_ra is 2 (ip-sysctl). A host that gets its default route
+        # from them would lose it.
         for name in _advised():
             if _sysctl(f"{_IPV6}/conf/{name}/accept_ra") == "1":
                 _sysctl(f"{_IPV6}/conf/{name}/accept_ra", "2")
@@ -366,14 +370,15 @@ def _remembered(run: str, version: int) -> list[str]:
 
 
 def allow_localnet(name: str) -> None:
-    """Lets what is sent to 127.0.0.1 reach the bridge. Only once table.lay has closed the way back."""
+    """Lets packets to 127.0.0.1 be translated and routed to the bridge. Call only after ruleset.lay has blocked the
+    reverse direction."""
     _sysctl(f"{_IPV4}/conf/{name}/route_localnet", "1")
 
 
 def _advised() -> set[str]:
-    """The links that may live by router advertisements: network cards, and what has a route of one (RTF_ADDRCONF).
+    """Links that may depend on router advertisements: network cards, and links with a route from one (RTF_ADDRCONF).
 
-    Not every link: behind the bridge of another runtime are containers, and one of them would become the host's router.
+    Other links are left out: behind another runtime's bridge are containers, which could become the host's router.
     """
     with open("/proc/net/ipv6_route", encoding="utf-8") as file:
         rows = [line.split() for line in file.read().splitlines()]

@@ -1,4 +1,4 @@
-"""The commands of iproute2 and nftables that make what the network step makes."""
+"""The iproute2 and nftables commands that do what the network step does."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def commands(step: Step) -> list[str]:
-    """What to type, in order; ADDRESS, GATEWAY and PORT stand for what only ``up`` chooses."""
+    """The commands in order; ADDRESS, GATEWAY and PORT stand for values that only ``up`` chooses."""
     tag, options = step.pod.tag, step.options
     mode, _, word = options.mode.partition(":")
     if mode not in ("bridge", "none", "macvlan", "cni"):

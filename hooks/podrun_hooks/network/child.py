@@ -1,4 +1,4 @@
-"""A forked child of the launcher: it alone enters namespaces, and it dies with podrun."""
+"""A forked child of the launcher. Only such children enter namespaces, and they die with podrun."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 
 class Child:
-    """``work`` in a forked child. :meth:`join` returns its text or raises what it raised as a Failure.
+    """Runs ``work`` in a forked child. :meth:`join` returns its text, or raises its exception as a Failure.
 
-    ``held`` are descriptors that the parent closes while the child ends, because closing the last one takes its time.
+    ``held`` are descriptors that the parent closes while the child ends, because closing the last one takes time.
 
-    A ``lingering`` child lives on for ``lingering`` seconds with nothing but the descriptors it opened itself. Nobody
+    A ``lingering`` child lives for ``lingering`` more seconds, with only the descriptors that it opened itself. Nobody
     waits for its end: podrun, which is about to end as well, leaves it to init.
     """
 
@@ -71,7 +71,7 @@ class Child:
 
 
 def _work(work: Callable[[], str | None], writing: int, parent: int, lingering: float) -> None:
-    """The child's life; does not return."""
+    """Runs in the child; does not return."""
     status = 1
     try:
         if lingering:
@@ -79,22 +79,22 @@ def _work(work: Callable[[], str | None], writing: int, parent: int, lingering: 
             os.closerange(writing + 1, 1 << 20)
         syscalls.die_with_parent(parent)
         try:
-            said = (work() or "", "", 0, "")
+            answer = (work() or "", "", 0, "")
         except (Failure, OSError) as error:
-            failure = error if isinstance(error, Failure) else _told(error)
-            said = ("", failure.what[:2000], failure.code, failure.hint)
-        os.write(writing, jsontext.dumps(said).encode())
+            failure = error if isinstance(error, Failure) else _failure_of(error)
+            answer = ("", failure.what[:2000], failure.code, failure.hint)
+        os.write(writing, jsontext.dumps(answer).encode())
         status = 0
         if lingering:
             time.sleep(lingering)
     except BaseException as error:
         os.write(writing, jsontext.dumps(("", f"{type(error).__name__}: {error}"[:2000], INTERNAL, "")).encode())
     finally:
-        # Never into the parent's code: its exception handlers would undo the pod a second time.
+        # Do not return into the parent's code: its exception handlers would undo the pod a second time.
         os._exit(status)
 
 
-def _told(error: OSError) -> Failure:
+def _failure_of(error: OSError) -> Failure:
     if error.errno == EXFULL:
         return Failure("the bridge has no port left (it can have 1023)", code=BUSY, hint="use a second bridge")
     failure = of_oserror(error)

@@ -1,4 +1,4 @@
-"""What a network step gives away: for ``podrun check --security``."""
+"""The exposures of a network step, for ``podrun check --security``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def of(step: Step) -> Iterator[Exposure]:
-    """Whose network the pod is in, and who reaches it."""
+    """Reports whose network the pod is in, and who can reach it."""
     options = step.options
     mode = options.mode.partition(":")[0]
     if mode == "host":

@@ -1,4 +1,4 @@
-"""The pod's own /etc/hosts, /etc/resolv.conf and /etc/hostname, generated on the host and mounted over the image's."""
+"""Generates the pod's /etc/hosts, /etc/resolv.conf and /etc/hostname on the host, to be mounted over the image's."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _LOCALHOST = """127.0.0.1\tlocalhost
 
 
 def path_of(step: Step, name: str) -> str:
-    """Where the generated file is."""
+    """The path of the generated file."""
     return f"{step.pod.directory}/{step.name}.{name}"
 
 
@@ -37,7 +37,7 @@ def write(step: Step, content: Mapping[str, str]) -> list[dict[str, Any]]:
         path = path_of(step, name)
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
         with syscalls.Naming(path), open(fd, "w", encoding="utf-8") as file:
-            # The launcher's umask is not the payload's business: it reads these as any user.
+            # Whatever podrun's umask is: payloads read these files as any user.
             os.fchmod(fd, 0o644)
             file.write(text)
     return [
@@ -45,7 +45,7 @@ def write(step: Step, content: Mapping[str, str]) -> list[dict[str, Any]]:
             "hostPath": path_of(step, name),
             "containerPath": f"/etc/{name}",
             "type": "bind",
-            # Read-only: they are on the host's /run, and a payload that appends to one would fill that.
+            # Read-only: the files are on the host's /run, which a payload could fill by appending to them.
             "options": ["bind", "ro", "nosuid", "nodev", "noexec"],
         }
         for name in content
@@ -53,7 +53,7 @@ def write(step: Step, content: Mapping[str, str]) -> list[dict[str, Any]]:
 
 
 def remove(step: Step) -> None:
-    """Removes what :func:`write` made; nothing when it is gone."""
+    """Removes the files of :func:`write`, as far as they exist."""
     for name in _NAMES:
         try:
             os.unlink(path_of(step, name))
@@ -65,8 +65,8 @@ def remove(step: Step) -> None:
 def for_pod(
     step: Step, options: Options, hostname: str, addresses: Sequence[str], shared: str, directory: str
 ) -> list[dict[str, Any]]:
-    """The mounts of a pod that has ``addresses``. ``shared`` is the hosts file of all pods of its bridge; with "" the
-    pod gets one of its own, with what is known of the bridge with this ``directory`` now.
+    """The mounts of a pod that has ``addresses``. ``shared`` is the hosts file that all pods of its bridge share; if ""
+    the pod gets its own, with the names that the bridge with this ``directory`` has now.
     """
     content = {
         "resolv.conf": resolv(options.dns, options.search, reachable_loopback=False),
@@ -90,14 +90,14 @@ def _neighbours(directory: str) -> dict[str, str]:
 
 
 def hostname(step: Step) -> str:
-    """The pod's host name: what its file says, or its own name."""
+    """The pod's host name: that in its pod file, or the pod's name."""
     return str(step.options.hostname or step.pod.name.replace("@", "-")[:64])
 
 
 def refuse_taken(step: Step, directory: str) -> None:
-    """Raises Failure for a host name that is another pod's: everybody on the bridge would be sent to this one.
+    """Raises Failure if the host name belongs to another pod: that pod's callers on the bridge would reach this one.
 
-    Another pod's are the names of those that are up, and of the files in /etc/podrun.
+    Names belong to pods that are up and to pods with a file in /etc/podrun.
     """
     asked = names(hostname(step), step.pod.name)
     if reserved := [name for name in asked if is_reserved(name)]:
@@ -118,9 +118,9 @@ def refuse_taken(step: Step, directory: str) -> None:
 
 
 def _may_join(path: str, bridge: str, step: Step) -> bool:
-    """Whether there is such a pod file, and its pod would be on this bridge: names are a bridge's own.
+    """Whether the pod file exists and its pod could be on this bridge; each bridge has its own names.
 
-    The usual bridge is anybody's. Another one is of those whose files name it; what cannot be read could.
+    Any pod could be on the default bridge, and on another one if its file mentions it or cannot be read.
     """
     from podrun_hooks.network.bridge import default_name
 
@@ -135,12 +135,12 @@ def _may_join(path: str, bridge: str, step: Step) -> bool:
 
 
 def names(hostname: str, pod: str) -> list[str]:
-    """What a pod is called: its host name, that without the domain, and the pod's name."""
+    """The names of a pod: its host name, that without its domain, and the pod's name."""
     return [*dict.fromkeys([hostname, hostname.partition(".")[0], pod.replace("@", "-")])]
 
 
 def hosts(hostname: str, addresses: Sequence[str], more: Mapping[str, str]) -> str:
-    """/etc/hosts of a pod; ``addresses`` are its own and ``more`` are names with theirs."""
+    """/etc/hosts of a pod with ``addresses``; ``more`` maps further names to their addresses."""
     own = [f"{address}\t{_names(hostname)}" for address in addresses or ["127.0.1.1"]]
     others = [f"{address}\t{name}" for name, address in more.items() if name not in _names(hostname).split()]
     return _LOCALHOST + "".join(f"{line}\n" for line in own + others)
@@ -160,9 +160,9 @@ def _names(hostname: str) -> str:
 
 
 def resolv(servers: Sequence[str], search: Sequence[str] = (), *, reachable_loopback: bool) -> str:
-    """resolv.conf(5) of a pod: the host's, with ``servers`` and ``search`` instead of its own where some are given.
+    """resolv.conf(5) of a pod: the host's, with its servers and search domains replaced by ``servers`` and ``search``.
 
-    Unless ``reachable_loopback``, name servers on the host's loopback are left out: they are not in the pod.
+    Unless ``reachable_loopback``, name servers on the host's loopback are left out: the pod cannot reach them.
     """
     text = _content(_RESOLV)
     lines = text.splitlines()
@@ -176,14 +176,14 @@ def resolv(servers: Sequence[str], search: Sequence[str] = (), *, reachable_loop
     elif not search:
         return text
     if search:
-        # "domain" is the older word for it; the last one of them counts (resolv.conf(5)).
+        # "domain" is the older keyword; the last of them counts (resolv.conf(5)).
         lines = [line for line in lines if line.partition(" ")[0] not in ("search", "domain")]
         lines.append(f"search {' '.join(search)}")
     return "".join(f"{line}\n" for line in lines)
 
 
 def has_server(text: str) -> bool:
-    """True when a resolv.conf names a server."""
+    """True if a resolv.conf names a server."""
     return any(map(_server, text.splitlines()))
 
 

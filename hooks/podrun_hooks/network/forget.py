@@ -1,4 +1,4 @@
-"""Has connection tracking forget a pod's addresses: what has to be done before they are given back."""
+"""Makes connection tracking forget a pod's addresses, which must be done before they are released."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 def forget(table: str, addresses: Sequence[str]) -> None:
-    """Deletes the entries whose answers come from the addresses, which nobody can call any more."""
+    """Deletes the entries of connections to the addresses, which nobody can reach any more."""
     conntrack.forget([address for address in addresses if _was_called(table, address)])
 
 
 def _was_called(table: str, address: str) -> bool:
-    """False only for an IPv6 address that the rules have not seen anybody call."""
+    """False only for an IPv6 address to which the rules have not seen a connection."""
     if ":" not in address or not bridge.has_rules(table):
         return True
     socket = nfnetlink.socket()

@@ -1,4 +1,4 @@
-"""Whether packets can go where they should: what is gone, what somebody else's rules block, and mending the former."""
+"""Checks the network: finds missing bridges, rules and ports, and foreign rules that block pods; repairs the former."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _RELOAD = "podrun network reload"
 
 
 def problems(run: str) -> list[Problem]:
-    """What keeps the pods of a run directory from their network; nothing is changed by asking."""
+    """Finds what cuts the pods of a run directory off from their network; changes nothing."""
     found = []
     for state in cni.living(run):
-        said = cni.check(state)
-        if said:
-            found.append(Problem(f"CNI network {state['network']['name']} of {state['id']}: {said}"))
+        wrong = cni.check(state)
+        if wrong:
+            found.append(Problem(f"CNI network {state['network']['name']} of {state['id']}: {wrong}"))
     known = bridges.known_in(run)
     if not known:
         return found
@@ -45,7 +45,7 @@ def problems(run: str) -> list[Problem]:
 
 
 def findings(root: str, run: str) -> Iterator[Finding]:
-    """What ``podrun doctor`` says of the network."""
+    """The findings of ``podrun doctor`` about the network."""
     try:
         subprocesses.find("nft", "nftables")
     except Failure as lacking:
@@ -56,7 +56,7 @@ def findings(root: str, run: str) -> Iterator[Finding]:
         yield Finding("fail", problem.what, problem.hint, problem.code)
     known = bridges.known_in(run)
     if not known:
-        # What would be in the way of the first pod's.
+        # Look for rules that would block the first pod's bridge.
         name = bridges.default_name(Pod("any", root, run, Identity("any").tag(run)))
         yield Finding("ok", f"no bridge yet; the first pod makes {name}")
         for problem in _blocked(name, ruleset()):
@@ -67,7 +67,7 @@ def findings(root: str, run: str) -> Iterator[Finding]:
 
 
 def of_a_pod(step: Step, options: Options) -> list[Problem]:
-    """What a thorough check of a pod on a bridge says: warnings, as the pod can start all the same."""
+    """The findings of a thorough check of a pod on a bridge; only warnings, as the pod can start nevertheless."""
     found = []
     if not options.dns and not files.has_server(files.resolv([], reachable_loopback=False)):
         found.append(Problem("no name server of the host can be reached from the pod", hint="give the step dns"))
@@ -76,7 +76,7 @@ def of_a_pod(step: Step, options: Options) -> list[Problem]:
 
 
 def reload(run: str) -> list[str]:
-    """Makes bridges, the table and living pods' ports whole again; returns the names of the bridges."""
+    """Repairs bridges, the table and living pods' ports; returns the names of the bridges."""
     done = []
     for bridge in bridges.known_in(run):
         bridges.ensure(run, bridge.table, bridge.name, anyway=True)
@@ -87,8 +87,8 @@ def reload(run: str) -> list[str]:
 
 
 def ruleset() -> list[dict[str, Any]]:
-    """The host's nftables, iptables-nft's included, as nft's JSON objects."""
-    # Terse: the rules without the elements of sets, of which there may be thousands.
+    """The host's nftables ruleset, with that of iptables-nft, as nft's JSON objects."""
+    # -t (terse) leaves out the elements of sets, of which there may be thousands.
     ended = subprocesses.run([subprocesses.find("nft", "nftables"), "-jt", "list", "ruleset"])
     return [] if ended.status else json.loads(ended.output)["nftables"]
 
@@ -106,7 +106,7 @@ def _gone(run: str, bridge: Bridge, rules: list[dict[str, Any]]) -> Iterator[Pro
     ours = [item["rule"] for item in rules if item.get("rule", {}).get("table") == bridge.table]
     if not bridges.has_table(bridge.table) or (rules and not ours):
         what = f"table inet {bridge.table} was flushed: published ports are closed, pods do not get out"
-        yield Problem(f"{what}, and who is on a wire of the host could route to them", hint=_RELOAD)
+        yield Problem(f"{what}, and a machine on the same L2 segment could route to them", hint=_RELOAD)
         return
     for ledger in ledgers.everywhere(run):
         if bridge.name in ledger.all("bridge") and ledgers.alive(run, ledger):
@@ -115,7 +115,7 @@ def _gone(run: str, bridge: Bridge, rules: list[dict[str, Any]]) -> Iterator[Pro
 
 
 def _unfiltered(bridge: Bridge) -> Iterator[rtnetlink.Link]:
-    """The pods' ports of a bridge whose filter somebody has taken away, or which an older podrun made."""
+    """The pods' ports of a bridge that have no filter: somebody removed it, or an older podrun created the port."""
     with rtnetlink.Socket() as socket:
         for link in socket.links():
             ours = link.kind == "veth" and link.master == bridge.ifindex and link.name.startswith("pr")
@@ -124,9 +124,9 @@ def _unfiltered(bridge: Bridge) -> Iterator[rtnetlink.Link]:
 
 
 def _blocked(bridge: str, rules: list[dict[str, Any]]) -> Iterator[Problem]:
-    """Other people's chains that drop what is forwarded unless one of their rules accepts it.
+    """Foreign chains that drop forwarded packets unless one of their rules accepts them.
 
-    A packet has to be accepted by every base chain of a hook (nft(8)): no rule of ours can undo a drop of theirs.
+    Every base chain of a hook has to accept a packet (nft(8)): no rule of podrun can undo another chain's drop.
     """
     chains = [item["chain"] for item in rules if "chain" in item]
     for chain in chains:
@@ -147,7 +147,7 @@ def _blocked(bridge: str, rules: list[dict[str, Any]]) -> Iterator[Problem]:
 
 
 def _lets_through(bridge: str, chain: dict[str, Any], rules: list[dict[str, Any]]) -> bool:
-    """True when some rule of the chain's table accepts what comes from the bridge, and some what goes there."""
+    """True if a rule of the chain's table accepts packets from the bridge, and another accepts packets to it."""
     seen = set()
     for item in rules:
         rule = item.get("rule")

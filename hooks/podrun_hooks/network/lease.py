@@ -1,7 +1,7 @@
-"""The addresses of one bridge: a directory with one file per leased address, a hard link to the holder's ledger.
+"""Leases of a bridge's addresses: a directory with one file per leased address, a hard link to the holder's ledger.
 
-link(2) is exclusive, so two pods never get the same address and nobody waits for anybody. Leases are removed under the
-bridge's lock only: between "this one is dead" and its removal no other pod can have taken the address.
+link(2) is exclusive, so two pods never get the same address, and no start waits for another. Leases are removed only
+under the bridge's lock: no other pod can take the address between the check that its holder is dead and the removal.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Subnet(NamedTuple):
-    """A network in CIDR terms: its lowest address as a number, and the prefix length in bits."""
+    """A CIDR network: its lowest address as a number, and the prefix length in bits."""
 
     base: int
     length: int
@@ -30,12 +30,12 @@ class Subnet(NamedTuple):
 
     @property
     def size(self) -> int:
-        """How many addresses it spans."""
+        """The number of its addresses."""
         return 1 << ((32 if self.version == 4 else 128) - self.length)
 
     @property
     def hosts(self) -> int:
-        """How many pods it has room for: all but its own, its broadcast and the gateway's address."""
+        """The number of pods that fit: all addresses but the network's, the broadcast and the gateway's."""
         return self.size - 3
 
     def host(self, n: int) -> str:
@@ -44,7 +44,7 @@ class Subnet(NamedTuple):
         return inet_ntop(family, (self.base + n).to_bytes(length, "big"))
 
     def offset(self, address: str) -> int:
-        """The inverse of :meth:`host`; outside of 0 to size - 1 for an address of another subnet."""
+        """The inverse of :meth:`host`; for an address of another subnet a number outside 0 to size - 1."""
         return number(address) - self.base
 
     def __str__(self) -> str:
@@ -52,7 +52,7 @@ class Subnet(NamedTuple):
 
 
 def number(address: str) -> int:
-    """An address as a number. Raises ValueError for what is none."""
+    """An IP address as a number. Raises ValueError for any other text."""
     try:
         return int.from_bytes(inet_pton(AF_INET6 if ":" in address else AF_INET, address), "big")
     except OSError:
@@ -60,7 +60,7 @@ def number(address: str) -> int:
 
 
 def subnet(text: str) -> Subnet:
-    """Reads "10.88.0.0/16". Raises ValueError for what is no network address with a prefix length."""
+    """Parses "10.88.0.0/16". Raises ValueError unless the text is a network address with a prefix length."""
     address, slash, length = text.partition("/")
     version = 6 if ":" in address else 4
     if not slash or not length.isdecimal() or int(length) > (32 if version == 4 else 128):
@@ -74,9 +74,9 @@ def subnet(text: str) -> Subnet:
 def claim(directory: str, run: str, ledger: str, fd: int, pools: Sequence[Subnet], seed: str, wanted: str = "") -> str:
     """Leases an address of a bridge's first pool to the ledger at path ``ledger``, open for notes at ``fd``.
 
-    The search starts where a hash of ``seed`` points: a pod gets the same address again as long as it is free, and
-    finding one does not take longer the more are leased. Raises Failure (BUSY) when ``wanted`` is another pod's, or all
-    are leased and none of them is dead.
+    The search starts at a hash of ``seed``: a pod gets its old address again if that is free, and the search does not
+    take longer as more addresses are leased. Raises Failure (BUSY) if another pod has ``wanted``, or living pods have
+    all addresses.
     """
     leases = f"{directory}/leases"
     pool = pools[0]
@@ -90,7 +90,7 @@ def claim(directory: str, run: str, ledger: str, fd: int, pools: Sequence[Subnet
     for n in _guesses(pool, seed):
         if _link(ledger, fd, leases, pool.host(n)):
             return pool.host(n)
-    # Nearly full: what is free comes first, then what dead pods have.
+    # The subnet is nearly full: look for a free address, then for one of a dead pod.
     for attempt in range(2):
         if attempt and not collect(directory, run, pools):
             break
@@ -126,10 +126,10 @@ def _link(ledger: str, fd: int, leases: str, address: str) -> bool:
 
 
 def release(directory: str, ledger: Ledger) -> None:
-    """Gives the addresses of a ledger back; those that it only tried for stay with their holder.
+    """Releases the addresses of a ledger. Addresses that it only tried to lease stay with their holders.
 
-    Connection tracking has to have forgotten them (:func:`held`, conntrack.forget): their next holder would get the
-    clients of the one before.
+    Before that, connection tracking must have forgotten them (:func:`held`, conntrack.forget): otherwise their next
+    holder would get the previous holder's clients.
     """
     try:
         mine = os.stat(ledger.path).st_ino
@@ -146,7 +146,7 @@ def release(directory: str, ledger: Ledger) -> None:
 
 
 def held(directory: str, pools: Sequence[Subnet], ledger: Ledger) -> list[str]:
-    """The addresses that the leases of a ledger mean, on a bridge with these pools: an IPv6 one goes with each IPv4."""
+    """All addresses of a ledger's leases on a bridge with these pools; each IPv4 address has an IPv6 one with it."""
     mine = [address for address in ledger.all("address") if _is_held(f"{directory}/leases/{address}", ledger)]
     return [each for address in mine for each in _with_ipv6(pools, address)]
 
@@ -168,9 +168,9 @@ def _with_ipv6(pools: Sequence[Subnet], address: str) -> list[str]:
 def collect(
     directory: str, run: str, pools: Sequence[Subnet], only: str = "", *, keep: bool = False
 ) -> list[tuple[str, str]]:
-    """Removes the leases of dead pods, or ``only`` that one if it is dead; returns pairs of address and pod.
+    """Removes the leases of dead pods, or just the address ``only`` if its pod is dead; returns (address, pod) pairs.
 
-    With ``keep`` they are only looked for.
+    With ``keep`` it only looks for them.
     """
     from podrun_hooks.network.netlink import conntrack
 
@@ -195,7 +195,7 @@ def _listed(directory: str) -> list[str]:
 
 
 class _Locked:
-    """The lock under which the leases of a bridge are removed: on their directory, as a full disk has room for none."""
+    """The lock for removing a bridge's leases. It locks their directory: a full disk has no room for a lock file."""
 
     def __init__(self, directory: str) -> None:
         self.path = f"{directory}/leases"
@@ -209,9 +209,10 @@ class _Locked:
 
 
 def fixed6(pool: Subnet, pool6: Subnet | None, address: str, n: int) -> str:
-    """The IPv6 ``address`` as it is to be leased; "" when it is what pod ``n`` of a bridge has anyway.
+    """The IPv6 ``address`` in the form to lease; "" if pod ``n`` of the bridge has it anyway.
 
-    Raises Failure (WRONG_FILE) for one that the pod cannot have: another pod's follow from their IPv4 addresses.
+    Raises Failure (WRONG_FILE) for an address that the pod cannot have: those derived from IPv4 addresses are other
+    pods'.
     """
     if not pool6:
         raise Failure(f"the bridge has no IPv6, and the pod is to have {address}", code=WRONG_FILE)
@@ -227,6 +228,6 @@ def fixed6(pool: Subnet, pool6: Subnet | None, address: str, n: int) -> str:
 
 
 def fixed(pool: Subnet, address: str) -> None:
-    """Raises Failure (WRONG_FILE) when a pod cannot have ``address`` in ``pool``."""
+    """Raises Failure (WRONG_FILE) if no pod can have ``address`` in ``pool``."""
     if not 2 <= pool.offset(address) < pool.size - 1:
         raise Failure(f"address {address} is not one of a pod's in {pool}", code=WRONG_FILE)

@@ -1,7 +1,7 @@
-"""What one network step holds, noted line by line before it is taken: all that ``down`` goes by after a kill -9.
+"""The ledger of a network step: notes each resource before taking it, so that ``down`` finds all after a kill -9.
 
 The file is append-only, and every note is one write(2): a kill leaves a whole line or none. The lease of an address is
-a hard link to it (lease.py), so "is this lease ours" is a comparison of inodes.
+a hard link to the ledger (lease.py), so comparing inodes tells whether a lease is the step's own.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Ledger(NamedTuple):
-    """The notes of one step, in the order they were written."""
+    """The notes of one step, in the order in which they were written."""
 
     path: str
     notes: Sequence[tuple[str, str]] = ()
@@ -35,12 +35,12 @@ class Ledger(NamedTuple):
 
 
 def path_of(step: Step) -> str:
-    """Where the notes of a step are."""
+    """The path of a step's ledger."""
     return f"{step.pod.directory}/{step.name}.network"
 
 
 def begin(step: Step) -> int:
-    """Creates the step's notes, with its owner, and returns a descriptor that appends. There must not be any."""
+    """Creates the step's ledger, notes its owner, and returns a descriptor that appends. It must not exist yet."""
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     fd = os.open(path_of(step), flags, 0o600)
     pod = step.pod
@@ -50,7 +50,7 @@ def begin(step: Step) -> int:
 
 
 def further(path: str) -> int:
-    """A descriptor that appends to the notes at ``path``. Raises FileNotFoundError."""
+    """A descriptor that appends to the ledger at ``path``. Raises FileNotFoundError."""
     return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
 
 
@@ -64,7 +64,7 @@ def note(fd: int, key: str, value: str) -> None:
 
 
 def read(path: str) -> Ledger:
-    """The notes at ``path``; empty when there are none."""
+    """The ledger at ``path``; an empty one if there is no file."""
     try:
         with open(path, encoding="utf-8") as file:
             lines = file.read().splitlines()
@@ -75,7 +75,7 @@ def read(path: str) -> Ledger:
 
 
 def alive(run: str, ledger: Ledger) -> bool:
-    """True while the pod of these notes has a journal of this boot."""
+    """True while the ledger's pod has a journal of this boot."""
     if ledger.last("boot") != boot_id():
         return False
     try:
@@ -91,7 +91,7 @@ def boot_id() -> str:
 
 
 def of(run: str, pod: str) -> list[Ledger]:
-    """The ledgers of a pod's network steps, those of its earlier generations first."""
+    """The ledgers of a pod's network steps, from its earliest to its latest generation."""
     where = f"{run}/pods/{pod}"
     try:
         names = sorted(os.listdir(where))
@@ -103,7 +103,7 @@ def of(run: str, pod: str) -> list[Ledger]:
 
 
 def holds_ports(ledger: Ledger) -> bool:
-    """False when the ports that a ledger tells of are another generation's: not yet its own, or handed over."""
+    """False if another generation has the ledger's ports: not taken over yet, or handed over already."""
     return ledger.last("holds") != "no"
 
 

@@ -1,4 +1,4 @@
-"""The modes beside bridge, host and none: a namespace of somebody else's, a link of the host's, CNI plugins."""
+"""The modes other than bridge, host and none: another namespace, a link of the host (macvlan), CNI plugins."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 
 def first(step: Step, fd: int, made: str = "") -> Facts:
-    """The pod's namespace, for the modes netns:, pod:, macvlan: and cni:; ``made`` as for namespace.begin."""
+    """Joins or creates the pod's namespace for the modes netns:, pod:, macvlan: and cni:; ``made`` as for
+    namespace.begin."""
     options: Options = step.options
     mode, _, word = options.mode.partition(":")
     hostname = files.hostname(step)
@@ -43,12 +44,12 @@ def first(step: Step, fd: int, made: str = "") -> Facts:
 
 
 def further(step: Step, fd: int, facts: Facts) -> Facts:
-    """One more interface in the namespace that an earlier step of the pod has made."""
+    """Adds an interface to the namespace that an earlier step of the pod has created."""
     return {"addresses": _connect(step, fd, facts["netns"])[0]}
 
 
 def check(step: Step) -> list[Problem]:
-    """What is not there that the mode needs."""
+    """Finds what the mode needs and the host lacks."""
     options: Options = step.options
     mode, _, word = options.mode.partition(":")
     try:
@@ -71,7 +72,7 @@ def check(step: Step) -> list[Problem]:
 
 
 def opened(step: Step, mode: str, word: str) -> int:
-    """A descriptor of the namespace to join. Raises Failure."""
+    """Opens the namespace to join. Raises Failure."""
     if mode == "pod":
         return _opened_of_pod(step, word)
     netns = namespace.opened(word)
@@ -92,9 +93,9 @@ def _opened_of_pod(step: Step, name: str) -> int:
 
 
 def _ledgers_of(step: Step, name: str) -> list[Ledger]:
-    """The living ledgers of another pod's steps that have a namespace, of its generation that serves."""
-    found = filter(ledgers.holds_ports, ledgers.of(step.pod.run, name))
-    return [one for one in found if one.all("netns") and ledgers.alive(step.pod.run, one)]
+    """The ledgers, with a namespace, of another pod's steps: only those of a living generation that serves."""
+    serving = filter(ledgers.holds_ports, ledgers.of(step.pod.run, name))
+    return [ledger for ledger in serving if ledger.all("netns") and ledgers.alive(step.pod.run, ledger)]
 
 
 def _hostname_of(step: Step, name: str) -> str:
@@ -119,7 +120,7 @@ def _facts(step: Step, hostname: str, addresses: list[str]) -> Facts:
 
 
 def _connect(step: Step, fd: int, path: str) -> tuple[list[str], dict[str, list[str]]]:
-    """Adds the interface of the step's mode; returns its addresses (CIDR), and what it says for dns and search."""
+    """Adds the interface of the step's mode; returns its addresses (CIDR) and a plugin's values for dns and search."""
     options: Options = step.options
     mode, _, word = options.mode.partition(":")
     netns = namespace.opened(path)

@@ -1,9 +1,9 @@
-"""The names of the pods on one bridge: a hosts(5) file that all of them share as their /etc/hosts, read-only.
+"""The names of the pods on one bridge: a hosts(5) file that all of them mount read-only as their /etc/hosts.
 
-No server answers for these names and none of the pods' files is rewritten: a name appears by one write of one byte.
-A pod has a record of two lines, IPv4 and IPv6, of a fixed length. It is written as a comment ("#") and becomes valid
-when its first bytes are put in place; the same way it ends. The C libraries open the file anew for every look-up, and a
-reader never sees half a line.
+This needs no name server and rewrites no file: a name appears with the write of a single byte. A pod has a record of
+two lines of fixed length, for IPv4 and IPv6. It is written as a comment ("#") and becomes valid when the first byte of
+each line is written; it is removed in the same way. The C libraries open the file anew for every look-up, and a reader
+never sees half a line.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from podrun.hook import Step
 
-#: An address, three names of 64 letters and the pod's tag fit into a line.
+#: Length of a line: room for an address, three names of 64 letters and the pod's tag.
 _LINE = 384
 _RECORD = 2 * _LINE
 _FREE = b"#-"
@@ -38,20 +38,20 @@ class Name(NamedTuple):
 
 
 def path_of(directory: str) -> str:
-    """The file of a bridge, given the bridge's directory."""
+    """The hosts file of the bridge with this directory."""
     return f"{directory}/hosts"
 
 
 def mark(step: Step) -> str:
-    """Whose a record is: the pod's tag and the step's name."""
+    """The mark of a record's owner: the pod's tag and the step's name."""
     return f"{step.pod.tag}/{step.name}"
 
 
 def begin(directory: str, *, anew: bool) -> None:
-    """Makes the file of a bridge; ``anew``: what is in it is of an earlier boot."""
+    """Creates the file of a bridge; ``anew`` empties an existing one, whose records are from an earlier boot."""
     fd = os.open(path_of(directory), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        # The launcher's umask is not the payload's business: it reads this as any user.
+        # Whatever podrun's umask is: payloads read the file as any user.
         os.fchmod(fd, 0o644)
         if anew or not os.fstat(fd).st_size:
             os.ftruncate(fd, 0)
@@ -61,11 +61,11 @@ def begin(directory: str, *, anew: bool) -> None:
 
 
 def add(directory: str, addresses: Sequence[str], names: Sequence[str], mark: str) -> int:
-    """Names a pod. Its record is the first free one, or one more at the end; returns where, for :func:`remove`."""
+    """Adds a pod's names, in the first free record or at the end; returns the offset, for :func:`remove`."""
     called = f"{' '.join(names)}\t# {mark}"
     lines = [f"{address}\t{called}".encode() for address in addresses]
     if not os.path.exists(path_of(directory)):
-        begin(directory, anew=False)  # of a bridge that is older than its file, or somebody has removed it
+        begin(directory, anew=False)  # an older podrun made the bridge, or somebody has removed the file
     with syscalls.Naming(path_of(directory)), _Locked(directory) as file:
         offset = _first_free(file)
         record = b"".join(_padded(b"#" + line[1:]) for line in [*lines, b"#-"][:2])
@@ -77,7 +77,7 @@ def add(directory: str, addresses: Sequence[str], names: Sequence[str], mark: st
 
 
 def _first_free(file: _Locked) -> int:
-    """The offset of the first free record. A kill can leave half of one at the end: it is written over."""
+    """The offset of the first free record. Half a record at the end, left by a kill, is overwritten."""
     size = os.fstat(file.fd).st_size
     end = len(_HEAD) + (size - len(_HEAD)) // _RECORD * _RECORD
     start = file.hint()
@@ -95,7 +95,7 @@ def _is_record(offset: int) -> bool:
 
 
 def remove(directory: str, mark: str, offset: int = -1) -> None:
-    """Takes the names of a pod back; nothing when there are none. ``offset``: where they are, if that is known."""
+    """Removes a pod's names, if there are any. ``offset``: where they are, if known."""
     try:
         with _Locked(directory) as file:
             whose = f"# {mark} ".encode()  # it ends the line, but for the padding
@@ -126,7 +126,7 @@ def _padded(line: bytes) -> bytes:
 
 
 def _records(content: bytes) -> Iterator[Name]:
-    """The records that are in use or half made: all but the free ones."""
+    """All records but the free ones: those in use and those half written."""
     for offset in range(len(_HEAD), len(content) - _RECORD + 1, _RECORD):
         lines = [content[at : at + _LINE] for at in (offset, offset + _LINE)]
         if lines[0].startswith(_FREE):
@@ -137,10 +137,11 @@ def _records(content: bytes) -> Iterator[Name]:
 
 
 class _Locked:
-    """The file of a bridge, locked by another one: flock(2) is for everybody who can read, and pods read this one.
+    """The file of a bridge, locked by means of a second file: anybody who can read a file can flock(2) it, and pods can
+    read this one.
 
-    In the lock's file is the offset before which no record is free: finding one does not take longer the more pods
-    there are. It is a hint: what a kill or a full disk keeps it from saying is a record that is not used again.
+    The lock file holds the offset before which no record is free, so that finding one does not take longer with more
+    pods. It is a hint: if a kill or a full disk prevents an update, at worst a record is not reused.
     """
 
     def __init__(self, directory: str) -> None:
@@ -161,7 +162,7 @@ class _Locked:
         os.close(self.lock)
 
     def hint(self) -> int:
-        """Where the first free record may be; 0: not known."""
+        """The offset from which to look for a free record; 0 if it is not known."""
         text = os.pread(self.lock, 16, 0).strip()
         return int(text) if text.isdigit() else 0
 

@@ -1,6 +1,6 @@
-"""A pod's network namespace: pinned at /run/netns as ``ip netns add`` does it, set up by one forked child.
+"""A pod's network namespace: a forked child sets it up and pins it at /run/netns, as ``ip netns add`` does.
 
-The child alone enters the namespace, and dies with podrun; the launcher stays in the host's.
+Only the child enters the namespace, and it dies with podrun; the launcher stays in the host's namespace.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ DIRECTORY = "/run/netns"
 _OURS = "/proc/self/ns/net"
 _NS_GET_NSTYPE = 0xB703  # ioctl_ns(2)
 
-# Docker's users rely on the first two: a payload that is not root may listen on port 80 and ping. The others: no pod
-# becomes another one's router or tells it of one, and an address is usable at once.
+# docker sets the first two, and its users rely on them: an unprivileged payload may listen on port 80, and ping. The
+# redirect and accept_ra settings keep a pod from making itself another pod's router; accept_dad = 0 makes an address
+# usable at once.
 _SYSCTLS = (
     ("net/ipv4/ip_unprivileged_port_start", "0"),
     ("net/ipv4/ping_group_range", "0 2147483647"),
@@ -40,23 +41,23 @@ _SYSCTLS = (
     ("net/ipv6/conf/default/accept_ra", "0"),
     ("net/ipv6/conf/default/accept_dad", "0"),
 )
-# An announcement makes the bridge send a copy to every pod on it, before the link is up: some ms with 200 pods. It is
-# needed only where the hardware address does not follow from the address: neighbours may know another (Bridge.mac).
+# The bridge copies an announcement to every pod on it before the link is up: that takes some ms with 200 pods. So it is
+# sent only if the MAC address does not follow from the IP address: neighbours may have cached another (Bridge.mac).
 _ANNOUNCING = (("net/ipv4/conf/default/arp_notify", "1"), ("net/ipv6/conf/default/ndisc_notify", "1"))
 
 
-#: How often routes are tried, with 1, 2, 4 and 8 ms between.
+#: Attempts to add routes, with 1, 2, 4 and 8 ms between them.
 _ATTEMPTS = 5
 
 
 class Wish(NamedTuple):
-    """What the pod file asks of the pod's end of a connection; empty values: podrun chooses."""
+    """The pod file's settings for the pod's end of a connection; podrun chooses where a value is empty."""
 
     #: The link's name in the pod.
     interface: str = ""
     mac: bytes = b""
     mtu: int = 0
-    #: Pairs of destination (CIDR) and gateway ("": straight to the link).
+    #: Pairs of destination (CIDR) and gateway ("" for a destination on the link).
     routes: Sequence[tuple[str, str]] = ()
     #: Pairs of path below /proc/sys and value.
     sysctls: Sequence[tuple[str, str]] = ()
@@ -85,27 +86,27 @@ class Plug(NamedTuple):
 
     @property
     def announced(self) -> bool:
-        """True when neighbours may know another hardware address for one of them (Bridge.mac)."""
+        """True if neighbours may have cached another MAC address for one of them (Bridge.mac)."""
         return bool(self.wish.mac or self.address6)
 
 
 def path_of(tag: str) -> str:
-    """Where a pod's namespace is pinned."""
+    """The path at which a pod's namespace is pinned."""
     return f"{DIRECTORY}/{tag}"
 
 
 def mark(tag: str, run: str) -> str:
-    """The alias of the namespace's loopback link: tells whose it is when the run directory is gone."""
+    """The alias of the namespace's loopback link: it names the owner even when the run directory is gone."""
     return f"{tag} {run}"[:255]
 
 
 def begin(tag: str, run: str, fd: int, plug: Plug | None, wish: Wish, made: str = "") -> Child:
-    """Starts making the namespace of a pod, with its end of the bridge when it has a ``plug``.
+    """Starts a child that creates a pod's namespace and, with a ``plug``, connects it to the bridge.
 
-    ``made``: where one is that a user namespace of the pod's owns; it is taken instead of a new one.
+    ``made``: the path of a namespace that the pod's user namespace owns, to use instead of a new one.
 
-    The ledger open at ``fd`` is told of everything first. Raises Failure (CANNOT_CREATE) for a foreign object at the
-    namespace's place; Child.join raises the rest.
+    The child notes everything in the ledger at ``fd`` first. Raises Failure (CANNOT_CREATE) if a foreign object is at
+    the namespace's path; Child.join raises other failures.
     """
     share()
     _clear(tag, run)
@@ -144,12 +145,12 @@ def begin(tag: str, run: str, fd: int, plug: Plug | None, wish: Wish, made: str 
 def plug_in(
     name: str, interface: str, tag: str, plug: Plug, outside: rtnetlink.Socket, inside: rtnetlink.Socket
 ) -> int:
-    """Makes a veth pair, in the pod's namespace: ``name`` a port of the bridge, ``interface`` the pod's end.
+    """Creates a veth pair from within the pod's namespace: ``name`` is the bridge port, ``interface`` the pod's end.
 
-    Returns the index of the port. It is filtered before the pod's end is up (classifier). It becomes one last: what the
-    pod's IPv6 says at first (multicast listener reports) would go to every other pod while we wait. "Up" is a message
-    of its own: changing anything else of a link that is up without a carrier makes the kernel walk all IPv6 routes
-    (NETDEV_CHANGE in addrconf_notify() of net/ipv6/addrconf.c), and each port has one.
+    Returns the index of the port. The filter (classifier) is attached before the pod's end is up. The link joins the
+    bridge last: otherwise the bridge would send the pod's first IPv6 packets (multicast listener reports) to all other
+    pods while we wait. "Up" is a separate message: changing anything else of a link that is up without a carrier makes
+    the kernel walk all IPv6 routes (NETDEV_CHANGE in addrconf_notify() of net/ipv6/addrconf.c), and each port has one.
     """
     from podrun_hooks.network.netlink import classifier  # here: `down` attaches none
 
@@ -175,11 +176,11 @@ def plug_in(
 
 
 def _index_of(name: str) -> int:
-    """An index for a port: one that is known beforehand, so that it is made, filtered and set up by one system call.
+    """The index for a port, known in advance, so that a single system call can create, filter and set up the port.
 
-    Between two of them the kernel could notice that there is no carrier yet, and tell the pod's end of it first when
-    there is (linkwatch_run_queue()): what the pod says at once would come to a port that is not one yet. The kernel
-    counts up from 1 and never gets to these.
+    With two calls the kernel could notice in between that there is no carrier, and later report the carrier to the
+    pod's end first (linkwatch_run_queue()): the pod's first packets would reach a link that is not a bridge port yet.
+    The kernel's own indexes count up from 1 and never get as high as these.
     """
     return 1 << 30 | int(name[-7:], 16)
 
@@ -192,7 +193,7 @@ def _program(mac: bytes, addresses: Sequence[str]) -> bytes:
 
 
 def _link_local(mac: bytes) -> str:
-    """The address that the kernel would make of it (RFC 4291, appendix A), in CIDR notation."""
+    """The link-local address that the kernel derives from a MAC address (RFC 4291, appendix A), in CIDR notation."""
     identifier = bytes([mac[0] ^ 2, *mac[1:3], 0xFF, 0xFE, *mac[3:]])
     return f"{inet_ntop(AF_INET6, bytes([0xFE, 0x80, *bytes(6)]) + identifier)}/64"
 
@@ -200,7 +201,7 @@ def _link_local(mac: bytes) -> str:
 def address(
     interface: str, addresses: Sequence[str], gateways: Sequence[str], wish: Wish, inside: rtnetlink.Socket
 ) -> None:
-    """Gives the pod's end its addresses and routes (CIDR both). Where there is a default route already, it stays."""
+    """Sets the addresses and routes (both CIDR) of the pod's end. An existing default route stays."""
     index = if_nametoindex(interface)
     inside.send(
         *(rtnetlink.address(index, cidr) for cidr in addresses), rtnetlink.change(interface, up=True, mtu=wish.mtu)
@@ -216,23 +217,23 @@ def address(
             )
             return
         except OSError as error:
-            # Since Linux 6.16 IPv6 routes are added without the lock that a link's change takes: one in thousands does
-            # not see the route to its gateway, which another processor is changing (inet6_rtm_newroute()).
+            # Since Linux 6.16 the kernel adds IPv6 routes without the lock that it takes to change a link: one addition
+            # in thousands misses the route to its gateway, which another processor is changing (inet6_rtm_newroute()).
             if error.errno != EHOSTUNREACH or attempt == _ATTEMPTS - 1:
                 raise
             time.sleep(0.001 * 2**attempt)
 
 
 def _own_proc() -> int:
-    """A descriptor of a proc file system of our own, which is nowhere mounted; closing the last one takes 0.1 ms.
+    """A descriptor of a proc file system of our own, mounted nowhere; closing the last descriptor takes 0.1 ms.
 
-    The directories of every namespace's sysctls have the same names, so that a file system that is asked for them in
-    many namespaces finds each of them slower (proc_sys_compare() in fs/proc/proc_sysctl.c): 0.3 ms with 200 pods, also
-    for what the host's other programs look up.
+    The sysctl directories of all namespaces have the same names, so looking them up in one proc file system becomes
+    slower with every namespace (proc_sys_compare() in fs/proc/proc_sysctl.c): 0.3 ms with 200 pods, for all other
+    programs of the host, too.
     """
     try:
         return syscalls.fsmount("proc", [])
-    except OSError:  # before Linux 5.8 all mounts of proc are one file system, and some sandboxes allow no other
+    except OSError:  # before Linux 5.8 all mounts of proc share one file system, and some sandboxes forbid a new one
         return os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
@@ -246,7 +247,7 @@ def _write(path: str, value: str, proc: int | None) -> None:
 
 
 def set_sysctls(sysctls: Sequence[tuple[str, str]], proc: int | None = None) -> None:
-    """Sets what belongs to the network namespace that the process is in. ``proc``: another proc than that at /proc.
+    """Sets sysctls of the network namespace that the process is in. ``proc``: a proc file system other than /proc.
 
     Raises Failure (WRONG_FILE) naming the key.
     """
@@ -258,8 +259,8 @@ def set_sysctls(sysctls: Sequence[tuple[str, str]], proc: int | None = None) -> 
 
 
 def port_of(tag: str, inode: int) -> str:
-    """The name of the host's end. The namespace's inode is in it because the kernel takes its time to delete a link:
-    the next start of the same pod does not meet the one before.
+    """The name of the host's end. It depends on the namespace's inode because the kernel deletes links with a delay:
+    the next start of the pod must not collide with the old link.
     """
     from _blake2 import blake2b
 
@@ -270,9 +271,9 @@ def port_of(tag: str, inode: int) -> str:
 
 
 def share() -> None:
-    """Makes /run/netns a shared mount, as iproute2 does, so that other mount namespaces see what is pinned later."""
+    """Makes /run/netns a shared mount, as iproute2 does, so that other mount namespaces see later pins."""
     try:
-        # Of the directory alone, not of all that is pinned in it: the time would grow with the pods.
+        # Not recursively (MS_REC): that would take longer with every pod pinned there.
         syscalls.mount(None, DIRECTORY, "none", syscalls.MS_SHARED)
         return
     except FileNotFoundError:
@@ -282,7 +283,7 @@ def share() -> None:
             raise
     lock = os.open(DIRECTORY, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        # The same lock as iproute2's: two at once would stack two mounts.
+        # The lock that iproute2 takes, too: two processes at once would stack two mounts.
         fcntl.flock(lock, fcntl.LOCK_EX)
         try:
             syscalls.mount(None, DIRECTORY, "none", syscalls.MS_SHARED)
@@ -296,7 +297,7 @@ def share() -> None:
 
 
 def _pin(tag: str, source: str) -> None:
-    """Keeps the namespace that ``source`` leads to alive at its place."""
+    """Pins the namespace at ``source`` at the pod's path, which keeps it alive."""
     path = path_of(tag)
     # Mode 0 and empty, as ``ip netns add`` leaves it before the mount: see _is_unfinished.
     os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0))
@@ -304,7 +305,7 @@ def _pin(tag: str, source: str) -> None:
 
 
 def unpin(tag: str, ledger: Ledger) -> None:
-    """Lets the ledger's namespace go; the kernel deletes its links within a second. A foreign object stays."""
+    """Unpins the ledger's namespace; the kernel deletes its links within a second. Leaves a foreign object alone."""
     path = path_of(tag)
     inodes = ledger.all("netns")
     if not inodes or remove(path, inodes):
@@ -317,23 +318,23 @@ def unpin(tag: str, ledger: Ledger) -> None:
 
 
 def silence(ledger: Ledger) -> None:
-    """Closes the pod's port of the bridge at once: while the kernel takes its time to delete the link, the old
-    namespace would answer for an address that may be the next pod's.
+    """Closes the pod's bridge port at once: until the kernel has deleted the link, the old namespace would answer for
+    an address that may already be the next pod's.
     """
     name, _, index = ledger.last("link").partition(" ")
     try:
         if name and if_nametoindex(name) == int(index):
             with rtnetlink.Socket() as socket:
                 socket.send(rtnetlink.silence(int(index)))
-    except OSError:  # the link is gone, or no port of a bridge any more
+    except OSError:  # the link is gone, or has left the bridge
         pass
 
 
 def remove(path: str, inodes: Collection[str]) -> bool:
-    """Takes a namespace, if it is one of ``inodes``, from its place; it ends with the last process in it.
+    """Unpins the namespace at ``path`` if it is one of ``inodes``; it ends with the last process in it.
 
-    True when it was there. Others may be at work on the same place: that very mount is taken away by its descriptor,
-    not what the next start has pinned there since.
+    Returns True if it was there. Other processes may use the path at the same time, so it unmounts exactly this mount
+    by its descriptor, and not one that the next start may have pinned there since.
     """
     try:
         fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -345,25 +346,25 @@ def remove(path: str, inodes: Collection[str]) -> bool:
             return False
         syscalls.umount(f"/proc/self/fd/{fd}", syscalls.MNT_DETACH)
     except OSError as error:
-        if error.errno != EINVAL:  # EINVAL: not mounted any more, somebody else was quicker
+        if error.errno != EINVAL:  # EINVAL: not mounted any more, another process was faster
             raise
     finally:
         os.close(fd)
     try:
         os.unlink(path)
     except OSError as error:
-        if error.errno not in (ENOENT, EBUSY):  # EBUSY: it is the next one's already
+        if error.errno not in (ENOENT, EBUSY):  # EBUSY: the next start has pinned its namespace there already
             raise
     return True
 
 
 def _is_unfinished(found: os.stat_result) -> bool:
-    """What a kill between creating the file and the mount leaves behind."""
+    """True for the file that a kill between its creation and the mount leaves behind."""
     return found.st_mode == 0o100000 and found.st_size == 0 and found.st_uid == 0
 
 
 def _clear(tag: str, run: str) -> None:
-    """Makes room: removes a dead namespace of this pod. Raises Failure (CANNOT_CREATE) when it is somebody else's."""
+    """Removes a dead namespace of this pod from its path. Raises Failure (CANNOT_CREATE) for a foreign object."""
     path = path_of(tag)
     try:
         found = os.lstat(path)
@@ -378,9 +379,9 @@ def _clear(tag: str, run: str) -> None:
 
 
 def opened(path: str) -> int:
-    """A descriptor of the network namespace at ``path``; a FIFO does not block it, links are followed.
+    """Opens the network namespace at ``path``. Follows symlinks; does not block on a FIFO.
 
-    Raises Failure (WRONG_FILE) for what is none.
+    Raises Failure (WRONG_FILE) for anything else.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -397,9 +398,9 @@ def opened(path: str) -> int:
 
 
 def join(tag: str, run: str, fd: int, netns: int) -> list[str]:
-    """Pins the namespace of descriptor ``netns`` at the pod's place, too; returns its addresses (CIDR).
+    """Pins the namespace at descriptor ``netns`` at the pod's path, too; returns its addresses (CIDR).
 
-    From then on it does not matter what becomes of the path that it was opened by. Raises Failure.
+    From then on the path by which it was opened does not matter. Raises Failure.
     """
     share()
     _clear(tag, run)
@@ -409,7 +410,7 @@ def join(tag: str, run: str, fd: int, netns: int) -> list[str]:
 
 
 def addresses_in(netns: int) -> list[str]:
-    """The addresses in the namespace of descriptor ``netns``, in CIDR notation, IPv4 first."""
+    """The addresses in the namespace at descriptor ``netns``, in CIDR notation, IPv4 first."""
 
     def ask() -> str:
         syscalls.setns(netns, syscalls.CLONE_NEWNET)
@@ -420,7 +421,7 @@ def addresses_in(netns: int) -> list[str]:
 
 
 def is_netns(path: str) -> bool:
-    """True when a network namespace is mounted at ``path``; does not block on a FIFO or follow a symlink."""
+    """True if a network namespace is mounted at ``path``. Does not block on a FIFO or follow a symlink."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
@@ -434,7 +435,7 @@ def is_netns(path: str) -> bool:
 
 
 def loopback_alias(path: str) -> str:
-    """The alias of the loopback link in the namespace at ``path``, "" without one."""
+    """The alias of the loopback link in the namespace at ``path``; "" if it has none."""
 
     def ask() -> str:
         try:

@@ -1,4 +1,4 @@
-"""What a network step's table may say, and what [networks.NAME] of networks.toml says in its place."""
+"""The options of a network step, and their defaults in [networks.NAME] of networks.toml."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from podrun_hooks.network.namespace import Wish
     from podrun_hooks.network.publish.spec import Publish
 
-#: Where an administrator says what bridges are like.
+#: The administrator's settings of bridges.
 NETWORKS = "/etc/podrun/networks.toml"
 
 _PLAIN = ("bridge", "host", "none")
-#: Modes that take a word behind a colon, and what it is.
+#: Modes that take a word after a colon, and the meaning of that word.
 _WITH_A_WORD = {"netns": "a path", "pod": "a pod's name", "macvlan": "a link of the host", "cni": "a network's name"}
 _LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 
@@ -135,7 +135,7 @@ def _hostname(text: str) -> str:
 
 
 def is_reserved(name: str) -> bool:
-    """True for what a pod cannot be called where others look it up: RFC 6761, 6.3, and what hosts files have."""
+    """True for names that a pod cannot have: those of RFC 6761, 6.3, and those in every hosts file."""
     labels = name.lower().split(".")
     return "localhost" in (labels[0], labels[-1]) or name.lower() in ("ip6-localhost", "ip6-loopback", "localdomain")
 
@@ -147,7 +147,7 @@ def _domain(text: str) -> str:
 
 
 def _link_name(text: str) -> str:
-    # dev_valid_name() of the kernel, and what has a meaning elsewhere in an nftables script.
+    # Stricter than the kernel's dev_valid_name(): some characters have a meaning in an nftables script.
     if not 0 < len(text) < 16 or text in (".", "..") or text.strip(_LETTERS + "-_."):
         raise Wrong(f"expected a link's name of at most 15 letters, digits, '-', '_' and '.', not {text!r}")
     return text
@@ -155,7 +155,7 @@ def _link_name(text: str) -> str:
 
 def _sysctls(table: dict[str, str]) -> dict[str, str]:
     for key, value in table.items():
-        # Only what lies below /proc/sys/net belongs to a network namespace.
+        # Only sysctls below /proc/sys/net belong to a network namespace.
         if not key.startswith("net.") or key.strip(f"{_LETTERS}-_./") or ".." in key:
             raise Wrong(f"{key!r} is not a sysctl of a network namespace: they begin with net.", (key,))
         if "\n" in value:
@@ -168,7 +168,7 @@ _MODES = [*_PLAIN, "netns:/run/netns/x", "pod:other", "macvlan:eth0", "cni:NAME"
 
 
 class Options(NamedTuple):
-    """How a pod is connected."""
+    """The options of a network step."""
 
     mode: str = option(
         checked(TEXT, _mode, {"examples": _MODES}),
@@ -213,7 +213,7 @@ class Options(NamedTuple):
 
 
 class Network(NamedTuple):
-    """[networks.NAME] of networks.toml: what pods get that name the bridge NAME and do not say otherwise themselves."""
+    """[networks.NAME] of networks.toml: settings of bridge NAME, and defaults for the options of its pods."""
 
     subnet: str = option(checked(TEXT, _subnet(4, 29)), "the bridge's IPv4 subnet", "")
     subnet6: str = option(checked(TEXT, _subnet(6, 96)), "the bridge's IPv6 subnet", "")
@@ -240,7 +240,7 @@ class Network(NamedTuple):
 
 
 def with_network(options: Options, bridge: str) -> Options:
-    """``options`` with what networks.toml says of their bridge where they say nothing. Raises Failure (WRONG_FILE)."""
+    """``options``, with empty ones filled from networks.toml's table of the bridge. Raises Failure (WRONG_FILE)."""
     try:
         os.stat(NETWORKS)
     except FileNotFoundError:
@@ -248,21 +248,21 @@ def with_network(options: Options, bridge: str) -> Options:
     declared = networks().get(bridge)
     if declared is None:
         return options
-    # What the options do not have ("routed" and the like) is the bridge's alone.
+    # Settings that are not options of a step ("routed" and the like) belong to the bridge alone.
     missing = {key: value for key, value in declared._asdict().items() if value and not getattr(options, key, True)}
     return options._replace(**missing)
 
 
 def manner(bridge: str) -> Manner:
-    """What networks.toml says of a bridge itself. Raises Failure (WRONG_FILE)."""
+    """The settings of a bridge itself in networks.toml. Raises Failure (WRONG_FILE)."""
     from podrun_hooks.network.bridge import Manner
 
-    said = networks().get(bridge) if os.path.exists(NETWORKS) else None
-    return Manner(said.routed, said.any_source, tuple(said.reach)) if said else Manner()
+    declared = networks().get(bridge) if os.path.exists(NETWORKS) else None
+    return Manner(declared.routed, declared.any_source, tuple(declared.reach)) if declared else Manner()
 
 
 def networks() -> dict[str, Network]:
-    """The tables of networks.toml by name; none without the file. Raises Failure (WRONG_FILE)."""
+    """The tables of networks.toml by name; {} if there is no file. Raises Failure (WRONG_FILE)."""
     import tomllib
 
     from podrun.options import read
@@ -286,7 +286,7 @@ def networks() -> dict[str, Network]:
 
 
 def wish(options: Options) -> Wish:
-    """What the options ask of the pod's end of a connection."""
+    """The options' settings for the pod's end of a connection."""
     from podrun_hooks.network.namespace import Wish
 
     routes = [text.split() for text in options.routes]

@@ -1,1 +1,1 @@
-"""Published ports: how they are written, who holds them, and the nft map in which each is an element."""
+"""Published ports: their spelling, their holders, and the nft maps in which each port is an element."""

@@ -1,4 +1,4 @@
-"""Published ports move from one generation of a pod to another, and back: at no moment do they lead nowhere."""
+"""Moves published ports from one generation of a pod to another, and back, without closing them for a moment."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Side(NamedTuple):
 def move(pod: Pod, bridge: Bridge, wanted: Sequence[Publish], addresses: Sequence[str], new: Side, old: Side) -> None:
     """Moves the ports of ``old`` to the generation that publishes ``wanted`` for its ``addresses``.
 
-    What has moved already stays. Raises Failure (BUSY), before anything is moved, when another pod has one of them.
+    Leaves ports alone that have moved already. Raises Failure (BUSY), before it moves any, if another pod holds one.
     """
     elements = [element_of(publish, ports.target_of(publish, addresses), pod.tag) for publish in wanted]
     for publish in wanted:

@@ -1,4 +1,4 @@
-"""The hold sets: while a port moves, they keep what no map has translated from being refused."""
+"""The hold sets: while a port moves, packets that no map has translated are dropped instead of refused."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from podrun_hooks.network.ledger import Ledger
     from podrun_hooks.network.netlink.nfnetlink import Element
 
-#: The sets that say of a map's key: it has no element just now, but will.
+#: By map, the set of keys whose element in that map is just being replaced.
 HOLDING = {"host4": "hold4", "host6": "hold6", "any4": "holdany4", "any6": "holdany6"}
 
 
 def release(table: str, holds: Sequence[Element]) -> None:
-    """Deletes what there is of the elements of hold sets; a kill in the middle of a move leaves some."""
+    """Deletes those elements of hold sets that exist; a kill during a move leaves some behind."""
     socket = nfnetlink.socket()
     left = [hold for hold in holds if nfnetlink.find(socket, table, hold.map, hold.key)]
     if left:
@@ -25,5 +25,5 @@ def release(table: str, holds: Sequence[Element]) -> None:
 
 
 def holds_of(ledger: Ledger) -> list[Element]:
-    """The elements of hold sets that there may be for the ports of a ledger."""
+    """The elements of hold sets that may exist for the ports of a ledger."""
     return [nfnetlink.Element(HOLDING[element.map], element.key, b"") for element in noted(ledger)]

@@ -1,4 +1,4 @@
-"""Taking and giving up published ports, and who else holds one."""
+"""Takes and releases published ports, and finds who else holds one."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _EADDRINUSE = 98
 
 
 def take(pod: Pod, bridge: Bridge, wanted: Sequence[Publish], addresses: Sequence[str], fd: int) -> None:
-    """Publishes ``wanted`` for the pod that has ``addresses``, all or nothing, noting it in the ledger at ``fd`` first.
+    """Publishes ``wanted`` for the pod with ``addresses``, all or none, after noting them in the ledger at ``fd``.
 
-    Raises Failure (BUSY), naming the holder, when one of the ports is in use.
+    Raises Failure (BUSY), naming the holder, if one of the ports is in use.
     """
     if any(publish.ip.startswith("127.") or publish.ip == "0.0.0.0" for publish in wanted):
         bridges.allow_localnet(bridge.name)
@@ -48,15 +48,15 @@ def take(pod: Pod, bridge: Bridge, wanted: Sequence[Publish], addresses: Sequenc
 
 
 def target_of(publish: Publish, addresses: Sequence[str]) -> str:
-    """Which of a pod's addresses a port leads to. Raises Failure when it has none of that family."""
-    target = next((one for one in addresses if (":" in one) == (":" in publish.ip)), "")
+    """The one of a pod's addresses to which a port leads. Raises Failure if there is none of the port's family."""
+    target = next((address for address in addresses if (":" in address) == (":" in publish.ip)), "")
     if not target:
         raise Failure(f"{publish} is published on IPv6, and the bridge has none", code=STEP_FAILED)
     return target
 
 
 def _forget_earlier(wanted: Sequence[Publish]) -> None:
-    """Ends flows that went to the ports before: a UDP caller that never pauses would be kept out."""
+    """Deletes tracked flows to the ports from before: a UDP client that never pauses would not reach the pod."""
     datagrams = [publish for publish in wanted if publish.proto != "tcp"]
     if datagrams:
         from podrun_hooks.network.netlink import conntrack
@@ -71,10 +71,10 @@ def _meant(publish: Publish) -> list[str]:
 
 
 def begin_release(table: str, ledger: Ledger, addresses: Sequence[str]) -> Child:
-    """Starts to take the ports of a ledger back, and to have connection tracking forget the pod's ``addresses``.
+    """Starts a child that withdraws the ports of a ledger and makes connection tracking forget ``addresses``.
 
-    The ports that another pod holds stay. In a child, because closing the socket at once would wait, and make others
-    wait (see nfnetlink.socket).
+    It leaves ports alone that another pod holds. A child, because closing the socket at once would make this process,
+    and others, wait (see nfnetlink.socket).
     """
     elements = list(noted(ledger))
 
@@ -100,9 +100,9 @@ def begin_release(table: str, ledger: Ledger, addresses: Sequence[str]) -> Child
 
 
 def holder(pod: Pod, table: str, publish: Publish, *, reclaim: bool = False) -> str:
-    """Who else has the port: "pod web", "nginx (pid 17)", or "" when nobody has.
+    """Who else holds the port: "pod web", "nginx (pid 17)", or "" for nobody.
 
-    With ``reclaim``, the element of a pod that is dead is deleted on the way.
+    With ``reclaim``, it deletes elements of dead pods that it meets.
     """
     socket = nfnetlink.socket()
     for element in _rivals(publish):
@@ -118,20 +118,21 @@ def holder(pod: Pod, table: str, publish: Publish, *, reclaim: bool = False) -> 
 
 
 def _owner(run: str, element: Element) -> str:
-    """The living pod whose ledger tells of an element; "": its pod is dead."""
+    """The living pod whose ledger notes an element; "" if its pod is dead."""
     living = (ledger for ledger in ledgers.everywhere(run) if ledgers.alive(run, ledger))
     return next((ledgers.pod_of(ledger) for ledger in living if element in noted(ledger)), "")
 
 
 def refuse_held(pod: Pod, table: str, publish: Publish) -> None:
-    """Raises Failure (BUSY) when somebody else has the port; the element of a pod that is dead is deleted."""
+    """Raises Failure (BUSY) if somebody else holds the port. Deletes elements of dead pods."""
     found = holder(pod, table, publish, reclaim=True)
     if found:
         raise Failure(f"port {publish} is in use by {found}", code=BUSY)
 
 
 def _rivals(publish: Publish) -> Iterator[Element]:
-    """The elements that would be in the way: the same, that of all addresses, and for that one each of the host's."""
+    """The elements that conflict with a port: on the same address, on all addresses, and, for a port on all addresses,
+    on each address of the host."""
     for ip in {publish.ip, "::" if ":" in publish.ip else "0.0.0.0"}:
         yield Element(*key_of(publish._replace(ip=ip)), b"")
     if publish.everywhere:
@@ -140,7 +141,7 @@ def _rivals(publish: Publish) -> Iterator[Element]:
 
 
 def _of_the_host(version: int) -> list[str]:
-    """The host's addresses: as many lookups as it has, however many ports are published."""
+    """The host's addresses. The number of look-ups depends on them, and not on the elements in the map."""
     from podrun_hooks.network.netlink import rtnetlink
 
     with rtnetlink.Socket() as socket:
@@ -152,7 +153,7 @@ def _of_the_host(version: int) -> list[str]:
 
 
 def _listener(publish: Publish) -> str:
-    """The host's process that listens on the port, or "": binding to it tells in microseconds that there is one."""
+    """The host's process that listens on the port, or "". Binding the port shows in microseconds if there is one."""
     family = _socket.AF_INET6 if ":" in publish.ip else _socket.AF_INET
     kind = _socket.SOCK_DGRAM if publish.proto == "udp" else _socket.SOCK_STREAM
     try:

@@ -1,6 +1,6 @@
-"""Published ports as a pod file spells them, as a ledger notes them, and as the nftables table holds them.
+"""Published ports in a pod file's spelling, in a ledger's notes, and as elements of the nftables table.
 
-An element's comment is the tag of its pod, so everybody can tell whose it is, ``nft list table`` included.
+An element's comment is the tag of its pod, so that ``nft list table`` shows to which pod it belongs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from podrun_hooks.network.ledger import Ledger
 
-#: What nft(8) takes for a comment (NFTNL_UDATA_COMMENT_MAXLEN less its end): the longest tags are longer.
+#: Longest comment of nft(8) (NFTNL_UDATA_COMMENT_MAXLEN less the final NUL); tags can be longer.
 LONGEST_COMMENT = 127
 PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
 
@@ -46,7 +46,7 @@ class Publish(NamedTuple):
 
 
 def each(wanted: Sequence[Publish]) -> list[Publish]:
-    """The same with every range as its ports."""
+    """The same ports with every range split into single ports."""
     return [
         publish._replace(host=publish.host + n, port=publish.port + n, length=1)
         for publish in wanted
@@ -55,7 +55,7 @@ def each(wanted: Sequence[Publish]) -> list[Publish]:
 
 
 def parse(text: str) -> Publish:
-    """Reads docker's spelling, ``[ip:]hostport[-last]:containerport[-last][/tcp|udp|sctp]``; 127.0.0.1 by default.
+    """Parses docker's spelling, ``[ip:]hostport[-last]:containerport[-last][/tcp|udp|sctp]``; 127.0.0.1 by default.
 
     Raises Wrong.
     """
@@ -79,7 +79,7 @@ def parse(text: str) -> Publish:
 
 
 def _range(word: str, where: str) -> tuple[int, int]:
-    """The first port of "80" or "80-89", and how many they are."""
+    """The first port of "80" or "80-89", and the number of ports."""
     first, dash, last = word.partition("-")
     for one in (first, last) if dash else (first,):
         if not (one.isdecimal() and one.isascii() and 0 < int(one) < 65536):
@@ -104,7 +104,7 @@ def _address(text: str, where: str) -> str:
 
 
 def restore(run: str, table: str) -> None:
-    """Puts the ports of living pods back after somebody else has emptied the ruleset."""
+    """Adds the ports of living pods again after another program has flushed the ruleset."""
     for ledger in ledgers.everywhere(run):
         for one in noted(ledger) if ledgers.alive(run, ledger) and ledgers.holds_ports(ledger) else ():
             try:
@@ -114,7 +114,7 @@ def restore(run: str, table: str) -> None:
 
 
 def lost(table: str, ledger: Ledger) -> list[Publish]:
-    """The ports of a ledger that are not in the table, and that no other generation has got."""
+    """The ports of a ledger that are missing in the table, unless another generation has them."""
     if not ledgers.holds_ports(ledger):
         return []
     socket = nfnetlink.socket()
@@ -127,26 +127,26 @@ def lost(table: str, ledger: Ledger) -> list[Publish]:
 
 
 def noted(ledger: Ledger) -> Iterator[Element]:
-    """The elements that a ledger tells of."""
+    """The elements for the ports in a ledger."""
     for publish, target, tag in lines(ledger):
         yield element_of(publish, target, tag)
 
 
 def lines(ledger: Ledger) -> Iterator[tuple[Publish, str, str]]:
-    """The published ports of a ledger with the pod's address and tag."""
+    """The published ports in a ledger, each with the pod's address and tag."""
     for line in ledger.all("publish"):
         ip, host, port, proto, target, tag = line.split(" ")
         yield Publish(ip, int(host), int(port), proto), target, tag
 
 
 def line_of(publish: Publish, target: str, tag: str) -> str:
-    """What a ledger notes of a port under "publish": the inverse of :func:`lines`."""
+    """A ledger's note of a port under "publish"; the inverse of :func:`lines`."""
     ip, host, port, proto, _ = publish
     return f"{ip} {host} {port} {proto} {target} {tag}"
 
 
 def element_of(publish: Publish, target: str, tag: str) -> Element:
-    """What leads from a port to a pod's address."""
+    """The map element that leads from a port to a pod's address."""
     raw = _raw(target)
     value = concatenated(raw, publish.port.to_bytes(2, "big"))
     return Element(*key_of(publish), value, tag[:LONGEST_COMMENT])
