@@ -27,7 +27,7 @@ gives: Sequence[str] = ("hooks",)
 resident = False
 default_name = ""
 
-#: Where packages and the administrator put them; of two files with the same name the one in the later directory counts.
+#: The directories of packages and of the administrator; of two files with one name, that in the later directory wins.
 DIRECTORIES = ("/usr/share/containers/oci/hooks.d", "/etc/containers/oci/hooks.d")
 #: The moments in a container's life, in their order ("POSIX-platform Hooks" of the runtime specification).
 STAGES = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
@@ -72,7 +72,7 @@ class Options(NamedTuple):
 
 
 def up(step: Step, facts: Facts) -> Facts:
-    """Tells of the hooks, in the order of their files' names, those of the step itself last."""
+    """Facts: the hooks, in the order of their files' names; those that the step itself names come last."""
     found = _all(step.options)
     return {"hooks": found} if found else {}
 
@@ -82,7 +82,7 @@ def down(step: Step, own: Facts) -> None:
 
 
 def check(step: Step) -> list[Problem]:
-    """A directory, a file or an executable that is not there, or that others than root can change."""
+    """Finds directories, files and executables that are missing or that other users than root can change."""
     options: Options = step.options
     for directory in options.directories or ():
         if not os.path.isdir(directory):
@@ -96,7 +96,7 @@ def check(step: Step) -> list[Problem]:
 
 
 def explain(step: Step) -> list[str]:
-    """What the runtime's configuration says then."""
+    """The resulting hooks in the runtime's configuration."""
     return [f"# config.json: hooks.{hook['hookName']}: {jsontext.dumps(hook)}" for hook in _all(step.options)]
 
 
@@ -118,7 +118,7 @@ def _holds(when: Mapping[str, Any], command: str, annotations: Mapping[str, str]
     return "commands" not in when or any(_fits(pattern, command) for pattern in when["commands"])
 
 
-#: What a POSIX extended regular expression has and Python's does not: the classes inside brackets.
+#: Character classes of POSIX extended regular expressions, which Python's do not have.
 _CLASSES = {
     "alnum": "a-zA-Z0-9", "alpha": "a-zA-Z", "blank": " \\t", "digit": "0-9", "lower": "a-z", "space": "\\s",
     "upper": "A-Z", "xdigit": "0-9a-fA-F", "punct": "!-/:-@\\[-`{-~",
@@ -153,7 +153,7 @@ def _of_files(options: Options) -> list[Facts]:
 
 
 def _of_step(options: Options) -> list[Facts]:
-    """Those that the step itself names."""
+    """The hooks that the step itself names."""
     return [hook for entry in options.hooks for hook in _facts(_believed(entry))]
 
 

@@ -1,7 +1,7 @@
 """The storage step: a directory of the host, a volume, memory, a file or a file system, as a mount for the containers.
 
-It only tells of mounts, in the spelling of the CDI specification; the container step makes them, in its own namespace.
-What has to be mounted on the host first is real.py's business.
+It only describes mounts, in the form of the CDI specification; the container step makes them, in its own namespace.
+host_mounts.py makes those that have to be mounted on the host first.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ default_name = ""
 
 
 def up(step: Step, facts: Facts) -> Facts:
-    """Tells of the mount; a named volume that is not there is created, what needs a mount on the host gets one."""
+    """Describes the mount; creates a missing named volume, and mounts on the host what has to be mounted there."""
     options: Options = step.options
     step.status(f"providing {options.target}")
     for problem in misplaced(options.source, options.options, options.type):
@@ -42,7 +42,7 @@ def up(step: Step, facts: Facts) -> Facts:
 
 
 def down(step: Step, own: Facts) -> None:
-    """Unmounts what was mounted on the host. A bind went with the container, and a named volume outlives its pods."""
+    """Unmounts what was mounted on the host. A bind has gone with the container; a named volume outlives its pods."""
     options: Options = step.options
     if _is_real(options, kind_of(options.source, options.type, options.options)):
         from podrun_hooks.storage import host_mounts
@@ -51,7 +51,7 @@ def down(step: Step, own: Facts) -> None:
 
 
 def check(step: Step) -> list[Problem]:
-    """A source that has to exist, and options that its kind of mount does not have."""
+    """Finds missing sources, and options that the kind of mount does not have."""
     options: Options = step.options
     kind = kind_of(options.source, options.type, options.options)
     problems = misplaced(options.source, options.options, options.type)
@@ -106,7 +106,7 @@ def _in_a_user_namespace(options: Options, kind: str) -> list[Problem]:
 
 
 def exposes(step: Step) -> Iterator[Exposure]:
-    """What the mount shows of the host."""
+    """Reports what the mount shows of the host."""
     from podrun_hooks.storage import exposure
 
     return exposure.of(step)
@@ -140,5 +140,5 @@ def volumes_of(options: Mapping[str, Any]) -> list[str]:
 
 
 def _is_real(options: Options, kind: str) -> bool:
-    """Whether it takes a mount on the host."""
+    """Whether the source has to be mounted on the host first."""
     return bool(options.idmap) or kind not in ("bind", "volume", "tmpfs")

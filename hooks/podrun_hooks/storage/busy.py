@@ -1,4 +1,4 @@
-"""Who keeps a mount from being unmounted. Reached only when the kernel has said EBUSY."""
+"""Finds what keeps a mount busy. Used only after the kernel has answered EBUSY."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def holder(path: str) -> str:
-    """What holds the mount at ``path``, in words: "sleep (pid 17: its working directory)"; "" when it is not found."""
+    """What holds the mount at ``path``, for messages: "sleep (pid 17: its working directory)"; "" if not found."""
     return next(_holders(path), "")
 
 

@@ -1,4 +1,4 @@
-"""What a mount gives away: for ``podrun check --security``."""
+"""The exposures of a mount, for ``podrun check --security``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from podrun.hook import Step
 
-#: Who may speak to one of these may start anything, as root of the host.
+#: Whoever can connect to one of these can run anything as root on the host.
 _SOCKETS = (
     "docker.sock", "podman.sock", "containerd.sock", "crio.sock", "/run/systemd/private", "system_bus_socket",
     "/run/dbus", "/run/docker", "/run/podman", "/run/containerd", "/run/crio",

@@ -1,7 +1,7 @@
-"""Storage that has to be mounted on the host first: at <run>/pods/POD/mnt/STEP, where everybody sees it.
+"""Storage that has to be mounted on the host first: at <run>/pods/POD/mnt/STEP, visible to all processes.
 
-``up`` mounts, and tells the containers of a bind. ``down`` finds the mount by its place, also when ``up`` was killed;
-nothing is removed before it is unmounted, and what keeps it is named.
+``up`` mounts it and gives the containers a bind of it. ``down`` finds the mount by its path, even if ``up`` was killed.
+It removes nothing before the unmount succeeds, and names whoever keeps the mount busy.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _HELPERS = {"nfs": "nfs-common", "nfs4": "nfs-common", "cifs": "cifs-utils", "da
 
 
 def place_of(step: Step) -> str:
-    """Where the step's mount is."""
+    """The path of the step's mount."""
     return f"{step.pod.directory}/mnt/{step.name}"
 
 
 def up(step: Step) -> Facts:
-    """Mounts what the step means; facts: a bind of it, and for an image what keeps it in the store."""
+    """Mounts the step's source. Facts: a bind of it, and for an image the record that keeps it in the store."""
     options = step.options
     place = place_of(step)
     if os.path.lexists(place):
@@ -55,7 +55,7 @@ def up(step: Step) -> Facts:
 
 
 def down(step: Step, own: Facts) -> None:
-    """Unmounts; raises Failure (BUSY) naming who keeps the mount. What the mount stood on goes after it."""
+    """Unmounts, then removes what the mount was based on. Raises Failure (BUSY) naming who keeps the mount busy."""
     options = step.options
     place = place_of(step)
     if not own:
@@ -78,7 +78,7 @@ def down(step: Step, own: Facts) -> None:
 
 
 def check(step: Step) -> list[Problem]:
-    """Sources and programs that are not there."""
+    """Finds missing sources and mount helpers."""
     options = step.options
     kind = kind_of(options.source, options.type, options.options)
     source = options.source
@@ -101,7 +101,7 @@ def check(step: Step) -> list[Problem]:
 
 
 def unmount(place: str, target: str) -> None:
-    """Unmounts all that is mounted at ``place``. Raises Failure (BUSY) naming who keeps it."""
+    """Unmounts everything that is mounted at ``place``. Raises Failure (BUSY) naming who keeps it busy."""
     while True:
         try:
             syscalls.umount(place, syscalls.UMOUNT_NOFOLLOW)
@@ -132,13 +132,13 @@ def _mount(step: Step, place: str) -> tuple[str, Facts]:
     argv = [program, "-t", type_, "-o", ",".join(given), "--source", source, "--target", place]
     ended = subprocesses.run(argv, env={"PATH": _PATH, "LC_ALL": "C"})
     if ended.status:
-        told = (ended.errors or ended.output or f"mount(8) ended with {ended.status}").splitlines()[0]
-        raise Failure(f"{source} cannot be mounted: {told.removeprefix(f'mount: {place}: ')}", code=STEP_FAILED)
+        reason = (ended.errors or ended.output or f"mount(8) ended with {ended.status}").splitlines()[0]
+        raise Failure(f"{source} cannot be mounted: {reason.removeprefix(f'mount: {place}: ')}", code=STEP_FAILED)
     return place, {}
 
 
 def _image(step: Step, place: str) -> tuple[str, Facts]:
-    """An image's layers, read-only. The store keeps them as long as a journal tells of the image."""
+    """An image's layers, read-only. The store keeps them while a journal mentions the image."""
     from podrun_hooks import image
 
     found = image.up(_image_step(step), {})["images"][step.name]
@@ -160,7 +160,7 @@ def _image_step(step: Step) -> Step:
 
 
 def _overlay_on_path(step: Step, place: str) -> tuple[str, Facts]:
-    """A directory whose changes go elsewhere, and are thrown away."""
+    """A directory under an overlay: changes go to another directory and are discarded."""
     from podrun_hooks.support.rooted_tree import clear
 
     source = step.options.source
@@ -211,7 +211,7 @@ def _file(step: Step, place: str) -> tuple[str, Facts]:
 
 
 def _idmapped(step: Step, place: str) -> tuple[str, Facts]:
-    """A path or volume on which owners are others (mount_setattr(2), MOUNT_ATTR_IDMAP)."""
+    """A path or volume with mapped owners (mount_setattr(2), MOUNT_ATTR_IDMAP)."""
     from podrun_hooks.storage import idmap, volumes
 
     source = step.options.source
@@ -237,7 +237,7 @@ _MOUNTERS: dict[str, Callable[[Step, str], tuple[str, Facts]]] = {
 
 
 def _attach(tree: int, place: str, attributes: int) -> None:
-    """Attaches a detached mount, restricted before anybody sees it."""
+    """Attaches a detached mount; restricts it before it becomes visible."""
     try:
         syscalls.mount_setattr(tree, attributes, recursive=True, propagation=syscalls.MS_PRIVATE)
         syscalls.move_mount(tree, place)
@@ -264,7 +264,7 @@ def _overlay(step: Step, place: str, layers: Sequence[str], *, upper: str = "", 
 
 
 def _name(step: Step) -> str:
-    """What the step's objects outside the pod's directory are called."""
+    """The name of the step's objects outside the pod's directory."""
     return f"{step.pod.tag}.{step.name}"
 
 
@@ -296,7 +296,7 @@ def _checked_file(step: Step) -> list[Problem]:
 
 
 def _rmdir(path: str) -> None:
-    """Removes an empty directory: never anything in it, whatever is mounted or left there."""
+    """Removes a directory if it is empty; never its content, whatever is mounted or left there."""
     try:
         os.rmdir(path)
     except OSError as error:

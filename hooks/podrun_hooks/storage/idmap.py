@@ -1,4 +1,4 @@
-"""Idmapped mounts: whose files are whose, by a user namespace that exists for its mapping alone (mount_setattr(2))."""
+"""Idmapped mounts: maps file owners by a user namespace that exists only for its mapping (mount_setattr(2))."""
 
 from __future__ import annotations
 

@@ -15,24 +15,25 @@ if TYPE_CHECKING:
 
 
 def path_of(root: str, name: str) -> str:
-    """Where the content of a volume is."""
+    """The directory with a volume's content."""
     return f"{root}/volumes/{name}/data"
 
 
 def _mark(place: str) -> str:
-    """The file that is there as long as no container has used the volume."""
+    """The file that exists until a container has used the volume."""
     return f"{os.path.dirname(place)}/new"
 
 
 def provide(root: str, name: str, *, fill: bool = True) -> bool:
-    """Makes sure that a volume is there, 0755; True when it is still to be filled, which ``fill`` = False prevents."""
+    """Creates a volume (0755) unless it exists. True if it is still to be filled, which ``fill`` = False prevents."""
     place = path_of(root, name)
-    # 0700: what a payload's root makes setuid in a volume, no user of the host may run. A mount needs no way there.
+    # 0700: no user of the host may run setuid programs that a payload's root creates in a volume. Mounts do not need
+    # access by this path.
     os.makedirs(f"{root}/volumes", mode=0o700, exist_ok=True)
     os.makedirs(os.path.dirname(place), mode=0o755, exist_ok=True)
     if not os.path.isdir(place):
         with _Locked(place):
-            # First the mark: a volume that looks used is never filled.
+            # Create the mark first: a volume without it counts as used and is never filled.
             if fill and not os.path.isdir(place):
                 os.close(os.open(_mark(place), os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
             try:
@@ -136,7 +137,7 @@ class _Locked:
 
 
 def names(root: str) -> list[str]:
-    """The volumes there are, sorted."""
+    """The names of all volumes, sorted."""
     try:
         found = os.listdir(f"{root}/volumes")
     except FileNotFoundError:
@@ -145,7 +146,7 @@ def names(root: str) -> list[str]:
 
 
 def remove(root: str, name: str) -> None:
-    """Removes a volume with what is in it. Raises FileNotFoundError. Whether a pod uses it is the caller's to know."""
+    """Removes a volume with its content. Raises FileNotFoundError. The caller has checked that no pod uses it."""
     from podrun_hooks.support.rooted_tree import clear
 
     # Gone in one step; what a kill leaves behind is removed by the next removal.

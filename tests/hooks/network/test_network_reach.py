@@ -256,7 +256,7 @@ ROUTED = """
 
 
 def test_a_routed_subnet_is_called_by_its_own_addresses_and_no_other_is() -> None:
-    """Who is on a wire of the host can route anything to it; that alone does not let them in."""
+    """A machine on the same L2 segment can route anything to the host; that alone does not let it in."""
     assert in_a_host_of_its_own("", ROUTED).splitlines() == [
         "false n n y n the host the host",
         "true y y y y itself itself",
