@@ -157,6 +157,8 @@ def down(name: str, host: Host, *, invocation: str = "", force: bool = False, se
                 exit_records.note(host.run, name, segment, invocation, host.environ, own)
                 _explain_streams(own, host)
             chain.undo(host.run, name, callbacks(host, lock), force=force, only=segment)
+            if not (invocation or segment):
+                exit_records.forget_start(host.run, name)
     except Interrupted as interrupted:
         interrupted.hint = f"'podrun down {name}' goes on from here"
         raise

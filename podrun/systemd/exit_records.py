@@ -135,6 +135,19 @@ def forget(run: str, pods: Sequence[str]) -> None:
                 os.unlink(f"{run}/{place}/{name}")
 
 
+def forget_start(run: str, name: str) -> None:
+    """Removes what a transient unit of the pod was started from (podrun.launcher.transient): it may hold secrets."""
+    text = Identity(name).text
+    try:
+        found = os.listdir(f"{run}/units")
+    except FileNotFoundError:
+        return
+    for file in found:
+        # A dot of a pod's name is doubled there.
+        if file.startswith(f"{text}.") and not file.startswith(f"{text}.."):
+            os.unlink(f"{run}/units/{file}")
+
+
 def _identities(run: str) -> list[Identity]:
     try:
         return [identities.of_text(name) for name in os.listdir(f"{run}/ended") if not name.startswith(".")]
