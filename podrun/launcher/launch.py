@@ -157,7 +157,9 @@ def down(name: str, host: Host, *, invocation: str = "", force: bool = False, se
                 exit_records.note(host.run, name, segment, invocation, host.environ, own)
                 _explain_streams(own, host)
             chain.undo(host.run, name, callbacks(host, lock), force=force, only=segment)
-            if not (invocation or segment):
+            if not (invocation or segment) and os.path.isdir(f"{host.run}/units"):
+                from podrun.systemd import exit_records
+
                 exit_records.forget_start(host.run, name)
     except Interrupted as interrupted:
         interrupted.hint = f"'podrun down {name}' goes on from here"
