@@ -1,8 +1,8 @@
-"""What a hot swap does with a pod's network: names and ports move, and the old generation's connections come to an end.
+"""The network in a hot swap: names and ports move to the new generation, and the old one's connections end.
 
-The order is what keeps requests from being lost. The elements of the maps are replaced in one transaction; whoever has
-no answer from the old generation by then is sent to the new one; the old payload accepts what its kernel has accepted;
-only then it is asked to end.
+The order keeps requests from being lost. One transaction replaces the elements of the maps. Clients without an answer
+from the old generation are then sent to the new one. The old payload accepts the connections that its kernel has
+completed, and only then is it asked to end.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _POLL = 0.01
 
 
 def exclusive(step: Step) -> str:
-    """Why two generations of a pod cannot have the step at once; "" when they can."""
+    """Why two generations of a pod cannot have the step at once; "" if they can."""
     options = step.options
     mode = options.mode.partition(":")[0]
     if mode == "host":
@@ -57,14 +57,15 @@ def _joined(step: Step) -> str:
 
 
 def take_over(step: Step, own: Facts, before: Step) -> None:
-    """Names first: for a moment they lead to both, which serve both. Then the ports, then the other's name goes.
+    """Adds the new names first (for a moment they lead to both generations, which both serve), then moves the ports,
+    then removes the old names.
 
-    What has been done already is not done again: a swap that was killed is taken up, or back, by the same call.
+    It repeats nothing that has been done: the same call continues, or reverts, a swap that was killed.
     """
     new, old = _side(step), _side(before)
     ledger = new.ledger
     try:
-        # Whoever restores or checks ports meanwhile leaves these alone: both ledgers say that they are not theirs.
+        # Both ledgers now say that the ports are not theirs, so a process that restores or checks ports skips these.
         ledgers.note(old.fd, "holds", "no")
         for name in ledger.all("bridge"):
             directory = bridges.directory(step.pod.run, name)
@@ -96,7 +97,7 @@ def _name(step: Step, own: Facts, directory: str, addresses: list[str], fd: int)
 
 
 def settle(step: Step, seconds: float) -> None:
-    """Waits until the payload has accepted what its kernel has, then up to ``seconds`` for its connections' end."""
+    """Waits until the payload has accepted all completed connections, then up to ``seconds`` until they end."""
     ledger = ledgers.read(ledgers.path_of(step))
     if not ledger.all("netns"):
         return
@@ -108,7 +109,7 @@ def settle(step: Step, seconds: float) -> None:
 
 
 def await_sent(step: Step) -> None:
-    """Waits until the peers have what the payload wrote before it ended: without a namespace it would be lost."""
+    """Waits until peers have received what the payload wrote before it ended; it is lost with the namespace."""
     states = (sockets.FIN_WAIT1, sockets.CLOSING, sockets.LAST_ACK)
     _watch(step, lambda: not sockets.tcp(states), _SENDING)
 
@@ -119,14 +120,14 @@ def _unaccepted() -> bool:
 
 
 def _connections() -> bool:
-    """True while the payload serves somebody: what it calls itself does not count."""
+    """True while the payload has clients; its own outgoing connections do not count."""
     found = sockets.tcp((sockets.LISTEN, sockets.ESTABLISHED, sockets.CLOSE_WAIT))
     served = {socket.port for socket in found if socket.state == sockets.LISTEN}
     return any(socket.state != sockets.LISTEN and socket.port in served for socket in found)
 
 
 def _watch(step: Step, is_over: Callable[[], bool], seconds: float) -> None:
-    """Asks in the pod's namespace again and again, at most so long."""
+    """Polls ``is_over`` in the pod's namespace, for at most ``seconds``."""
     try:
         netns = os.open(namespace.path_of(step.pod.tag), os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
