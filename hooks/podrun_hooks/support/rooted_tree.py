@@ -59,6 +59,8 @@ class Tree:
         try:
             fd, resolved, inside = self._walk(path, directory)
         except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+                raise  # nothing is wrong with the path
             what = f"{path} cannot be made in the container: {error.strerror}"
             raise Failure(what, code=CANNOT_CREATE, hint=str(error.filename or "")) from error
         is_directory = stat.S_ISDIR(os.fstat(fd).st_mode)

@@ -201,7 +201,7 @@ def test_a_volume_inside_another_mount_is_filled_from_the_image(tmp_path: Path) 
         (tmp_path / "image" / name).mkdir()
     root = str(tmp_path / "root")
     assert volumes.provide(root, "modules")
-    place = SimpleNamespace(stage=str(tmp_path / "stage"))  # type: ignore[assignment]
+    place = SimpleNamespace(stage=str(tmp_path / "stage"), rootfs=str(tmp_path / "rootfs"))  # type: ignore[assignment]
     wanted = [
         {"hostPath": str(tmp_path / "host"), "containerPath": "/app", "options": ["bind"]},
         {
