@@ -332,8 +332,9 @@ def test_the_host_does_not_take_a_pod_for_its_router(place: Any) -> None:
 
 
 @pytest.mark.root
-def test_making_the_host_a_router_leaves_other_bridges_alone() -> None:
-    code = "from podrun_hooks.network import bridge; bridge._forward(ipv6=True)"
+def test_making_the_host_a_router_leaves_other_bridges_alone(tmp_path: Path) -> None:
+    (tmp_path / "network").mkdir()
+    code = f'from podrun_hooks.network import bridge; bridge._forward("{tmp_path}", ipv6=True)'
     shell = (
         f"ip link add other type bridge && ip link set other up && {sys.executable} -c '{code}' && "
         "cd /proc/sys/net/ipv6/conf && cat all/forwarding other/accept_ra"
