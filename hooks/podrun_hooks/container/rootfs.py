@@ -35,7 +35,10 @@ def own_top(place: Place, layers: Sequence[str]) -> None:
     A layer that says nothing of "/" has the usual ones, so the uppermost that says anything counts.
     """
     for layer in reversed(layers):
-        about = os.stat(layer)
+        try:
+            about = os.stat(layer)
+        except FileNotFoundError:
+            continue  # stack() says which one is missing
         mode = stat.S_IMODE(about.st_mode)
         if (mode, about.st_uid, about.st_gid) != (0o755, 0, 0):
             os.chown(place.upper, about.st_uid, about.st_gid)

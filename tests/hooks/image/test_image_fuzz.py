@@ -14,4 +14,4 @@ pytestmark = pytest.mark.root
 
 def test_mutated_images_touch_nothing_and_end_with_a_failure_or_a_tree(tmp_path: Path) -> None:
     count = int(os.environ.get("PODRUN_FUZZ_ROUNDS", "2000"))
-    assert image_fuzz.rounds(tmp_path, count, seed=1, seconds=5 if count == 2000 else 1e9) > 50
+    assert image_fuzz.rounds(tmp_path, count, seed=1, seconds=10 if count == 2000 else 1e9) > 50
