@@ -35,19 +35,6 @@ def freeze(place: Place, on: bool) -> None:
     )
 
 
-def is_frozen(place: Place) -> bool:
-    """Whether freeze() has stopped it."""
-    for path in runtime.cgroups(place):
-        for name, word in (("cgroup.freeze", b"1"), ("freezer.state", b"FR")):
-            try:
-                with open(f"{path}/{name}", "rb", buffering=0) as file:
-                    if file.read(2)[: len(word)] == word:
-                        return True
-            except OSError:
-                continue
-    return False
-
-
 def limit(place: Place, wanted: Mapping[str, float]) -> None:
     """Changes limits of the running container: memory and pids (bytes, count), cpus. Raises Failure."""
     for key, value in wanted.items():
