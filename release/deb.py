@@ -24,7 +24,7 @@ from podrun import __version__
 from podrun.cli import completion
 from podrun.cli.main import podrun
 from podrun.cluster import agent
-from podrun.systemd import generator
+from podrun.systemd import following, generator
 
 CHECKOUT = Path(__file__).parents[1]
 DEBIAN = Path(__file__).parent / "debian"
@@ -34,6 +34,7 @@ CARRIED = "cgroupspy"
 PRIVATE = "usr/lib/podrun"
 MODULES = "usr/lib/python3/dist-packages"
 COMMAND = "usr/bin/podrun"
+SYSTEM = "usr/lib/systemd/system"
 COMPLETIONS = {
     "bash": "usr/share/bash-completion/completions/podrun",
     "zsh": "usr/share/zsh/vendor-completions/_podrun",
@@ -104,7 +105,10 @@ def _for_systemd(tree: Path) -> None:
     path.chmod(0o755)
     _write(tree / agent.AGENT.lstrip("/"), Path(agent.SOURCE).read_text())
     (tree / agent.AGENT.lstrip("/")).chmod(0o755)
-    _write(tree / "usr/lib/systemd/system/pacemaker.service.d/podrun.conf", agent.ORDER_TEXT)
+    _write(tree / f"{SYSTEM}/pacemaker.service.d/podrun.conf", agent.ORDER_TEXT)
+    _write(tree / SYSTEM / following.GC, following.collecting(f"/{COMMAND} gc"))
+    (tree / SYSTEM / "multi-user.target.wants").mkdir()
+    (tree / SYSTEM / f"multi-user.target.wants/{following.GC}").symlink_to(f"../{following.GC}")
     _write(tree / "usr/lib/tmpfiles.d/podrun.conf", (DEBIAN / "podrun.conf").read_text())
 
 

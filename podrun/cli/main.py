@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -31,6 +33,7 @@ from podrun.cli.output import human, printed, say
 from podrun.engine import hook_loader
 from podrun.engine import journal as journals
 from podrun.engine import state as states
+from podrun.engine.locks import Lock
 from podrun.errors import UNAVAILABLE, WRONG_FILE, Failure
 from podrun.hook_extras import Collects
 from podrun.host import Host
@@ -152,10 +155,23 @@ def gc(host: Host, only_check: bool) -> int:
             say(f"{name}: {state}")
     cache.forget(cache.directory(host.run))
     exit_records.forget(host.run, journals.pods(host.run))
-    for hook, collecting in hook_loader.offering(Collects):
-        for line in collecting.collect(host.root, host.run, {*journals.pods(host.run)}, False):
-            say(f"{hook}: {line}")
+    with contextlib.ExitStack() as held:
+        busy = {*_locked(host, held)}
+        for hook, collecting in hook_loader.offering(Collects):
+            for line in collecting.collect(host.root, host.run, {*journals.pods(host.run), *busy}, False):
+                say(f"{hook}: {line}")
     return 0
+
+
+def _locked(host: Host, held: contextlib.ExitStack) -> Iterator[str]:
+    """Locks the pods that have something on the disk but no journal: a power cut has ended them, and none of them
+    starts while that is removed. Yields those that cannot be locked: somebody is at work on them."""
+    with contextlib.suppress(FileNotFoundError):
+        for name in {*os.listdir(f"{host.root}/pods")} - {*journals.pods(host.run)}:
+            try:
+                held.enter_context(Lock(host.run, name, wait=False))
+            except Failure:
+                yield name
 
 
 @command(FORMAT, click.Argument(["words"], metavar="[FILE|NAME]...", nargs=-1))

@@ -171,7 +171,7 @@ def unit(host: Host, word: str | None, install: bool, uninstall: bool, install_g
         return
     made = installing.units(word, host)
     if install:
-        for line in installing.install(made):
+        for line in installing.install({**made, **installing.for_the_host(host)}):
             say(line)
         if not installing.starts_at_boot(made):
             host.report('nothing starts it at boot: the file has no [install] with WantedBy = "multi-user.target"')

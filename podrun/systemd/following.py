@@ -1,4 +1,4 @@
-"""The units that a host has once, whatever pods it has: the follower of registries, and the timer of updates."""
+"""The units that a host has once, whatever pods it has: the registries' follower, the timer of updates, gc at boot."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
 UNIT = "podrun-follow.service"
 UPDATE = "podrun-update"
+GC = "podrun-gc.service"
 #: Units that several pods may ask for.
-OF_ALL = (UNIT, f"{UPDATE}.timer", f"{UPDATE}.service")
+OF_ALL = (UNIT, f"{UPDATE}.timer", f"{UPDATE}.service", GC)
 #: Files of /etc/podrun that are no pods.
 NO_PODS = ("podrun.toml", "networks.toml", "registries.toml")
 
@@ -68,6 +69,30 @@ ExecStart={command}
 SyslogIdentifier=podrun-update
 TimeoutStartSec=infinity
 """
+
+# Pods' units come after it, and do not need it: what it does not get done does not keep them from starting. It is
+# started at boot and never by a pod: later there are pods that live, which is nothing of its business.
+_GC = """# Made by podrun for all pods of this host.
+[Unit]
+Description=podrun: removal of what pods have left when the power went
+RequiresMountsFor=/var/lib/podrun
+ConditionDirectoryNotEmpty=/var/lib/podrun/pods
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart={command}
+SyslogIdentifier=podrun-gc
+TimeoutStartSec=5min
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+
+def collecting(command: str) -> str:
+    """The unit that removes at boot what the last one has left on the disk; nothing after an orderly shutdown."""
+    return _GC.format(command=command)
 
 
 def updating(command: str) -> dict[str, str]:

@@ -86,6 +86,15 @@ def units(word: str, host: Host) -> dict[str, str]:
         raise Failure(f"{path}: {error}", code=WRONG_FILE) from None
 
 
+def for_the_host(host: Host) -> dict[str, str]:
+    """The unit that this host has once and that no pod's file asks for, where no package brings it."""
+    usual = (host.root, host.run) == ("/var/lib/podrun", "/run/podrun")
+    packaged = any(os.path.lexists(f"{place}/{following.GC}") for place in unit_files.VENDORS)
+    return (
+        {following.GC: following.collecting(unit_files.Command(program()).line("gc"))} if usual and not packaged else {}
+    )
+
+
 def _answers_the_watchdog(step: StepText) -> bool:
     having = offers(hook_loader.load(step.hook), HasUnitNeeds)
     if having is None:

@@ -279,7 +279,8 @@ def _pulling(pod: Pod, podrun: Command) -> dict[str, str]:
 def _unit(pod: Pod, *, pulling: bool) -> Lines:
     network = f"{_ONLINE}{' ' + pod.fellow('pull') if pulling else ''}"
     network += f" {following.UNIT}" if _follows(pod) else ""
-    about = _with([("Description", pod.title), ("Wants", network), ("After", network)], pod.sections["unit"], add=True)
+    own = [("Description", pod.title), ("Wants", network), ("After", f"{network} {following.GC}")]
+    about = _with(own, pod.sections["unit"], add=True)
     return [*about, *_other_pods(pod), *_before_cluster(pod)]
 
 
@@ -515,7 +516,9 @@ def with_defaults(pod: Pod, given: Mapping[str, Any]) -> Pod:
 def generate(directory: str, podrun: Command, known: Mapping[str, Known], etc: str = ETC) -> None:
     """Writes the units of every pod file in ``etc`` into ``directory``. No file hides another one."""
     given = following.defaults(etc)
-    placed: set[str] = set()
+    placed = {following.GC}
+    if not any(os.path.lexists(f"{place}/{following.GC}") for place in VENDORS):
+        _place(directory, following.GC, following.collecting(podrun.line("gc")))
     for path in [*_files(etc), *_instances(etc)]:
         try:
             pod = with_defaults(read(path, known), given)

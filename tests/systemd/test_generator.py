@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -33,14 +34,18 @@ def write(path: Path, text: str) -> None:
 
 
 def generated(etc: Path, out: Path) -> dict[str, str]:
-    """The units that an installed generator makes of a directory: names and texts."""
+    """The units that an installed generator makes of a directory's pod files: names and texts."""
     program = out / "generator"
     program.write_text(generator.text("/opt/podrun", KNOWN, str(etc)))
     made = out / "units"
     made.mkdir()
     done = subprocess.run([sys.executable, "-IS", program, made], capture_output=True, text=True, cwd="/")
     assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
-    return {path.name: path.read_text() for path in made.iterdir() if path.is_file()}
+    found = {path.name: path.read_text() for path in made.iterdir() if path.is_file()}
+    # Whatever files there are; started at boot.
+    assert "ExecStart=/opt/podrun gc\n" in found.pop("podrun-gc.service")
+    assert os.readlink(made / "multi-user.target.wants/podrun-gc.service") == "../podrun-gc.service"
+    return found
 
 
 def test_it_runs_where_podrun_cannot_be_imported(tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def test_a_setting_of_the_pod_file_takes_the_place_of_podruns(tmp_path: Path) ->
 
 def test_dependencies_are_added_to_podruns(tmp_path: Path) -> None:
     made = units(tmp_path, CONTAINER + '[unit]\nAfter = "db.service"\n')["web.service"]
-    assert settings(made, "After") == ["network-online.target", "db.service"]
+    assert settings(made, "After") == ["network-online.target podrun-gc.service", "db.service"]
 
 
 def test_restart_goes_to_the_containers_and_install_to_the_pod(tmp_path: Path) -> None:
@@ -228,7 +228,7 @@ def test_the_follower_has_a_unit_where_a_pod_uses_a_registry_with_a_server(
 ) -> None:
     made = units(tmp_path, text)
     assert (FOLLOWER in made) is follows
-    assert (f"After=network-online.target {FOLLOWER}" in made["web.service"].splitlines()) is follows
+    assert (f"After=network-online.target {FOLLOWER} podrun-gc.service" in made["web.service"].splitlines()) is follows
     if follows:
         assert {"ExecStart=/opt/podrun follow", "Restart=always"} <= {*made[FOLLOWER].splitlines()}
 
@@ -249,7 +249,12 @@ def test_the_hosts_default_registry_counts_and_files_that_are_no_pods_do_not(tmp
     (tmp_path / "generator").write_text(generator.text("/opt/podrun", etc=str(etc)))
     done = subprocess.run([sys.executable, "-IS", tmp_path / "generator", out], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    assert sorted(path.name for path in out.glob("*.service")) == ["db.service", FOLLOWER, "web.service"]
+    assert sorted(path.name for path in out.glob("*.service")) == [
+        "db.service",
+        FOLLOWER,
+        "podrun-gc.service",
+        "web.service",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from podrun_hooks.support.rooted_tree import Tree, clear
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence, Set
     from typing import IO, Any, NoReturn
 
     from podrun.hook import Step
@@ -247,6 +247,13 @@ def local_data(options: dict[str, Any]) -> list[str]:
     volumes = options.get("volumes")
     found = [str(text).partition(":")[0] for text in volumes] if isinstance(volumes, list) else []
     return [*found, "its writable layer (persist)"] if options.get("persist") is True else found
+
+
+def collect(root: str, run: str, pods: Set[str], only_look: bool) -> list[str]:
+    """Removes what a power cut has left of containers; returns what it was."""
+    from podrun_hooks.container import leftovers
+
+    return leftovers.collect(root, run, pods, only_look=only_look)
 
 
 def exclusive(step: Step) -> str:

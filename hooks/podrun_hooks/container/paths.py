@@ -6,7 +6,7 @@ import os
 
 from podrun.errors import CANNOT_CREATE, Failure
 from podrun.record import NamedTuple
-from podrun_hooks.support.rooted_tree import clear
+from podrun_hooks.support.rooted_tree import OWNER, claim, clear
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -92,6 +92,11 @@ class Place(NamedTuple):
         return f"{self.storage}/volumes"
 
     @property
+    def owner(self) -> str:
+        """A link to the run directory, while the layer ends with its pod: how gc knows what a power cut has left."""
+        return f"{self.storage}/{OWNER}"
+
+    @property
     def state(self) -> str:
         """The runtime's state directory of this container."""
         return f"{self.runtime}/{self.id}"
@@ -99,8 +104,6 @@ class Place(NamedTuple):
 
 def of(step: Step) -> Place:
     """The place of a container step."""
-    from _blake2 import blake2b
-
     pod = step.pod
     tag = pod.tag or f"podrun-{pod.name}"
     bundle = f"{pod.directory}/{step.name}"
@@ -111,16 +114,26 @@ def of(step: Step) -> Place:
         storage=f"{pod.storage}/{step.name}",
         runtime=f"{pod.run}/{RUNTIME_ROOT}",
         log=f"{pod.storage}/{step.name}.log",
-        mark=f"{identity}-{blake2b(os.fsencode(bundle), digest_size=8).hexdigest()}",
+        mark=mark_of(identity, bundle),
         cgroup=f"/{pod.cgroup.strip('/')}/{step.name}{pod.suffix}" if pod.cgroup else f"/podrun/{identity}",
     )
+
+
+def mark_of(identity: str, bundle: str) -> str:
+    """See Place.mark."""
+    from _blake2 import blake2b
+
+    return f"{identity}-{blake2b(os.fsencode(bundle), digest_size=8).hexdigest()}"
 
 
 def prepare(place: Place, *, persist: bool) -> None:
     """Makes the directories. A writable layer left by an earlier boot is emptied, unless it is to persist."""
     os.makedirs(place.bundle, mode=0o700, exist_ok=True)
     os.makedirs(place.storage, mode=0o700, exist_ok=True)
-    if not persist:
+    if persist:
+        _unlinked(place.owner)
+    else:
+        claim(place.storage, os.path.dirname(place.runtime))
         clear(place.upper)
     clear(place.work)
     clear(place.volumes)
@@ -139,14 +152,9 @@ def prepare(place: Place, *, persist: bool) -> None:
 def remove(place: Place, *, persist: bool) -> None:
     """Removes all of it, by name: another step's files below the same directories are none of ours."""
     clear(place.written)
-    for file in (place.config, f"{place.notify}/socket", place.direct, place.log):
-        try:
-            os.unlink(file)
-        except (FileNotFoundError, NotADirectoryError):
-            pass
-    older = 1
-    while _unlinked(f"{place.log}.{older}"):
-        older += 1
+    for file in (place.config, f"{place.notify}/socket", place.direct):
+        _unlinked(file)
+    remove_logs(place.log)
     for directory in (place.rootfs, place.stage, place.notify, place.bundle):
         _rmdir(directory)
     clear(place.work)
@@ -154,12 +162,21 @@ def remove(place: Place, *, persist: bool) -> None:
     if not persist:
         clear(place.upper)
         clear(f"{place.storage}/empty")
+        _unlinked(place.owner)
         generation = os.path.dirname(place.storage)
         # A later generation's is below its pod's (Pod.storage).
         above = [os.path.dirname(generation)] if os.path.basename(generation)[0] == "+" else []
         for directory in (place.storage, generation, *above):
             _rmdir(directory)
     _rmdir(place.runtime)
+
+
+def remove_logs(log: str) -> None:
+    """Removes a log with the older parts of it."""
+    _unlinked(log)
+    older = 1
+    while _unlinked(f"{log}.{older}"):
+        older += 1
 
 
 def _unlinked(file: str) -> bool:

@@ -14,7 +14,7 @@ from podrun_hooks.storage.options import Options as Options
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence, Set
     from typing import Any
 
     from podrun.hook import Facts, Step
@@ -110,6 +110,13 @@ def exposes(step: Step) -> Iterator[Exposure]:
     from podrun_hooks.storage import exposure
 
     return exposure.of(step)
+
+
+def collect(root: str, run: str, pods: Set[str], only_look: bool) -> list[str]:
+    """Removes what a power cut has left of overlays, snapshots and volumes; returns what it was."""
+    from podrun_hooks.storage import leftovers
+
+    return leftovers.collect(root, run, pods, only_look=only_look)
 
 
 def explain(step: Step) -> list[str]:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 _PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 _RESTRICTED = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
+#: Behind a step's name: the directory of an overlay's changes, and the one that tells of a snapshot (below the pod's on
+#: the disk; leftovers.py).
+OVERLAY, SNAPSHOT_NOTE = ".overlay", ".snapshot"
 #: Packages with the mount helpers that people miss most.
 _HELPERS = {"nfs": "nfs-common", "nfs4": "nfs-common", "cifs": "cifs-utils", "davfs": "davfs2", "ceph": "ceph-common"}
 
@@ -71,8 +74,11 @@ def down(step: Step, own: Facts) -> None:
         _rmdir(step.pod.storage)
     elif kind == "snapshot":
         from podrun_hooks.storage import btrfs
+        from podrun_hooks.support.rooted_tree import clear
 
         btrfs.remove(options.source[len(SNAPSHOT) :], _name(step))
+        clear(_note(step))
+        _rmdir(step.pod.storage)
     _rmdir(place)
     _rmdir(os.path.dirname(place))
 
@@ -161,14 +167,16 @@ def _image_step(step: Step) -> Step:
 
 def _overlay_on_path(step: Step, place: str) -> tuple[str, Facts]:
     """A directory under an overlay: changes go to another directory and are discarded."""
-    from podrun_hooks.support.rooted_tree import clear
+    from podrun_hooks.support.rooted_tree import claim, clear
 
     source = step.options.source
     whole = _upper(step)
     clear(whole)
     about = os.stat(source)
-    for name in (whole, f"{whole}/upper", f"{whole}/work"):
-        os.makedirs(name, mode=0o700)
+    os.makedirs(whole, mode=0o700)
+    claim(whole, step.pod.run)
+    for name in (f"{whole}/upper", f"{whole}/work"):
+        os.mkdir(name, 0o700)
     # The merged root shows the mode and the owner of upper.
     os.chown(f"{whole}/upper", about.st_uid, about.st_gid)
     os.chmod(f"{whole}/upper", about.st_mode & 0o7777)
@@ -178,8 +186,16 @@ def _overlay_on_path(step: Step, place: str) -> tuple[str, Facts]:
 
 def _snapshot(step: Step, place: str) -> tuple[str, Facts]:
     from podrun_hooks.storage import btrfs
+    from podrun_hooks.support.rooted_tree import claim, clear
 
-    path = btrfs.snapshot(step.options.source[len(SNAPSHOT) :], _name(step))
+    source, note = step.options.source[len(SNAPSHOT) :], _note(step)
+    clear(note)
+    # The snapshot is beside its source, where nobody would look for it when a power cut has ended the pod.
+    os.makedirs(note, mode=0o700)
+    os.symlink(source, f"{note}/source")
+    claim(note, step.pod.run)
+    btrfs.remove(source, _name(step))
+    path = btrfs.snapshot(source, _name(step))
     _attach(syscalls.open_tree(path), place, _RESTRICTED)
     return place, {}
 
@@ -269,7 +285,11 @@ def _name(step: Step) -> str:
 
 
 def _upper(step: Step) -> str:
-    return f"{step.pod.storage}/{step.name}.overlay"
+    return f"{step.pod.storage}/{step.name}{OVERLAY}"
+
+
+def _note(step: Step) -> str:
+    return f"{step.pod.storage}/{step.name}{SNAPSHOT_NOTE}"
 
 
 def _credential(name: str) -> bytes:

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from podrun_hooks.support.userns import Mapping
 
 
+#: Behind the name of a volume that is being removed.
+_GONE = ".gone"
+
+
 def path_of(root: str, name: str) -> str:
     """The directory with a volume's content."""
     return f"{root}/volumes/{name}/data"
@@ -149,8 +153,37 @@ def remove(root: str, name: str) -> None:
     """Removes a volume with its content. Raises FileNotFoundError. The caller has checked that no pod uses it."""
     from podrun_hooks.support.rooted_tree import clear
 
-    # Gone in one step; what a kill leaves behind is removed by the next removal.
-    gone = f"{root}/volumes/.{name}.gone"
-    clear(gone)
-    os.rename(f"{root}/volumes/{name}", gone)
-    clear(gone)
+    # Gone in one step; what a kill leaves behind is removed by the next removal, or by gc.
+    gone = f"{root}/volumes/.{name}{_GONE}"
+    with _Removing(root):
+        clear(gone)
+        os.rename(f"{root}/volumes/{name}", gone)
+        clear(gone)
+
+
+def collect(root: str, *, only_look: bool) -> list[str]:
+    """Removes what killed removals have left of volumes, or with ``only_look`` looks for it; returns names."""
+    from podrun_hooks.support.rooted_tree import clear
+
+    try:
+        removing = _Removing(root)
+    except FileNotFoundError:
+        return []
+    with removing:
+        found = [name for name in os.listdir(f"{root}/volumes") if name[0] == "." and name.endswith(_GONE)]
+        for name in found if not only_look else ():
+            clear(f"{root}/volumes/{name}")
+    return [f"volume {name[1 : -len(_GONE)]}, removed by half" for name in sorted(found)]
+
+
+class _Removing:
+    """The lock of those who remove volumes."""
+
+    def __init__(self, root: str) -> None:
+        self.fd = os.open(f"{root}/volumes", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def __enter__(self) -> None:
+        fcntl.flock(self.fd, fcntl.LOCK_EX)
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.fd)

@@ -1,4 +1,4 @@
-"""Trees of files that an image or a payload has made: paths resolved inside them, and their removal."""
+"""Trees of files that an image or a payload has made: paths resolved inside them, whose they are, and their removal."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 #: Symbolic links that a path may lead through, as many as the kernel allows (path_resolution(7)).
 _LINKS = 40
+#: The link that :func:`claim` makes.
+OWNER = "of"
 
 
 class Elsewhere(Exception):  # not a failure: podrun cannot resolve the path, but the runtime will
@@ -165,6 +167,19 @@ class Tree:
             error.filename = here
             raise
         return os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+
+
+def claim(directory: str, run: str) -> None:
+    """Notes that a directory below $PODRUN_ROOT/pods ends with its pod, which is one of this run directory's.
+
+    A power cut takes the pod's journal along and leaves the directory: gc knows by the link what to remove
+    (leftovers.py). One system call makes it, whole or not at all.
+    """
+    try:
+        os.symlink(run, f"{directory}/{OWNER}")
+    except FileExistsError:
+        os.unlink(f"{directory}/{OWNER}")
+        os.symlink(run, f"{directory}/{OWNER}")
 
 
 def clear(directory: str) -> None:

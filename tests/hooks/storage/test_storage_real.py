@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -254,6 +255,25 @@ def test_every_start_gets_a_snapshot_of_its_own(place: Any, btrfs: Any) -> None:
     assert os.listdir(btrfs.parent) == ["data"]
     assert (place.up(step) / "word").read_text() == "btrfs"
     storage.down(step, {})
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_a_snapshot_that_a_power_cut_has_left_is_replaced_or_collected(place: Any, btrfs: Any, again: bool) -> None:
+    step = place.step(source=f"btrfs-snapshot:{btrfs}")
+    path = place.up(step)
+    (path / "word").write_text("changed")
+    run("umount", str(path))
+    shutil.rmtree(step.pod.directory)
+    assert len(os.listdir(btrfs.parent)) == 2
+    if again:
+        assert (place.up(step) / "word").read_text() == "btrfs"
+        storage.down(step, {})
+    else:
+        assert storage.collect(step.pod.root, step.pod.run, {"web"}, False) == []
+        found = storage.collect(step.pod.root, step.pod.run, set(), False)
+        assert found == [f"snapshot of {step.name} of {step.pod.name}"]
+    assert os.listdir(btrfs.parent) == ["data"]
+    assert not os.listdir(f"{step.pod.root}/pods")
 
 
 def test_what_is_no_subvolume_has_no_snapshot(place: Any, tmp_path: Path) -> None:
