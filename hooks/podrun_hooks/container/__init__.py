@@ -6,28 +6,24 @@ import os
 import time
 
 from podrun import jsontext
-from podrun.errors import BUSY, NOT_ALLOWED, STEP_FAILED, UNAVAILABLE, WRONG_FILE, Failure
-from podrun.hook import Facts, Problem
-from podrun.hook_extras import Finding
+from podrun.errors import BUSY, STEP_FAILED, Failure
 from podrun.unit_needs import Span, UnitNeeds
-from podrun_hooks.container import limits, processes, streams
 from podrun_hooks.container import paths as places
+from podrun_hooks.container import processes, streams
 from podrun_hooks.container import runtime as runtimes
 from podrun_hooks.container.options import Options as Options
-from podrun_hooks.container.options import of_healthcheck
 from podrun_hooks.container.processes import SIGKILL, Process
-from podrun_hooks.support import subprocesses as programs
-from podrun_hooks.support.rooted_tree import Tree, clear
+from podrun_hooks.support.rooted_tree import clear
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence, Set
     from typing import IO, Any, NoReturn
 
-    from podrun.hook import Step
-    from podrun.hook_extras import Exposure
+    from podrun.hook import Facts, Problem, Step
+    from podrun.hook_extras import Exposure, Finding
     from podrun_hooks.container.paths import Place
-    from podrun_hooks.container.streams import Streams
+    from podrun_hooks.support import subprocesses as programs
 
 takes = None
 gives = ("process", "id", "runtime", "log", "copiers", "feeders", "ready", "prober", "registration")
@@ -45,96 +41,35 @@ unit_needs = UnitNeeds(
     signals=(("stop_signal",),),
 )
 
-#: Names that a container would collide with: the launcher's cgroup, the pod segment, the mounts, the terminal's socket.
-_TAKEN = ("podrun", "pod", "mnt", "console")
-#: podman's annotation; it tells ``down`` what the image wants, also when ``up`` was killed.
-_STOP_SIGNAL = "org.opencontainers.image.stopSignal"
-
 
 def up(step: Step, facts: Facts) -> Facts:
     """Creates and starts the container in what the facts say; returns when it is ready."""
-    from podrun_hooks.container import rootfs, spec  # here: `down` needs none of them
-    from podrun_hooks.container.seccomp import filter
-    from podrun_hooks.support import userns
+    from podrun_hooks.container import creation  # here: `down` does without
 
-    options = step.options
-    if step.pod.userns == "auto" and not facts.get("userns"):
-        what = "the pod is to have a user namespace, and no step has made one"
-        raise Failure(what, code=STEP_FAILED, hint="its pod segment makes it: start that first")
-    place = places.of(step)
-    image = _image(step, facts)
-    if step.options.health == "image" and not step.options.live:
-        step = step._replace(options=step.options._replace(live=of_healthcheck(image.get("config") or {})))
-    options = step.options
-    runtime = runtimes.choose(options.runtime)
-    timers = facts.get("syn_timer", {})
-    isolation = runtimes.isolation(step, place, runtime, timers=bool(timers))
-    listening, listen = _listening()
-    watchdog = _watchdog(step)
+    plan = creation.plan(step, facts)
+    step, place = plan.step, plan.place
     step.status(f"assembling the root of {step.name}")
-    places.prepare(place, persist=options.persist)
-    rootfs.own_top(place, image["layers"])
-    sock = _notify_socket(step, place) if options.ready and options.ready.notify else None
-    mapping = userns.of_facts(facts)
-    root, placed = -1, None
-    try:
-        root = rootfs.stack(place, image["layers"], volatile=not options.persist, mapping=mapping)
-        tree = Tree(root)
-        placed = spec.mounts_of(step, facts, image, tree, place, mapping)
-        config = spec.build(step, facts, image, tree, placed, isolation, listen, watchdog)
-        config["annotations"].setdefault(_STOP_SIGNAL, str(spec.stop_signal(image.get("config") or {}, options)))
-        given = spec.capabilities(options, isolation)
-        filter.apply(config, options.seccomp, step.pod.root, given, runtime.name, nested=options.nested_userns)
-        _write(place.config, jsontext.dumps(config))
-        held = sock.fileno() if sock is not None and options.ready.notify != "direct" else -1
-        output = streams.open_streams(step, place, tree, image, config, held)
-        step.status(f"creating {step.name}")
-        try:
-            own_cgroup = bool(isolation.cgroup)
-            pid = runtimes.create(
-                runtime,
-                place,
-                lambda: placed.attach(root),
-                output.fds,
-                own_cgroup=own_cgroup,
-                listening=listening,
-                console=step.pod.console,
-            )
-        finally:
-            output.close()
-    finally:
-        for fd in (root, mapping.namespace if mapping else -1):
-            if fd >= 0:
-                os.close(fd)
-        if placed is not None:
-            placed.close()
-    started = processes.identify(pid)
-    runtimes.confirm_directory(pid)
-    if own_cgroup and step.pod.unit and not isolation.unified:
-        runtimes.remain_in_unit(pid)
-    if options.pids >= 0 and not (own_cgroup or (step.pod.unit and isolation.unified)):
-        # In a unit systemd counts (TasksMax=), and takes its processes for the unit's by their cgroup.
-        runtimes.limit_processes(place, pid, limits.processes(options))
+    made = creation.create(plan, facts)
+    process = processes.identify(made.pid)
+    creation.confine(plan, made.pid)
     # Before start: systemd does not take a main process that has ended already.
-    step.announce(pid)
-    if not isolation.devices_ruled:
-        runtimes.forbid_devices(pid)
-    if timers and (why := runtimes.shorten_timers(step, place, isolation, pid, timers)):
-        step.status(f"connections to ambassadors are tried again after a second, as usual: {why}")
-    runtimes.start(runtime, place, config, own_cgroup=own_cgroup)
-    if started is None:
+    step.announce(made.pid)
+    runtimes.start(plan.runtime, place, made.config, own_cgroup=bool(plan.isolation.cgroup))
+    if process is None:
         raise Failure("the container ended before it was started", code=STEP_FAILED)
     step.status(f"started {step.name}")
-    if options.ready:
+    if step.options.ready:
+        from podrun_hooks.container.probes import ready
+
         step.status(f"waiting until {step.name} is ready")
-        _await_ready(step, facts, place, started, output, sock)
+        ready.await_payload(step, facts, place, process, made.output, made.sock)
     _report(step, facts, ready=True)
     return {
-        **_watched(step, facts, started, output.log),
-        "process": {"pid": started.pid, "start": started.start},
+        **_watched(step, facts, process, made.output.log),
+        "process": {"pid": process.pid, "start": process.start},
         "id": place.id,
-        "runtime": runtime.name,
-        **output.facts(),
+        "runtime": plan.runtime.name,
+        **made.output.facts(),
         "ready": True,
         **({"registration": facts["registration"]} if facts.get("registration") else {}),
     }
@@ -148,13 +83,13 @@ def down(step: Step, own: Facts) -> None:
         from podrun_hooks.container.probes import live
 
         live.end(step)
-    found = _process(place, own)
-    if found:
+    process = processes.of_container(place, own)
+    if process:
         runtimes.thaw(place)
         # A container that was created but never started has no payload to ask: its init waits at exec.fifo.
         signal = SIGKILL if os.path.exists(f"{place.state}/exec.fifo") else _stop_signal(step, place)
         timeout = step.pod.stop_timeout if step.options.stop_timeout is None else step.options.stop_timeout
-        if told := processes.stop(found, signal, timeout, step.status):
+        if told := processes.stop(process, signal, timeout, step.status):
             step.report(told)
     step.status(f"removing {step.name}")
     # PID 1 of a namespace takes every process of it along. Who it was is only in doubt when up was killed.
@@ -179,67 +114,16 @@ def down(step: Step, own: Facts) -> None:
 
 def check(step: Step) -> list[Problem]:
     """What makes a container impossible here, found before anything is created."""
-    problems = []
-    name = step.name
-    plain = name.replace("-", "").replace("_", "")
-    if name in _TAKEN or len(name) > 63 or not (plain.isalnum() and plain.isascii() and name[0].isalnum()):
-        problems.append(
-            Problem(f"a container cannot be called {name!r}", WRONG_FILE, "letters, digits, - and _", key="name")
-        )
-    if os.geteuid():
-        problems.append(Problem("containers need root", NOT_ALLOWED))
-    wanted = {"memory": step.options.memory, "cpu": step.options.cpus, "pids": step.options.pids}
-    for name in limits.missing_controllers([name for name, limit in wanted.items() if limit]):
-        what = f"the kernel has no cgroup controller {name} (or it is turned off): the limit cannot hold"
-        problems.append(Problem(what, UNAVAILABLE, fatal=False, key={"cpu": "cpus"}.get(name, name)))
-    for program in (lambda: runtimes.choose(step.options.runtime), *_programs(step)):
-        try:
-            program()
-        except Failure as failure:
-            problems.append(Problem(failure.what, UNAVAILABLE, failure.hint))
-    problems += _labels(step)
-    if step.options.live and step.options.ready and step.options.ready.notify == "direct":
-        what = "live and notify = 'direct' would both answer the unit's watchdog, and hide each other's silence"
-        problems.append(Problem(what, WRONG_FILE, "leave out one"))
-    problems += [Problem(what, WRONG_FILE, hint, key=key) for key, what, hint in limits.problems(step.options)]
-    problems += _missing_files(step.options)
-    if step.pod.userns == "auto":
-        # The kernel mounts /proc, and message queues, for whoever owns the namespace that they show.
-        problems += [
-            Problem(f'{kind} = "host" is not for a pod with userns = "auto"', WRONG_FILE, 'userns = "host"', key=kind)
-            for kind in ("pid", "ipc")
-            if getattr(step.options, kind) == "host"
-        ]
-    if step.options.volumes:
-        from podrun_hooks.storage.docker_spelling import docker_source, missing
+    from podrun_hooks.container import checks
 
-        sources = [docker_source(text) for text in step.options.volumes]
-        problems += [found._replace(key="volumes") for source in sources for found in missing(source)]
-        if step.pod.userns == "auto":
-            from podrun_hooks.support import userns
-
-            for text, source in zip(step.options.volumes, sources, strict=True):
-                read_only = "ro" in text.rpartition(":")[2].split(",")
-                if source.startswith("/") and (what := userns.refusal(source, read_only=read_only)):
-                    problems.append(Problem(what, UNAVAILABLE, 'userns = "host" in [pod]', key="volumes"))
-    return problems
+    return [*checks.problems(step)]
 
 
-def _missing_files(options: Any) -> Iterator[Problem]:
-    """What the host has to have for the container's options."""
-    for path in options.env_files:
-        if not os.path.isfile(path):
-            yield Problem(f"{path}: there is no such file", WRONG_FILE, key="env_files")
-    for text in options.devices:
-        if not os.path.exists(source := text.partition(":")[0]):
-            yield Problem(f"the host has no {source}", UNAVAILABLE, key="devices")
-    if options.tz:
-        from podrun_hooks.container import spec
+def check_in_chain(step: Step, before: Sequence[Step]) -> list[Problem]:
+    """What is wrong with a container after these steps."""
+    from podrun_hooks.container import checks
 
-        try:
-            spec.zone_file(options.tz)
-        except Failure as failure:
-            yield Problem(failure.what, failure.code, failure.hint, key="tz")
+    return [*checks.of_chain(step, before)]
 
 
 def local_data(options: dict[str, Any]) -> list[str]:
@@ -266,42 +150,11 @@ def exclusive(step: Step) -> str:
     return "sockets that systemd has passed to it" if os.environ.get("LISTEN_FDS") else ""
 
 
-def _labels(step: Step) -> list[Problem]:
-    """Profiles and labels that this host does not know."""
-    options = step.options
-    problems = []
-    if options.apparmor and options.apparmor != "unconfined":
-        try:
-            with open("/sys/kernel/security/apparmor/profiles", encoding="utf-8") as file:
-                known = options.apparmor in {line.rpartition(" (")[0] for line in file}
-            what, hint = f"AppArmor has no profile {options.apparmor}", "apparmor_parser -r FILE"
-        except OSError:
-            known, what, hint = False, "AppArmor is not active on this host", "leave out apparmor"
-        if not known:
-            problems.append(Problem(what, UNAVAILABLE, hint, key="apparmor"))
-    for key in ("selinux", "selinux_mount"):
-        if getattr(options, key) and not os.path.exists("/sys/fs/selinux/enforce"):
-            what = "SELinux is not active on this host"
-            problems.append(Problem(what, UNAVAILABLE, f"leave out {key}", key=key))
-    return problems
-
-
 def exposes(step: Step) -> Iterator[Exposure]:
     """What the container is given that an attacker in it would like."""
     from podrun_hooks.container.exposure import of
 
     return of(step)
-
-
-def check_in_chain(step: Step, before: Sequence[Step]) -> list[Problem]:
-    """A container that may change the pod's network may also change where its ambassadors lead."""
-    options = step.options
-    added = {*options.capabilities.add, *options.cap_add}
-    maps = [other for other in before if other.hook == "ambassador" and getattr(other.options, "via", "") == "nft"]
-    if not maps or not added & {"NET_ADMIN", "ALL"}:
-        return []
-    what = f"with NET_ADMIN it can change where {maps[0].label} leads: that is advice for it then, not policy"
-    return [Problem(what, NOT_ALLOWED, fatal=False, key="cap_add")]
 
 
 def explain(step: Step) -> list[str]:
@@ -313,31 +166,9 @@ def explain(step: Step) -> list[str]:
 
 def diagnose(root: str, run: str) -> Iterator[Finding]:
     """Which runtime there is, whether it runs, and whether its writable layers have a place."""
-    from podrun_hooks.container import rootfs
+    from podrun_hooks.container import health
 
-    where = root
-    while not os.path.exists(where):
-        where = os.path.dirname(where)
-    if rootfs.type_of(where) == "overlay":
-        yield Finding(
-            "fail",
-            f"{root} is on an overlay: no writable layer can be there",
-            "--root on a disk, a volume or a tmpfs",
-            73,
-        )
-    missing = limits.missing_controllers(("memory", "cpu", "pids"))
-    if missing:
-        yield Finding("warn", f"the kernel has no cgroup controller {', '.join(missing)}: such limits are refused")
-    try:
-        chosen = runtimes.choose("auto")
-    except Failure as lacking:
-        yield Finding("fail", lacking.what, lacking.hint, lacking.code)
-        return
-    ended = programs.run([chosen.path, "--version"])
-    if ended.status:
-        yield Finding("fail", f"{chosen.path} does not run: {ended.errors.strip()}", "", UNAVAILABLE)
-    else:
-        yield Finding("ok", f"{ended.output.splitlines()[0]} at {chosen.path}")
+    return health.findings(root)
 
 
 def volumes_of(options: Mapping[str, Any]) -> list[str]:
@@ -349,7 +180,7 @@ def volumes_of(options: Mapping[str, Any]) -> list[str]:
 def exec_into(step: Step, own: Facts, argv: Sequence[str], **wanted: Any) -> NoReturn:
     """Becomes the runtime's ``exec`` of ``argv`` in the running container: replaces this process.
 
-    ``wanted`` as for :func:`podrun_hooks.container.inside.process_of`: tty, env, user, workdir. Raises Failure when the
+    ``wanted`` as for :func:`podrun_hooks.container.exec.process_of`: tty, env, user, workdir. Raises Failure when the
     container has ended.
     """
     from podrun_hooks.container import exec
@@ -396,43 +227,12 @@ def limit(step: Step, wanted: Mapping[str, float]) -> None:
 
 def changes(step: Step, facts: Facts) -> Iterator[tuple[str, str]]:
     """What the container has written over its image."""
-    from podrun_hooks.container import control
+    from podrun_hooks.container import control, creation
 
-    return control.changes(places.of(step), _image(step, facts)["layers"])
+    return control.changes(places.of(step), creation.image_of(step, facts)["layers"])
 
 
 # --- parts of up ---------------------------------------------------------------------------------------------------
-
-
-def _image(step: Step, facts: Facts) -> Facts:
-    name = step.options.image or facts.get("image", "")
-    images: Mapping[str, Facts] = facts.get("images", {})
-    if name not in images:
-        what = f"there is no image step {name!r}" if name else "there is no image step above"
-        raise Failure(what, code=WRONG_FILE, hint=f"there are: {', '.join(images)}" if images else "add one")
-    return images[name]
-
-
-def _listening() -> tuple[int, list[str]]:
-    """The number of sockets that systemd passed to podrun, and their variables for the container (sd_listen_fds(3))."""
-    environ = os.environ
-    count = environ.get("LISTEN_FDS", "")
-    if environ.get("LISTEN_PID") != str(os.getpid()) or not count.isdigit():
-        return 0, []
-    names = [f"LISTEN_FDNAMES={environ['LISTEN_FDNAMES']}"] if "LISTEN_FDNAMES" in environ else []
-    return int(count), [f"LISTEN_FDS={count}", "LISTEN_PID=1", *names]
-
-
-def _watchdog(step: Step) -> float:
-    """Seconds after which the unit's watchdog acts, 0.0 without one; Failure when it would not wait for the probe."""
-    if "WATCHDOG_USEC" not in os.environ:
-        return 0.0
-    from podrun_hooks.container.probes import live
-
-    seconds = live.watchdog(os.environ)
-    if step.options.live:
-        live.refuse_impatience(step, seconds)
-    return seconds
 
 
 def _watched(step: Step, facts: Facts, process: Process, log: Facts) -> Facts:
@@ -446,79 +246,6 @@ def _watched(step: Step, facts: Facts, process: Process, log: Facts) -> Facts:
     return {"prober": {"pid": prober.pid, "start": prober.start}}
 
 
-def _notify_socket(step: Step, place: Place) -> Any:
-    """A socket for sd_notify(3) that any user of the container may write to. Raises Failure."""
-    import _socket
-
-    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC)
-    path = f"{place.notify}/socket"
-    for left in (path, place.direct):
-        try:
-            os.unlink(left)
-        except FileNotFoundError:
-            pass
-    try:
-        os.mkdir(place.notify, 0o755)
-    except FileExistsError:
-        pass
-    os.chmod(place.notify, 0o755)
-    directory = os.open(place.notify, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        # sun_path holds 108 bytes; names of pods and containers may be longer together.
-        sock.bind(f"/proc/self/fd/{directory}/socket")
-    finally:
-        os.close(directory)
-    os.chmod(path, 0o666)
-    systemd = os.environ.get("NOTIFY_SOCKET", "")
-    if step.options.ready.notify == "direct" and step.pod.unit and systemd:
-        try:
-            os.link(systemd, place.direct)
-        except OSError as error:
-            what = f"notify = 'direct': {systemd} cannot have a name in {place.bundle}: {error.strerror}"
-            raise Failure(what, code=UNAVAILABLE, hint="both have to be on one file system, /run") from None
-    return sock
-
-
-def _write(path: str, text: str) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-    fd = os.open(path, flags, 0o600)
-    data = text.encode()
-    try:
-        # A disk that is almost full takes a part; the next write(2) says so.
-        while data:
-            data = data[os.write(fd, data) :]
-    except OSError as error:
-        error.filename = path
-        raise
-    finally:
-        os.close(fd)
-
-
-def _await_ready(step: Step, facts: Facts, place: Place, process: Process, output: Streams, sock: Any) -> None:
-    from podrun_hooks.container.probes import ready
-
-    def tail() -> str:
-        return streams.last_words(output)
-
-    if sock is not None:
-        ready.wait_for_notification(step.options.ready, process, sock, step.notify, tail)
-        if os.path.lexists(place.direct):
-            # From here on it is systemd that hears the payload.
-            os.rename(place.direct, f"{place.notify}/socket")
-        else:
-            ready.deafen(sock)
-        return
-
-    def command(argv: Sequence[str]) -> tuple[int, str]:
-        from podrun_hooks.container import exec
-
-        ended = exec.run(step, process, argv)
-        return ended.status, ended.errors or ended.output
-
-    netns = facts.get("netns") or f"/proc/{process.pid}/ns/net"
-    ready.wait(step.options.ready, process, netns, facts.get("addresses", ()), command, tail)
-
-
 def _report(step: Step, facts: Facts, *, ready: bool) -> None:
     """Tells the records of the steps before this one whether the container is ready; those after it look for it."""
     if facts.get("registration"):
@@ -530,26 +257,12 @@ def _report(step: Step, facts: Facts, *, ready: bool) -> None:
 # --- parts of down -------------------------------------------------------------------------------------------------
 
 
-def _process(place: Place, own: Facts) -> Process | None:
-    """The container's PID 1, from the facts; when up was killed, from the runtime's pid file if it is still ours."""
-    if own.get("process"):
-        return Process(own["process"]["pid"], own["process"]["start"])
-    try:
-        with open(place.pid_file, encoding="utf-8") as file:
-            pid = int(file.read())
-        with open(f"/proc/{pid}/mountinfo", encoding="utf-8", errors="replace") as file:
-            ours = f" {place.mark} " in file.read()
-    except (OSError, ValueError):
-        return None
-    return processes.identify(pid) if ours else None
-
-
 def _stop_signal(step: Step, place: Place) -> int:
     if step.options.stop_signal:
         return int(step.options.stop_signal)
     try:
         with open(place.config, encoding="utf-8") as file:
-            return int(jsontext.loads(file.read())["annotations"][_STOP_SIGNAL])
+            return int(jsontext.loads(file.read())["annotations"][places.STOP_SIGNAL])
     except (OSError, ValueError, KeyError, TypeError):
         return 15
 
@@ -568,15 +281,8 @@ def _remove_cgroups(place: Place, words: str) -> None:
             time.sleep(0.005)
 
 
-# --- others --------------------------------------------------------------------------------------------------------
-
-
-def _programs(step: Step) -> list[Any]:
-    return [lambda: programs.find("catatonit", "catatonit")] if step.options.init else []
-
-
 def _running(step: Step, own: Facts) -> Process:
-    process = _process(places.of(step), own)
+    process = processes.of_container(places.of(step), own)
     if process is None or processes.identify(process.pid) != process:
         raise Failure(f"{step.name} is not running", code=STEP_FAILED)
     return process

@@ -6,8 +6,8 @@ import os
 
 from podrun import jsontext
 from podrun.errors import UNAVAILABLE, Failure
+from podrun_hooks.container import executables, relay, runtime, spec, users
 from podrun_hooks.container import paths as places
-from podrun_hooks.container import relay, runtime, spec, users
 from podrun_hooks.support import subprocesses as programs
 from podrun_hooks.support.rooted_tree import Elsewhere, Tree
 from podrun_hooks.support.userns import Range
@@ -133,7 +133,8 @@ def _find_command(process: Process, oci: Mapping[str, Any], base: Range | None) 
     who = users.User(user["uid"], user["gid"], user["additionalGids"])
     root = _root(process)
     try:
-        spec.find_command(Tree(root), oci["args"], variables, oci["cwd"], who, oci["capabilities"]["bounding"], base)
+        bounding = oci["capabilities"]["bounding"]
+        executables.find_command(Tree(root), oci["args"], variables, oci["cwd"], who, bounding, base)
     finally:
         os.close(root)
 

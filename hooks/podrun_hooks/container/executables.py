@@ -1,14 +1,21 @@
-"""Why the kernel would not execute a file of an image, in words: execve(2) only knows ENOENT and ENOEXEC."""
+"""Finds a command in a container's root as execvp(3) would, and says in words why the kernel would not execute it."""
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 
-from podrun_hooks.support.rooted_tree import Elsewhere
+from podrun.errors import CANNOT_EXECUTE, NOT_FOUND, Failure
+from podrun_hooks.support.rooted_tree import Elsewhere, plain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from podrun_hooks.container.users import User
     from podrun_hooks.support.rooted_tree import Tree
+    from podrun_hooks.support.userns import Range
 
 #: <elf.h>: e_machine by uname(2)'s machine, and those that the same processor runs besides.
 _MACHINES = {
@@ -25,7 +32,88 @@ _PT_INTERP = 3
 _BINFMT = "/proc/sys/fs/binfmt_misc"
 
 
-def refused(fd: int, tree: Tree) -> str:
+def find_command(
+    tree: Tree,
+    argv: Sequence[str],
+    variables: Mapping[str, str],
+    workdir: str,
+    user: User,
+    names: Sequence[str],
+    base: Range | None = None,
+) -> None:
+    """Looks the command up as execvp(3) of ``user`` would, because both runtimes answer a missing one with a plain 1.
+
+    ``names``: root's capabilities, with CAP_; ``base``: what the pod's ids 0 are for us. Raises Failure: NOT_FOUND, or
+    CANNOT_EXECUTE for what is there but is no executable file, or not for this user.
+    """
+    name = argv[0]
+    if "/" in name:
+        candidates = [name if name.startswith("/") else f"{workdir}/{name}"]
+    else:
+        candidates = [f"{directory or workdir}/{name}" for directory in variables["PATH"].split(":")]
+    refused = ""
+    override = user.uid == 0 and "CAP_DAC_OVERRIDE" in names
+    searcher = override or (user.uid == 0 and "CAP_DAC_READ_SEARCH" in names)
+    who = user.seen_from_outside(base) if base else user
+
+    def may_search(directory: os.stat_result) -> bool:
+        return searcher or _may_execute(directory, who)
+
+    for candidate in candidates:
+        try:
+            fd, _ = tree.find(candidate, may_search)
+        except Elsewhere as elsewhere:
+            if plain(elsewhere.path).startswith("/proc"):
+                # /proc/self/exe is the runtime itself (CVE-2019-5736).
+                raise Failure(f"{candidate} leads to {elsewhere.path}", code=CANNOT_EXECUTE) from None
+            return
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+                raise  # it may well be there
+            if error.errno == errno.EACCES:
+                refused = refused or f"{candidate} is out of reach for user {user.uid}"
+            continue
+        try:
+            why = _not_executable(fd, who, tree, override=override)
+        finally:
+            os.close(fd)
+        if not why:
+            return
+        refused = refused or f"{candidate} {why}"
+    if refused:
+        raise Failure(refused, code=CANNOT_EXECUTE)
+    hint = "" if "/" in name else f"PATH is {variables['PATH']!r}"
+    raise Failure(f"{name!r} is not in the image", code=NOT_FOUND, hint=hint)
+
+
+def _not_executable(fd: int, user: User, tree: Tree, *, override: bool) -> str:
+    """Why ``user`` cannot execute the file; "": nothing speaks against it."""
+    about = os.fstat(fd)
+    if not stat.S_ISREG(about.st_mode):
+        return "is not a file"
+    if not about.st_mode & 0o111:
+        return "is not executable"
+    if os.fstatvfs(fd).f_flag & os.ST_NOEXEC:
+        return "is in a mount that is noexec"
+    if override or _may_execute(about, user):
+        return _refused(fd, tree)
+    try:
+        os.getxattr(f"/proc/self/fd/{fd}", "system.posix_acl_access")
+    except OSError:
+        return "is not executable for this user"
+    return ""  # an access control list says more than the mode: the kernel decides
+
+
+def _may_execute(about: os.stat_result, user: User) -> bool:
+    """The mode's answer, for a file or for looking something up in a directory."""
+    if about.st_uid == user.uid:
+        return bool(about.st_mode & 0o100)
+    if about.st_gid == user.gid or about.st_gid in user.groups:
+        return bool(about.st_mode & 0o010)
+    return bool(about.st_mode & 0o001)
+
+
+def _refused(fd: int, tree: Tree) -> str:
     """What is wrong with a program or script (an O_PATH descriptor), for the words after its name; "": nothing is."""
     reader = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
     try:

@@ -20,10 +20,21 @@ from podrun_hooks.support.rooted_tree import Elsewhere, Tree, plain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Iterable, Sequence
+    from typing import Any
 
+    from podrun.hook import Step
     from podrun_hooks.container.paths import Place
     from podrun_hooks.support.userns import Mapping
+
+#: Where catatonit is mounted with ``init = true``: below /dev, which is fresh in every container.
+INIT = "/dev/init"
+#: The directory with the socket of ``ready = { notify = true }`` as the container sees it.
+NOTIFY = "/dev/podrun"
+
+#: Where a container looks for its time zone (tzset(3)).
+LOCALTIME = "/etc/localtime"
+_ZONES = "/usr/share/zoneinfo"
 
 #: What the runtimes make in /dev themselves; a mount in its place would be taken for it.
 _OF_THE_RUNTIME = frozenset([
@@ -92,6 +103,94 @@ def _can_be_made(tree: Tree, target: str) -> bool:
         return False
     os.close(fd)
     return True
+
+
+# --- which mounts a container has ------------------------------------------------------------------------------------
+
+
+def wanted(step: Step, facts: Facts, image: Facts, tree: Tree, place: Place, mapping: Mapping | None = None) -> Mounts:
+    """The mounts that image, facts and options ask for, detached; makes their targets in ``tree``. Raises Failure."""
+    options = step.options
+    asked = [*image.get("mounts", ()), *facts.get("mounts", ()), *_own_mounts(options, step.pod.root)]
+    if options.read_only:
+        taken = {plain(mount["containerPath"]) for mount in asked}
+        asked += _writable_volumes((image.get("config") or {}).get("Volumes") or (), taken, tree, place, mapping)
+    if options.init:
+        from podrun_hooks.support.subprocesses import find
+
+        asked.append({"hostPath": find("catatonit", "catatonit"), "containerPath": INIT, "options": ["bind", "ro"]})
+    if options.ready and options.ready.notify:
+        asked.append({"hostPath": place.notify, "containerPath": NOTIFY, "options": ["bind", "ro"]})
+    if options.tz:
+        asked.append({"hostPath": zone_file(options.tz), "containerPath": LOCALTIME, "options": ["bind", "ro"]})
+    if options.ipc == "host":
+        # The host's POSIX shared memory and message queues belong to its IPC namespace (shm_overview(7)).
+        asked.append({"hostPath": "/dev/shm", "containerPath": "/dev/shm", "options": ["bind"]})
+    return make(tree, asked, place, mapping)
+
+
+def _writable_volumes(
+    volumes: Iterable[str], taken: Collection[str], tree: Tree, place: Place, mapping: Mapping | None
+) -> list[Facts]:
+    """What the image's VOLUME means below a read-only root: a place to write, which goes with the container.
+
+    Below a root that can be written the writable layer is such a place. What the image has there is copied.
+    """
+    asked: list[Facts] = []
+    for number, path in enumerate(plain(volume) for volume in volumes):
+        if path in taken or path == "/":
+            continue
+        try:
+            fd, _ = tree.find(path)
+        except (OSError, Elsewhere):
+            fd = -1
+        try:
+            about = os.fstat(fd) if fd >= 0 else None
+            content = os.listdir(f"/proc/self/fd/{fd}") if about and stat.S_ISDIR(about.st_mode) else []
+            if content:
+                from podrun_hooks.storage import volumes as named
+
+                copy = f"{place.volumes}/{number}"
+                os.makedirs(copy, mode=0o700, exist_ok=True)
+                named.copy_tree(fd, f"{copy}/data", mapping)
+                asked.append({"hostPath": f"{copy}/data", "containerPath": path, "options": ["bind"]})
+                continue
+        finally:
+            if fd >= 0:
+                os.close(fd)
+        words = [f"mode={stat.S_IMODE(about.st_mode):o}"] if about else []
+        words += [f"uid={about.st_uid}", f"gid={about.st_gid}"] if about and not mapping else []
+        asked.append({"hostPath": "tmpfs", "containerPath": path, "type": "tmpfs", "options": words})
+    return asked
+
+
+def zone_file(zone: str) -> str:
+    """The host's file of a time zone ("Europe/Berlin"), or of its own ("local"). Raises Failure (UNAVAILABLE)."""
+    path = LOCALTIME if zone == "local" else f"{_ZONES}/{zone}"
+    if not os.path.isfile(path):
+        raise Failure(f"tz: the host has no {path}", code=UNAVAILABLE, hint="apt install tzdata")
+    return os.path.realpath(path)
+
+
+def _own_mounts(options: Any, root: str) -> list[Facts]:
+    """The mounts that the container's own options ask for; a named volume is made when it is missing."""
+    mounts: list[Facts] = []
+    if options.volumes:
+        from podrun_hooks.storage.docker_spelling import docker_source, from_docker, provide
+
+        for text in options.volumes:
+            fill = "nocopy" not in text.rpartition(":")[2].split(",")
+            new = provide(docker_source(text), root, fill=fill)
+            mounts.append(from_docker(text, root, fill=new))
+    for text in options.tmpfs:
+        target, _, given = text.partition(":")
+        words = ["noexec", *(word for word in given.split(",") if word)]
+        words = [word for word in words if not (word == "noexec" and "exec" in words) and word != "exec"]
+        mounts.append({"hostPath": "tmpfs", "containerPath": target, "type": "tmpfs", "options": words})
+    return mounts
+
+
+# --- making them -----------------------------------------------------------------------------------------------------
 
 
 class Mount(NamedTuple):

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 RUNTIME_ROOT = "runtime"
 #: Where the runtime, and a payload whose image says nothing, looks for programs.
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+#: podman's annotation; it tells ``down`` what the image wants, also when ``up`` was killed.
+STOP_SIGNAL = "org.opencontainers.image.stopSignal"
 
 
 class Place(NamedTuple):

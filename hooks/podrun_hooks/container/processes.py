@@ -12,6 +12,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal as _signal
     from collections.abc import Callable, Sequence
+
+    from podrun.hook import Facts
+    from podrun_hooks.container.paths import Place
 else:
     import _signal
 
@@ -206,6 +209,23 @@ def _caught_or_blocked(pid: int) -> int:
     except (FileNotFoundError, ProcessLookupError):
         pass
     return mask
+
+
+def of_container(place: Place, own: Facts) -> Process | None:
+    """A container's PID 1: from the step's facts, or, when ``up`` was killed, from the runtime's pid file.
+
+    That file may be of another boot: it counts when the process still has the container's root mounted.
+    """
+    if own.get("process"):
+        return Process(own["process"]["pid"], own["process"]["start"])
+    try:
+        with open(place.pid_file, encoding="utf-8") as file:
+            pid = int(file.read())
+        with open(f"/proc/{pid}/mountinfo", encoding="utf-8", errors="replace") as file:
+            ours = f" {place.mark} " in file.read()
+    except (OSError, ValueError):
+        return None
+    return identify(pid) if ours else None
 
 
 def with_mount(mark: str) -> list[Process]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 
-from podrun.errors import CANNOT_EXECUTE, NOT_FOUND, UNAVAILABLE, WRONG_FILE, Failure
+from podrun.errors import CANNOT_EXECUTE, WRONG_FILE, Failure
 from podrun.hook import Facts
 from podrun.options import Wrong
 from podrun.record import NamedTuple
@@ -18,25 +17,15 @@ from podrun_hooks.support.rooted_tree import Elsewhere, plain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
     from podrun.hook import Step
     from podrun_hooks.container.mounts import Mounts
-    from podrun_hooks.container.paths import Place
     from podrun_hooks.container.users import User
     from podrun_hooks.support.rooted_tree import Tree
     from podrun_hooks.support.userns import Mapping as IdMapping
-    from podrun_hooks.support.userns import Range
 
-#: Where catatonit is mounted with ``init = true``: below /dev, which is fresh in every container.
-INIT = "/dev/init"
-#: The directory with the socket of ``ready = { notify = true }`` as the container sees it.
-NOTIFY = "/dev/podrun"
-
-#: Where a container looks for its time zone (tzset(3)).
-LOCALTIME = "/etc/localtime"
-_ZONES = "/usr/share/zoneinfo"
 _LARGEST_ENV_FILE = 1 << 20
 
 #: What docker leaves to root in a container, without NET_RAW: who writes frames of its own pretends to be a neighbour,
@@ -126,7 +115,7 @@ def environment(image: Mapping[str, Any], options: Any, facts: Facts, hostname: 
         variables.update(env_file(path))
     variables.update(options.env)
     if options.tz:
-        variables.setdefault("TZ", f":{LOCALTIME}")
+        variables.setdefault("TZ", f":{mounts.LOCALTIME}")
     variables.setdefault("HOME", home)
     return variables
 
@@ -178,87 +167,6 @@ def process_capabilities(user: User, names: Sequence[str]) -> dict[str, Sequence
     return {"bounding": names, "effective": names if user.uid == 0 else [], "permitted": names}
 
 
-def find_command(
-    tree: Tree,
-    argv: Sequence[str],
-    variables: Mapping[str, str],
-    workdir: str,
-    user: User,
-    names: Sequence[str],
-    base: Range | None = None,
-) -> None:
-    """Looks the command up as execvp(3) of ``user`` would, because both runtimes answer a missing one with a plain 1.
-
-    ``names``: root's capabilities, with CAP_; ``base``: what the pod's ids 0 are for us. Raises Failure: NOT_FOUND, or
-    CANNOT_EXECUTE for what is there but is no executable file, or not for this user.
-    """
-    name = argv[0]
-    if "/" in name:
-        candidates = [name if name.startswith("/") else f"{workdir}/{name}"]
-    else:
-        candidates = [f"{directory or workdir}/{name}" for directory in variables["PATH"].split(":")]
-    refused = ""
-    override = user.uid == 0 and "CAP_DAC_OVERRIDE" in names
-    searcher = override or (user.uid == 0 and "CAP_DAC_READ_SEARCH" in names)
-    who = user.seen_from_outside(base) if base else user
-
-    def may_search(directory: os.stat_result) -> bool:
-        return searcher or _may_execute(directory, who)
-
-    for candidate in candidates:
-        try:
-            fd, _ = tree.find(candidate, may_search)
-        except Elsewhere as elsewhere:
-            if plain(elsewhere.path).startswith("/proc"):
-                # /proc/self/exe is the runtime itself (CVE-2019-5736).
-                raise Failure(f"{candidate} leads to {elsewhere.path}", code=CANNOT_EXECUTE) from None
-            return
-        except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
-                raise  # it may well be there
-            if error.errno == errno.EACCES:
-                refused = refused or f"{candidate} is out of reach for user {user.uid}"
-            continue
-        try:
-            why = _not_executable(fd, who, tree, override=override)
-        finally:
-            os.close(fd)
-        if not why:
-            return
-        refused = refused or f"{candidate} {why}"
-    if refused:
-        raise Failure(refused, code=CANNOT_EXECUTE)
-    hint = "" if "/" in name else f"PATH is {variables['PATH']!r}"
-    raise Failure(f"{name!r} is not in the image", code=NOT_FOUND, hint=hint)
-
-
-def _not_executable(fd: int, user: User, tree: Tree, *, override: bool) -> str:
-    """Why ``user`` cannot execute the file; "": nothing speaks against it."""
-    about = os.fstat(fd)
-    if not stat.S_ISREG(about.st_mode):
-        return "is not a file"
-    if not about.st_mode & 0o111:
-        return "is not executable"
-    if os.fstatvfs(fd).f_flag & os.ST_NOEXEC:
-        return "is in a mount that is noexec"
-    if override or _may_execute(about, user):
-        return executables.refused(fd, tree)
-    try:
-        os.getxattr(f"/proc/self/fd/{fd}", "system.posix_acl_access")
-    except OSError:
-        return "is not executable for this user"
-    return ""  # an access control list says more than the mode: the kernel decides
-
-
-def _may_execute(about: os.stat_result, user: User) -> bool:
-    """The mode's answer, for a file or for looking something up in a directory."""
-    if about.st_uid == user.uid:
-        return bool(about.st_mode & 0o100)
-    if about.st_gid == user.gid or about.st_gid in user.groups:
-        return bool(about.st_mode & 0o010)
-    return bool(about.st_mode & 0o001)
-
-
 def refuse_bytes(words: Sequence[str]) -> None:
     """Raises Failure (WRONG_FILE) for a word that is not UTF-8: the configuration is JSON, which holds no other."""
     for word in words:
@@ -278,72 +186,6 @@ def stop_signal(image: Mapping[str, Any], options: Any) -> int:
         return 15
 
 
-def mounts_of(
-    step: Step, facts: Facts, image: Facts, tree: Tree, place: Place, mapping: IdMapping | None = None
-) -> Mounts:
-    """The mounts that image, facts and options ask for, detached; makes their targets in ``tree``. Raises Failure."""
-    options = step.options
-    wanted = [*image.get("mounts", ()), *facts.get("mounts", ()), *_own_mounts(options, step.pod.root)]
-    if options.read_only:
-        taken = {plain(mount["containerPath"]) for mount in wanted}
-        wanted += _writable_volumes((image.get("config") or {}).get("Volumes") or (), taken, tree, place, mapping)
-    if options.init:
-        from podrun_hooks.support.subprocesses import find
-
-        wanted.append({"hostPath": find("catatonit", "catatonit"), "containerPath": INIT, "options": ["bind", "ro"]})
-    if options.ready and options.ready.notify:
-        wanted.append({"hostPath": place.notify, "containerPath": NOTIFY, "options": ["bind", "ro"]})
-    if options.tz:
-        wanted.append({"hostPath": zone_file(options.tz), "containerPath": LOCALTIME, "options": ["bind", "ro"]})
-    if options.ipc == "host":
-        # The host's POSIX shared memory and message queues belong to its IPC namespace (shm_overview(7)).
-        wanted.append({"hostPath": "/dev/shm", "containerPath": "/dev/shm", "options": ["bind"]})
-    return mounts.make(tree, wanted, place, mapping)
-
-
-def _writable_volumes(
-    volumes: Iterable[str], taken: Collection[str], tree: Tree, place: Place, mapping: IdMapping | None
-) -> list[Facts]:
-    """What the image's VOLUME means below a read-only root: a place to write, which goes with the container.
-
-    Below a root that can be written the writable layer is such a place. What the image has there is copied.
-    """
-    wanted: list[Facts] = []
-    for number, path in enumerate(plain(volume) for volume in volumes):
-        if path in taken or path == "/":
-            continue
-        try:
-            fd, _ = tree.find(path)
-        except (OSError, Elsewhere):
-            fd = -1
-        try:
-            about = os.fstat(fd) if fd >= 0 else None
-            content = os.listdir(f"/proc/self/fd/{fd}") if about and stat.S_ISDIR(about.st_mode) else []
-            if content:
-                from podrun_hooks.storage import volumes as named
-
-                copy = f"{place.volumes}/{number}"
-                os.makedirs(copy, mode=0o700, exist_ok=True)
-                named.copy_tree(fd, f"{copy}/data", mapping)
-                wanted.append({"hostPath": f"{copy}/data", "containerPath": path, "options": ["bind"]})
-                continue
-        finally:
-            if fd >= 0:
-                os.close(fd)
-        words = [f"mode={stat.S_IMODE(about.st_mode):o}"] if about else []
-        words += [f"uid={about.st_uid}", f"gid={about.st_gid}"] if about and not mapping else []
-        wanted.append({"hostPath": "tmpfs", "containerPath": path, "type": "tmpfs", "options": words})
-    return wanted
-
-
-def zone_file(zone: str) -> str:
-    """The host's file of a time zone ("Europe/Berlin"), or of its own ("local"). Raises Failure (UNAVAILABLE)."""
-    path = LOCALTIME if zone == "local" else f"{_ZONES}/{zone}"
-    if not os.path.isfile(path):
-        raise Failure(f"tz: the host has no {path}", code=UNAVAILABLE, hint="apt install tzdata")
-    return os.path.realpath(path)
-
-
 def build(
     step: Step,
     facts: Facts,
@@ -356,8 +198,8 @@ def build(
 ) -> dict[str, Any]:
     """The configuration for the runtime; makes the working directory in ``tree`` on the way.
 
-    ``image``: one entry of the fact "images". ``placed``: what :func:`mounts_of` made. ``listen``: variables of socket
-    activation. ``watchdog``: seconds after which systemd misses a payload that speaks to it. Raises Failure.
+    ``image``: one entry of the fact "images". ``placed``: what :func:`mounts.wanted` made. ``listen``: variables of
+    socket activation. ``watchdog``: seconds after which systemd misses a payload that speaks to it. Raises Failure.
     """
     options = step.options
     config: Mapping[str, Any] = image.get("config") or {}
@@ -373,7 +215,7 @@ def build(
     if step.pod.console:
         variables.setdefault("TERM", os.environ.get("TERM", "xterm"))
     if options.ready and options.ready.notify:
-        variables["NOTIFY_SOCKET"] = f"{NOTIFY}/socket"
+        variables["NOTIFY_SOCKET"] = f"{mounts.NOTIFY}/socket"
         if options.ready.notify == "direct":
             variables.update(_direct(user, options, watchdog))
     refuse_bytes([*argv, *variables.values()])
@@ -382,7 +224,8 @@ def build(
         _make_workdir(tree, workdir)
     names = [f"CAP_{name}" for name in sorted(capabilities(options, isolation))]
     who = user._replace(groups=[*user.groups, *more_groups])
-    find_command(tree, argv, variables, workdir, who, names, placed.mapping.base if placed.mapping else None)
+    base = placed.mapping.base if placed.mapping else None
+    executables.find_command(tree, argv, variables, workdir, who, names, base)
     labels = {key: value for key, value in (config.get("Labels") or {}).items() if type(value) is str}
     annotations = {**labels, **facts.get("annotations", {}), **options.labels, **options.annotations}
     nodes = [*facts.get("deviceNodes", ()), *devices.asked_for(options.devices)]
@@ -400,7 +243,7 @@ def build(
                 # The primary group is among them: dropping it would gain what "others" may do (CVE-2022-36109).
                 "additionalGids": [*dict.fromkeys([user.gid, *user.groups, *more_groups])],
             },
-            "args": [INIT, "--", *argv] if options.init else argv,
+            "args": [mounts.INIT, "--", *argv] if options.init else argv,
             "env": [*(f"{name}={value}" for name, value in variables.items()), *listen],
             "cwd": workdir,
             "capabilities": process_capabilities(user, names),
@@ -466,24 +309,6 @@ def _mappings(mapping: IdMapping | None) -> dict[str, Any]:
 
 def _host(step: Step) -> str:
     return "".join(letter if letter.isalnum() or letter == "-" else "-" for letter in step.pod.name)[:63]
-
-
-def _own_mounts(options: Any, root: str) -> list[Facts]:
-    """The mounts that the container's own options ask for; a named volume is made when it is missing."""
-    mounts: list[Facts] = []
-    if options.volumes:
-        from podrun_hooks.storage.docker_spelling import docker_source, from_docker, provide
-
-        for text in options.volumes:
-            fill = "nocopy" not in text.rpartition(":")[2].split(",")
-            new = provide(docker_source(text), root, fill=fill)
-            mounts.append(from_docker(text, root, fill=new))
-    for text in options.tmpfs:
-        target, _, given = text.partition(":")
-        words = ["noexec", *(word for word in given.split(",") if word)]
-        words = [word for word in words if not (word == "noexec" and "exec" in words) and word != "exec"]
-        mounts.append({"hostPath": "tmpfs", "containerPath": target, "type": "tmpfs", "options": words})
-    return mounts
 
 
 def refuse_workdir(workdir: str, elsewhere: Elsewhere) -> None:

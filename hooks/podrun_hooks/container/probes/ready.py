@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 
 from podrun.errors import STEP_FAILED, Failure
 from podrun.options import Wrong
 from podrun.record import NamedTuple
-from podrun_hooks.container import processes
-from podrun_hooks.container.probes import prober
+from podrun_hooks.container import processes, streams
+from podrun_hooks.container.probes import notify, prober
 from podrun_hooks.support import syscalls
 
 TYPE_CHECKING = False
@@ -18,7 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
+    from podrun.hook import Facts, Step
+    from podrun_hooks.container.paths import Place
     from podrun_hooks.container.processes import Process
+    from podrun_hooks.container.streams import Streams
 
 #: Seconds: the first pause between two attempts, how it grows, and what one attempt may take.
 _FIRST_PAUSE, _GROWTH, _ATTEMPT = 0.005, 1.5, 5.0
@@ -41,6 +43,28 @@ def target(text: str) -> Target:
     if not all(" " < letter < "\x7f" for letter in path + host):
         raise Wrong(f"{text!r}: a space or a letter beyond ASCII has to be escaped with %")
     return Target(host.strip("[]"), int(port), slash + path or "/")
+
+
+def await_payload(step: Step, facts: Facts, place: Place, process: Process, output: Streams, sock: Any) -> None:
+    """Waits for a started container as its option ``ready`` says; ``sock``: where it notifies, or None."""
+
+    def tail() -> str:
+        return streams.last_words(output)
+
+    probe = step.options.ready
+    if sock is not None:
+        wait_for_notification(probe, process, sock, step.notify, tail)
+        notify.hand_over(sock, place)
+        return
+
+    def command(argv: Sequence[str]) -> tuple[int, str]:
+        from podrun_hooks.container import exec
+
+        ended = exec.run(step, process, argv)
+        return ended.status, ended.errors or ended.output
+
+    netns = facts.get("netns") or f"/proc/{process.pid}/ns/net"
+    wait(probe, process, netns, facts.get("addresses", ()), command, tail)
 
 
 def wait(
@@ -118,34 +142,6 @@ def wait_for_notification(
                 raise _over(process, tail)
     finally:
         os.close(pidfd)
-
-
-#: <asm-generic/socket.h>, <linux/filter.h>: the classic BPF program "return 0" keeps nothing of a datagram.
-_SO_ATTACH_FILTER, _SO_LOCK_FILTER, _RETURN_NOTHING = 26, 44, b"\x06\0\0\0\0\0\0\0"
-
-
-def deafen(sock: Any) -> None:
-    """From here on the kernel drops what comes to the socket, and the sender hears of a success.
-
-    A payload goes on sending after READY=1: STATUS=, STOPPING=, and sd_notify_barrier(3)'s descriptor, whose end it
-    waits for. The socket stays open, without anybody to read it, as long as podrun or a copier of the output runs.
-    """
-    import _socket
-    import ctypes
-
-    program = ctypes.create_string_buffer(_RETURN_NOTHING, len(_RETURN_NOTHING))
-    # struct sock_fprog: the number of instructions, padding, their address.
-    filter = (1).to_bytes(ctypes.sizeof(ctypes.c_void_p), sys.byteorder)
-    filter += ctypes.addressof(program).to_bytes(ctypes.sizeof(ctypes.c_void_p), sys.byteorder)
-    sock.setsockopt(_socket.SOL_SOCKET, _SO_ATTACH_FILTER, filter)
-    sock.setsockopt(_socket.SOL_SOCKET, _SO_LOCK_FILTER, 1)
-    sock.setblocking(False)
-    try:
-        while True:
-            sock.recv(1)  # what came before the filter; recv(2) closes the descriptors in it
-    except BlockingIOError:
-        pass
-    sock.detach()
 
 
 def _over(process: Process, tail: Callable[[], str]) -> Failure:
