@@ -15,7 +15,7 @@ from podrun.errors import BUSY, CANNOT_CREATE, INTERNAL, UNAVAILABLE, WRONG_FILE
 from podrun.identity import Identity
 from podrun.options import Wrong
 from podrun.podfile.loader import PodText, StepText
-from podrun.systemd import notify, units
+from podrun.systemd import notify, syntax, units
 from podrun.systemd.generator import declared
 
 TYPE_CHECKING = False
@@ -43,7 +43,7 @@ def start(text: PodText, host: Host) -> int:
         wanted = list(_settings(pod, podrun))
     except Wrong as wrong:
         raise Failure(f"{text.file or text.name}: {wrong.what}", code=WRONG_FILE) from None
-    reloading = podrun.line("reload", "--resolved", units.quoted(path)) if text.reload == "swap" else ""
+    reloading = podrun.line("reload", "--resolved", syntax.quoted(path)) if text.reload == "swap" else ""
     wanted = _off_the_command_line(wanted, text, path)
     settings = [(key, reloading if key == "ExecReload" and reloading else value) for key, value in wanted]
     properties = [f"--property={key}={value}" for key, value in settings]

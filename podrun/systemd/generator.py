@@ -1,4 +1,4 @@
-"""The generator as a program of its own: podrun.systemd.units and what it imports, joined into one file.
+"""The generator as a program of its own: podrun.systemd.boot and what it imports, joined into one file.
 
 systemd runs generators early at boot, where podrun's environment need not be mounted yet (systemd.generator(7)).
 """
@@ -24,7 +24,8 @@ PATH = "/etc/systemd/system-generators/podrun-generator"
 #: In an order in which each can be imported: none imports one behind it.
 MODULES = (
     "errors", "record", "options", "ownership", "unit_needs", "podfile.position", "podfile.files", "podfile.tables",
-    "podfile.known_hooks", "podfile.model", "systemd.following", "systemd.hardening", "systemd.units",
+    "podfile.known_hooks", "podfile.model", "systemd.following", "systemd.hardening", "systemd.syntax", "systemd.units",
+    "systemd.boot",
 )  # fmt: skip
 
 _HEAD = '''#!/usr/bin/python3 -IS
@@ -51,7 +52,8 @@ def _module(name, text):
 '''
 _TAIL = """
 from podrun.podfile.known_hooks import Known
-from podrun.systemd.units import Command, generate
+from podrun.systemd.boot import generate
+from podrun.systemd.units import Command
 from podrun.unit_needs import Span, UnitNeeds
 
 PODRUN = {podrun!r}

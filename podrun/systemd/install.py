@@ -14,7 +14,7 @@ from podrun.errors import BUSY, NOT_ALLOWED, UNAVAILABLE, WRONG_FILE, Failure
 from podrun.hook_extras import HasUnitNeeds, offers
 from podrun.options import Wrong
 from podrun.podfile import loader
-from podrun.systemd import following
+from podrun.systemd import following, syntax
 from podrun.systemd import units as unit_files
 from podrun.systemd.generator import declared
 from podrun.unit_needs import at, counts
@@ -118,7 +118,7 @@ def install(texts: dict[str, str]) -> list[str]:
             file.write(text)
         os.rename(f"{path}.new", path)
         done.append(path)
-    wanted = [name for name, text in texts.items() if unit_files.links(name, text)]
+    wanted = [name for name, text in texts.items() if syntax.links(name, text)]
     subprocess.run(["systemctl", "daemon-reload"], check=False)
     if wanted:
         subprocess.run(["systemctl", "enable", "--quiet", *wanted], check=False)

@@ -1,17 +1,15 @@
-"""systemd units of a pod file, and the generator that makes them of /etc/podrun/*.toml.
+"""systemd units of a pod file: which units there are, and what each of them says.
 
-As a generator (systemd.generator(7)) it runs early at boot, where neither podrun nor its hooks can be imported: it is
-one file then, into which podrun.systemd.generator joins this module and the few that it imports. Whatever is wrong with
-a pod file is left to the unit, which fails with ``podrun up``'s own words.
+The generator (podrun.systemd.boot) runs where neither podrun nor its hooks can be imported: podrun.systemd.generator
+joins this module and the few that it imports into one file. Whatever is wrong with a pod file is left to the unit,
+which fails with ``podrun up``'s own words.
 """
 
 from __future__ import annotations
 
-import glob
 import os
 import re
 import signal
-import sys
 
 from podrun.options import DURATION, Wrong
 from podrun.podfile import files
@@ -19,20 +17,18 @@ from podrun.podfile.known_hooks import HOOKS, NOTHING, Known
 from podrun.podfile.model import assembled, pod_name
 from podrun.podfile.tables import STEP_NAME
 from podrun.record import NamedTuple
-from podrun.systemd import following
+from podrun.systemd import following, syntax
 from podrun.systemd.hardening import hardened
+from podrun.systemd.syntax import quoted, with_given
 from podrun.unit_needs import Span, UnitNeeds, at, counts, is_resident
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from typing import Any, TypeAlias
+    from typing import Any
 
-    #: Settings of a section: keys and values.
-    Lines: TypeAlias = list[tuple[str, str]]
+    from podrun.systemd.syntax import Lines
 
-#: Bytes of a line, LONG_LINE_MAX of systemd, with some for the key.
-_LONGEST = (1 << 20) - 256
 #: The absolute path that ExecStart= carries. A generator of its own has another one.
 PODRUN = "/usr/local/bin/podrun"
 ETC = "/etc/podrun"
@@ -151,6 +147,12 @@ def cut(chain: list[dict[str, Any]], known: Mapping[str, Known] = HOOKS) -> list
     return found
 
 
+def with_defaults(pod: Pod, given: Mapping[str, Any]) -> Pod:
+    """The pod as podrun.toml completes it: its registry, and the time that its containers have to end."""
+    about = {"stop_timeout": given["stop_timeout"], **pod.about} if "stop_timeout" in given else pod.about
+    return pod._replace(registry=given.get("registry"), about=about)
+
+
 # --- units ----------------------------------------------------------------------------------------------------------
 
 
@@ -168,7 +170,9 @@ def units(pod: Pod, podrun: Command) -> dict[str, str]:
             _add(made, {pod.unit("stop"): _stopper(pod)})
     for part, given in _listeners(pod).items():
         about = [("Description", f"{pod.title}: {'socket ' + part if part else 'sockets'}")]
-        made[pod.unit(part, "socket")] = _text(pod, about, [], {"WantedBy": "sockets.target"}, _with([], given))
+        made[pod.unit(part, "socket")] = _text(
+            pod, about, "Socket", with_given([], given), {"WantedBy": "sockets.target"}
+        )
     if _follows(pod) and not podrun.options:
         made[following.UNIT] = following.text(podrun.line("follow"))
     if pod.updates and not podrun.options:
@@ -203,7 +207,8 @@ def single(pod: Pod, podrun: Command, *, pulling: bool = False) -> str:
     if pod.about.get("type") == "job":
         not_its = ("Type", "TimeoutStartSec", "WatchdogSec", "WatchdogSignal")
         service = [("Type", "oneshot"), *(pair for pair in service if pair[0] not in not_its)]
-    return _text(pod, _unit(pod, pulling=pulling), _with(service, pod.sections["service"]), pod.sections["install"])
+    settings = with_given(service, pod.sections["service"])
+    return _text(pod, _unit(pod, pulling=pulling), "Service", settings, pod.sections["install"])
 
 
 def _oneshot(pod: Pod, podrun: Command, residents: list[Segment], pulling: bool) -> str:
@@ -222,7 +227,7 @@ def _oneshot(pod: Pod, podrun: Command, residents: list[Segment], pulling: bool)
     ]
     if residents:
         given = {key: value for key, value in given.items() if key in _SHARED}
-    return _text(pod, unit, _with(service, given), pod.sections["install"])
+    return _text(pod, unit, "Service", with_given(service, given), pod.sections["install"])
 
 
 def _resident(pod: Pod, podrun: Command, segment: Segment, earlier: list[Segment]) -> str:
@@ -236,13 +241,13 @@ def _resident(pod: Pod, podrun: Command, segment: Segment, earlier: list[Segment
         *_watchdog(pod, [segment]),
         *hardened([*_steps(pod, [segment])]),
     ]
-    return _text(pod, unit, _with(service, pod.sections["service"]), {})
+    return _text(pod, unit, "Service", with_given(service, pod.sections["service"]))
 
 
 def _stopper(pod: Pod) -> str:
     """Starting it stops the pod: what OnFailure= of a container can name."""
     unit = [("Description", f"{pod.title}: stopped because a container failed"), ("Conflicts", pod.fellow())]
-    return _text(pod, unit, [("Type", "oneshot"), ("ExecStart", "/bin/true")], {})
+    return _text(pod, unit, "Service", [("Type", "oneshot"), ("ExecStart", "/bin/true")])
 
 
 def _listeners(pod: Pod) -> dict[str, dict[str, Any]]:
@@ -270,7 +275,8 @@ def _pulling(pod: Pod, podrun: Command) -> dict[str, str]:
         return {}
     unit = [("Description", f"{pod.title}: images"), ("Wants", _ONLINE), ("After", _ONLINE)]
     pulls = [("ExecStart", podrun.line("image", "pull", "--quiet", quoted(ref))) for ref in refs]
-    return {pod.unit("pull"): _text(pod, unit, [("Type", "oneshot"), ("TimeoutStartSec", "infinity"), *pulls], {})}
+    service = [("Type", "oneshot"), ("TimeoutStartSec", "infinity"), *pulls]
+    return {pod.unit("pull"): _text(pod, unit, "Service", service)}
 
 
 # --- parts of units -------------------------------------------------------------------------------------------------
@@ -280,7 +286,7 @@ def _unit(pod: Pod, *, pulling: bool) -> Lines:
     network = f"{_ONLINE}{' ' + pod.fellow('pull') if pulling else ''}"
     network += f" {following.UNIT}" if _follows(pod) else ""
     own = [("Description", pod.title), ("Wants", network), ("After", f"{network} {following.GC}")]
-    about = _with(own, pod.sections["unit"], add=True)
+    about = with_given(own, pod.sections["unit"], add=True)
     return [*about, *_other_pods(pod), *_before_cluster(pod)]
 
 
@@ -295,8 +301,7 @@ def _timer(pod: Pod) -> str:
     """The timer of a job; a run that was missed because the machine was off is made up for."""
     about = [("Description", f"{pod.title}: timer")]
     timer = {"OnCalendar": str(pod.about["timer"]).replace("%", "%%"), "Persistent": True}
-    blocks = _text(pod, about, [], {"WantedBy": "timers.target"}, _with([], timer))
-    return blocks.replace("\n[Socket]\n", "\n[Timer]\n")
+    return _text(pod, about, "Timer", with_given([], timer), {"WantedBy": "timers.target"})
 
 
 def _before_cluster(pod: Pod) -> Lines:
@@ -422,159 +427,7 @@ def _seconds(seconds: float) -> str:
     return "infinity" if seconds == float("inf") else f"{seconds:g}s"
 
 
-# --- text -----------------------------------------------------------------------------------------------------------
-
-
-def quoted(word: str, specifiers: str = "") -> str:
-    """A word for an Exec setting (systemd.service(5), "Command lines"); ``specifiers`` are added as they are.
-
-    Raises Wrong for what no command line can hold.
-    """
-    if "\0" in word or not _is_utf8(word):
-        raise Wrong(f"{word!r} cannot be a word of a command line")
-    text = word.replace("\\", "\\\\").replace("%", "%%").replace("$", "$$").replace('"', '\\"')
-    text = "".join(f"\\x{ord(c):02x}" if ord(c) < 32 or ord(c) == 127 else c for c in text) + specifiers
-    plain = text and all(c.isalnum() or c in "/@._-+:=,%" for c in text)
-    return text if plain else f'"{text}"'
-
-
-def _with(settings: Lines, given: dict[str, Any], *, add: bool = False) -> Lines:
-    """The settings, those of the pod file in the place of the same ones; ``add``: dependencies are both's."""
-    replaced = {key for key in given if not (add and key in ("Wants", "After"))}
-    lines = [pair for pair in settings if pair[0] not in replaced]
-    for key, value in given.items():
-        for item in value if type(value) is list else [value]:
-            word = ("yes" if item else "no") if type(item) is bool else str(item)
-            if not (key.isascii() and key.isalnum()):
-                raise Wrong(f"{key!r} is not a setting")
-            lines.append((key, word))
-    return lines
-
-
-def _text(pod: Pod, unit: Lines, service: Lines, install: dict[str, Any], socket: Lines | None = None) -> str:
-    unit = [*unit, ("SourcePath", pod.file.replace("%", "%%"))]
-    parts = [("Unit", unit), ("Service", service), ("Socket", socket or []), ("Install", _with([], install))]
-    blocks = ["\n".join([f"[{head}]", *(_line(key, value) for key, value in lines)]) for head, lines in parts if lines]
-    return f"# Made by podrun of {pod.file}; 'podrun unit' shows it.\n" + "\n\n".join(blocks) + "\n"
-
-
-def _line(key: str, value: str) -> str:
-    """A setting as one line of a unit file (systemd.syntax(7)). Raises Wrong for a value that would be more, or less.
-
-    For systemd's read_line() a carriage return and a NUL end a line, and a backslash at its end joins the next one.
-    """
-    backslashes = len(value) - len(value.rstrip("\\"))
-    if set(value) & set("\n\r\0") or backslashes % 2 or len(value) > _LONGEST or not _is_utf8(value):
-        raise Wrong(f"{key}= is not a setting of one line: {value[:200]!r}")
-    return f"{key}={value}"
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def broken(path: str, what: str, podrun: Command) -> dict[str, str]:
-    """The unit of a pod file that cannot be read: starting it fails with the pod file's error. It starts at boot."""
-    name = os.path.basename(path).removesuffix(".toml")
-    line = "".join(c if c.isprintable() else " " for c in what).replace("%", "%%").rstrip("\\")
-    if not re.fullmatch(r"[A-Za-z0-9:_.@-]+", name):
-        raise Wrong(f"{path!r} cannot be the name of a unit")
-    file = quoted(path.removesuffix("@.toml"), "@%i.toml") if name.endswith("@") else quoted(path)
-    lines = [f"# {path}: {line}", "[Unit]", f"Description=podrun pod {name}: {line}", "", "[Service]", "Type=oneshot"]
-    lines += [f"ExecStart={podrun.line('up', file)}"]
-    lines += [] if name.endswith("@") else ["", "[Install]", "WantedBy=multi-user.target"]
-    return {f"{name}.service": "\n".join(lines) + "\n"}
-
-
-def links(name: str, text: str) -> list[str]:
-    """The links that [Install] asks for, as systemctl(1) enable makes them: "multi-user.target.wants/web.service"."""
-    install = text.partition("[Install]\n")[2].splitlines()
-    given = [line.partition("=")[::2] for line in install if "=" in line]
-    stem, at, kind = name.partition("@.")
-    if at:
-        if not (default := next((value for key, value in given if key == "DefaultInstance"), "")):
-            return []
-        name = f"{stem}@{default}.{kind}"
-    kinds = {"WantedBy": "wants", "RequiredBy": "requires"}
-    targets = [(target, kinds[key]) for key, value in given if key in kinds for target in value.split()]
-    return [f"{target}.{kind}/{name}" for target, kind in targets if re.fullmatch(r"[A-Za-z0-9:_.@\\-]+", target)]
-
-
-# --- the generator --------------------------------------------------------------------------------------------------
-
-
-def with_defaults(pod: Pod, given: Mapping[str, Any]) -> Pod:
-    """The pod as podrun.toml completes it: its registry, and the time that its containers have to end."""
-    about = {"stop_timeout": given["stop_timeout"], **pod.about} if "stop_timeout" in given else pod.about
-    return pod._replace(registry=given.get("registry"), about=about)
-
-
-def generate(directory: str, podrun: Command, known: Mapping[str, Known], etc: str = ETC) -> None:
-    """Writes the units of every pod file in ``etc`` into ``directory``. No file hides another one."""
-    given = following.defaults(etc)
-    placed = {following.GC}
-    if not any(os.path.lexists(f"{place}/{following.GC}") for place in VENDORS):
-        _place(directory, following.GC, following.collecting(podrun.line("gc")))
-    for path in [*_files(etc), *_instances(etc)]:
-        try:
-            pod = with_defaults(read(path, known), given)
-            if not os.path.exists(path):
-                # Its drop-ins change the instance; whether it starts at boot is for systemctl enable to say.
-                pod.sections["install"].clear()
-            made = units(pod, podrun)
-        except Exception as error:
-            _tell(f"{path}: {error}")
-            try:
-                made = broken(path, str(error), podrun)
-            except Wrong as wrong:
-                _tell(str(wrong))
-                continue
-        for unit, text in made.items():
-            if unit in following.OF_ALL and unit in placed:
-                continue
-            placed.add(unit)
-            try:
-                _place(directory, unit, text)
-            except OSError as error:
-                _tell(f"{path}: {unit}: {error}")
-
-
-def _files(directory: str) -> list[str]:
-    """The pod files of a directory, in the order of their names."""
-    found = sorted(glob.glob(f"{glob.escape(directory)}/*.toml"))
-    return [path for path in found if os.path.basename(path) not in following.NO_PODS]
-
-
-def _instances(directory: str) -> Iterator[str]:
-    """The instances of templates that have drop-ins of their own but no file: their units are not the template's."""
-    for beside in sorted(glob.glob(f"{glob.escape(directory)}/*@*.toml.d")):
-        path = beside.removesuffix(".d")
-        template, _, instance = path.partition("@")
-        if instance != ".toml" and not os.path.exists(path) and os.path.exists(f"{template}@.toml"):
-            yield path
-
-
-def _place(directory: str, unit: str, text: str) -> None:
-    vendor = next((place for place in VENDORS if os.path.lexists(f"{place}/{unit}")), None)
-    if vendor:
-        _tell(f"{unit} is not generated: it would hide {vendor}/{unit}; give the pod another name")
-        return
-    with open(f"{directory}/{unit}", "x", encoding="utf-8") as file:
-        file.write(text)
-    for link in links(unit, text):
-        path = f"{directory}/{link}"
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        os.symlink(f"../{unit}", path)
-
-
-def _tell(line: str) -> None:
-    """One line for the journal: a generator has the kernel's log only (systemd.generator(7))."""
-    try:
-        with open("/dev/kmsg", "w", encoding="utf-8") as kmsg:
-            kmsg.write(f"<3>podrun-generator: {''.join(c if c.isprintable() else ' ' for c in line)}")
-    except OSError:
-        print(f"podrun-generator: {line}", file=sys.stderr)
+def _text(pod: Pod, unit: Lines, kind: str, settings: Lines, install: dict[str, Any] | None = None) -> str:
+    """A unit whose own section is ``kind``."""
+    about = [*unit, ("SourcePath", pod.file.replace("%", "%%"))]
+    return syntax.text(pod.file, [("Unit", about), (kind, settings), ("Install", with_given([], install or {}))])

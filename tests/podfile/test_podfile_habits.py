@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from podrun.podfile import unit_environment
-from podrun.systemd import settings
+from podrun.systemd import settings, syntax
 from podrun.systemd import units as unit
 from support.launcher import Podrun
 
@@ -132,7 +132,7 @@ def test_a_job_with_a_timer_has_a_timer_unit(tmp_path: Path) -> None:
     units = made(tmp_path, f'[pod]\ntype = "job"\ntimer = "daily"\n{CHAIN}')
     assert sorted(units) == ["web.service", "web.timer"]
     assert "\n[Timer]\nOnCalendar=daily\nPersistent=yes\n" in units["web.timer"]
-    assert unit.links("web.timer", units["web.timer"]) == ["timers.target.wants/web.timer"]
+    assert syntax.links("web.timer", units["web.timer"]) == ["timers.target.wants/web.timer"]
 
 
 def test_a_pod_that_requires_one_that_is_not_up_says_so(podrun: Podrun) -> None:

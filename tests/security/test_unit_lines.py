@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from podrun.options import Wrong
-from podrun.systemd import units
+from podrun.systemd import boot, syntax, units
 from podrun.systemd.generator import declared
 
 #: What systemd's parser treats as its own (systemd.syntax(7), systemd.service(5)), and some that it does not.
@@ -60,14 +60,14 @@ def read_back(line: str) -> list[str]:
 
 def test_every_word_of_a_command_line_is_read_back_as_it_was() -> None:
     for word in words():
-        line = units.quoted(word)
+        line = syntax.quoted(word)
         assert not set(line) & set("\n\r\0")
         assert read_back(line) == [word], line
-    assert read_back(" ".join(map(units.quoted, words()))) == words()
+    assert read_back(" ".join(map(syntax.quoted, words()))) == words()
 
 
 def test_systemd_loads_a_unit_with_every_word(tmp_path: Path) -> None:
-    lines = [f"ExecReload=/bin/echo {units.quoted(word)} end" for word in words()]
+    lines = [f"ExecReload=/bin/echo {syntax.quoted(word)} end" for word in words()]
     (tmp_path / "web.service").write_text(
         "\n".join(["[Service]", "Type=oneshot", "ExecStart=/bin/true", *lines]) + "\n"
     )
@@ -114,9 +114,9 @@ def test_a_path_that_is_no_line_makes_no_unit(tmp_path: Path, file: str) -> None
     with pytest.raises(Wrong):
         units.single(pod(tmp_path, {}, file), units.Command("/opt/podrun"))
     with pytest.raises(Wrong):
-        units.broken(file, "x", units.Command("/opt/podrun"))
+        boot.broken(file, "x", units.Command("/opt/podrun"))
 
 
 def test_a_dependency_is_the_name_of_a_unit_and_no_path() -> None:
     text = "[Install]\nWantedBy=multi-user.target ../../../etc/x.target\nRequiredBy=/etc/a\n"
-    assert units.links("web.service", text) == ["multi-user.target.wants/web.service"]
+    assert syntax.links("web.service", text) == ["multi-user.target.wants/web.service"]

@@ -11,7 +11,7 @@ import pytest
 
 from podrun.errors import Failure
 from podrun.options import Wrong
-from podrun.systemd import generator
+from podrun.systemd import generator, syntax
 from podrun.systemd import units as unit
 
 CONTAINER = '[[chain]]\nhook = "container"\ncommand = ["true"]\n'
@@ -110,7 +110,7 @@ def test_a_live_probe_makes_the_unit_ask_for_its_word(tmp_path: Path, live: str,
     ],
 )
 def test_words_are_quoted_for_exec_settings(word: str, quoted: str) -> None:
-    assert unit.quoted(word) == quoted
+    assert syntax.quoted(word) == quoted
 
 
 def test_a_setting_of_the_pod_file_takes_the_place_of_podruns(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_restart_goes_to_the_containers_and_install_to_the_pod(tmp_path: Path) -
         [], ["always"], ["always"],
     ]  # fmt: skip
     assert [settings(made[name], "Environment") for name in made] == [["A=1"]] * 3
-    assert [name for name in made if unit.links(name, made[name])] == ["web.service"]
+    assert [name for name in made if syntax.links(name, made[name])] == ["web.service"]
 
 
 def test_the_bounding_set_grows_by_what_the_containers_add(tmp_path: Path) -> None:
