@@ -23,84 +23,9 @@ from support.cluster_hosts import Cluster, Machine, until  # noqa: E402
 from support.systemd_host import Broken  # noqa: E402
 
 EXAMPLES = HERE.parent.parent / "examples/cluster"
+#: client.toml: who calls a service and counts; extra.toml: a registration that needs nothing of the network.
+OWN = HERE / "pods"
 PODS = "/root/pods"
-
-#: Calls service1 by its ambassador, again and again; who answered, how often and how often nobody did, in a file.
-CLIENT = """
-[placement]
-prefer = ["n2"]
-
-[[chain]]
-hook = "image"
-ref = "host:"
-
-[[chain]]
-hook = "network"
-
-[[chain]]
-hook = "storage"
-source = "/run/count"
-target = "/count"
-
-[[chain]]
-hook = "ambassador"
-service = "service1"
-port = 80
-hold = "10min"
-
-[[chain]]
-hook = "container"
-init = true
-command = ["python3", "-c", '''
-import json, os, socket, time
-ok = failed = 0
-seen, errors, longest = [], [], 0.0
-while True:
-    began = time.time()
-    try:
-        with socket.create_connection((os.environ["SERVICE1_HOST"], int(os.environ["SERVICE1_PORT"])), 600) as s:
-            s.settimeout(15)
-            s.sendall(b"GET / HTTP/1.0\\r\\n\\r\\n")
-            answer = b""
-            while block := s.recv(4096):
-                answer += block
-        host = answer.decode().strip().rpartition(" ")[2]
-        if not host.startswith("n"):
-            raise OSError(f"answer {answer!r}")
-        ok += 1
-        if seen[-1:] != [host]:
-            seen.append(host)
-    except OSError as error:
-        failed += 1
-        errors = [*errors[-4:], f"{time.time():.2f} {error}"]
-    longest = max(longest, time.time() - began)
-    with open("/count/new", "w") as file:
-        json.dump({"ok": ok, "failed": failed, "seen": seen, "errors": errors, "longest": longest}, file)
-    os.rename("/count/new", "/count/state")
-    time.sleep(0.02)
-''']
-"""
-
-#: A pod of its own registration that needs nothing of the network: does it start while etcd is away?
-EXTRA = """
-[[chain]]
-hook = "image"
-ref = "host:"
-
-[[chain]]
-hook = "network"
-publish = ["0.0.0.0:9090:9090"]
-
-[[chain]]
-hook = "container"
-init = true
-command = ["sleep", "infinity"]
-
-[[chain]]
-hook = "register"
-service = "extra"
-port = 9090
-"""
 
 
 class Row(NamedTuple):
@@ -446,7 +371,7 @@ def ocf(trial: Trial) -> None:
     """The agent passes ocf-tester."""
     machine = trial.cluster["n1"]
     (machine.home / "root/etc/podrun/trial.toml").write_text(
-        EXTRA.replace("9090", "9091").replace('"extra"', '"trial"')
+        (OWN / "extra.toml").read_text().replace("9090", "9091").replace('"extra"', '"trial"')
     )
     machine.do("systemctl", "daemon-reload")
     done = machine.run("ocf-tester", "-n", "trial", "-o", "pod=trial", "/usr/lib/ocf/resource.d/podrun/pod")
@@ -500,10 +425,8 @@ def furnish(cluster: Cluster) -> None:
     for machine in cluster.machines:
         root = machine.home / "root"
         (root / "root/pods").mkdir(parents=True, exist_ok=True)
-        for path in EXAMPLES.glob("*.toml"):
+        for path in (*EXAMPLES.glob("*.toml"), *OWN.glob("*.toml")):
             (root / "root/pods" / path.name).write_text(path.read_text())
-        (root / "root/pods/client.toml").write_text(CLIENT)
-        (root / "root/pods/extra.toml").write_text(EXTRA)
         subprocess.run(["cp", "-r", HERE.parent / "support", root / "opt/support"], check=True)
         (root / "etc/tmpfiles.d/count.conf").write_text("d /run/count 0755 root root\n")
 

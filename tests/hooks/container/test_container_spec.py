@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from podrun.errors import CANNOT_EXECUTE, MALFORMED, NOT_FOUND, STEP_FAILED, UNAVAILABLE, WRONG_FILE, Failure
+from podrun.errors import STEP_FAILED, UNAVAILABLE, WRONG_FILE, Failure
 from podrun.options import Wrong, read
 from podrun_hooks import container
 from podrun_hooks.container import paths as places
 from podrun_hooks.container import spec, users
 from podrun_hooks.container.options import signal_number
 from podrun_hooks.support import subprocesses
-from support.container_case import Case, busybox_root, netns
+from support.container_case import Case, netns
 
 DISK_NODE = (
     os.makedev(*map(int, Path("/sys/class/block/vda/dev").read_text().split(":")))
@@ -145,156 +145,6 @@ def test_a_missing_runtime_or_init_is_found_by_check_and_named(tmp_path: Path, m
 
 @pytest.mark.root
 @pytest.mark.parametrize("runtime", ["crun", "runc"])
-@pytest.mark.parametrize(
-    ("user", "expected"),
-    [
-        ("", "uid=0(root) gid=0(root)"),
-        ("web", "uid=1000(web) gid=1000(web) groups=33(www),50(log),1000(web)"),
-        ("1000", "uid=1000(web) gid=1000(web) groups=33(www),50(log),1000(web)"),
-        ("1000:50", "uid=1000(web) gid=50(log) groups=50(log)"),
-        ("web:www", "uid=1000(web) gid=33(www)"),
-        ("4000", "uid=4000 gid=0(root)"),
-        ("4000:4001", "uid=4000 gid=4001"),
-    ],
-)
-def test_the_user_is_looked_up_in_the_image(tmp_path: Path, runtime: str, user: str, expected: str) -> None:
-    found = Case(tmp_path).run("id", user=user, runtime=runtime) if user else Case(tmp_path).run("id", runtime=runtime)
-    words = found.strip().split(" groups=")
-    groups = (
-        ",".join(sorted(words[1].split(","), key=lambda text: int(text.partition("(")[0]))) if len(words) > 1 else ""
-    )
-    plain, _, expected_groups = expected.partition(" groups=")
-    assert words[0] == plain
-    if expected_groups:
-        assert groups == expected_groups
-
-
-NUMBERS_AS_NAMES = "1000:x:0:0::/root:/bin/sh\n0:x:7:7::/:\nweb:x:1000:1000::/srv/web:/bin/sh\n007:x:0:0::/:\n"
-
-
-@pytest.mark.root
-@pytest.mark.parametrize(
-    ("user", "expected"),
-    [
-        ("1000", "1000 1000 1000 50"), ("1000:1000", "1000 1000 1000"), ("0", "0 0 0 50"), ("01000", "1000 1000 1000 50"),
-        ("7", "7 7 7"), ("5000:50", "5000 50 50"), ("web:33", "1000 33 33"), ("web", "1000 1000 1000 50"),
-    ],
-)  # fmt: skip
-@pytest.mark.parametrize("way", ["pod file", "image", "exec"])
-def test_a_number_is_a_number_whatever_name_looks_like_it(tmp_path: Path, user: str, expected: str, way: str) -> None:
-    case = Case(tmp_path)
-    (case.layer / "etc/passwd").write_text(NUMBERS_AS_NAMES)
-    (case.layer / "etc/group").write_text("1000:x:0:\n50:x:0:\n33:x:0:\nlog:x:50:web,1000\n")
-    script = "id -u; id -g; id -G"
-    if way == "image":
-        case.config = {"User": user}
-    if way == "exec":
-        case.up("sleep", "60")
-        try:
-            found = case.exec("sh", "-c", script, user=user)
-        finally:
-            case.down()
-    else:
-        found = case.run("sh", "-c", script, **({"user": user} if way == "pod file" else {}))
-    assert found.split() == expected.split()
-
-
-@pytest.mark.root
-@pytest.mark.parametrize(
-    ("in_image", "text", "code"),
-    [
-        (True, "nobody-here", MALFORMED),
-        (True, "4294967296", MALFORMED),
-        (True, "a b", MALFORMED),
-        (True, "web:no-group", MALFORMED),
-        (False, "nobody-here", WRONG_FILE),
-        (False, "web:no-group", WRONG_FILE),
-    ],
-)
-def test_an_unknown_user_is_refused_and_nothing_is_left(tmp_path: Path, in_image: bool, text: str, code: int) -> None:
-    case = Case(tmp_path)
-    case.config = {"User": text} if in_image else {}
-    with pytest.raises(Failure) as failure:
-        case.up("id", **({} if in_image else {"user": text}))
-    assert failure.value.code == code
-    case.down({})
-    assert case.left() == []
-
-
-@pytest.mark.root
-def test_a_passwd_that_is_a_fifo_or_out_of_range_does_no_harm(tmp_path: Path) -> None:
-    case = Case(tmp_path)
-    (case.layer / "etc/passwd").unlink()
-    os.mkfifo(case.layer / "etc/passwd")
-    assert case.run("sh", "-c", "echo $HOME") == "/\n"
-    (case.layer / "etc/passwd").unlink()
-    (case.layer / "etc/passwd").write_text("web:x:4294967295:0::/:\n")
-    with pytest.raises(Failure) as failure:
-        case.up("id", user="web")
-    assert failure.value.code == WRONG_FILE
-    case.down({})
-    assert case.left() == []
-
-
-@pytest.mark.root
-def test_a_passwd_linked_out_of_the_image_is_read_inside_it(tmp_path: Path) -> None:
-    outside = tmp_path / "passwd"
-    outside.write_text("web:x:77:77::/:\n")
-    case = Case(tmp_path)
-    (case.layer / "etc/passwd").unlink()
-    (case.layer / "etc/passwd").symlink_to(f"../../../../../../../..{outside}")
-    with pytest.raises(Failure, match="not in the image"):
-        case.up("id", user="web")
-    case.down({})
-
-
-@pytest.mark.root
-@pytest.mark.parametrize(
-    ("command", "code"),
-    [
-        ("no-such-program", NOT_FOUND),
-        ("/bin/no-such-program", NOT_FOUND),
-        ("./no-such-program", NOT_FOUND),
-        ("/etc/passwd", CANNOT_EXECUTE),
-        ("/etc", CANNOT_EXECUTE),
-        ("dangling", NOT_FOUND),
-        ("loop", NOT_FOUND),
-        ("/out", NOT_FOUND),
-    ],
-)
-def test_a_command_that_is_not_in_the_image_is_127_and_one_that_cannot_run_126(
-    tmp_path: Path, command: str, code: int
-) -> None:
-    case = Case(tmp_path)
-    (case.layer / "bin/dangling").symlink_to("/nowhere/at/all")
-    (case.layer / "bin/loop").symlink_to("loop")
-    (case.layer / "out").symlink_to("../../../../../../usr/bin/env")
-    with pytest.raises(Failure) as failure:
-        case.up(command)
-    assert failure.value.code == code
-    case.down({})
-    assert case.left() == []
-
-
-@pytest.mark.root
-def test_a_command_is_found_in_an_injected_mount_through_links_of_the_image(tmp_path: Path) -> None:
-    programs = busybox_root(tmp_path / "usr") / "bin"
-    case = Case(tmp_path)
-    case.layers = [str(tmp_path / "bare")]
-    for name in ("etc", "usr"):
-        (tmp_path / "bare" / name).mkdir(parents=True)
-    (tmp_path / "bare/bin").symlink_to("usr/bin")
-    case.image_mounts = [{"hostPath": str(programs.parent), "containerPath": "/usr", "type": "bind", "options": ["ro"]}]
-    assert case.run("sh", "-c", "echo found") == "found\n"
-    assert case.run("/bin/echo", "found") == "found\n"
-    with pytest.raises(Failure) as failure:
-        case.up("no-such-program")
-    assert failure.value.code == NOT_FOUND
-    case.down({})
-
-
-@pytest.mark.root
-@pytest.mark.parametrize("runtime", ["crun", "runc"])
 def test_the_working_directory_and_home_are_the_images(tmp_path: Path, runtime: str) -> None:
     case = Case(tmp_path)
     case.config = {"WorkingDir": "/srv/made/for/me", "User": "web", "Cmd": ["sh", "-c", "pwd; echo $HOME; echo $PATH"]}
@@ -367,83 +217,6 @@ def test_a_user_who_is_not_root_has_the_programs_capabilities_alone(
         wanted = sets["CapBnd"] if expected == "all" else expected
         assert (sets["CapEff"], sets["CapPrm"]) == (wanted, wanted)
         assert sets["CapInh"] == sets["CapAmb"] == "0000000000000000"
-
-
-@pytest.mark.root
-@pytest.mark.parametrize(
-    ("mode", "owner", "user", "may"),
-    [
-        (0o700, (0, 0), "1000", False),
-        (0o700, (0, 0), "0", True),
-        (0o710, (0, 33), "web", True),  # web is in the group www
-        (0o710, (0, 33), "web:web", False),
-        (0o701, (1000, 0), "1000", True),
-        (0o601, (1000, 0), "1000", False),  # the owner's bits count, not the others'
-        (0o706, (0, 1000), "1000", False),
-        (0o755, (0, 0), "1000", True),
-    ],
-)
-@pytest.mark.parametrize("where", ["file", "directory"])
-def test_who_may_not_execute_the_command_is_told_126_before_the_start(
-    tmp_path: Path, mode: int, owner: tuple[int, int], user: str, may: bool, where: str
-) -> None:
-    case = Case(tmp_path)
-    (case.layer / "opt").mkdir()
-    shutil.copy(case.layer / "bin/busybox", case.layer / "opt/echo")
-    (case.layer / "opt/echo").chmod(0o755)
-    changed = case.layer / ("opt/echo" if where == "file" else "opt")
-    changed.chmod(mode)
-    os.chown(changed, *owner)
-    if may:
-        assert case.run("/opt/echo", "ran", user=user) == "ran\n"
-        return
-    for command, env in (("/opt/echo", {}), ("echo", {"PATH": "/opt"})):
-        with pytest.raises(Failure, match=r"executable|out of reach") as failure:
-            case.up(command, user=user, env=env)
-        assert failure.value.code == CANNOT_EXECUTE
-        case.down({})
-    assert case.left() == []
-
-
-@pytest.mark.root
-@pytest.mark.parametrize(
-    ("command", "code"), [("nothing", NOT_FOUND), ("/etc", CANNOT_EXECUTE), ("/only", CANNOT_EXECUTE)]
-)
-def test_an_exec_that_cannot_be_has_the_status_of_a_start_that_cannot_be(
-    podrun: Any, tmp_path: Path, command: str, code: int
-) -> None:
-    case = Case(tmp_path)
-    (case.layer / "only").write_bytes((case.layer / "bin/busybox").read_bytes())
-    (case.layer / "only").chmod(0o700)
-    image = f'{{ hook = "image", ref = "dir:{case.layer}" }}'
-    container_step = '{ hook = "container", command = ["sleep", "60"], stop_timeout = "0s" }'
-    podrun("up", "-d", podrun.file("web", f"chain = [ {image}, {container_step} ]"), check=True)
-    done = podrun("exec", "-u", "1000", "web", command)
-    assert done.returncode == code, done.stderr
-
-
-@pytest.mark.root
-def test_a_command_out_of_reach_gives_way_to_one_further_on_in_path(tmp_path: Path) -> None:
-    case = Case(tmp_path)
-    (case.layer / "opt").mkdir(mode=0o700)
-    (case.layer / "opt/echo").write_text("")
-    assert case.run("echo", "ran", user="1000", env={"PATH": "/opt:/bin"}) == "ran\n"
-
-
-@pytest.mark.root
-def test_a_command_in_a_mount_that_is_noexec_is_126_and_root_without_capabilities_is_anybody(tmp_path: Path) -> None:
-    case = Case(tmp_path)
-    (tmp_path / "tools").mkdir()
-    shutil.copy(case.layer / "bin/busybox", tmp_path / "tools/echo")
-    os.chown(tmp_path / "tools/echo", 1000, 1000)
-    (tmp_path / "tools/echo").chmod(0o700)
-    volumes = [f"{tmp_path}/tools:/tools"]
-    for given in ({"volumes": [f"{volumes[0]}:noexec"]}, {"volumes": volumes, "cap_drop": ["ALL"]}):
-        with pytest.raises(Failure, match=r"noexec|for this user") as failure:
-            case.up("/tools/echo", **given)
-        assert failure.value.code == CANNOT_EXECUTE
-        case.down({})
-    assert case.run("/tools/echo", "ran", volumes=volumes) == "ran\n"
 
 
 @pytest.mark.root

@@ -8,10 +8,20 @@ from pathlib import Path
 
 import pytest
 
+from support import image_trust
+from support.image_servers import Faulty, faulty
+
 
 @pytest.fixture
 def root(tmp_path: Path) -> str:
     return str(tmp_path / "root")
+
+
+@pytest.fixture
+def server() -> Iterator[Faulty]:
+    """A registry with one image."""
+    with faulty(image_trust.IMAGE) as running:
+        yield running
 
 
 @pytest.fixture

@@ -24,11 +24,6 @@ MIXED = build.image(build.Layer(BASE, "zstd"), build.Layer(CHANGE, ""), IMPLICIT
 FORMATS = ["oci-archive", "docker-archive"]
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> str:
-    return str(tmp_path / "root")
-
-
 def pulled(tmp_path: Path, root: str, built: build.Built = LAYERED, name: str = "registry.example/team/web:1") -> str:
     """A store with an image of this name in it; returns the reference."""
     path = build.layout(str(tmp_path / "layout"), {name: built})

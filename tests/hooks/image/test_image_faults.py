@@ -34,11 +34,6 @@ LARGEST = max(IMAGE.blobs, key=lambda digest: len(IMAGE.blobs[digest]))
 KILLS = int(os.environ.get("PODRUN_KILLS", "6"))
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> str:
-    return str(tmp_path / "root")
-
-
 def refused(root: str, change: Callable[[Request], Any]) -> Failure:
     """The failure of a pull from a registry that does this; all that is left is layers that came whole before it."""
     with faulty(IMAGE, change) as server, pytest.raises(Failure) as caught:

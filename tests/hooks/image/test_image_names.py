@@ -33,11 +33,6 @@ ONE, TWO = build.image(BASE, Cmd=["/bin/one"]), build.image(BASE, CHANGE, Cmd=["
 NAMES = ["docker.io/library/one:latest", "docker.io/library/two:latest"]
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> str:
-    return str(tmp_path / "root")
-
-
 def archive(tmp_path: Path, images: dict[str, build.Built]) -> Path:
     """An archive as docker 25 writes it: a layout whose images have their full name, and their tag alone beside it."""
     layout = Path(build.layout(str(tmp_path / f"l{len(images)}"), images))

@@ -37,11 +37,6 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
         yield running
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> str:
-    return str(tmp_path / "root")
-
-
 def leftovers(root: str) -> list[str]:
     return [name for where in ("tmp", "locks", "refs", "layers") for name in os.listdir(f"{root}/images/{where}")]
 

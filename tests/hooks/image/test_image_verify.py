@@ -2,207 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
 from podrun.errors import MALFORMED, UNAVAILABLE, WRONG_FILE, Failure
 from podrun_hooks import image as hook
-from podrun_hooks.image import commands, reference
-from podrun_hooks.image.trust import requirements
+from podrun_hooks.image import commands
 from podrun_hooks.image.trust.requirements import Verify
 from support import image_builder as build
 from support.image_samples import nothing, step
 from support.image_servers import Faulty, faulty
-from support.launcher import Podrun
+from support.image_trust import IMAGE, OTHER, Signer, policy, signer, stop
 
 pytestmark = [pytest.mark.root, pytest.mark.server]
 
-IMAGE = build.image(build.tar(build.file("a", b"a")))
-OTHER = build.image(build.tar(build.file("b", b"b")))
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> str:
-    return str(tmp_path / "root")
-
-
-@pytest.fixture
-def server() -> Iterator[Faulty]:
-    with faulty(IMAGE) as running:
-        yield running
-
-
-def policy(tmp_path: Path, default: list[Any], **transports: Any) -> Verify:
-    path = tmp_path / "policy.json"
-    path.write_text(json.dumps({"default": default, "transports": transports}))
-    return Verify(cosign_key="", policy=str(path))
-
-
-REJECT = [{"type": "reject"}]
-ANYTHING = [{"type": "insecureAcceptAnything"}]
-
-
-def used(root: str) -> list[str]:
-    return [ref.ref for ref in commands.ls(root)]
-
-
-# --- policies without signatures
-
-
-def test_a_policy_that_accepts_anything_lets_it_pass(root: str, tmp_path: Path, server: Faulty) -> None:
-    found = commands.pull(root, f"{server.host}/web", verify=policy(tmp_path, ANYTHING))
-    assert found.digest == IMAGE.digest
-
-
-def test_what_a_policy_rejects_is_not_even_asked_for(root: str, tmp_path: Path, server: Faulty) -> None:
-    with pytest.raises(Failure, match="rejects it") as caught:
-        commands.pull(root, f"{server.host}/web", verify=policy(tmp_path, REJECT))
-    assert caught.value.code == MALFORMED
-    assert server.seen == []
-
-
-def test_an_image_that_is_stored_is_rejected_all_the_same(root: str, tmp_path: Path, server: Faulty) -> None:
-    commands.pull(root, f"{server.host}/web")
-    path = policy(tmp_path, REJECT).policy
-    table = {"cosign_key": "", "policy": path}
-    with pytest.raises(Failure, match="rejects it"):
-        hook.up(step(Path(root), f"{server.host}/web", verify=Verify(**table)), {})
-    [problem] = hook.check(step(Path(root), f"{server.host}/web", verify=Verify(**table)))
-    assert problem.code == MALFORMED
-
-
-@pytest.mark.parametrize(
-    ("scopes", "accepted"),
-    [
-        ({}, False),
-        ({"": ANYTHING}, True),
-        ({"registry.example": ANYTHING}, True),
-        ({"registry.example": REJECT, "registry.example/team": ANYTHING}, True),
-        ({"registry.example/team": REJECT, "registry.example/team/web": ANYTHING}, True),
-        ({"registry.example/team/web": REJECT, "registry.example/team/web:1": ANYTHING}, True),
-        ({"registry.example/team/web:1": REJECT, "registry.example": ANYTHING}, False),
-        ({"registry.example/team/we": ANYTHING}, False),
-        ({"registry.example/tea": ANYTHING}, False),
-        ({"*.example": ANYTHING}, True),
-        ({"*.example": ANYTHING, "registry.example": REJECT}, False),
-        ({"*.other": ANYTHING}, False),
-    ],
-)
-def test_the_most_specific_scope_of_a_policy_counts(tmp_path: Path, scopes: dict[str, Any], accepted: bool) -> None:
-    named = reference.parse("registry.example/team/web:1")
-    asked = policy(tmp_path, REJECT, docker=scopes)
-    if accepted:
-        assert requirements.demands(asked, named) == []
-    else:
-        with pytest.raises(Failure, match="rejects it"):
-            requirements.demands(asked, named)
-
-
-@pytest.mark.parametrize(
-    ("ref", "scopes", "accepted"),
-    [
-        ("oci:/srv/images:web", {"/srv": ANYTHING}, True),
-        ("oci:/srv/images:web", {"/srv/images:web": REJECT, "/srv": ANYTHING}, False),
-        ("oci:/srv/images:web", {"": ANYTHING}, True),
-        ("dir:/srv/rootfs", {"": ANYTHING}, True),
-        ("host:", {"": ANYTHING}, True),
-        ("docker-daemon:web", {"": ANYTHING}, True),
-        ("oci:/srv/images:web", {}, False),
-    ],
-)
-def test_local_images_have_scopes_too(tmp_path: Path, ref: str, scopes: dict[str, Any], accepted: bool) -> None:
-    named = reference.parse(ref)
-    asked = policy(tmp_path, REJECT, **{named.kind: scopes})
-    if accepted:
-        assert requirements.demands(asked, named) == []
-    else:
-        with pytest.raises(Failure):
-            requirements.demands(asked, named)
-
-
-@pytest.mark.parametrize(
-    ("text", "code"),
-    [
-        ("", WRONG_FILE),
-        ("{", WRONG_FILE),
-        ("[]", WRONG_FILE),
-        ("{}", WRONG_FILE),
-        ('{"default": []}', WRONG_FILE),
-        ('{"default": "reject"}', WRONG_FILE),
-        ('{"default": [{}]}', WRONG_FILE),
-        ('{"default": ["reject"]}', WRONG_FILE),
-        ('{"default": [{"type": "sigstoreSigned"}]}', UNAVAILABLE),
-        ('{"default": [{"type": "insecureAcceptAnything"}, {"type": "signedBaseLayer"}]}', UNAVAILABLE),
-        ('{"default": [{"type": "insecureAcceptAnything"}, {"type": "reject"}]}', MALFORMED),
-        ('{"default": [{"type": "signedBy"}]}', WRONG_FILE),
-        ('{"default": [{"type": "signedBy", "keyType": "GPGKeys"}]}', WRONG_FILE),
-        ('{"default": [{"type": "signedBy", "keyType": "X509", "keyPath": "/k"}]}', WRONG_FILE),
-        ('{"default": [{"type": "signedBy", "keyType": "GPGKeys", "keyPath": "/nonexistent"}]}', WRONG_FILE),
-    ],
-)
-def test_what_a_policy_says_that_is_not_understood_never_passes(tmp_path: Path, text: str, code: int) -> None:
-    path = tmp_path / "policy.json"
-    path.write_text(text)
-    with pytest.raises(Failure) as caught:
-        requirements.demands(Verify(cosign_key="", policy=str(path)), reference.parse("web"))
-    assert caught.value.code == code
-
-
-def test_a_verify_that_demands_nothing_is_wrong() -> None:
-    with pytest.raises(Failure) as caught:
-        requirements.demands(Verify(cosign_key="", policy=""), reference.parse("web"))
-    assert caught.value.code == WRONG_FILE
-
 
 # --- signatures by gpg, made by skopeo
-
-
-class Signer(NamedTuple):
-    """A key of its own, its public part, and a lookaside directory."""
-
-    home: Path
-    key: str
-    public: str
-    armored: str
-    lookaside: Path
-
-    def sign(self, built: build.Built, name: str, *, digest: str = "", number: int = 1) -> Path:
-        """Signs a manifest under a name, as skopeo does; returns the signature's file."""
-        (self.home / "manifest").write_bytes(built.manifest)
-        repository = reference.parse(name).repository
-        place = self.lookaside / f"{repository}@{(digest or built.digest).replace(':', '=')}"
-        place.mkdir(parents=True, exist_ok=True)
-        path = place / f"signature-{number}"
-        argv = ["skopeo", "standalone-sign", "-o", str(path), str(self.home / "manifest"), name, self.key]
-        subprocess.run(argv, check=True, capture_output=True, env={**os.environ, "GNUPGHOME": str(self.home)})
-        return path
-
-
-def signer(place: Path, lookaside: Path) -> Signer:
-    place.mkdir(mode=0o700)
-    environ = {**os.environ, "GNUPGHOME": str(place)}
-
-    def gpg(*words: str) -> bytes:
-        argv = ["gpg", "--batch", "--pinentry-mode", "loopback", "--passphrase", "", *words]
-        return subprocess.run(argv, check=True, capture_output=True, env=environ).stdout
-
-    gpg("--quick-gen-key", "tester@example.org", "rsa2048", "sign", "never")
-    listed = gpg("--list-keys", "--with-colons").decode()
-    key = next(line.split(":")[9] for line in listed.splitlines() if line.startswith("fpr"))
-    (place / "public.gpg").write_bytes(gpg("--export", key))
-    (place / "public.asc").write_bytes(gpg("--export", "--armor", key))
-    return Signer(place, key, str(place / "public.gpg"), str(place / "public.asc"), lookaside)
-
-
-def stop(one: Signer) -> None:
-    subprocess.run(["gpgconf", "--homedir", str(one.home), "--kill", "gpg-agent"], capture_output=True)
 
 
 @pytest.fixture(scope="module")
@@ -319,7 +140,7 @@ def test_an_image_without_a_proper_signature_is_refused(
         commands.pull(root, ref, verify=signed_by(tmp_path, sign.public))
     assert caught.value.code == MALFORMED, caught.value
     assert "\n" not in str(caught.value)
-    assert used(root) == []
+    assert commands.ls(root) == []
     assert not server.paths("/blobs/")
 
 
@@ -472,7 +293,7 @@ def test_without_gpgv_nothing_passes(
     with pytest.raises(Failure, match="gpgv, which is not installed") as caught:
         commands.pull(root, ref, verify=signed_by(tmp_path, sign.public))
     assert caught.value.code == UNAVAILABLE
-    assert used(root) == []
+    assert commands.ls(root) == []
 
 
 def test_without_a_place_of_signatures_nothing_passes(root: str, tmp_path: Path, signers: Any, server: Faulty) -> None:
@@ -491,67 +312,3 @@ def test_what_is_not_of_a_registry_has_no_signature(root: str, tmp_path: Path, s
         with pytest.raises(Failure, match="only images of registries") as caught:
             commands.pull(root, ref, verify=asked)
         assert caught.value.code == UNAVAILABLE
-
-
-# --- cosign
-
-
-@pytest.fixture
-def key(tmp_path: Path) -> Verify:
-    (tmp_path / "cosign.pub").write_text("a key")
-    return Verify(cosign_key=str(tmp_path / "cosign.pub"), policy="")
-
-
-@pytest.fixture
-def cosign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
-    """Puts a cosign on the PATH that notes its arguments and then does as told: the real one is rarely installed."""
-    place = tmp_path / "bin"
-    place.mkdir()
-    monkeypatch.setenv("PATH", f"{place}:{os.environ['PATH']}")
-
-    def install(then: str) -> Path:
-        (place / "cosign").write_text(f'#!/bin/sh\necho "$@" >>{place}/asked\n{then}\n')
-        (place / "cosign").chmod(0o755)
-        return place / "asked"
-
-    return install
-
-
-def test_cosign_is_asked_for_the_digest_and_only_once(root: str, server: Faulty, key: Verify, cosign: Any) -> None:
-    asked = cosign("exit 0")
-    ref = f"{server.host}/team/web:1"
-    for _ in range(2):
-        assert commands.pull(root, ref, verify=key).digest == IMAGE.digest
-    line = f"verify --key {key.cosign_key} {server.host}/team/web@{IMAGE.digest}"
-    assert asked.read_text().splitlines() == [line]
-
-
-def test_what_cosign_refuses_is_refused(root: str, server: Faulty, key: Verify, cosign: Any) -> None:
-    cosign("echo 'Error: no matching signatures' >&2; exit 1")
-    with pytest.raises(Failure, match="no matching signatures") as caught:
-        commands.pull(root, f"{server.host}/team/web:1", verify=key)
-    assert caught.value.code == MALFORMED
-    assert used(root) == []
-
-
-def test_without_cosign_nothing_passes(
-    root: str, server: Faulty, key: Verify, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(Failure, match="cosign, which is not installed") as caught:
-        commands.pull(root, f"{server.host}/team/web:1", verify=key)
-    assert caught.value.code == UNAVAILABLE
-
-
-def test_a_pod_file_says_verify(podrun: Podrun, tmp_path: Path) -> None:
-    path = podrun.home / "policy.json"
-    path.write_text(json.dumps({"default": REJECT}))
-    chain = (
-        f'[[chain]]\nhook = "image"\nref = "host:"\nverify = {{ policy = "{path}" }}\n[[chain]]\nhook = "container"\n'
-    )
-    done = podrun("up", podrun.file("web", chain + 'command = ["true"]\n'))
-    assert done.returncode == 65, done.stderr
-    assert "rejects it" in done.stderr
-    wrong = podrun("check", podrun.file("web", chain.replace("policy =", "polcy =")))
-    assert wrong.returncode == 78
-    assert "did you mean 'policy'?" in wrong.stderr
