@@ -119,6 +119,7 @@ class KnownFacts(TypedDict, total=False):
     image: str
     #: Of a resident step.
     process: Process
+    #: What watches it. SIGUSR1 has it answer the unit's watchdog, SIGUSR2 has it leave that to another generation's.
     prober: Process
     #: What copies the payload's output, which ends after it, and podrun's input.
     copiers: list[Process]

@@ -22,11 +22,12 @@ else:
 _PR_SET_CHILD_SUBREAPER = 36
 
 SIGHUP, SIGINT, SIGQUIT, SIGTERM = _signal.SIGHUP, _signal.SIGINT, _signal.SIGQUIT, _signal.SIGTERM
+SIGUSR1, SIGUSR2 = _signal.SIGUSR1, _signal.SIGUSR2
 #: Signals that ask for the end of the pod.
 ENDING = (SIGINT, SIGTERM)
 NAMES: dict[int, str] = {SIGINT: "SIGINT", SIGTERM: "SIGTERM", SIGHUP: "SIGHUP"}
 #: Signals that are the payload's own business.
-PASSED_ON = (SIGHUP, SIGQUIT, _signal.SIGUSR1, _signal.SIGUSR2, _signal.SIGCONT)
+PASSED_ON = (SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, _signal.SIGCONT)
 #: Asks a podrun in the foreground to reload its pod: podrun's own, no payload gets it.
 RELOAD = _signal.SIGRTMIN + 2
 

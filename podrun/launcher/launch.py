@@ -238,9 +238,14 @@ def sweep(name: str, host: Host) -> bool:
 
 def residents(run: str, name: str, fact: str = "process") -> list[Resident]:
     """The processes that the pod's steps left running, in start order; ``fact`` "prober": what watches those."""
+    return of_entries(states.entries(journals.journals(run, name)), fact)
+
+
+def of_entries(entries: Sequence[journals.Entry], fact: str) -> list[Resident]:
+    """The same of these steps."""
     return [
         Resident(entry.n, label_of(entry.step), entry.facts[fact]["pid"], entry.facts[fact]["start"])
-        for entry in states.entries(journals.journals(run, name))
+        for entry in entries
         if fact in entry.facts
     ]
 

@@ -17,7 +17,7 @@ from podrun.hook import is_resident
 from podrun.hook_extras import RunsCommands, offers
 from podrun.identity import Identity
 from podrun.launcher import foreground, history, launch
-from podrun.launcher.foreground import Resident
+from podrun.launcher.foreground import SIGUSR1, SIGUSR2, Resident
 from podrun.record import NamedTuple
 from podrun.systemd import notify
 
@@ -91,7 +91,7 @@ def change(text: PodText, header: Header, host: Host, request: Request) -> int:
         world = world._replace(main_process=main.append)
         if inside and len(journals.generations(host.run, text.name)) > 1:
             # The one before may still be the unit's main process, which systemd must not see end.
-            _supervise([resident.pid for resident in launch.residents(host.run, text.name)], host)
+            _supervise(text.name, [resident.pid for resident in launch.residents(host.run, text.name)], host)
         left = swap.recover(host.run, text.name, world)
         if left:
             host.report(f"a reload that was killed had left something behind; undone: {', '.join(left)}")
@@ -107,29 +107,52 @@ def change(text: PodText, header: Header, host: Host, request: Request) -> int:
 
             def moved() -> None:
                 if inside:
-                    _supervise(main, host)
+                    _supervise(text.name, main, host)
                 world.notify(f"STATUS=generation {pod.generation} serves, the one before it is being undone")
 
             def well() -> None:
                 _watch(text.name, request.watch, world, host)
 
+            if inside:
+                notify.learn_watchdog(header.pod.unit)
             try:
                 swap.swap(pod, text.file, text.steps, world, drain=text.drain, moved=moved, well=well)
             except Failure as failure:
                 failure.what = launch.located(text, host, *failure.step, failure.key) + failure.what
                 raise
-            if inside:
-                notify.notify(host.environ, f"STATUS=up, generation {pod.generation}")
-                notify.barrier(host.environ)
+            finally:
+                if inside:
+                    _settle_unit(text.name, host)
             return 0
     return _replaced(text, header, host, reasons)
 
 
-def _supervise(pids: Sequence[int], host: Host) -> None:
-    """Has systemd supervise the last of the processes from now on: the unit is never without a main process."""
-    if pids:
-        notify.notify(host.environ, f"MAINPID={pids[-1]}")
-        notify.barrier(host.environ)
+def _supervise(name: str, pids: Sequence[int], host: Host) -> None:
+    """Has systemd supervise the last of the processes from now on: the unit is never without a main process.
+
+    The watchdog is about that process, so the generation's own live probe answers it now. Nobody may have for a while.
+    """
+    if not pids:
+        return
+    notify.notify(host.environ, f"MAINPID={pids[-1]}\nWATCHDOG=1")
+    notify.barrier(host.environ)
+    serving = journals.serving(host.run, name)
+    for key in journals.generations(host.run, name):
+        for prober in launch.of_entries(states.entries(journals.of_generation(host.run, key)), "prober"):
+            if key != serving:
+                foreground.send(prober, SIGUSR2)
+            elif key != name:  # the first generation's has answered from its start
+                foreground.send(prober, SIGUSR1)
+
+
+def _settle_unit(name: str, host: Host) -> None:
+    """Tells systemd that the pod is up, whatever a payload that speaks to systemd itself has said as it ended.
+
+    A STOPPING=1 of one that was replaced is kept until ExecReload= has ended, and ends the unit then.
+    """
+    serving = journals.serving(host.run, name).partition("/+")[2] or "1"
+    notify.notify(host.environ, f"READY=1\nSTATUS=up, generation {serving}")
+    notify.barrier(host.environ)
 
 
 def _watch(name: str, seconds: float, world: Callbacks, host: Host) -> None:

@@ -105,6 +105,25 @@ def ask(verb: str, units: Sequence[str], *, wait: bool = True) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
+def learn_watchdog(unit: str) -> None:
+    """Makes the environment of podrun in ExecReload= what that of ExecStart= is: with the watchdog that the unit has.
+
+    systemd gives WATCHDOG_USEC to ExecStart= only (EXEC_SET_WATCHDOG in src/core/service.c).
+    """
+    import subprocess
+
+    from podrun.options import DURATION, Wrong
+
+    argv = ["systemctl", "show", "--value", "--property=WatchdogUSec", unit]
+    span = subprocess.run(argv, check=False, capture_output=True, text=True).stdout.strip()
+    try:
+        seconds = DURATION.parse(span or "0")
+    except Wrong:
+        return
+    if 0 < seconds < float("inf"):
+        os.environ["WATCHDOG_USEC"] = str(int(seconds * 1e6))
+
+
 def made_of(pod: str) -> str:
     """The pod file that podrun made a pod's unit of, by ``podrun unit --install`` or as a generator; "": there is none.
 

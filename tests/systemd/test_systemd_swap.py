@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -137,17 +138,87 @@ def test_what_cannot_run_twice_is_stopped_and_started(web: Pods) -> None:
     web.nothing_left()
 
 
-def test_a_pod_with_a_live_probe_is_stopped_and_started_in_its_unit(pods: Pods) -> None:
-    live = 'live = { http = ":80/", interval = "300ms", timeout = "300ms" }\nready ='
-    pods.install("web", IMAGE, _chain("1").replace("ready =", live), pod=_POD)
+#: The unit's watchdog acts after 1.2 s.
+_LIVE = 'live = { http = ":80/", interval = "300ms", timeout = "300ms", retries = 2 }\nready ='
+
+
+def _write_live(version: str, pod: str = "") -> None:
+    chain = _chain(version).replace("ready =", _LIVE)
+    Path("/etc/podrun/web.toml").write_text(f'[pod]\nstop_timeout = "3s"\n{_POD}\n{pod}\n{IMAGE}{chain}')
+
+
+def test_after_a_swap_the_live_probe_of_the_new_generation_answers_the_watchdog(pods: Pods) -> None:
+    pods.install("web", IMAGE, _chain("1").replace("ready =", _LIVE), pod=_POD)
+    assert systemctl("start", "web").returncode == 0, words("web")
+    for version in "23":
+        _write_live(version)
+        assert systemctl("reload", "web").returncode == 0, words("web")
+        assert _get() == version
+    pid, told = main_pid("web"), show("web", "WatchdogTimestampMonotonic")
+    assert _processes() == 2, "the payload and its probe"
+    time.sleep(2.5)
+    assert (main_pid("web"), show("web", "ActiveState", "NRestarts")) == (pid, ["active", "0"]), words("web")
+    assert show("web", "WatchdogTimestampMonotonic") != told
+    os.kill(pid, signal.SIGSTOP)
+    assert ended("web")[0] == "watchdog", words("web")
+    pods.nothing_left()
+
+
+def test_a_replaced_generation_that_hangs_while_it_drains_is_killed_and_the_unit_goes_on(pods: Pods) -> None:
+    pods.install("web", IMAGE, _chain("1").replace("ready =", _LIVE), pod=f'{_POD}\ndrain = "60s"')
+    assert systemctl("start", "web").returncode == 0, words("web")
+    first = main_pid("web")
+    with socket.create_connection(("127.0.0.1", _PORT), timeout=5) as kept:
+        kept.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        assert kept.recv(1000).endswith(b"1")
+        _write_live("2", 'drain = "60s"')
+        reloading = subprocess.Popen(["systemctl", "reload", "web"])
+        until(lambda: main_pid("web") != first, 20, lambda: words("web"))
+        os.kill(first, signal.SIGSTOP)
+        assert reloading.wait(20) == 0, words("web")
+    assert (_get(), show("web", "ActiveState", "NRestarts")) == ("2", ["active", "0"]), words("web")
+    systemctl("stop", "web")
+    pods.nothing_left()
+
+
+#: Answers the watchdog itself, and says that it stops, which systemd takes for the unit's end when nobody says otherwise.
+_SPEAKER = """
+import os, signal, socket, time
+def say(words):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.sendto(words.encode(), os.environ["NOTIFY_SOCKET"])
+def end(*_):
+    say("STOPPING=1")
+    os._exit(0)
+signal.signal(signal.SIGTERM, end)
+say("READY=1")
+while True:
+    time.sleep(0.2)
+    say("WATCHDOG=1")
+"""
+
+
+def test_a_payload_that_speaks_to_systemd_itself_is_swapped_as_well(pods: Pods) -> None:
+    chain = f"""
+[[chain]]
+hook = "container"
+command = ["/usr/bin/python3", "-c", '''{_SPEAKER}''']
+user = "1000"
+env = {{ VERSION = "1" }}
+ready = {{ notify = "direct" }}
+"""
+    pods.install("web", IMAGE, chain, pod=_POD, service='WatchdogSec = "1s"\nWatchdogSignal = "SIGKILL"')
     assert systemctl("start", "web").returncode == 0, words("web")
     path = Path("/etc/podrun/web.toml")
     path.write_text(path.read_text().replace('VERSION = "1"', 'VERSION = "2"'))
-    systemctl("reload", "web")
-    until(lambda: _get() == "2" and show("web", "ActiveState")[0] == "active", 20, lambda: words("web"))
-    pid = main_pid("web")
-    time.sleep(3)
-    assert (main_pid("web"), show("web", "ActiveState")[0]) == (pid, "active"), words("web")
+    assert systemctl("reload", "web").returncode == 0, words("web")
+    path.write_text(path.read_text().replace('say("READY=1")', "end()"))
+    assert systemctl("reload", "web").returncode != 0
+    time.sleep(1.5)
+    assert show("web", "ActiveState", "NRestarts", "StatusText") == ["active", "0", "up, generation 2"], words("web")
+    variables = Path(f"/proc/{main_pid('web')}/environ").read_bytes()
+    assert b"VERSION=2" in variables
+    assert b"WATCHDOG_USEC=1000000" in variables
     systemctl("stop", "web")
     pods.nothing_left()
 

@@ -144,9 +144,6 @@ def exclusive(step: Step) -> str:
     """What two generations of a container cannot have at once."""
     if step.options.persist:
         return "a writable layer that persists"
-    if step.options.live and (step.pod.unit or step.pod.thorough):
-        # systemd 252 gives WATCHDOG_USEC to ExecStart= only: without answers it would kill the payload.
-        return "live, in a unit: the next generation's probe could not answer the unit's watchdog"
     return "sockets that systemd has passed to it" if os.environ.get("LISTEN_FDS") else ""
 
 

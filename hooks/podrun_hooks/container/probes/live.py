@@ -18,11 +18,14 @@ from podrun_hooks.support import syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import signal as _signal
     from collections.abc import Mapping, Sequence
     from typing import Any
 
     from podrun.hook import Facts, Step
     from podrun_hooks.container.processes import Process
+else:
+    import _signal
 
 
 def watchdog(environ: Mapping[str, str]) -> float:
@@ -64,7 +67,8 @@ def begin(step: Step, facts: Facts, process: Process, log: Facts) -> Process:
             words, before = _connecting(wanted, facts.get("addresses", ())), None
         netns = "" if wanted.exec else facts.get("netns") or f"/proc/{process.pid}/ns/net"
         label = f"{step.pod.name}: {step.label}"
-        numbers = [life, systemd, wanted.interval, wanted.timeout, wanted.retries]
+        # The unit's watchdog is about its main process: another generation's as long as this one starts beside it.
+        numbers = [life, systemd, int(not step.pod.beside), wanted.interval, wanted.timeout, wanted.retries]
         report = prober.SEPARATOR.join([wishes.directory(step.pod.run), f"{step.pod.name}.", str(host), *_report(step)])
         argv = [sys.executable, "-IS", _programs()[0], places.of(step).mark, label, *map(str, numbers), report, *words]
         child = syscalls.fork()
@@ -117,6 +121,8 @@ def _become(step: Step, argv: Sequence[str], before: Any, netns: str, kept: Sequ
     # Ctrl-C in the terminal is for the payload, which ends in its own time.
     os.setsid()
     syscalls.heed_signals()
+    # It fetches them when it likes; what comes before it runs must not end it.
+    _signal.pthread_sigmask(_signal.SIG_BLOCK, (_signal.SIGUSR1, _signal.SIGUSR2))
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     for fd in (0, 1):
         os.dup2(null, fd)

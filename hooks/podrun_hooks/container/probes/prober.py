@@ -119,7 +119,9 @@ def run(argv: Sequence[str], seconds: float, life: int) -> str:
     # An ignored signal stays ignored across execve(2), and Python ignores these.
     ignored = [_signal.SIGPIPE, _signal.SIGXFSZ]
     actions = [(posix.POSIX_SPAWN_DUP2, output, 1), (posix.POSIX_SPAWN_DUP2, output, 2)]
-    child = posix.posix_spawn(argv[0], list(argv), posix.environ, file_actions=actions, setsigdef=ignored)
+    child = posix.posix_spawn(
+        argv[0], list(argv), posix.environ, file_actions=actions, setsigdef=ignored, setsigmask=()
+    )
     pidfd = posix.pidfd_open(child)
     try:
         _await_quiet(pidfd, time.monotonic() + seconds, life, output)
@@ -178,14 +180,19 @@ def _children(pid: int) -> list[int]:
 
 
 def main(words: Sequence[str]) -> None:
-    """Probes until the container ends: MARK LABEL LIFE SYSTEMD INTERVAL TIMEOUT RETRIES REPORT KIND WORD...
+    """Probes until the container ends: MARK LABEL LIFE SYSTEMD ANSWERS INTERVAL TIMEOUT RETRIES REPORT KIND WORD...
 
     MARK: who it is for, by which ``down`` finds it. LIFE: a pidfd of the container's init. SYSTEMD: a descriptor
-    connected to systemd's socket, or -1. REPORT: see report(). The WORDs are the command line of ``exec``, or port,
-    path and hosts.
+    connected to systemd's socket, or -1. ANSWERS: 1, it answers the unit's watchdog; 0, not before SIGUSR1, which finds
+    both signals blocked. REPORT: see report(). The WORDs are the command line of ``exec``, or port, path and hosts.
+
+    The watchdog is about the unit's main process. In a hot swap that is another generation's at first: SIGUSR1 says
+    that it is this one's from now on, SIGUSR2 that it is not any more. Meanwhile a container that fails is killed here.
     """
-    _, label, life_text, systemd_text, interval_text, timeout_text, retries_text, reporting, kind, *rest = words
-    life, systemd = int(life_text), int(systemd_text)
+    _, label, life_text, systemd_text, answers_text, *numbers, reporting, kind = words[:10]
+    rest = words[10:]
+    life, socket, answers = int(life_text), int(systemd_text), answers_text == "1"
+    interval_text, timeout_text, retries_text = numbers
     interval, timeout, retries = float(interval_text), float(timeout_text), int(retries_text)
     failures = 0
     ended = select.poll()
@@ -207,6 +214,8 @@ def main(words: Sequence[str]) -> None:
             _tell(f"{label}: the live probe failed, {failures} of {retries}: {wrong}")
             if failures == 1:
                 report(reporting, "0")
+        answers = _answers(answers)
+        systemd = socket if answers else -1
         if failures < retries:
             _send(systemd, "WATCHDOG=1")
         elif systemd >= 0:
@@ -215,6 +224,13 @@ def main(words: Sequence[str]) -> None:
         else:
             _tell(f"{label}: killed, because it failed the live probe {retries} times in a row")
             _kill(life)
+
+
+def _answers(before: bool) -> bool:
+    """Whether it answers the watchdog, after what has been said since it did, or did not, ``before``."""
+    while told := _signal.sigtimedwait((_signal.SIGUSR1, _signal.SIGUSR2), 0):
+        before = told.si_signo == _signal.SIGUSR1
+    return before
 
 
 def report(words: str, ready: str) -> None:
@@ -227,7 +243,7 @@ def report(words: str, ready: str) -> None:
         if not any(name.startswith(prefix) for name in posix.listdir(directory)):
             return
         posix.set_inheritable(int(namespace), True)
-        child = posix.posix_spawn(argv[0], [*argv, ready, namespace], posix.environ)
+        child = posix.posix_spawn(argv[0], [*argv, ready, namespace], posix.environ, setsigmask=())
         posix.waitpid(child, 0)
     except OSError:
         pass
