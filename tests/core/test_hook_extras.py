@@ -45,7 +45,7 @@ def test_the_table_knows_no_other_hook() -> None:
     ("protocol", "names"),
     [
         (Explains, {*hook_loader.FIRST_PARTY}),
-        (Collects, {"image", "network", "register", "userns"}),
+        (Collects, {"container", "image", "network", "register", "storage", "userns"}),
         (RunsCommands, {"container"}),
         (UsesVolumes, {"storage", "container"}),
         (RunsExecutables, set()),
