@@ -302,6 +302,9 @@ def _prepare(wish: Ambassador) -> None:
     if not nfnetlink.has_table(socket, wish.place):
         ruleset.lay(wish.place)
     maps.begin(socket, wish)
+    # A connection that its backend resets after a move is over at once; with its entry kept for 10 s, a client that
+    # uses the port again would be sent to the old backend (see flows.forget).
+    namespace.set_sysctls([("net/netfilter/nf_conntrack_tcp_timeout_close", "0")])
     if os.path.exists("/proc/sys/net/ipv4/tcp_syn_linear_timeouts"):
         # The first retransmissions at an even pace: with the timer of 50 ms a second of them (Linux 6.5).
         namespace.set_sysctls([("net/ipv4/tcp_syn_linear_timeouts", str(syn_timer.LINEAR))])

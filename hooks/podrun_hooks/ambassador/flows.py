@@ -1,4 +1,4 @@
-"""A pod's connections to a backend that it is not led to any more: which are forgotten, and which are ended.
+"""A pod's connections to a backend that it is no longer led to: which are forgotten, and which are ended.
 
 Layouts are those of <linux/netfilter/nfnetlink_conntrack.h>, <linux/inet_diag.h> and <linux/sock_diag.h>. The functions
 act in the network namespace that the process is in.
@@ -21,7 +21,8 @@ _GET, _DELETE = 1 << 8 | 1, 1 << 8 | 2  # NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MS
 _ORIGINAL, _REPLY, _PROTOINFO, _NESTED = 1, 2, 4, 0x8000
 _IP, _PROTO = 1, 2
 _SRC, _DST, _NUMBER, _SRC_PORT, _DST_PORT = 1, 2, 1, 2, 3
-_TCP_INFO, _TCP_STATE, _SYN_SENT, _TCP = 1, 1, 1, 6
+_TCP_INFO, _TCP_STATE, _TCP = 1, 1, 6
+_SYN_SENT, _TIME_WAIT, _CLOSE = 1, 7, 8  # TCP_CONNTRACK_*
 _FAMILY = Struct("=BBH")
 _INET, _ENOENT = 2, 2
 _NETLINK_SOCK_DIAG, _SOCK_DESTROY = 4, 21
@@ -39,8 +40,8 @@ class Flow(NamedTuple):
     port: bytes
     backend: bytes
     backend_port: bytes
-    #: True for a TCP connection that no answer has come for.
-    unanswered: bool
+    #: False for a TCP connection that has not been answered yet, and for one that is over.
+    open: bool
     original: bytes
 
 
@@ -52,9 +53,9 @@ def flows(socket: Socket) -> Iterator[Flow]:
         there, back = _tuple(parts.get(_ORIGINAL, b"")), _tuple(parts.get(_REPLY, b""))
         if there and back:
             info = dict(attributes(dict(attributes(parts.get(_PROTOINFO, b""))).get(_TCP_INFO, b"")))
-            unanswered = info.get(_TCP_STATE, b"\0")[:1] == bytes([_SYN_SENT])
+            is_open = info.get(_TCP_STATE, b"\0")[0] not in (_SYN_SENT, _TIME_WAIT, _CLOSE)
             proto, src, sport, dst, dport = there
-            yield Flow(proto, src, sport, dst, dport, back[1], back[2], unanswered, parts[_ORIGINAL])
+            yield Flow(proto, src, sport, dst, dport, back[1], back[2], is_open, parts[_ORIGINAL])
 
 
 def _tuple(raw: bytes) -> tuple[int, bytes, bytes, bytes, bytes] | None:
@@ -66,13 +67,15 @@ def _tuple(raw: bytes) -> tuple[int, bytes, bytes, bytes, bytes] | None:
 
 
 def forget(socket: Socket, lost: Collection[Lost]) -> None:
-    """Forgets what would go on to a lost backend for no reason: connections it never answered, and datagrams.
+    """Deletes the entries that would lead new packets to a lost backend: of connections that are not open, and of UDP.
 
-    Established connections stay: a backend that leaves in good order answers them to their end. A datagram's flow has
-    no end as long as it does not pause, and would stick.
+    Established connections stay: a backend that leaves in good order answers them to their end. The flow of datagrams
+    ends only after a pause, and would stick. The entry of a connection that its backend has reset stays for ten
+    seconds, and the kernel sends a new connection from the same port after the old one: nf_conntrack_tcp_packet()
+    reopens only an entry whose FIN, or whose client's reset, it has seen.
     """
     for flow in _to(socket, lost):
-        if flow.proto != _TCP or flow.unanswered:
+        if flow.proto != _TCP or not flow.open:
             _delete(socket, flow)
 
 
