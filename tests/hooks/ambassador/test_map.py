@@ -98,6 +98,61 @@ for _ in range(400):
     assert len({services.call("app", fixed)[0] for _ in range(6)}) == 1
 
 
+@pytest.mark.parametrize("moved_first", [False, True], ids=["reset, then moved", "moved, then reset"])
+def test_a_port_that_is_used_again_leads_to_the_new_backend(services: Any, moved_first: bool) -> None:
+    """The entry of a connection that its backend has reset would lead the next one from that port to the old backend."""
+    resetting = """
+import socket, struct, sys
+listening = socket.create_server(("0.0.0.0", 5432))
+print("listening", flush=True)
+connection, _ = listening.accept()
+listening.close()
+sys.stdin.readline()
+connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+"""
+    calling = """
+import socket, sys
+def connected():
+    client = socket.socket()
+    client.settimeout(5)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    client.bind(("0.0.0.0", 40123))
+    client.connect((sys.argv[1], 5432))
+    return client
+first = connected()
+print("connected", flush=True)
+try:
+    first.recv(1)
+except ConnectionResetError:
+    print("reset", flush=True)
+first.close()
+sys.stdin.readline()
+print(connected().recv(100).decode().partition(" ")[0])
+"""
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    facts = services.pod("db1")
+    old = subprocess.Popen([*inside(facts["netns"]), sys.executable, "-c", resetting], **pipes)
+    assert old.stdout.readline() == "listening\n"  # type: ignore[union-attr]
+    services.do(register, "db1", "register", {"ready": True}, service="db", port=5432)
+    address = services.client("app")
+    client = subprocess.Popen(
+        [*inside(services.facts["app"]["netns"]), sys.executable, "-c", calling, address], **pipes
+    )
+    assert client.stdout.readline() == "connected\n"  # type: ignore[union-attr]
+
+    def move() -> None:
+        services.backend("db2")
+        services.undo("db1", "register")
+
+    def reset() -> None:
+        old.communicate("\n")
+        assert client.stdout.readline() == "reset\n"  # type: ignore[union-attr]
+
+    for act in (move, reset) if moved_first else (reset, move):
+        act()
+    assert client.communicate("\n", timeout=20)[0] == "db2\n"
+
+
 def test_a_connection_stays_with_its_backend_when_the_service_moves(services: Any) -> None:
     services.backend("db1")
     address = services.client("app")
