@@ -132,13 +132,13 @@ print(connected().recv(100).decode().partition(" ")[0])
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     facts = services.pod("db1")
     old = subprocess.Popen([*inside(facts["netns"]), sys.executable, "-c", resetting], **pipes)
-    assert old.stdout.readline() == "listening\n"  # type: ignore[union-attr]
+    assert old.stdout.readline() == "listening\n"
     services.do(register, "db1", "register", {"ready": True}, service="db", port=5432)
     address = services.client("app")
     client = subprocess.Popen(
         [*inside(services.facts["app"]["netns"]), sys.executable, "-c", calling, address], **pipes
     )
-    assert client.stdout.readline() == "connected\n"  # type: ignore[union-attr]
+    assert client.stdout.readline() == "connected\n"
 
     def move() -> None:
         services.backend("db2")
@@ -146,7 +146,7 @@ print(connected().recv(100).decode().partition(" ")[0])
 
     def reset() -> None:
         old.communicate("\n")
-        assert client.stdout.readline() == "reset\n"  # type: ignore[union-attr]
+        assert client.stdout.readline() == "reset\n"
 
     for act in (move, reset) if moved_first else (reset, move):
         act()
