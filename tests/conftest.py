@@ -21,7 +21,7 @@ from support.objects import listing, settled
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-pytest_plugins = ("support.systemd_plugin",)
+pytest_plugins = ("support.systemd_plugin", "support.parallel_plugin")
 
 
 @pytest.fixture
