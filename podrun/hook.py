@@ -123,6 +123,8 @@ class Pod(NamedTuple):
     generation: int = 1
     #: The generation that serves while this one starts; 0: none, this one serves from its start.
     beside: int = 0
+    #: Seconds that ``down -t`` gives each payload to end, before any other setting; -1.0: nobody has said.
+    patience: float = -1.0
 
     @property
     def key(self) -> str:

@@ -87,7 +87,19 @@ class RunsCommands(Protocol):
     """``podrun exec``."""
 
     def exec_into(self, step: Step, own: Facts, argv: Sequence[str], **wanted: Any) -> NoReturn:
-        """Becomes a command inside the step's process (``wanted``: tty, env, user, workdir). Raises Failure."""
+        """Becomes a command inside the step's process; ``wanted``: any of tty, env, env_files, user, workdir,
+        privileged, detach. Raises Failure.
+        """
+
+
+class ChecksHealth(Protocol):
+    """``podrun healthcheck run``."""
+
+    def unhealthy(self, step: Step, own: Facts, facts: Facts) -> str | None:
+        """What is wrong with the step's process now, "" for nothing; None: nothing says what it has to answer to.
+
+        ``facts`` are the pod's. Raises Failure when it does not run.
+        """
 
 
 class Controls(Protocol):

@@ -19,12 +19,15 @@ from podrun.cli import (
     doctor,
     generations,
     hooks,
+    listing,
+    logs,
     networks,
     payload,
     peers,
     podfiles,
     pods,
     registry,
+    stopping,
     volumes,
 )
 from podrun.cli.declare import DECLARED, FORMAT, command
@@ -93,13 +96,13 @@ def podrun(ctx: click.Context, /, **given: Any) -> None:
 
 podrun.params = [*(_option(flag) for flag in GLOBAL), *podrun.params]
 podrun.add_command(_planned("up", "Start a pod and stay until it ends; with -d return when it is ready."))
-podrun.add_command(_planned("down", "Undo a pod, in reverse."))
+podrun.add_command(stopping.down)
 podrun.add_command(_planned("follow", "Keep this host's records and follow services: what podrun-follow.service runs."))
 podrun.add_command(_planned("reload", "Do what [pod] reload says; 'swap': start the next generation and move to it."))
 image.add_command(
     _planned("image pull", "Bring an image of any kind into the store; print the digest of its manifest.")
 )
-for group in (image, hooks.hook, networks.group, volumes.group, registry.group, convert.group):
+for group in (image, hooks.hook, networks.group, volumes.group, registry.group, convert.group, pods.healthcheck):
     podrun.add_command(group)
 
 
@@ -139,7 +142,17 @@ def _run() -> click.Command:
 
 podrun.add_command(_run())
 podrun.add_command(doctor.command)
-OF_MODULES = (generations.update, generations.history, generations.rollback, login, logout, copying.cp)
+OF_MODULES = (
+    generations.update,
+    generations.history,
+    generations.rollback,
+    login,
+    logout,
+    copying.cp,
+    logs.logs,
+    listing.ps,
+    listing.inspect,
+)
 
 
 @command(click.Option(["--check", "only_check"], is_flag=True, help="Say what would be removed, remove nothing."))

@@ -76,13 +76,18 @@ class Running:
 
 @click.command(cls=Guarded)
 @click.option("-s", "--signal", "wanted", default="KILL", metavar="SIGNAL", help="Which signal; default: KILL.")
+@click.option("-a", "--all", "every", is_flag=True, help="All pods that are up.")
 @_container
-@_words
+@click.argument("words", metavar="[FILE|NAME]...", nargs=-1, shell_complete=completion.words)
 @click.pass_context
-def kill(ctx: click.Context, words: Sequence[str], wanted: str, container: str) -> None:
+def kill(ctx: click.Context, words: Sequence[str], wanted: str, every: bool, container: str) -> None:
     """Send a signal to the first process of a pod's container."""
     number = number_of(wanted)
     host = host_of(ctx.obj)
+    if bool(words) == every:
+        raise Failure("name the pods, or say --all", code=WRONG_FILE)
+    if every:
+        words = [name for name in journals.pods(host.run) if states.state(host.run, name) == "up"]
     for running in [Running(host, word, container) for word in words]:
         foreground.send(running.resident, number)
         say(running.name)

@@ -7,12 +7,9 @@ from typing import Any
 
 import click
 
-from podrun.cli import completion
+from podrun.cli import completion, stopping
 from podrun.cli.output import Guarded, say
-from podrun.engine import journal as journals
-from podrun.errors import WRONG_FILE, Failure
-from podrun.launcher import launch
-from podrun.launcher.commands import act, host_of, name_of
+from podrun.launcher.commands import act
 
 #: One command for another: the words that a peer's word stands for.
 SAME = {
@@ -64,23 +61,6 @@ class Group(click.Group):
             raise
 
 
-@click.command("stop", cls=Guarded)
-@click.option("-a", "--all", "every", is_flag=True, help="All pods.")
-@click.option("-i", "--ignore", is_flag=True, help="Accepted: a pod that is not there is no failure anyway.")
-@click.option("-f", "--force", is_flag=True, help="Go on when a step cannot be undone.")
-@click.argument("words", metavar="[FILE|NAME]...", nargs=-1, shell_complete=completion.words)
-@click.pass_context
-def stop(ctx: click.Context, words: Sequence[str], every: bool, ignore: bool, force: bool) -> int:
-    """Undo pods, as 'down' does, several at once."""
-    host = host_of(ctx.obj)
-    if bool(words) == every:
-        raise Failure("name the pods, or say --all", code=WRONG_FILE)
-    for name in journals.pods(host.run) if every else [name_of(word, host) for word in words]:
-        launch.down(name, host, force=force)
-        say(name)
-    return 0
-
-
 @click.command("start", cls=Guarded)
 @click.argument("words", metavar="FILE|NAME...", nargs=-1, required=True, shell_complete=completion.words)
 @click.pass_context
@@ -93,4 +73,4 @@ def start(ctx: click.Context, words: Sequence[str]) -> None:
         say(word)
 
 
-WORDS = {"stop": stop, "rm": stop, "start": start}
+WORDS = {"stop": stopping.stop, "rm": stopping.stop, "start": start}

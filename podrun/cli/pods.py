@@ -1,38 +1,44 @@
-"""Commands about pods that there are, or were: ps, inspect, logs, exec, wait, restart."""
+"""Commands for pods that there are, or were: exec, wait, restart, healthcheck."""
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
-import stat
-import sys
 from collections.abc import Sequence
-from typing import Any, BinaryIO
+from typing import Any
 
 import click
 
-from podrun.cli import views
-from podrun.cli.declare import CONTAINER, FORMAT, QUIET, WORD, command
-from podrun.cli.output import printed, say
+from podrun.cli import completion, views
+from podrun.cli.declare import CONTAINER, WORD, command
+from podrun.cli.output import Guarded, say
+from podrun.cli.payload import Running
 from podrun.engine import hook_loader
 from podrun.engine import journal as journals
 from podrun.engine import state as states
 from podrun.engine.processes import alive
 from podrun.engine.segments import resolve
 from podrun.errors import BUSY, UNAVAILABLE, WRONG_FILE, Failure
+from podrun.facts import merged
 from podrun.hook import Pod
-from podrun.hook_extras import RunsCommands, offers
+from podrun.hook_extras import ChecksHealth, RunsCommands, offers
 from podrun.host import Host
 from podrun.launcher import detach, foreground, launch, run
-from podrun.launcher.commands import name_of
+from podrun.launcher.commands import host_of, name_of
 from podrun.podfile import loader
 from podrun.systemd import exit_records, notify
 
 
-@command(WORD)
-def restart(host: Host, word: str) -> int:
-    """Undo a pod and start it again, detached, from its file as it is now (or as it was run, without a file)."""
+@command(
+    click.Option(["-t", "--time", "patience"], type=float, metavar="SECONDS", help="From the stop signal to SIGKILL."),
+    click.Argument(["words"], metavar="FILE|NAME...", nargs=-1, required=True, shell_complete=completion.words),
+)
+def restart(host: Host, words: Sequence[str], patience: float | None) -> int:
+    """Undo pods and start them again, detached, from their files as they are now (or as they were run, without one)."""
+    codes = [_restarted(host, word, patience) for word in words]
+    return next((code for code in codes if code), 0)
+
+
+def _restarted(host: Host, word: str, patience: float | None) -> int:
     name = name_of(word, host)
     header = next((journal.header for journal in journals.journals(host.run, name) if journal.header), None)
     if header and header.pod.unit and not notify.is_transient(header.pod.unit):
@@ -40,10 +46,23 @@ def restart(host: Host, word: str) -> int:
         return notify.ask("restart", [journal.header.pod.unit for journal in found if journal.header])
     if header and not header.file:
         text = _as_it_was_run(header.pod, host)
+    elif not header and (kept := _as_it_ended(host, name)):
+        text = kept
     else:
         text = loader.load(header.file if header else word, environ=host.environ, load_hook=hook_loader.load)
-    launch.down(name, host)
+    launch.down(name, host, patience=patience)
     return detach.start(text, host)
+
+
+def _as_it_ended(host: Host, name: str) -> loader.PodText | None:
+    """The pod of a ``run -d`` that has ended in its unit: what that was started from is kept until 'down' or 'gc'."""
+    from podrun.launcher import transient
+
+    try:
+        text = transient.resolved(transient.path_of(name, host))
+    except FileNotFoundError:
+        return None
+    return None if text.file else text
 
 
 def _as_it_was_run(pod: Pod, host: Host) -> loader.PodText:
@@ -54,113 +73,11 @@ def _as_it_was_run(pod: Pod, host: Host) -> loader.PodText:
 
 
 @command(
-    FORMAT,
-    QUIET,
-    click.Option(["-a", "--all", "also_ended"], is_flag=True, help="Those too that have ended, with their status."),
-    click.Option(["--filter", "filters"], multiple=True, metavar="KEY=VALUE", help="Only these."),
-)
-def ps(host: Host, form: str, quiet: bool, also_ended: bool, filters: Sequence[str]) -> None:
-    """List the pods that are not absent; -a: and those that have ended in their units."""
-    rows = views.rows(host.run)
-    if also_ended:
-        rows = [{**row, "status": None} for row in rows] + views.ended_rows(host.run)
-    for condition in filters:
-        key, equals, value = condition.partition("=")
-        if not equals or key not in ("name", "state", "image", "unit", "file"):
-            raise Failure(f"--filter {condition!r}: expected name=, state=, image=, unit= or file=", code=WRONG_FILE)
-        rows = [row for row in rows if str(row[key]) == value]
-    if quiet:
-        for row in rows:
-            say(row["name"])
-    else:
-        printed(rows, form)
-
-
-@command(WORD)
-def inspect(host: Host, word: str) -> None:
-    """Print everything that is known of a pod as JSON."""
-    name = name_of(word, host)
-    whole = views.inspect(host.run, name) or views.ended(host.run, name)
-    if whole is None:
-        raise Failure("there is no such pod", code=UNAVAILABLE, hint="'podrun ps -a' lists those that there are")
-    say(json.dumps(whole, indent=2))
-
-
-@command(WORD, CONTAINER, click.Option(["-f", "--follow"], is_flag=True, help="Go on until the container has ended."))
-def logs(host: Host, word: str, container: str, follow: bool) -> None:
-    """Print what a container has written."""
-    name = name_of(word, host)
-    found = views.resident(host.run, name, container)
-    if found is None:
-        _logs_of_ended(host, name, container)
-        return
-    process = found[1].facts.get("process") or found[1].process or {"pid": 0, "start": 0}
-    path = found[1].facts.get("log", {}).get("file")
-    header = found[0].header
-    if not path and header and header.pod.unit:
-        from podrun.systemd.journalctl import show as show_entries
-
-        show_entries(header.pod.unit, header.pod.invocation, process["pid"], process["start"], follow=follow)
-        return
-    if not path:
-        raise Failure("its output was not captured: it went to podrun's own standard output", code=UNAVAILABLE)
-    options = found[1].step["options"]
-    for older in _older_logs(path, options.get("log_files", 3)) if options.get("log_size") else ():
-        with _plain(older) as file:
-            shutil.copyfileobj(file, sys.stdout.buffer)
-    file = _plain(path)
-    try:
-        while True:
-            running = alive(process["pid"], process["start"])
-            rotated = _is_another(path, file)
-            while block := file.read(65536):
-                sys.stdout.buffer.write(block)
-                sys.stdout.buffer.flush()
-            if rotated:
-                file.close()
-                file = _plain(path)
-                continue
-            if not follow or not running:
-                return
-            _pause(0.1)
-    finally:
-        file.close()
-
-
-def _older_logs(path: str, most: int) -> list[str]:
-    """The files that a log has outgrown (``log_size``), the oldest first."""
-    found = [f"{path}.{number}" for number in range(most, 0, -1)]
-    return [older for older in found if os.path.lexists(older)]
-
-
-def _is_another(path: str, file: BinaryIO) -> bool:
-    """Whether the log has been begun anew since ``file`` was opened."""
-    try:
-        return os.stat(path, follow_symlinks=False).st_ino != os.fstat(file.fileno()).st_ino
-    except FileNotFoundError:
-        return False
-
-
-def _logs_of_ended(host: Host, name: str, container: str) -> None:
-    """What a container has written whose unit systemd has undone: the last thing that is known of it."""
-    for ending in reversed(exit_records.all_of(host.run, name)):
-        for ended in reversed(ending.containers):
-            if container in ("", ended["name"]):
-                if ended["log"]:
-                    with _plain(ended["log"]) as file:
-                        shutil.copyfileobj(file, sys.stdout.buffer)
-                    return
-                from podrun.systemd.journalctl import show as show_entries
-
-                show_entries(ending.unit, ending.invocation, 0, 0, follow=False)
-                return
-    hint = f"see 'podrun inspect {name}'" if journals.journals(host.run, name) else "'podrun ps -a' lists the pods"
-    raise Failure("there is no such container", code=UNAVAILABLE, hint=hint)
-
-
-@command(
     click.Option(["-i", "--interactive"], is_flag=True, help="Accepted: standard input is always passed on."),
     click.Option(["-t", "--tty"], is_flag=True, help="Give the command a terminal."),
+    click.Option(["-d", "--detach"], is_flag=True, help="Do not wait for it; its output is dropped."),
+    click.Option(["--privileged"], is_flag=True, help="With all capabilities; the system call filter stays."),
+    click.Option(["--env-file", "env_files"], multiple=True, metavar="FILE", help="Variables, KEY=VALUE a line."),
     click.Option(["-e", "--env"], multiple=True, metavar="KEY=VALUE", help="An environment variable."),
     click.Option(["-u", "--user"], default="", metavar="UID[:GID]", help="As whom."),
     click.Option(["-w", "--workdir"], default="", metavar="DIR", help="The working directory."),
@@ -183,43 +100,73 @@ def exec_(host: Host, word: str, command: Sequence[str], container: str, **given
     running = offers(hook, RunsCommands)
     if running is None:
         raise Failure(f"{step.label}: its hook cannot run commands in it")
-    wanted = {"tty": given["tty"], "user": given["user"], "workdir": given["workdir"]}
+    wanted = {key: given[key] for key in ("tty", "user", "workdir", "privileged", "detach")}
+    wanted["env_files"] = [os.path.abspath(path) for path in given["env_files"]]
+    if given["detach"] and given["tty"]:
+        raise Failure("-t is for a command that somebody waits for", code=WRONG_FILE, hint="leave out -d, or -t")
     running.exec_into(step, entry.facts, command, env=run.environment(list(given["env"]), host), **wanted)
 
 
-@command(WORD)
-def wait(host: Host, word: str) -> int:
-    """Wait until the pod's last container has ended."""
-    name = name_of(word, host)
+@command(
+    click.Option(["-i", "--ignore"], is_flag=True, help="A pod that is not there has ended well."),
+    click.Argument(["words"], metavar="FILE|NAME...", nargs=-1, required=True, shell_complete=completion.words),
+)
+def wait(host: Host, words: Sequence[str], ignore: bool) -> int:
+    """Wait until the pods' last containers have ended; of several print a status each."""
+    statuses = [_waited(host, name_of(word, host), ignore) for word in words]
+    if len(words) > 1:
+        for word, status in zip(words, statuses, strict=True):
+            say(f"{word} {status}")
+        return 0
+    return statuses[0]
+
+
+def _waited(host: Host, name: str, ignore: bool) -> int:
     found = views.resident(host.run, name)
     waiting = launch.residents(host.run, name)
     if not waiting or found is None or found[0].header is None:
         if ending := exit_records.last(host.run, name):
             return ending.status or 0
-        raise Failure("it has no container to wait for", code=UNAVAILABLE)
+        if ignore:
+            return 0
+        raise Failure(f"{name}: it has no container to wait for", code=UNAVAILABLE)
     last, header = waiting[-1], found[0].header
     while alive(last.pid, last.start):
         _pause(0.05)
-    if header.pod.unit:
-        # systemd tells its ExecStopPost= how the container ended.
-        for _ in range(200):
-            for part in ("", found[0].segment):
-                ending = exit_records.read(host.run, name, part)
-                if ending and ending.invocation == header.pod.invocation and ending.status is not None:
-                    # Of several containers, with on_failure = "stop", the failure of another one ended this one.
-                    whole = exit_records.last(host.run, name)
-                    return (whole or ending).status or 0
-            _pause(0.05)
+    # systemd tells its ExecStopPost= how the container ended; where there is none, who waits in the foreground knows.
+    for _ in range(200 if header.pod.unit else 20 if header.pod.attached else 0):
+        for part in ("", found[0].segment):
+            ending = exit_records.read(host.run, name, part)
+            if ending and ending.invocation == header.pod.invocation and ending.status is not None:
+                # Of several containers, with on_failure = "stop", the failure of another one ended this one.
+                whole = exit_records.last(host.run, name)
+                return (whole or ending).status or 0
+        _pause(0.05)
     return foreground.reap(last)
 
 
-def _plain(path: str) -> BinaryIO:
-    """A log file to read. It may lie where the payload can write: a link or a device in its place is refused."""
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise Failure(f"{path} is not a plain file", code=UNAVAILABLE)
-    return open(fd, "rb")
+@click.group()
+def healthcheck() -> None:
+    """What a container has to answer to."""
+
+
+@healthcheck.command("run", cls=Guarded)
+@click.option("-c", "--container", default="", metavar="NAME", help="Which container; default: the last.")
+@click.argument("word", metavar="FILE|NAME", shell_complete=completion.words)
+@click.pass_context
+def healthcheck_run(ctx: click.Context, word: str, container: str) -> int:
+    """Ask a container once what its live probe asks, the image's HEALTHCHECK or else 'ready'; 1: it is unhealthy."""
+    host = host_of(ctx.obj)
+    running = Running(host, word, container)
+    checking = offers(hook_loader.load(running.entry.step["hook"]), ChecksHealth)
+    given = merged([entry.facts for entry in states.entries(journals.journals(host.run, running.name))])
+    own = {"process": {"pid": running.resident.pid, "start": running.resident.start}}
+    wrong = checking.unhealthy(running.step(), own, given) if checking else None
+    if wrong is None:
+        hint = "the pod file's live = { ... }, or the image's HEALTHCHECK, does"
+        raise Failure(f"{running.name}: nothing says what it has to answer to", code=UNAVAILABLE, hint=hint)
+    say(f"unhealthy: {wrong}" if wrong else "healthy")
+    return 1 if wrong else 0
 
 
 def _pause(seconds: float) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+
+from podrun.cli import details, times
 from podrun.engine import hook_loader
 from podrun.engine import journal as journals
 from podrun.engine import state as states
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
-    from podrun.engine.journal import Entry, Journal
+    from podrun.engine.journal import Entry, Header, Journal
     from podrun.hook import Pod
     from podrun.podfile.loader import PodText
 
@@ -30,41 +33,63 @@ def inspect(run: str, name: str) -> dict[str, Any] | None:
     header = next((journal.header for journal in found if journal.header), None)
     entries = states.entries(found)
     given = merged([entry.facts for entry in entries])
+    residents = [entry for entry in entries if _is_resident(entry)]
     return {
         "name": name,
         "state": states.state(run, name),
+        "started": details.began(header, (residents or entries)[-1]) if entries else None,
         "file": header.file if header else None,
         "unit": (header.pod.unit or None) if header else None,
         "invocation": header.pod.invocation if header else None,
         "boot_id": header.boot_id if header else None,
         "netns": given.get("netns"),
         "addresses": given.get("addresses", []),
-        "containers": [_container(entry, _image_of(entry, given)) for entry in entries if _is_resident(entry)],
+        "networks": details.networks(entries),
+        "hostname": given.get("hostname"),
+        "ports": details.ports(given),
+        "containers": [_container(header, entry, given) for entry in residents],
         "steps": [_step(entry) for entry in entries],
     }
 
 
 def rows(run: str) -> list[dict[str, Any]]:
-    """One row for each pod that is not absent: name, state, pid, image, addresses, unit, file."""
+    """One row for each pod that is not absent; of several containers the last one counts."""
     shown = []
     for name in journals.pods(run):
         whole = inspect(run, name)
         if whole is None:
             continue
-        containers = whole["containers"]
+        last = whole["containers"][-1] if whole["containers"] else {}
+        state = "paused" if whole["state"] == "up" and details.is_frozen(last.get("pid"), last["name"]) else ""
         shown.append(
             {
                 "name": name,
                 "state": whole["state"],
-                "containers": len(containers),
-                "pid": next((container["pid"] for container in reversed(containers) if container["pid"]), None),
-                "image": next((container["image"] for container in reversed(containers)), None),
+                "status": _status(state or whole["state"], last, whole["started"]),
+                "health": last.get("health"),
+                "containers": len(whole["containers"]),
+                "pid": next((one["pid"] for one in reversed(whole["containers"]) if one["pid"]), None),
+                "image": last.get("image"),
+                "command": " ".join(last.get("command", ())),
+                "ports": whole["ports"],
                 "addresses": whole["addresses"],
+                "labels": last.get("labels", {}),
+                "started": whole["started"],
+                "exit": None,
                 "unit": whole["unit"],
                 "file": whole["file"],
+                "id": whole["invocation"],
             }
         )
     return shown
+
+
+def _status(state: str, last: dict[str, Any], started: float | None) -> str:
+    """ "Up 3 minutes (healthy)", as people know it from elsewhere; podrun's own word where that says more."""
+    if state not in ("up", "paused") or started is None:
+        return state.capitalize()
+    notes = [word for word in ("paused" if state == "paused" else "", last.get("health") or "") if word]
+    return f"Up {times.age(time.time() - started)}" + (f" ({', '.join(notes)})" if notes else "")
 
 
 def ended(run: str, name: str) -> dict[str, Any] | None:
@@ -77,6 +102,7 @@ def ended(run: str, name: str) -> dict[str, Any] | None:
     return {
         "name": name,
         "state": "ended",
+        "started": next((told.get("started") for _, told in reversed(containers)), None),
         "file": last.file or None,
         "unit": last.unit or None,
         "invocation": last.invocation,
@@ -96,20 +122,30 @@ def ended_rows(run: str) -> list[dict[str, Any]]:
     """A row of ``ps -a`` for each pod that has ended in its units, and is not there any more."""
     there = set(journals.pods(run))
     known = [whole for name in exit_records.names(run) if name not in there and (whole := ended(run, name))]
-    return [
-        {
-            "name": whole["name"],
-            "state": "ended",
-            "containers": len(whole["containers"]),
-            "pid": None,
-            "image": next((told["image"] for told in reversed(whole["containers"])), None),
-            "addresses": [],
-            "unit": whole["unit"],
-            "file": whole["file"],
-            "status": whole["status"],
-        }
-        for whole in known
-    ]
+    rows = []
+    for whole in known:
+        last = whole["containers"][-1] if whole["containers"] else {}
+        rows.append(
+            {
+                "name": whole["name"],
+                "state": "ended",
+                "status": f"Exited ({whole['status']}) {times.age(time.time() - whole['ended'])} ago",
+                "health": None,
+                "containers": len(whole["containers"]),
+                "pid": None,
+                "image": last.get("image"),
+                "command": " ".join(last.get("command") or ()),
+                "ports": [],
+                "addresses": [],
+                "labels": last.get("labels") or {},
+                "started": last.get("started"),
+                "exit": whole["status"],
+                "unit": whole["unit"],
+                "file": whole["file"],
+                "id": whole["invocation"],
+            }
+        )
+    return rows
 
 
 def plan_up(text: PodText) -> list[dict[str, Any]]:
@@ -174,22 +210,28 @@ def _is_resident(entry: Entry) -> bool:
     return bool(entry.process or "process" in entry.facts)
 
 
-def _image_of(entry: Entry, given: dict[str, Any]) -> str | None:
-    """The reference of the image that a container was started from."""
-    chosen = given.get("images", {}).get(entry.step["options"].get("image") or given.get("image"), {})
-    ref: str | None = chosen.get("ref")
-    return ref
-
-
-def _container(entry: Entry, image: str | None) -> dict[str, Any]:
+def _container(header: Header | None, entry: Entry, given: dict[str, Any]) -> dict[str, Any]:
     process = entry.facts.get("process") or entry.process or {}
     running = bool(process) and alive(process["pid"], process["start"])
+    options = entry.step["options"]
     return {
         "name": entry.step["name"],
         "pid": process.get("pid") if running else None,
         "state": "running" if running else "ended",
-        "image": image,
+        "image": details.image(entry, given).get("ref"),
+        "digest": details.image(entry, given).get("digest"),
         "ready": bool(entry.facts.get("ready")) and running,
+        "health": details.health(entry),
+        "started": details.began(header, entry),
+        "command": details.command(entry, given),
+        "env": details.environment(entry, given),
+        "user": options.get("user") or None,
+        "workdir": options.get("workdir") or None,
+        "labels": details.labels(entry, given),
+        "mounts": details.mounts(entry, given),
+        "limits": details.limits(entry, process.get("pid") if running else None),
+        "log": entry.facts.get("log", {}).get("file"),
+        "runtime": entry.facts.get("runtime"),
     }
 
 

@@ -97,6 +97,7 @@ def undo(run: str, name: str, world: Callbacks, *, force: bool = False, only: st
 def _undo(journal: Journal, header: Header, world: Callbacks, undone: list[str], force: bool, after: int) -> None:
     """Undoes one segment."""
     stale = header.boot_id != boot_id()
+    pod = header.pod if journal.patience < 0 else header.pod._replace(patience=journal.patience)
     with Writer(journal.path) as writer:
         writer.stopping()
         for entry in reversed(journal.entries):
@@ -107,7 +108,7 @@ def _undo(journal: Journal, header: Header, world: Callbacks, undone: list[str],
             world.watch("stopping", label)
             try:
                 hook = world.load(entry.step["hook"])
-                step = resolve(header.pod, hook, entry.step, _notifier(world, label, quiet), report=world.report)
+                step = resolve(pod, hook, entry.step, _notifier(world, label, quiet), report=world.report)
                 with limit(step.timeout):
                     # Pids, addresses and mounts of an earlier boot mean something else today.
                     hook.down(step, {} if stale else entry.facts)

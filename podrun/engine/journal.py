@@ -9,6 +9,7 @@ says what became of a step::
     {"at":"ready"}
     {"at":"moving"}
     {"at":"serving"}
+    {"at":"patience","seconds":2.0}
     {"n":0,"at":"stopping"}
     {"n":0,"at":"down"}
 
@@ -83,6 +84,8 @@ class Journal(NamedTuple):
     #: What only one generation can have is or was about to move to this one; has moved, and not back.
     moving: bool = False
     serving: bool = False
+    #: Seconds that whoever asked for the end gives each container, -1.0: what the pod file says counts.
+    patience: float = -1.0
 
     @property
     def segment(self) -> str:
@@ -183,12 +186,13 @@ def read(path: str) -> Journal:
     if lines[0].get("v", 0) > VERSION:
         return Journal(path, _header_of_another_version(path, lines[0]["v"]), ())
     entries: dict[int, Entry] = {}
-    said, place = set(), ""
+    said, place, patience = set(), "", -1.0
     for line in lines[1:]:
         at = line.get("at")
         if "n" not in line:
             said.add(at)
             place = at if at in ("moving", "serving") else place
+            patience = line["seconds"] if at == "patience" else patience
         elif at == "starting":
             entries[line["n"]] = Entry(line["n"], line["step"], began=line.get("t", 0.0))
         else:
@@ -204,6 +208,7 @@ def read(path: str) -> Journal:
         "stopping" in said,
         bool(place),
         place == "serving",
+        patience,
     )
 
 
@@ -308,6 +313,10 @@ class Writer:
     def serving(self) -> None:
         """It has moved."""
         self._append({"at": "serving"})
+
+    def patience(self, seconds: float) -> None:
+        """How long each container may take to end, whatever the pod file says."""
+        self._append({"at": "patience", "seconds": seconds})
 
     def stopping(self, n: int | None = None) -> None:
         """Before a step's ``down``; without ``n``: the whole segment is being undone."""

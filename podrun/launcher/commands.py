@@ -158,6 +158,7 @@ def _down(given: dict[str, Any], host: Host) -> int:
         invocation=given["invocation"],
         force=given["force"],
         segment=given["segment"],
+        patience=given.get("time"),
     )
 
 

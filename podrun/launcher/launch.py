@@ -133,13 +133,24 @@ def _steps(text: PodText, segment: str) -> Sequence[StepText]:
     return parts[segment]
 
 
-def down(name: str, host: Host, *, invocation: str = "", force: bool = False, segment: str = "") -> int:
+def down(
+    name: str,
+    host: Host,
+    *,
+    invocation: str = "",
+    force: bool = False,
+    segment: str = "",
+    patience: float | None = None,
+) -> int:
     """Undoes a pod, or one segment; 0 also when there is nothing to undo.
 
     With ``invocation``, only what this one started: a start that lost, 75, must not undo the winner's pod.
+    ``patience``: seconds that each container has to end, instead of what the pod file says.
     """
     foreground.interruptible()
     try:
+        if patience is not None:
+            _hurry(name, host, segment, patience)
         if not invocation:
             _stop_units(name, host, segment)
         with patient_lock(name, host) as lock:
@@ -165,6 +176,14 @@ def down(name: str, host: Host, *, invocation: str = "", force: bool = False, se
         interrupted.hint = f"'podrun down {name}' goes on from here"
         raise
     return 0
+
+
+def _hurry(name: str, host: Host, segment: str, patience: float) -> None:
+    """Leaves word for whoever undoes the pod, which in a unit is another podrun."""
+    with patient_lock(name, host):
+        for journal in journals.journals(host.run, name, segment):
+            with journals.Writer(journal.path) as writer:
+                writer.patience(patience)
 
 
 def is_known(name: str, host: Host) -> bool:

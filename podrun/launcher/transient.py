@@ -122,9 +122,14 @@ def resolved(path: str) -> PodText:
     return PodText(**{**told, "steps": tuple(steps)})
 
 
+def path_of(name: str, host: Host) -> str:
+    """What a transient unit's podrun reads."""
+    return f"{host.run}/units/{Identity(name).text}.json"
+
+
 def write(text: PodText, host: Host) -> str:
     """Writes what a transient unit's podrun reads, 0600: it may hold secrets. Returns the path."""
-    path = f"{host.run}/units/{Identity(text.name).text}.json"
+    path = path_of(text.name, host)
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
     told = {**text._asdict(), "steps": [step._asdict() for step in text.steps]}
     fd = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)

@@ -27,7 +27,8 @@ class Ending(NamedTuple):
     file: str = ""
     #: Seconds since 1970.
     at: float = 0.0
-    #: "name", "image" (a reference, or None) and "log" (a file, or "": systemd's journal has it) of each.
+    #: Of each: "name", "image" (a reference, or None), "log" (a file, or "": systemd's journal has it), "command" and
+    #: "labels" (of the pod file), "started" (seconds since 1970).
     containers: list[dict[str, Any]] = []
 
 
@@ -75,7 +76,17 @@ def _containers(found: Sequence[Journal]) -> list[dict[str, Any]]:
         for entry in journal.entries:
             if entry.process or "process" in entry.facts:
                 log = entry.facts.get("log", {}).get("file", "")
-                containers.append({"name": entry.step["name"], "image": _image(found, entry.step), "log": log})
+                options = entry.step["options"]
+                containers.append(
+                    {
+                        "name": entry.step["name"],
+                        "image": _image(found, entry.step),
+                        "log": log,
+                        "command": options.get("command"),
+                        "labels": options.get("labels"),
+                        "started": time.time() - (time.monotonic() - entry.began / 1000) if entry.began else None,
+                    }
+                )
     return containers
 
 

@@ -4,52 +4,55 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
-from time import monotonic, sleep
 
-from podrun.engine.processes import alive
 from podrun.errors import UNAVAILABLE, Failure
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
-#: Seconds without a line after which a journal is taken to have no more of a container that has ended.
-_QUIET = 0.5
+#: Fields that say how a line came about; journalctl adds the cursor and the times.
+_FIELDS = "MESSAGE,_LINE_BREAK"
 
 
-def show(unit: str, invocation: str, pid: int, start: int, *, follow: bool) -> None:
-    """Prints the lines of one invocation of a unit; ``follow``: until the process has ended."""
-    reader = _reader(unit, invocation, "--lines=all", *(["--follow"] if follow else []))
-    assert reader.stdout is not None
-    os.set_blocking(reader.stdout.fileno(), not follow)
-    lines = Lines()
-    last = monotonic()
-    try:
-        while True:
-            block = reader.stdout.read(65536)
-            if block:
-                last = monotonic()
-                sys.stdout.buffer.writelines(lines.feed(block))
-                sys.stdout.buffer.flush()
-            elif not follow:
-                return
-            elif alive(pid, start):
-                last = monotonic()
-                sleep(0.05)
-            elif monotonic() - last > _QUIET:
-                return
-            else:
-                sleep(0.05)
-    finally:
-        reader.terminate()
-        reader.wait()
+class Reader:
+    """The lines of one invocation of a unit, as they come; ``words``: more options for journalctl(1)."""
+
+    def __init__(self, unit: str, invocation: str, *words: str) -> None:
+        self._wanted = [f"_SYSTEMD_INVOCATION_ID={invocation}", f"_SYSTEMD_UNIT={unit}"]
+        self._process = _started([*words, *self._wanted])
+        self._lines = Lines()
+
+    def lines(self) -> Iterator[tuple[float, bytes]]:
+        """All lines that there are: (seconds since 1970, the line with its newline)."""
+        assert self._process.stdout is not None
+        while block := self._process.stdout.read(65536):
+            yield from self._lines.timed(block)
+
+    def waiting(self) -> list[tuple[float, bytes]] | None:
+        """With --follow: the lines that have come since; None when nothing has."""
+        assert self._process.stdout is not None
+        os.set_blocking(self._process.stdout.fileno(), False)
+        block = self._process.stdout.read(65536)
+        return list(self._lines.timed(block)) if block else None
+
+    @property
+    def cursor(self) -> str:
+        """The place of the last line, for --after-cursor; "" before the first one."""
+        return self._lines.cursor
+
+    def close(self) -> None:
+        """Ends journalctl."""
+        self._process.terminate()
+        self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
 
 
 def tail(unit: str, invocation: str, count: int) -> bytes:
     """The last lines of one invocation of a unit; b"" where there is no journalctl."""
     try:
-        reader = _reader(unit, invocation, f"--lines={count}")
+        reader = _started([f"--lines={count}", f"_SYSTEMD_INVOCATION_ID={invocation}", f"_SYSTEMD_UNIT={unit}"])
     except Failure:
         return b""
     try:
@@ -61,11 +64,20 @@ def tail(unit: str, invocation: str, count: int) -> bytes:
     return b"".join(Lines().feed(text))
 
 
-def _reader(unit: str, invocation: str, *words: str) -> subprocess.Popen[bytes]:
-    wanted = [f"_SYSTEMD_INVOCATION_ID={invocation}", f"_SYSTEMD_UNIT={unit}"]
-    argv = ["journalctl", "--quiet", "--no-pager", "--output=export", "--output-fields=MESSAGE,_LINE_BREAK", *words]
+def entries(words: Iterable[str], *, follow: bool = False) -> subprocess.Popen[bytes]:
+    """Journalctl with these options and matches; a JSON object a line on its standard output. Raises Failure."""
+    options = ["--output=json", "--all", *(["--follow"] if follow else [])]
+    return _spawned(["journalctl", "--quiet", "--no-pager", *options, *words])
+
+
+def _started(words: Iterable[str]) -> subprocess.Popen[bytes]:
+    options = ["--quiet", "--no-pager", "--output=export", f"--output-fields={_FIELDS}"]
+    return _spawned(["journalctl", *options, *words])
+
+
+def _spawned(argv: list[str]) -> subprocess.Popen[bytes]:
     try:
-        return subprocess.Popen([*argv, *wanted], stdout=subprocess.PIPE)
+        return subprocess.Popen(argv, stdout=subprocess.PIPE)
     except FileNotFoundError:
         raise Failure("there is no journalctl", code=UNAVAILABLE) from None
 
@@ -79,9 +91,25 @@ class Lines:
     def __init__(self) -> None:
         self._rest = b""
         self._fields: dict[bytes, bytes] = {}
+        #: What a line that was cut begins with, and when.
+        self._begun = b""
+        self._when = 0.0
+        self.cursor = ""
 
     def feed(self, block: bytes) -> Iterator[bytes]:
-        """The lines, newlines included, that are whole as far as can be told."""
+        """The pieces of lines, newlines included where they end, that are whole as far as can be told."""
+        return (piece for _, piece in self._pieces(block))
+
+    def timed(self, block: bytes) -> Iterator[tuple[float, bytes]]:
+        """Whole lines with their times, in seconds since 1970; one that was cut is put together again."""
+        for when, piece in self._pieces(block):
+            self._when = self._when if self._begun else when
+            self._begun += piece
+            if piece.endswith(b"\n"):
+                yield self._when, self._begun
+                self._begun = b""
+
+    def _pieces(self, block: bytes) -> Iterator[tuple[float, bytes]]:
         data = self._rest + block
         at = 0
         while (end := data.find(b"\n", at)) >= 0:
@@ -90,7 +118,9 @@ class Lines:
                 at = end + 1
                 if b"MESSAGE" in self._fields:
                     cut = self._fields.get(b"_LINE_BREAK") in (b"line-max", b"eof")
-                    yield self._fields[b"MESSAGE"] + (b"" if cut else b"\n")
+                    when = int(self._fields.get(b"__REALTIME_TIMESTAMP", b"0")) / 1e6
+                    yield when, self._fields[b"MESSAGE"] + (b"" if cut else b"\n")
+                self.cursor = self._fields.get(b"__CURSOR", b"").decode() or self.cursor
                 self._fields = {}
                 continue
             name, equals, value = line.partition(b"=")

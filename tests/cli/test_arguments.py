@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from podrun.cli import main
+from podrun.cli import main, stopping
 from podrun.cli import run as extended
 from podrun.host import Host
 from podrun.launcher import arguments, commands, run
@@ -29,7 +29,8 @@ from podrun.launcher import arguments, commands, run
 def test_both_readers_agree(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     words = line.split()
     seen = []
-    monkeypatch.setattr(main, "act", lambda command, given: seen.append((command, given)) or 0)
+    for module in (main, stopping):
+        monkeypatch.setattr(module, "act", lambda command, given: seen.append((command, given)) or 0)
     assert main.main(words) == 0
     assert arguments.plain(words) == seen[0]
 

@@ -32,7 +32,7 @@ def test_a_unit_that_has_ended_is_still_known(pods: Pods) -> None:
     whole = json.loads(sh("podrun", "inspect", "web").stdout)
     assert (whole["state"], whole["status"], whole["containers"][0]["name"]) == ("ended", 7, "main")
     rows = [json.loads(line) for line in sh("podrun", "ps", "-a", "--format", "json").stdout.splitlines()]
-    assert [(row["state"], row["status"]) for row in rows if row["name"] == "web"] == [("ended", 7)]
+    assert [(row["state"], row["exit"]) for row in rows if row["name"] == "web"] == [("ended", 7)]
     assert sh("podrun", "wait", "web").returncode == 7
 
 

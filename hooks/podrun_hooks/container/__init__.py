@@ -89,6 +89,7 @@ def down(step: Step, own: Facts) -> None:
         # A container that was created but never started has no payload to ask: its init waits at exec.fifo.
         signal = SIGKILL if os.path.exists(f"{place.state}/exec.fifo") else _stop_signal(step, place)
         timeout = step.pod.stop_timeout if step.options.stop_timeout is None else step.options.stop_timeout
+        timeout = step.pod.patience if step.pod.patience >= 0 else timeout
         if told := processes.stop(process, signal, timeout, step.status):
             step.report(told)
     step.status(f"removing {step.name}")
@@ -190,6 +191,20 @@ def exec_and_wait(step: Step, own: Facts, argv: Sequence[str], **wanted: Any) ->
     from podrun_hooks.container import exec
 
     return exec.run(step, _running(step, own), argv, **wanted)
+
+
+def unhealthy(step: Step, own: Facts, facts: Facts) -> str | None:
+    """What ``live``, the image's HEALTHCHECK or else ``ready`` says of the running container now."""
+    from podrun_hooks.container import creation
+    from podrun_hooks.container.options import of_healthcheck
+    from podrun_hooks.container.probes import once
+
+    process = _running(step, own)
+    options = step.options
+    probe = options.live or of_healthcheck(creation.image_of(step, facts).get("config") or {})
+    if probe is None and options.ready and not options.ready.notify:
+        probe = options.ready
+    return once.attempt(step, process, facts, probe) if probe else None
 
 
 def pack(step: Step, own: Facts, path: str, out: IO[bytes]) -> None:

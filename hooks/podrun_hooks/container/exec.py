@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import stat
 
 from podrun import jsontext
 from podrun.errors import UNAVAILABLE, Failure
 from podrun_hooks.container import executables, relay, runtime, spec, users
 from podrun_hooks.container import paths as places
 from podrun_hooks.support import subprocesses as programs
+from podrun_hooks.support import syscalls
 from podrun_hooks.support.rooted_tree import Elsewhere, Tree
 from podrun_hooks.support.userns import Range
 
@@ -23,8 +25,11 @@ if TYPE_CHECKING:
     from podrun_hooks.container.runtime import Runtime
 
 
-def become(step: Step, process: Process, argv: Sequence[str], **wanted: Any) -> NoReturn:
-    """Runs ``argv`` with podrun's own streams and exits with its status; ``wanted`` as for :func:`process_of`."""
+def become(step: Step, process: Process, argv: Sequence[str], *, detach: bool = False, **wanted: Any) -> NoReturn:
+    """Runs ``argv`` with podrun's own streams and exits with its status; ``wanted`` as for :func:`process_of`.
+
+    ``detach``: does not wait for it. It has the container's /dev/null for streams, and ends with the container.
+    """
     place = places.of(step)
     chosen = _runtime(step, place)
     oci = process_of(place, process, argv, **wanted)
@@ -47,8 +52,28 @@ def become(step: Step, process: Process, argv: Sequence[str], **wanted: Any) -> 
         )
         return ended.status
 
-    code = relay.run(place, start, tty=bool(wanted.get("tty")))
-    os._exit(code)
+    if detach:
+        nothing = _nothing(process)
+        os._exit(start(["--detach"], (nothing, nothing, nothing)))
+    os._exit(relay.run(place, start, tty=bool(wanted.get("tty"))))
+
+
+def _nothing(process: Process) -> int:
+    """The container's own /dev/null: of the host's the runtime would make the command's user the owner (fchown(2)).
+
+    Raises Failure when the container has made something else of it.
+    """
+    root = _root(process)
+    try:
+        resolve = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_SYMLINKS
+        place = syscalls.openat2(root, "dev/null", os.O_PATH, resolve=resolve)
+    except OSError:
+        place = -1
+    finally:
+        os.close(root)
+    if place < 0 or not stat.S_ISCHR((found := os.fstat(place)).st_mode) or found.st_rdev != os.makedev(1, 3):
+        raise Failure("the container has no /dev/null for a command that nobody waits for", code=UNAVAILABLE)
+    return os.open(f"/proc/self/fd/{place}", os.O_RDWR | os.O_CLOEXEC)
 
 
 def run(step: Step, process: Process, argv: Sequence[str], **wanted: Any) -> programs.Ended:
@@ -81,12 +106,15 @@ def process_of(
     *,
     tty: bool = False,
     env: Mapping[str, str] | None = None,
+    env_files: Sequence[str] = (),
     user: str = "",
     workdir: str = "",
+    privileged: bool = False,
 ) -> dict[str, Any]:
     """OCI's "process" object for ``argv``: the payload's own, changed where asked.
 
-    ``user`` is "user[:group]" as the container's own files have it. Raises Failure.
+    ``user`` is "user[:group]" as the container's own files have it; ``privileged``: with all capabilities that podrun
+    can hand on, and what setuid programs gain. The container's seccomp filter stays. Raises Failure.
     """
     with open(place.config, encoding="utf-8") as file:
         wanted: dict[str, Any] = jsontext.loads(file.read())["process"]
@@ -101,8 +129,14 @@ def process_of(
         wanted["user"] = {"uid": found.uid, "gid": found.gid, "additionalGids": [found.gid, *found.groups]}
         wanted["capabilities"] = spec.process_capabilities(found, wanted["capabilities"]["bounding"])
         variables["HOME"] = found.home
+    if privileged:
+        who = users.User(wanted["user"]["uid"], wanted["user"]["gid"], wanted["user"].get("additionalGids", []))
+        wanted["capabilities"] = spec.process_capabilities(who, sorted(f"CAP_{name}" for name in spec.bounding()))
+        wanted["noNewPrivileges"] = False
     if workdir:
         _refuse_runtimes_directory(process, workdir)
+    for path in env_files:
+        variables.update(spec.env_file(path))
     variables.update(env or {})
     wanted["env"] = [f"{name}={value}" for name, value in variables.items()]
     spec.refuse_bytes([*argv, *wanted["env"]])

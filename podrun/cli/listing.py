@@ -1,0 +1,126 @@
+"""``podrun ps`` and ``podrun inspect``: which pods there are, or were, and everything that is known of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from podrun.cli import completion, details, fields, views
+from podrun.cli.output import Guarded, say
+from podrun.errors import UNAVAILABLE, WRONG_FILE, Failure
+from podrun.launcher.commands import host_of, name_of
+from podrun.options import unknown
+
+_COLUMNS = ("name", "status", "image", "command", "ports", "addresses", "unit")
+_FILTERS = ("name", "id", "label", "status", "state", "exited", "health", "image", "ancestor", "unit", "file")
+#: Docker's words for states.
+_STATES = {"running": "up", "exited": "ended", "stopped": "ended", "created": "starting", "removing": "stopping"}
+_SORTED_BY = {"names": "name", "created": "started", "runningfor": "started", "size": "name"}
+
+
+@click.command(cls=Guarded)
+@click.option("-a", "--all", "also_ended", is_flag=True, help="Those too that have ended in their units.")
+@click.option("-q", "--quiet", is_flag=True, help="Names only.")
+@click.option("--filter", "filters", multiple=True, metavar="KEY=VALUE", help="Only these; see below.")
+@click.option("--sort", default="", metavar="FIELD", help="By name, started, status, image, command, ...")
+@click.option("-n", "--last", type=int, default=0, metavar="NUMBER", help="The last started, ended ones too.")
+@click.option("-l", "--latest", is_flag=True, help="The last one started.")
+@click.option("--no-trunc", is_flag=True, help="Commands in full.")
+@click.option("--noheading", is_flag=True, help="Without the line of headings.")
+@click.option("--format", "form", default="table", metavar="FORMAT", help="table, json, FIELD,FIELD or '{FIELD} ...'.")
+@click.pass_context
+def ps(
+    ctx: click.Context,
+    also_ended: bool,
+    quiet: bool,
+    filters: Sequence[str],
+    sort: str,
+    last: int,
+    latest: bool,
+    no_trunc: bool,
+    noheading: bool,
+    form: str,
+) -> None:
+    """List the pods that are not absent; -a: and those that have ended in their units.
+
+    Filters: name (a regular expression), id, label (KEY or KEY=VALUE), status, exited (a code), health, image, unit,
+    file. Several values of one key: one of them; labels: all of them.
+    """
+    host = host_of(ctx.obj)
+    wanted = dict(fields.conditions(filters, _FILTERS))
+    last = 1 if latest else last
+    rows = views.rows(host.run)
+    ended = {"ended", "exited", "stopped"} & {*wanted.get("status", ()), *wanted.get("state", ())}
+    if also_ended or last or ended or "exited" in wanted:
+        rows += views.ended_rows(host.run)
+    rows = [row for row in rows if all(_meets(row, key, values) for key, values in wanted.items())]
+    if last:
+        rows = sorted(rows, key=lambda row: row["started"] or 0.0, reverse=True)[:last]
+    if sort:
+        rows = sorted(rows, key=lambda row: _order(row, _SORTED_BY.get(sort, sort)))
+    if quiet:
+        for row in rows:
+            say(row["name"])
+        return
+    if form == "table" and not no_trunc:
+        rows = [{**row, "command": _short(row["command"])} for row in rows]
+    fields.write(rows, form, _COLUMNS, heading=not noheading)
+
+
+def _short(command: str) -> str:
+    return command if len(command) <= 24 else f"{command[:23]}…"
+
+
+def _order(row: dict[str, Any], field: str) -> tuple[bool, Any]:
+    if field not in row:
+        raise Failure(unknown(field, [*row], "field"), code=WRONG_FILE)
+    found = row[field]
+    return (found is None, found if isinstance(found, (int, float)) else str(found))
+
+
+def _meets(row: dict[str, Any], key: str, values: Sequence[str]) -> bool:
+    """Whether a row is among those that a filter asks for."""
+    if key == "label":
+        return fields.has_labels(row["labels"], values)
+    if key == "name":
+        return any(fields.matches(text, row["name"]) for text in values)
+    if key == "id":
+        return any(str(row["id"]).startswith(text) for text in values)
+    if key in ("status", "state"):
+        own = {row["state"], "paused" if "(paused" in row["status"] else row["state"]}
+        return any(_STATES.get(text, text) in own for text in values)
+    if key == "exited":
+        return str(row["exit"]) in values
+    if key in ("image", "ancestor"):
+        image = str(row["image"])
+        return any(text in (image, image.rpartition(":")[0], image.rpartition("/")[2]) for text in values)
+    return str(row[key] if row[key] is not None else "none") in values
+
+
+@click.command(cls=Guarded)
+@click.option("-f", "--format", "form", default="json", metavar="FORMAT", help="json, or '{name} {containers[0].pid}'.")
+@click.argument("words", metavar="FILE|NAME...", nargs=-1, required=True, shell_complete=completion.words)
+@click.pass_context
+def inspect(ctx: click.Context, words: Sequence[str], form: str) -> None:
+    """Print everything that is known of pods as JSON, one object each; or what is at paths of it."""
+    host = host_of(ctx.obj)
+    found = []
+    for word in words:
+        name = name_of(word, host)
+        whole = views.inspect(host.run, name) or views.ended(host.run, name)
+        if whole is None:
+            what = "there is no such pod" if len(words) == 1 else f"there is no pod {name}"
+            raise Failure(what, code=UNAVAILABLE, hint="'podrun ps -a' lists those that there are")
+        whole["restarts"] = details.restarts(whole["unit"]) if whole["unit"] else None
+        found.append(whole)
+    for whole in found:
+        say(json.dumps(whole, indent=2) if form == "json" else fields.line(_braced(form), whole))
+
+
+def _braced(form: str) -> str:
+    if "{{" in form:
+        raise Failure("--format takes no Go templates", code=WRONG_FILE, hint="'{name}' is a field's value")
+    return form if "{" in form else f"{{{form}}}"
