@@ -114,6 +114,7 @@ def create(plan: Plan, facts: Facts) -> Created:
                 lambda: placed.attach(root),
                 output.fds,
                 own_cgroup=bool(plan.isolation.cgroup),
+                counted=_counted(plan),
                 listening=plan.listening,
                 console=step.pod.console,
             )
@@ -129,19 +130,25 @@ def create(plan: Plan, facts: Facts) -> Created:
 
 
 def confine(plan: Plan, pid: int) -> None:
-    """What the runtime does not do for a created container: its working directory, cgroups, device nodes, timers."""
+    """What the runtime does not do for a created container: its working directory, its unit, device nodes, timers."""
     step, place, isolation = plan.step, plan.place, plan.isolation
     own_cgroup = bool(isolation.cgroup)
     runtimes.confirm_directory(pid)
     if own_cgroup and step.pod.unit and not isolation.unified:
         runtimes.remain_in_unit(pid)
-    if step.options.pids >= 0 and not (own_cgroup or (step.pod.unit and isolation.unified)):
-        # In a unit systemd counts (TasksMax=), and takes its processes for the unit's by their cgroup.
-        runtimes.limit_processes(place, pid, limits.processes(step.options))
     if not isolation.devices_ruled:
         runtimes.forbid_devices(pid)
     if plan.timers and (why := runtimes.shorten_timers(step, place, isolation, pid, plan.timers)):
         step.status(f"connections to ambassadors are tried again after a second, as usual: {why}")
+
+
+def _counted(plan: Plan) -> str:
+    """The cgroup that only counts the container's processes; "" where another one does, or nobody wants it."""
+    # In a unit systemd counts (TasksMax=), and takes its processes for the unit's by their cgroup.
+    elsewhere = plan.isolation.cgroup or (plan.step.pod.unit and plan.isolation.unified)
+    if plan.step.options.pids < 0 or elsewhere:
+        return ""
+    return runtimes.counting(plan.place, limits.processes(plan.step.options))
 
 
 def _listening(environ: Mapping[str, str]) -> tuple[int, list[str]]:

@@ -168,14 +168,15 @@ def create(
     streams: Sequence[int],
     *,
     own_cgroup: bool,
+    counted: str,
     listening: int,
     console: str,
 ) -> int:
     """``create``: the container's init, which waits for :func:`start`; returns its pid.
 
     ``attach`` attaches the root in the runtime's mount namespace; ``streams``: descriptors of the container's stdin,
-    stdout and stderr; descriptors 3 up to 3+``listening`` are passed on (sd_listen_fds(3)); ``console``: who wants its
-    terminal, or "".
+    stdout and stderr; ``counted``: what :func:`counting` has made, or ""; descriptors 3 up to 3+``listening`` are
+    passed on (sd_listen_fds(3)); ``console``: who wants its terminal, or "".
     Raises Failure with the runtime's words.
     """
     argv = [*runtime.command(place, own_cgroup=own_cgroup), f"--log={place.runtime_log}", "--log-format=json", "create"]
@@ -186,14 +187,22 @@ def create(
     if listening:
         variables["LISTEN_FDS"] = str(listening)
         argv += ["--preserve-fds", str(listening)] if runtime.name == "runc" else []
+    unified = bool(counted) and not counted.startswith(f"{_CGROUPS}/pids/")
+
+    def enter() -> None:
+        if counted and not unified:
+            _enter_counted(place)
+        attach()
+
     ended = subprocesses.run(
         [*argv, place.id],
         env=variables,
-        before=private(runtime, attach),
+        before=private(runtime, enter),
         stdin=streams[0],
         stdout=streams[1],
         stderr=streams[2],
         keep=range(3, 3 + listening),
+        cgroup=counted if unified else "",
     )
     if ended.status:
         words = _words(place.runtime_log) or ended.errors or f"status {ended.status}"
@@ -248,19 +257,19 @@ def shorten_timers(step: Step, place: Place, isolation: Isolation, pid: int, tim
     return syn_timer.attach(own, timers)
 
 
-def limit_processes(place: Place, pid: int, most: int) -> None:
-    """Puts a created container that has no cgroup of its own into one that only counts its processes.
+def counting(place: Place, most: int) -> str:
+    """Makes the cgroup that only counts the processes of a container without a cgroup of its own, for :func:`create`.
 
-    0.2 ms; the runtime would make cgroups in every hierarchy. Nothing where the host counts none, or podrun may not.
+    0.2 ms; the runtime would make cgroups in every hierarchy. "" where the host counts none, or podrun may not.
     """
     try:
         path = _counting(place)
         os.makedirs(path, exist_ok=True)
-        for name, value in (("pids.max", most), ("cgroup.procs", pid)):
-            with open(f"{path}/{name}", "w", encoding="utf-8") as file:
-                file.write(str(value))
+        with open(f"{path}/pids.max", "w", encoding="utf-8") as file:
+            file.write(str(most))
     except OSError:
-        return
+        return ""
+    return path
 
 
 def _counting(place: Place) -> str:
@@ -276,9 +285,11 @@ def _counting(place: Place) -> str:
 
 def _enter_counted(place: Place) -> None:
     """In a forked child: be counted with the container, whose cgroup the runtime knows nothing of."""
-    for top in (f"{_CGROUPS}/pids", _CGROUPS):
+    for path in (f"{_CGROUPS}/pids{place.cgroup}/tasks", f"{_CGROUPS}{place.cgroup}/cgroup.procs"):
         try:
-            with open(f"{top}{place.cgroup}/cgroup.procs", "w", encoding="utf-8") as file:
+            with open(path, "w", encoding="utf-8") as file:
+                # A process that moves its only thread by "tasks" (v1) waits for nobody; every other way to move one
+                # waits for a grace period of RCU, 10 ms (cgroup_procs_write_start() in kernel/cgroup/cgroup.c).
                 file.write("0")
             return
         except OSError:

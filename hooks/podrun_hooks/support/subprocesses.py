@@ -45,13 +45,14 @@ def run(
     keep: Sequence[int] = (),
     stdout: int | None = None,
     stderr: int | None = None,
+    cgroup: str = "",
 ) -> Ended:
     """Runs ``argv`` (argv[0] an absolute path) and waits for it.
 
     ``before`` runs in the child before exec: namespaces, mounts; what it raises ends up in ``errors`` with status 125.
     Output is captured through unnamed files rather than pipes: a container that a runtime leaves behind would keep a
     pipe open, and nobody could tell the end of the output. ``stdout`` and ``stderr`` take a descriptor instead,
-    ``stdin`` bytes or a descriptor.
+    ``stdin`` bytes or a descriptor. ``cgroup``: the directory of one of version 2 that the child begins in.
     The child, and what execve(2) makes of it, is killed when podrun dies.
     """
     captured = [_unnamed() if given is None else given for given in (stdout, stderr)]
@@ -64,7 +65,7 @@ def run(
     trouble = _unnamed()
     parent = os.getpid()
     try:
-        child = syscalls.fork()
+        child = syscalls.fork(cgroup)
         if not child:
             _become(argv, env, before, (source, *captured), keep, parent, trouble)
         try:

@@ -46,6 +46,7 @@ AT_RECURSIVE = 0x8000
 # mount(2)'s successors have the same numbers on every architecture (kernel 5.2, mount_setattr 5.12).
 _SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_FSOPEN, _SYS_FSCONFIG, _SYS_FSMOUNT, _SYS_OPENAT2 = 428, 429, 430, 431, 432, 437
 _SYS_MOUNT_SETATTR = 442
+_SYS_CLONE3, _CLONE_INTO_CGROUP = 435, 0x200000000
 _SYS_CLOSE_RANGE, _CLOSE_RANGE_CLOEXEC, _ANY_FD = 436, 4, 0xFFFFFFFF
 
 OPEN_TREE_CLONE = 1
@@ -214,15 +215,17 @@ def set_fs_ids(uid: int, gid: int) -> None:
     _libc.setfsuid(ctypes.c_uint32(uid))
 
 
-def fork() -> int:
+def fork(cgroup: str = "") -> int:
     """fork(2) as os.fork() does it, but a signal's exception never leaves a child that the caller does not know of.
 
     In the child no handler raises any more: nothing there would undo what the parent is about to undo itself.
+    ``cgroup``: the directory of a cgroup (v2) that the child begins in where that can be; it has to become another
+    program, because Python does not know of such a child.
     """
     before = _signal.pthread_sigmask(_signal.SIG_BLOCK, _RAISING)
     child = -1
     try:
-        child = os.fork()
+        child = _fork_into(cgroup) if cgroup else os.fork()
         for number in _RAISING if not child else ():
             if callable(_signal.getsignal(number)):
                 _signal.signal(number, _signal.SIG_DFL)
@@ -235,6 +238,30 @@ def fork() -> int:
                 end(child)
             raise
     return child
+
+
+def _fork_into(cgroup: str) -> int:
+    """clone3(2) with CLONE_INTO_CGROUP: to move a process instead waits for a grace period of RCU, 10 ms."""
+    try:
+        directory = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return os.fork()
+    try:
+        # struct clone_args: flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid,
+        # set_tid_size, cgroup.
+        arguments = (ctypes.c_uint64 * 11)(_CLONE_INTO_CGROUP, 0, 0, 0, _signal.SIGCHLD, 0, 0, 0, 0, 0, directory)
+        return _syscall(_SYS_CLONE3, ctypes.byref(arguments), ctypes.sizeof(arguments))
+    except OSError:  # before Linux 5.7, or forbidden by a seccomp filter
+        child = os.fork()
+        if not child:
+            try:
+                with open(f"{cgroup}/cgroup.procs", "w", encoding="utf-8") as file:
+                    file.write("0")
+            except OSError:
+                pass
+        return child
+    finally:
+        os.close(directory)
 
 
 def end(child: int) -> None:
