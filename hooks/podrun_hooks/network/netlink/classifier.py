@@ -22,6 +22,7 @@ from podrun_hooks.network.netlink.rtnetlink import (
     Socket,
     attribute,
     nested,
+    unpacked,
 )
 
 TYPE_CHECKING = False
@@ -172,4 +173,4 @@ def is_attached(socket: Socket, ifindex: int) -> bool:
         answers = socket.send(Message("look for filters", _RTM_GETTFILTER, NLM_F_ACK | NLM_F_DUMP, body))
     except OSError:
         return False
-    return any(_TCMSG.unpack_from(answer)[4] >> 16 == _PRIORITY for _, answer in answers)
+    return any(unpacked(_TCMSG, answer)[4] >> 16 == _PRIORITY for _, answer in answers)

@@ -7,6 +7,7 @@ Layouts and numbers are those of <linux/netlink.h>, <linux/rtnetlink.h>, <linux/
 from __future__ import annotations
 
 import _socket
+import errno
 import os
 from struct import Struct
 
@@ -15,6 +16,7 @@ from podrun.record import NamedTuple
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from typing import Any
 
 AF_NETLINK, AF_BRIDGE = 16, 7
 NETLINK_ROUTE = 0
@@ -50,6 +52,9 @@ _LINK = Struct("=BxHiII")  # family, ARPHRD_*, index, flags, mask of the flags t
 _ADDRESS = Struct("=BBBBi")  # family, prefix length, flags, scope, index of the link
 _ROUTE = Struct("=BBBBBBBBI")  # family, destination's and source's length, tos, table, protocol, scope, type, flags
 _INT = Struct("=i")
+_MAX_ERRNO = 4096  # <linux/err.h>
+#: Families of addresses, and how many bytes they have.
+_ADDRESSES = frozenset({(2, 4), (10, 16)})
 
 
 class Message(NamedTuple):
@@ -96,6 +101,17 @@ def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
             return
         yield kind & _NLA_TYPE_MASK, data[at + 4 : at + length]
         at += (length + 3) & ~3
+
+
+def unpacked(layout: Struct, data: bytes, at: int = 0) -> tuple[Any, ...]:
+    """The fields at a place of an answer. Raises OSError for one that is shorter than they are."""
+    if len(data) - at < layout.size:
+        raise _cut_off()
+    return layout.unpack_from(data, at)
+
+
+def _cut_off() -> OSError:
+    return OSError(errno.EBADMSG, "the kernel's answer is cut off")
 
 
 def packed(address: str) -> tuple[int, bytes]:
@@ -145,6 +161,8 @@ class Socket:
             at = 0
             while at + _HEADER.size <= len(data):
                 length, kind, flags, sequence, _ = _HEADER.unpack_from(data, at)
+                if length < _HEADER.size or at + length > len(data):
+                    raise _cut_off()
                 body = data[at + _HEADER.size : at + length]
                 at += (length + 3) & ~3
                 if kind not in (_NLMSG_ERROR, _NLMSG_DONE):
@@ -152,6 +170,8 @@ class Socket:
                     continue
                 message = awaited.pop(sequence, None)
                 number = -_INT.unpack_from(body)[0] if len(body) >= 4 else 0
+                if not 0 <= number < _MAX_ERRNO:
+                    raise _cut_off()
                 if number and not refused and not (message and number in message.tolerated):
                     refused = OSError(number, _reason(number, flags, body), message.doing if message else None)
                     if not message:  # the whole batch was refused: there are no other answers
@@ -167,6 +187,8 @@ class Socket:
             if error.errno in (19, 22):  # ENODEV; EINVAL for a name longer than the kernel takes
                 return None
             raise
+        if not answers:
+            raise _cut_off()
         return _link(answers[0][1])
 
     def links(self) -> list[Link]:
@@ -181,10 +203,10 @@ class Socket:
         answers = self.send(Message("list the addresses", _RTM_GETADDR, NLM_F_ACK | NLM_F_DUMP, body))
         found = []
         for _, answer in answers:
-            family, length, _, scope, _ = _ADDRESS.unpack_from(answer)
+            family, length, _, scope, _ = unpacked(_ADDRESS, answer)
             values = dict(attributes(answer[_ADDRESS.size :]))
-            raw = values.get(_IFA_LOCAL) or values.get(_IFA_ADDRESS)
-            if raw and scope == _RT_SCOPE_UNIVERSE:
+            raw = values.get(_IFA_LOCAL) or values.get(_IFA_ADDRESS, b"")
+            if (family, len(raw)) in _ADDRESSES and scope == _RT_SCOPE_UNIVERSE:
                 found.append(f"{_socket.inet_ntop(family, raw)}/{length}")
         return sorted(found, key=lambda cidr: ":" in cidr)
 
@@ -203,7 +225,7 @@ def _reason(number: int, flags: int, body: bytes) -> str:
     """The kernel's own words where it sent some (extended acknowledgement), else those for the errno."""
     text = os.strerror(number)
     if flags & _NLM_F_ACK_TLVS:
-        start = 4 + (_HEADER.size if flags & _NLM_F_CAPPED else _HEADER.unpack_from(body, 4)[0])
+        start = 4 + (_HEADER.size if flags & _NLM_F_CAPPED else unpacked(_HEADER, body, 4)[0])
         for kind, payload in attributes(body[start:]):
             if kind == _NLMSGERR_ATTR_MSG:
                 words = payload.rstrip(b"\0").decode(errors="replace")
@@ -212,14 +234,14 @@ def _reason(number: int, flags: int, body: bytes) -> str:
 
 
 def _link(body: bytes) -> Link:
-    index = _LINK.unpack_from(body)[2]
+    index = unpacked(_LINK, body)[2]
     values = dict(attributes(body[_LINK.size :]))
     info = dict(attributes(values.get(_IFLA_LINKINFO, b"")))
     name, alias, kind = (
         part.rstrip(b"\0").decode(errors="replace")
         for part in (values.get(_IFLA_IFNAME, b""), values.get(_IFLA_IFALIAS, b""), info.get(_IFLA_INFO_KIND, b""))
     )
-    return Link(index, name, kind, alias, _INT.unpack(values[_IFLA_MASTER])[0] if _IFLA_MASTER in values else 0)
+    return Link(index, name, kind, alias, unpacked(_INT, values[_IFLA_MASTER])[0] if _IFLA_MASTER in values else 0)
 
 
 # --- messages ------------------------------------------------------------------------------------------------------

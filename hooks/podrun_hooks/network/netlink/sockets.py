@@ -10,7 +10,7 @@ from errno import ENOENT
 from struct import Struct
 
 from podrun.record import NamedTuple
-from podrun_hooks.network.netlink.rtnetlink import NLM_F_ACK, NLM_F_DUMP, Message, Socket
+from podrun_hooks.network.netlink.rtnetlink import NLM_F_ACK, NLM_F_DUMP, Message, Socket, unpacked
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,6 +41,6 @@ def tcp(states: Iterable[int]) -> list[Tcp]:
             body = _REQUEST.pack(family, IPPROTO_TCP, 0, wanted)
             listing = Message("list TCP sockets", _SOCK_DIAG_BY_FAMILY, NLM_F_ACK | NLM_F_DUMP, body, (ENOENT,))
             for _, answer in socket.send(listing):
-                fields = _ANSWER.unpack_from(answer)
+                fields = unpacked(_ANSWER, answer)
                 found.append(Tcp(fields[1], int.from_bytes(fields[4], "big"), fields[11]))
     return found
