@@ -75,7 +75,7 @@ class Consul:
         for entry in table[:MOST]:
             try:
                 record, created = _record(entry, service)
-            except (Wrong, KeyError, TypeError, AttributeError) as error:
+            except (Wrong, KeyError, TypeError, ValueError, AttributeError) as error:
                 if wrong is not None:
                     wrong.append(f"{service}: {error}")
                 continue
@@ -87,6 +87,8 @@ class Consul:
     def services(self, *, seconds: float) -> list[str]:
         """The services of the catalog; the hosts' own ones are left out."""
         table = self._json("/v1/catalog/services", seconds)
+        if not isinstance(table, dict):
+            raise Away("the answer is not a JSON object: is this Consul?")
         return sorted(name for name in table if not name.startswith("podrun-host") and name != "consul")
 
     def remove(self, service: str, identity: str, *, seconds: float) -> bool:
@@ -113,7 +115,10 @@ class Consul:
         from binascii import a2b_base64
 
         answer = self._call("GET", f"/v1/kv/{_WAITING}?recurse", None, seconds, missing=True)
-        return [a2b_base64(kv["Value"]).decode(errors="replace") for kv in answer.json()] if answer else []
+        try:
+            return [a2b_base64(kv["Value"]).decode(errors="replace") for kv in answer.json()] if answer else []
+        except (KeyError, TypeError, ValueError):
+            raise Away("the answer has another shape than Consul's") from None
 
     # --- following ---------------------------------------------------------------------------------------------
 

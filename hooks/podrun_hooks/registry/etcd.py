@@ -70,10 +70,15 @@ class Etcd:
         A transaction on the revision that was read: a successor that overwrites it in between stays.
         """
         key = f"{PREFIX}{service}/{identity}"
-        found = self._call("kv/range", {"key": _b64(key)}, seconds).get("kvs", [])
+        found = _kvs(self._call("kv/range", {"key": _b64(key)}, seconds))
         if not found or _gen_of(found[0]) != gen:
             return False
-        compare = {"key": _b64(key), "target": "MOD", "result": "EQUAL", "modRevision": found[0]["mod_revision"]}
+        compare = {
+            "key": _b64(key),
+            "target": "MOD",
+            "result": "EQUAL",
+            "modRevision": str(found[0].get("mod_revision")),
+        }
         done = self._call(
             "kv/txn", {"compare": [compare], "success": [{"requestDeleteRange": {"key": _b64(key)}}]}, seconds
         )
@@ -87,7 +92,7 @@ class Etcd:
     def services(self, *, seconds: float) -> list[str]:
         """The services that have a record."""
         answer = self._call("kv/range", {**_range(PREFIX), "keys_only": True, "limit": "100000"}, seconds)
-        keys = [_plain(kv.get("key", "")).removeprefix(PREFIX) for kv in answer.get("kvs", [])]
+        keys = [_plain(kv.get("key", "")).removeprefix(PREFIX) for kv in _kvs(answer)]
         return sorted({key.partition("/")[0] for key in keys})
 
     def remove(self, service: str, identity: str, *, seconds: float) -> bool:
@@ -118,7 +123,7 @@ class Etcd:
 
     def waiting(self, *, seconds: float) -> list[str]:
         """Everybody's notes."""
-        found = self._call("kv/range", _range(WAITING), seconds).get("kvs", [])
+        found = _kvs(self._call("kv/range", _range(WAITING), seconds))
         return [_plain(kv.get("value", "")) for kv in found]
 
     # --- following ---------------------------------------------------------------------------------------------
@@ -141,7 +146,7 @@ class Etcd:
         for at in range(0, len(wanted), 100):
             part = list(zip(wanted, since, strict=True))[at : at + 100]
             answer = self._call("kv/txn", {"success": [_new_in(service, after) for service, after in part]}, seconds)
-            told = [one.get("response_range", {}) for one in answer.get("responses", [])]
+            told = _ranges(answer)
             if len(told) != len(part):
                 raise Away("a transaction's answer has not as many parts as its question")
             lowest = min(lowest or _revision(answer), _revision(answer))
@@ -156,7 +161,7 @@ class Etcd:
         first = service not in self._known
         before = self._known.get(service, {})
         after = {**before, **_read(found, service, None)}
-        if int(found.get("count", "0")) != len(after):
+        if _number(found.get("count", "0")) != len(after):
             after = _read(self._call("kv/range", _range(f"{PREFIX}{service}/"), seconds), service, None)
         self._known[service] = after
         return first or after != before
@@ -203,7 +208,7 @@ class Etcd:
     def _renewed(self, lease: str, seconds: float) -> bool:
         """Renews a lease; False for one that has ended, which is answered as well, with nothing in it."""
         answer = self._call("lease/keepalive", {"ID": lease}, seconds)
-        return int(_result(answer).get("TTL", "0")) > 0
+        return _number(_result(answer).get("TTL", "0")) > 0
 
     def _put(self, key: str, text: str, lease: str, seconds: float, only_for: str | None) -> bool:
         """Writes a key; with ``only_for`` only where there is none yet or one of that invocation."""
@@ -220,10 +225,10 @@ class Etcd:
         answer = self._call("kv/txn", body, seconds)
         if answer.get("succeeded"):
             return True
-        there = answer.get("responses", [{}])[0].get("response_range", {}).get("kvs", [])
+        there = [kv for found in _ranges(answer) for kv in _kvs(found)]
         if not there or _gen_of(there[0]) != only_for:
             return False
-        same = {"key": _b64(key), "target": "MOD", "result": "EQUAL", "modRevision": there[0]["mod_revision"]}
+        same = {"key": _b64(key), "target": "MOD", "result": "EQUAL", "modRevision": str(there[0].get("mod_revision"))}
         answer = self._call("kv/txn", {"compare": [same], "success": [{"requestPut": put}]}, seconds)
         return bool(answer.get("succeeded"))
 
@@ -256,7 +261,8 @@ class Etcd:
         answer = self._http.call("POST", "/v3/auth/authenticate", body, seconds=seconds, trouble=_trouble)
         if answer.status != 200:
             raise Refused(f"etcd does not know user {self.source.user}: {_error(answer)}")
-        self._token = str(answer.json().get("token", ""))
+        table = answer.json()
+        self._token = str(table.get("token", "")) if isinstance(table, dict) else ""
 
 
 class _LeaseGone(Away):
@@ -289,10 +295,34 @@ def _b64(text: str) -> str:
     return b2a_base64(text.encode(), newline=False).decode()
 
 
-def _plain(text: str) -> str:
+def _kvs(answer: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The keys of an answer; none where it has none. Raises Away for what etcd does not send."""
+    return _objects(answer.get("kvs", []))
+
+
+def _ranges(answer: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What a transaction's questions found. Raises Away."""
+    return _objects([one.get("response_range", {}) for one in _objects(answer.get("responses", []))])
+
+
+def _objects(value: Any) -> list[dict[str, Any]]:
+    if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
+        raise Away("the answer has another shape than etcd's")
+    return value
+
+
+def _number(value: Any) -> int:
+    """A 64-bit number, which etcd's gateway writes as a string. Raises Away."""
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        raise Away(f"the answer has {str(value)[:40]!r} in place of a number") from None
+
+
+def _plain(text: Any) -> str:
     try:
         return a2b_base64(text).decode()
-    except (NotBase64, ValueError):
+    except (NotBase64, ValueError, TypeError):
         raise Away("the answer holds what is not base64 of UTF-8") from None
 
 
@@ -316,7 +346,7 @@ def _revision(answer: Mapping[str, Any]) -> int:
 def _read(answer: Mapping[str, Any], service: str, wrong: list[str] | None) -> dict[str, Record | None]:
     """Keys and records of an answer; None for what is no record of this service."""
     found: dict[str, Record | None] = {}
-    for kv in answer.get("kvs", []):
+    for kv in _kvs(answer):
         key = _plain(kv.get("key", ""))
         found[key] = None
         try:
@@ -324,7 +354,7 @@ def _read(answer: Mapping[str, Any], service: str, wrong: list[str] | None) -> d
             if record.key != key or record.service != service:
                 raise Wrong(f"it says that it is {record.id} of {record.service}")
             found[key] = record
-        except (Wrong, NotBase64, ValueError) as error:
+        except (Wrong, NotBase64, ValueError, TypeError) as error:
             if wrong is not None:
                 wrong.append(f"{key}: {error}")
     return found
@@ -337,5 +367,5 @@ def _present(records: Mapping[str, Record | None]) -> list[Record]:
 def _gen_of(kv: Mapping[str, Any]) -> str:
     try:
         return parse(a2b_base64(kv.get("value", ""))).gen
-    except (Wrong, NotBase64, ValueError):
+    except (Wrong, NotBase64, ValueError, TypeError):
         return ""
