@@ -79,6 +79,9 @@ def down(run: str, key: str, world: Callbacks, *, force: bool = False, after: in
     found = journals.of_generation(run, key, only)
     journals.refuse_newer(found)
     for journal in reversed(found):
+        if journal.damaged:
+            what = f"{journal.path}: line {journal.damaged} is damaged"
+            world.report(f"{what}: what it said is not undone, 'podrun gc' removes what belongs to no pod")
         if journal.header:
             _undo(journal, journal.header, world, undone, force, after)
         if after < 0:

@@ -16,7 +16,8 @@ says what became of a step::
 "moving" and "serving" are a later generation's (engine/swap.py): ports and names are about to move to it, have moved.
 
 Intent is written before the act and the result after it, each with one write(2) of a whole line to an O_APPEND file: a
-kill -9 leaves at most a torn last line, which is ignored when read and cut off before anything is appended.
+kill -9 leaves at most a torn last line, which is ignored when read and cut off before anything is appended. A line that
+somebody else has damaged is passed over, so that the rest can be undone, and reported by whoever undoes it.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from podrun.record import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
 VERSION = 1
@@ -86,6 +87,8 @@ class Journal(NamedTuple):
     serving: bool = False
     #: Seconds that whoever asked for the end gives each container, -1.0: what the pod file says counts.
     patience: float = -1.0
+    #: The first line that is whole and yet says nothing that podrun writes; 0: there is none.
+    damaged: int = 0
 
     @property
     def segment(self) -> str:
@@ -174,47 +177,48 @@ def remove_directory(run: str, pod: str) -> None:
 
 
 def read(path: str) -> Journal:
-    """The journal at ``path``; an absent or torn one reads as far as it is whole."""
+    """The journal at ``path``; an absent or torn one reads as far as it is whole, a damaged line is passed over."""
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8", errors="replace") as file:
             text = file.read()
     except FileNotFoundError:
         text = ""
-    lines = list(_whole_lines(text))
-    if not lines:
-        return Journal(path, None, ())
-    if lines[0].get("v", 0) > VERSION:
-        return Journal(path, _header_of_another_version(path, lines[0]["v"]), ())
+    header: Header | None = None
     entries: dict[int, Entry] = {}
-    said, place, patience = set(), "", -1.0
-    for line in lines[1:]:
-        at = line.get("at")
-        if "n" not in line:
-            said.add(at)
-            place = at if at in ("moving", "serving") else place
-            patience = line["seconds"] if at == "patience" else patience
-        elif at == "starting":
-            entries[line["n"]] = Entry(line["n"], line["step"], began=line.get("t", 0.0))
-        else:
-            changes: dict[str, Any] = {key: line[key] for key in ("at", "facts", "process", "why") if key in line}
-            if "ms" in line:
-                changes["milliseconds"] = line["ms"]
-            entries[line["n"]] = entries[line["n"]]._replace(**changes)
+    said: set[str] = set()
+    place, patience, damaged = "", -1.0, 0
+    for number, line in enumerate(text.split("\n")[:-1], 1):
+        try:
+            told = jsontext.loads(line)
+            at = told.get("at", "")
+            if number == 1:
+                if told["v"] > VERSION:
+                    return Journal(path, _header_of_another_version(path, told["v"]), ())
+                header = _header(told)
+            elif "n" not in told:
+                said.add(at)
+                place = at if at in ("moving", "serving") else place
+                patience = float(told["seconds"]) if at == "patience" else patience
+            elif at == "starting":
+                entries[told["n"]] = Entry(told["n"], told["step"], began=told.get("t", 0.0))
+            else:
+                changes: dict[str, Any] = {key: told[key] for key in ("at", "facts", "process", "why") if key in told}
+                if "ms" in told:
+                    changes["milliseconds"] = told["ms"]
+                entries[told["n"]] = entries[told["n"]]._replace(**changes)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            damaged = damaged or number
     return Journal(
         path,
-        _header(lines[0]),
+        header,
         tuple(entries[n] for n in sorted(entries)),
         "ready" in said,
         "stopping" in said,
         bool(place),
         place == "serving",
         patience,
+        damaged,
     )
-
-
-def _whole_lines(text: str) -> Iterator[dict[str, Any]]:
-    for line in text[: text.rfind("\n") + 1].splitlines():
-        yield jsontext.loads(line)
 
 
 def _header(line: Mapping[str, Any]) -> Header:

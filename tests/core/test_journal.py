@@ -11,7 +11,7 @@ from podrun.engine.journal import Header, Writer, read
 from podrun.engine.locks import Lock
 from podrun.errors import BUSY, Failure
 from podrun.hook import Pod
-from support.fakes import Hooks
+from support.fakes import Hooks, chain_up, step
 
 
 def written(path: str) -> None:
@@ -112,3 +112,18 @@ def test_a_journal_of_a_newer_podrun_is_that_ones_to_undo(tmp_path: Path) -> Non
     with pytest.raises(Failure, match=r"a newer podrun has started it \(journal version 2, known is 1\)"):
         chain.undo(f"{tmp_path}/run", "web", hooks.world(), force=True)
     assert path.read_text() == text
+
+
+def test_a_damaged_line_is_reported_and_does_not_keep_the_rest_from_being_undone(tmp_path: Path) -> None:
+    hooks = Hooks()
+    hooks.add("network", {"netns": "/run/netns/x"})
+    hooks.add("mount")
+    chain_up(hooks, tmp_path, step("network"), step("mount"))
+    path = tmp_path / "run/pods/web/pod.journal"
+    lines = path.read_bytes().split(b"\n")
+    lines[2] = lines[2][:20] + b"\xff" + lines[2][30:]  # the facts of the first step
+    path.write_bytes(b"\n".join(lines))
+    assert read(str(path)).damaged == 3
+    assert chain.down(str(tmp_path / "run"), "web", hooks.world()) == ["mount", "network"]
+    assert "line 3 is damaged" in hooks.said[0]
+    assert hooks.calls[-1] == ("down", "network", {})
