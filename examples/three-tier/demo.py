@@ -36,7 +36,7 @@ class Host:
             **os.environ,
             "PODRUN_RUN": str(home / f"{name or 'host'}.run"),
             "PODRUN_ROOT": str(home / "root"),
-            "PODRUN_DEFAULTS": str(self.defaults),
+            "PODRUN_CONFIG": str(self.defaults),
             "PODRUN_SYSTEMD": "no",
             "THREE_TIER": str(HERE),
         }

@@ -29,7 +29,7 @@ def start(pod: dict[str, Any], given: dict[str, Any], host: Host) -> int:
     name = given["name"]
     text = loader.from_tables(_literal(pod), file="", name=name, environ={}, load_hook=hook_loader.load)
     if given["save"]:
-        _save(given["save"], pod, name)
+        _save(given["save"], pod)
         return 0
     if given["restart"] not in ("", "no") and not (given["detach"] and notify.booted()):
         raise Failure(
@@ -122,31 +122,13 @@ def name_for(ref: str) -> str:
     return f"{plain[:40] or 'pod'}-{os.urandom(2).hex()}"
 
 
-def _save(path: str, pod: dict[str, Any], name: str) -> None:
+def _save(path: str, pod: dict[str, Any]) -> None:
     """Writes the pod file; an existing file is not overwritten."""
-    lines = ["[pod]", f"name = {_toml(name)}"]
-    for step in pod["chain"]:
-        lines += ["", "[[chain]]", *(f"{key} = {_toml(value)}" for key, value in step.items())]
-    for section in ("unit", "service", "install"):
-        if section in pod:
-            lines += ["", f"[{section}]", *(f"{key} = {_toml(value)}" for key, value in pod[section].items())]
+    from podrun import tomltext
+
+    text = tomltext.pod_file(pod, tomltext.literal, tomltext.quoted)
     try:
         with open(path, "x", encoding="utf-8") as file:
-            file.write("\n".join(lines) + "\n")
+            file.write(text)
     except FileExistsError:
         raise Failure(f"{path} exists", code=WRONG_FILE, hint="--save does not overwrite") from None
-
-
-def _toml(value: Any) -> str:
-    """A value in TOML. Strings are basic strings; a literal ${ is escaped as the pod file wants it."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("${", "$${")
-        plain = "".join(c if c.isprintable() else f"\\u{ord(c):04X}" if ord(c) < 65536 else c for c in escaped)
-        return f'"{plain}"'
-    if isinstance(value, list):
-        return f"[{', '.join(_toml(item) for item in value)}]"
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{_toml(key)} = {_toml(item)}" for key, item in value.items()) + " }"
-    return str(value)

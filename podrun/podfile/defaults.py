@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-
+from podrun import host_defaults
 from podrun.options import Wrong, read, unknown
 from podrun.podfile import files
 from podrun.podfile.model import Place
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from podrun.podfile.files import Source
     from podrun.podfile.model import Table
 
-PATH = "/etc/podrun/podrun.toml"
 #: The keys of [pod] that may have a default.
 _POD_KEYS = ("userns", "stop_timeout")
 #: Keys that hooks read themselves, whichever step asks: where services are registered, and by which address.
@@ -50,11 +48,11 @@ def _complete(table: Table, values: dict[str, Any], place: Place) -> None:
 
 
 def load(results: Results) -> Defaults:
-    """Reads the file, or the one that PODRUN_CONFIG names; Defaults without content where there is none.
+    """Reads the host's file; Defaults without content where there is none.
 
     Raises Failure (WRONG_FILE) with file and line.
     """
-    path = os.environ.get("PODRUN_CONFIG", PATH)
+    path = host_defaults.path()
     text = files.configuration(path)
     if text is None:
         return Defaults(files.Source(path, None))

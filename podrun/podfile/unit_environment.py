@@ -5,13 +5,12 @@ from __future__ import annotations
 import glob
 from collections import ChainMap
 
+from podrun import ownership
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from typing import Any
-
-#: Bytes of an environment file.
-_LARGEST = 1 << 20
 
 
 def of(files: Sequence[dict[str, Any]], environ: Mapping[str, str], instance: str = "") -> Mapping[str, str]:
@@ -83,8 +82,7 @@ def _split(text: str) -> Iterator[str]:
 def _file(path: str) -> dict[str, str]:
     """The assignments of an environment file: one a line, # and ; begin comments, values may be quoted."""
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            text = file.read(_LARGEST)
+        text = ownership.read_any(path).decode(errors="replace")
     except OSError:
         return {}
     found = {}

@@ -10,6 +10,8 @@ import os
 import re
 import sys
 
+from podrun import host_defaults
+from podrun.errors import Failure
 from podrun.options import Wrong
 from podrun.systemd import following
 from podrun.systemd.syntax import links, quoted
@@ -25,7 +27,10 @@ if TYPE_CHECKING:
 
 def generate(directory: str, podrun: Command, known: Mapping[str, Known], etc: str = ETC) -> None:
     """Writes the units of every pod file in ``etc`` into ``directory``. No file hides another one."""
-    given = following.defaults(etc)
+    try:
+        given = host_defaults.read(f"{etc}/podrun.toml")
+    except Failure:
+        given = {}  # the pods' own start says what is wrong with it
     placed = {following.GC}
     if not any(os.path.lexists(f"{place}/{following.GC}") for place in VENDORS):
         _place(directory, following.GC, following.collecting(podrun.line("gc")))

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
-
-from podrun import ownership
 from podrun.unit_needs import at
 
 TYPE_CHECKING = False
@@ -113,13 +110,3 @@ def uses_server(step: dict[str, Any], paths: Sequence[Path], default: Any) -> bo
         if type(url) is str and url.startswith(_SCHEMES):
             return True
     return False
-
-
-def defaults(etc: str) -> dict[str, Any]:
-    """``[defaults]`` of podrun.toml, as written; empty where there is none that root believes."""
-    try:
-        content = ownership.read(f"{etc}/podrun.toml")
-        found = tomllib.loads(content.decode()).get("defaults")
-    except (OSError, ValueError, ownership.Untrusted):
-        return {}  # the pods' own start says what is wrong with it
-    return found if type(found) is dict else {}

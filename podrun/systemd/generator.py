@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 PATH = "/etc/systemd/system-generators/podrun-generator"
 #: In an order in which each can be imported: none imports one behind it.
 MODULES = (
-    "errors", "record", "options", "ownership", "unit_needs", "podfile.position", "podfile.files", "podfile.tables",
+    "errors", "record", "options", "ownership", "host_defaults", "unit_needs", "podfile.position",
+    "podfile.files", "podfile.tables",
     "podfile.known_hooks", "podfile.model", "systemd.following", "systemd.hardening", "systemd.syntax", "systemd.units",
     "systemd.boot",
 )  # fmt: skip

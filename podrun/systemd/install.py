@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 
-from podrun import PROGRAM
+from podrun import PROGRAM, host_defaults
 from podrun.engine import hook_loader
 from podrun.errors import BUSY, NOT_ALLOWED, UNAVAILABLE, WRONG_FILE, Failure
 from podrun.hook_extras import HasUnitNeeds, offers
@@ -77,10 +77,10 @@ def units(word: str, host: Host) -> dict[str, str]:
     own = stem.endswith("@") or os.path.exists(path) or os.path.exists(f"{path}.d")
     source = path if own or "@" not in stem else f"{path.rpartition('@')[0]}@.toml"
     known = declared({step.hook for step in text.steps})
+    # systemd starts the unit without the caller's PODRUN_CONFIG.
+    given = host_defaults.read(host_defaults.PATH)
     try:
-        pod = unit_files.with_defaults(
-            unit_files.read(source, known, strictly=False), following.defaults(unit_files.ETC)
-        )
+        pod = unit_files.with_defaults(unit_files.read(source, known, strictly=False), given)
         return unit_files.units(pod, unit_files.Command(program(), tuple(options)))
     except Wrong as error:
         raise Failure(f"{path}: {error}", code=WRONG_FILE) from None

@@ -98,8 +98,12 @@ def test_open_ports_are_chosen_and_files_tell_name_and_pid(podrun: Podrun, home:
 def test_save_writes_all_of_it_and_what_it_writes_is_a_pod_file(podrun: Podrun, home: Path) -> None:
     path = home / "x.toml"
     options = "-it --ulimit core=0 --device /dev/null --shm-size 1g --health-cmd true -v data:/data --tz UTC".split()
+    options += ["--requires", "db", "--label", "a.b=${c}"]
     podrun("run", "--save", str(path), "--name", "x", *options, "--restart", "always", "host:", "sh", check=True)
-    container = tomllib.loads(path.read_text())["chain"][-1]
+    saved = tomllib.loads(path.read_text())
+    container = saved["chain"][-1]
+    assert saved["pod"] == {"name": "x", "requires": ["db"]}
+    assert container["labels"] == {"a.b": "$${c}"}
     assert container["interactive"] is True
     assert container["live"]["exec"] == ["/bin/sh", "-c", "true"]
     assert {"ulimits", "devices", "shm_size", "volumes", "tz"} <= set(container)

@@ -91,7 +91,7 @@ OWN = {"addresses": ["10.88.0.7/16"], "netns": "/run/netns/x"}
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """This host's address, as podrun.toml says it."""
     (tmp_path / "podrun.toml").write_text('[defaults]\nadvertise = "192.0.2.77"\n')
-    monkeypatch.setenv("PODRUN_DEFAULTS", str(tmp_path / "podrun.toml"))
+    monkeypatch.setenv("PODRUN_CONFIG", str(tmp_path / "podrun.toml"))
 
 
 @pytest.mark.parametrize(

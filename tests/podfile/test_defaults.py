@@ -18,7 +18,7 @@ from support.launcher import Podrun
 def test_registry_and_advertise_stand_beside_the_defaults_of_pods(podrun: Podrun, lines: str) -> None:
     config = podrun.home / "podrun.toml"
     config.write_text(f"[defaults]\n{lines}\n")
-    podrun.environ |= {"PODRUN_CONFIG": str(config), "PODRUN_DEFAULTS": str(config)}
+    podrun.environ["PODRUN_CONFIG"] = str(config)
     path = podrun.file("web", '[[chain]]\nhook = "image"\nref = "host:"\n')
     done = podrun("check", path)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import stat
 
+from podrun import ownership
 from podrun.errors import CANNOT_EXECUTE, WRONG_FILE, Failure
 from podrun.hook import Facts
 from podrun.options import Wrong
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from podrun_hooks.support.rooted_tree import Tree
     from podrun_hooks.support.userns import Mapping as IdMapping
 
-_LARGEST_ENV_FILE = 1 << 20
 
 #: What docker leaves to root in a container, without NET_RAW: who writes frames of its own pretends to be a neighbour,
 #: and ping does without (net.ipv4.ping_group_range).
@@ -126,7 +125,7 @@ def env_file(path: str, environ: Mapping[str, str] = os.environ) -> dict[str, st
     Raises Failure (WRONG_FILE).
     """
     variables = {}
-    for number, line in enumerate(_small_file(path).splitlines(), 1):
+    for number, line in enumerate(_text(path).splitlines(), 1):
         line = line.lstrip()
         name, equals, value = line.partition("=")
         if not line or line.startswith("#"):
@@ -140,19 +139,11 @@ def env_file(path: str, environ: Mapping[str, str] = os.environ) -> dict[str, st
     return variables
 
 
-def _small_file(path: str) -> str:
+def _text(path: str) -> str:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(fd, "rb") as file:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise Failure(f"{path} is not a plain file", code=WRONG_FILE)
-            content = file.read(_LARGEST_ENV_FILE + 1)
+        return ownership.read_any(path).decode("utf-8-sig")
     except OSError as error:
         raise Failure(f"{path}: {error.strerror}", code=WRONG_FILE) from None
-    if len(content) > _LARGEST_ENV_FILE:
-        raise Failure(f"{path} is larger than {_LARGEST_ENV_FILE} bytes", code=WRONG_FILE)
-    try:
-        return content.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise Failure(f"{path} is not UTF-8", code=WRONG_FILE) from None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from podrun import host_defaults
 from podrun.errors import WRONG_FILE, Failure
 from podrun.hook import Kind, Wrong
 from podrun.record import NamedTuple
@@ -22,8 +23,6 @@ _SERVERS = {
     "consul": ("consul", 8500, False), "consuls": ("consul", 8501, True),
 }  # fmt: skip
 _TABLE = ("url", "ca", "cert", "key", "user", "password")
-#: ``[defaults]`` of all pods of this host; PODRUN_DEFAULTS names another file.
-DEFAULTS = "/etc/podrun/podrun.toml"
 
 
 class Source(NamedTuple):
@@ -177,29 +176,12 @@ def default() -> Source:
     try:
         return parse(value)
     except Wrong as wrong:
-        raise Failure(f"{_defaults_file()}: registry: {wrong.what}", code=WRONG_FILE) from None
+        raise Failure(f"{host_defaults.path()}: registry: {wrong.what}", code=WRONG_FILE) from None
 
 
 def defaults() -> dict[str, Any]:
-    """``[defaults]`` of podrun.toml, {} without one. Raises Failure: not TOML, or others than root can write it."""
-    path = _defaults_file()
-    try:
-        text = trusted.text(path, "/etc/podrun")
-    except FileNotFoundError:
-        return {}
-    import tomllib
-
-    try:
-        table = tomllib.loads(text).get("defaults", {})
-    except ValueError as error:
-        raise Failure(f"{path}: {error}", code=WRONG_FILE) from None
-    if not isinstance(table, dict):
-        raise Failure(f"{path}: [defaults] is not a table", code=WRONG_FILE)
-    return table
-
-
-def _defaults_file() -> str:
-    return os.environ.get("PODRUN_DEFAULTS") or DEFAULTS
+    """``[defaults]`` of this host. Raises Failure: not TOML, or others than root can write it."""
+    return host_defaults.read(host_defaults.path())
 
 
 def problems(wanted: Source, run: str) -> list[Problem]:

@@ -67,7 +67,7 @@ def test_what_is_no_registry_is_refused(value: Any, why: str) -> None:
 
 
 def test_the_hosts_default_is_in_podrun_toml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PODRUN_DEFAULTS", str(tmp_path / "podrun.toml"))
+    monkeypatch.setenv("PODRUN_CONFIG", str(tmp_path / "podrun.toml"))
     assert resolved(Source(), "/run/x") == Source("file", "/run/x/registry")
     (tmp_path / "podrun.toml").write_text('[defaults]\nregistry = "etcd://10.0.0.1"\n')
     assert resolved(Source(), "/run/x").url == "etcd://10.0.0.1:2379"
@@ -79,7 +79,7 @@ def test_the_hosts_default_is_in_podrun_toml(tmp_path: Path, monkeypatch: pytest
 
 @pytest.mark.root
 def test_defaults_that_others_can_write_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PODRUN_DEFAULTS", str(tmp_path / "podrun.toml"))
+    monkeypatch.setenv("PODRUN_CONFIG", str(tmp_path / "podrun.toml"))
     (tmp_path / "podrun.toml").write_text("")
     (tmp_path / "podrun.toml").chmod(0o666)
     with pytest.raises(Failure, match=r"podrun\.toml"):
