@@ -53,7 +53,6 @@ class Screen:
 
 @pytest.fixture
 def screen(podrun: Podrun) -> Iterator[Any]:
-    before = listing(podrun.run, podrun.root)
     podrun("run", "--rm", "--name", "warm", "host:", "true", check=True)
     before = listing(podrun.run, podrun.root)
     opened = []
@@ -109,11 +108,16 @@ def test_a_window_that_changes_its_size_tells_the_payload(screen: Any) -> None:
 
 
 def test_a_killed_podrun_leaves_nothing_after_down(podrun: Podrun, screen: Any) -> None:
+    before = listing(podrun.run, podrun.root)
     terminal = screen("run", "-it", "--name", "web", "host:", "sh")
     terminal.until("#")
     terminal.process.kill()
     terminal.process.wait()
+    left = listing(podrun.run, podrun.root) - before
+    assert {"file", "link", "netns", "process"} <= {item.partition(" ")[0] for item in left}, "what down has to remove"
+    assert f"file {podrun.run}/pods/web/console" in left
     podrun("down", "web", check=True)
+    assert not settled(podrun.run, podrun.root, before)
 
 
 def test_detached_there_is_nobody_at_the_terminal(podrun: Podrun) -> None:

@@ -99,6 +99,19 @@ def test_an_image_of_docker_media_types_becomes_an_oci_archive(tmp_path: Path, r
         subprocess.run(argv, check=True, capture_output=True)
         ref = commands.pull(root, f"{registry.host}/team/web:1").ref
     commands.export(root, ref, str(tmp_path / "out.tar"))
+    with tarfile.open(tmp_path / "out.tar") as archive:
+        files = {member.name: archive.extractfile(member).read() for member in archive if member.isfile()}
+    assert json.loads(files["oci-layout"]) == {"imageLayoutVersion": "1.0.0"}
+    [entry] = json.loads(files["index.json"])["manifests"]
+    manifest = json.loads(files[f"blobs/{entry['digest'].replace(':', '/')}"])
+    oci = "application/vnd.oci.image"
+    assert {entry["mediaType"], manifest["mediaType"]} == {f"{oci}.manifest.v1+json"}
+    assert manifest["config"]["mediaType"] == f"{oci}.config.v1+json"
+    assert [layer["mediaType"] for layer in manifest["layers"]] == [f"{oci}.layer.v1.tar+gzip"] * 3
+    for blob in (entry, manifest["config"], *manifest["layers"]):
+        content = files[f"blobs/{blob['digest'].replace(':', '/')}"]
+        assert (build.digest(content), len(content)) == (blob["digest"], blob["size"])
+    assert json.loads(files[f"blobs/{manifest['config']['digest'].replace(':', '/')}"])["config"] == config_of(LAYERED)
     copy = ["skopeo", "copy", f"oci-archive:{tmp_path}/out.tar", f"oci:{tmp_path}/copy:x"]
     subprocess.run(copy, check=True, capture_output=True)
 
