@@ -311,8 +311,12 @@ class Writer:
         self._append({"at": "ready"})
 
     def moving(self) -> None:
-        """What only one generation can have is about to move to this one, or back."""
+        """What only one generation can have is about to move to this one."""
         self._append({"at": "moving"})
+
+    def moving_back(self) -> None:
+        """The same as far as possible: a full disk must not keep a pod from going back."""
+        self._append_if_possible({"at": "moving"})
 
     def serving(self) -> None:
         """It has moved."""

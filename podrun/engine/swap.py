@@ -30,19 +30,23 @@ def swap(
     world: Callbacks,
     *,
     drain: float,
+    proven: Callable[[], None] | None = None,
     moved: Callable[[], None],
     well: Callable[[], None] | None = None,
 ) -> None:
     """Starts ``pod``, a generation beside the one that serves, moves to it what only one can have, undoes the other.
 
-    ``moved`` is called in between: from then on the new generation is the pod. ``well`` comes before that, while the
-    new one serves and the old one is still there: it watches as long as it wants to, and raises Failure to go back.
+    ``moved`` is called in between: from then on the new generation is the pod. ``proven`` and ``well`` come before that
+    and watch as long as they want to, or raise Failure to go back: ``proven`` while the new generation is ready and the
+    old one serves, ``well`` while the new one serves and the old one is still there.
     The caller holds the pod's lock, and has called :func:`recover`. Raises Failure when the new generation does not
     start, or is not well: then the old one serves on, as if nothing had been.
     """
     before = journals.serving(pod.run, pod.name)
     chain.up(pod, file, steps, world)
     try:
+        if proven:
+            proven()
         move(pod.run, before, pod.key, world)
         if well:
             well()
@@ -99,7 +103,7 @@ def move(run: str, before: str, after: str, world: Callbacks) -> None:
 def move_back(run: str, before: str, after: str, world: Callbacks) -> None:
     """Moves it to ``before`` again, as far as it had been moved."""
     with Writer(journals.of_generation(run, after)[0].path) as journal:
-        journal.moving()
+        journal.moving_back()
     _take_over(run, before, after, world)
     world.watch("moved back", before)
 

@@ -38,7 +38,8 @@ class Request(NamedTuple):
 
     how: str = "reload"
     by: str = ""
-    #: Seconds that the new generation is watched while the old one is still there.
+    #: Seconds that the new generation is watched before it takes over, and after that while the old one is still there.
+    soak: float = 0.0
     watch: float = 0.0
     #: The pod as it is to be (history.table_of), instead of its file; empty: the file.
     text: dict[str, Any] = {}
@@ -110,13 +111,16 @@ def change(text: PodText, header: Header, host: Host, request: Request) -> int:
                     _supervise(text.name, main, host)
                 world.notify(f"STATUS=generation {pod.generation} serves, the one before it is being undone")
 
+            def proven() -> None:
+                _watch(pod.key, request.soak, "it was ready", world, host)
+
             def well() -> None:
-                _watch(text.name, request.watch, world, host)
+                _watch(pod.key, request.watch, "it had taken over", world, host)
 
             if inside:
                 notify.learn_watchdog(header.pod.unit)
             try:
-                swap.swap(pod, text.file, text.steps, world, drain=text.drain, moved=moved, well=well)
+                swap.swap(pod, text.file, text.steps, world, drain=text.drain, proven=proven, moved=moved, well=well)
             except Failure as failure:
                 failure.what = launch.located(text, host, *failure.step, failure.key) + failure.what
                 raise
@@ -155,10 +159,11 @@ def _settle_unit(name: str, host: Host) -> None:
     notify.barrier(host.environ)
 
 
-def _watch(name: str, seconds: float, world: Callbacks, host: Host) -> None:
-    """Watches the generation that serves for so long. Raises Failure when one of its processes has ended."""
+def _watch(key: str, seconds: float, since: str, world: Callbacks, host: Host) -> None:
+    """Watches a generation, by its key, for so long. Raises Failure when one of its processes has ended."""
     deadline = time.monotonic() + seconds
-    watched = [*launch.residents(host.run, name), *launch.residents(host.run, name, "prober")]
+    entries = states.entries(journals.of_generation(host.run, key))
+    watched = [*launch.of_entries(entries, "process"), *launch.of_entries(entries, "prober")]
     told = 0.0
     while (now := time.monotonic()) < deadline:
         if now - told > 5:
@@ -167,7 +172,7 @@ def _watch(name: str, seconds: float, world: Callbacks, host: Host) -> None:
         for resident in watched:
             if not alive(resident.pid, resident.start):
                 after = seconds - (deadline - time.monotonic())
-                raise Failure(f"{resident.label}: it ended {after:.1f} s after it had taken over", code=STEP_FAILED)
+                raise Failure(f"{resident.label}: it ended {after:.1f} s after {since}", code=STEP_FAILED)
         time.sleep(0.02)
 
 

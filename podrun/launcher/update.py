@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from podrun.podfile.loader import PodText, StepText
 
 #: Without [update].
-DEFAULTS: dict[str, Any] = {"from": "registry", "mode": "swap", "watch": 60.0, "keep": 3}
+DEFAULTS: dict[str, Any] = {"from": "registry", "mode": "swap", "soak": 0.0, "watch": 60.0, "keep": 3}
 
 
 class News(NamedTuple):
@@ -71,7 +71,7 @@ def update(name: str, host: Host, *, look: bool = False, dry: bool = False) -> i
     if _running(header, host) == {step: one["digest"] for step, one in history.versions_of(host.root, text).items()}:
         host.report("it is up to date")
         return 0
-    _change(text, header, host, rules, before, Request("update", history.who(host.environ), float(rules["watch"])))
+    _change(text, header, host, rules, before, _request("update", host, rules))
     return 0
 
 
@@ -90,13 +90,16 @@ def rollback(name: str, host: Host, generation: int = 0) -> int:
         raise Failure(what, code=UNAVAILABLE, hint="[update] keep says how many are kept") from None
     steps = tuple(_as_it_is(step) for step in text.steps)
     rules = {**DEFAULTS, **text.update}
-    by = history.who(host.environ)
-    request = Request("rollback", by, float(rules["watch"]), history.table_of(text._replace(steps=steps)))
+    request = _request("rollback", host, rules)._replace(text=history.table_of(text._replace(steps=steps)))
     _change(text, header, host, rules, before, request)
     host.report(
         f"it is generation {target.generation} again; {text.file or 'its file'} is as it was, and a restart reads it"
     )
     return 0
+
+
+def _request(how: str, host: Host, rules: dict[str, Any]) -> Request:
+    return Request(how, history.who(host.environ), float(rules["soak"]), float(rules["watch"]))
 
 
 def _target(past: Sequence[Change], now: Change | None, generation: int) -> Change:

@@ -163,6 +163,9 @@ class UpdateTable(dict[str, object]):
             "registry",
         ),
         "mode": Option(choice("swap", "restart"), "how the pod gets it; what cannot be swapped is restarted", "swap"),
+        "soak": Option(
+            DURATION, "how long a new version runs before it takes traffic; when it is not well nobody has noticed", 0.0
+        ),
         "watch": Option(
             DURATION, "how long a new version is watched; when it is not well the pod goes back to the one before", 60.0
         ),

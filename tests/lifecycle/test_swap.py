@@ -254,3 +254,56 @@ def test_killed_at_every_event_of_a_swap_one_generation_serves_and_one_command_c
             web.podrun("up", "-d", web.path, check=True)
             assert has(web, whole), told
     assert point > 30, "the swap told of fewer events than it has"
+
+
+# --- a disk that fails ---------------------------------------------------------------------------------------------
+
+
+def _on_a_failing_disk(web: Web, code: str, point: int) -> tuple[str, int]:
+    """Reloads on a disk that fails from the N-th event on: which that was ("": there were not so many), the status."""
+    argv = [
+        sys.executable,
+        str(HERE / "support" / "failing.py"),
+        code,
+        str(point),
+        str(web.podrun.run),
+        "reload",
+        "web",
+    ]
+    ended = subprocess.run(
+        argv, env=web.podrun.environ, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60
+    )
+    assert "Traceback" not in ended.stderr, ended.stderr
+    said = ended.stderr.splitlines()
+    return next((line for line in said if line.startswith("the disk fails at")), ""), ended.returncode
+
+
+@pytest.mark.parametrize(
+    ("code", "every"), [("ENOSPC", 15), pytest.param("ENOSPC", 1, marks=pytest.mark.prove),
+                        pytest.param("EIO", 1, marks=pytest.mark.prove)],
+)  # fmt: skip
+def test_on_a_disk_that_fails_in_a_swap_one_generation_serves_and_one_command_cleans_up(
+    web: Web, code: str, every: int
+) -> None:
+    web.podrun("up", "-d", web.path, check=True)
+    whole, client = kinds(web), Busy("127.0.0.1", web.port, 2, keep=True)
+    point, version, good = 1, 1, 0
+    while True:
+        version += 1
+        web.write(str(version))
+        told, status = _on_a_failing_disk(web, code, point)
+        if not told:
+            break
+        point += every
+        good += status == 0
+        assert get(web.port) in (str(version), str(version - 1)), told
+        assert get(web.more) == get(web.port), told
+        web.podrun("reload", "web", check=True)
+        assert get(web.port) == str(version), told
+        assert has(web, whole), told
+    count = client.stop()
+    print(
+        f"\n{code} from each of {point - 1} events on: {good} swaps went on, {count.requests} requests, {count.failed} failed"
+    )
+    assert count.failed == 0, count
+    assert point > 30, "the swap told of fewer events than it has"

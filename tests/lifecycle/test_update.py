@@ -156,6 +156,17 @@ def test_a_version_that_is_not_well_is_left_again_and_not_tried_twice(
     assert web.get() == "two"
 
 
+def test_a_version_that_ends_before_it_has_taken_over_costs_no_request(web: Web, push: Any) -> None:
+    Path(web.path).write_text(Path(web.path).read_text().replace('watch = "1s"', 'watch = "0s"\nsoak = "2s"'))
+    push("bad", ends=0.8)
+    client = Busy("127.0.0.1", web.port, keep=False)
+    ended = web.podrun("update", "web")
+    count = client.stop()
+    assert ended.returncode == 76, ended.stderr
+    assert "after it was ready" in ended.stderr
+    assert (count.failed, {*count.versions}) == (0, {"one"}), count
+
+
 @pytest.mark.parametrize("then", ["reload", "down"])
 def test_an_update_that_is_killed_while_it_watches_leaves_the_new_version_and_one_command_cleans_up(
     web: Web, push: Any, then: str
