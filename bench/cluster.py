@@ -5,6 +5,7 @@ No host is booted: crm(8) and crm_simulate(8) work on a file. ``./dev bench clus
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -20,7 +21,7 @@ from podrun.cluster.pods import Placement, Pod
 SIZES = ((150, 3), (500, 16))
 
 
-def pods(count: int) -> list[Pod]:
+def threes(count: int, hosts: int) -> list[Pod]:
     """A global one, and the others in threes: a service, one beside it, one apart from it; every tenth wants an ssd."""
     found = [Pod("utils", "", Placement(everywhere=True))]
     for number in range(count - 1):
@@ -30,6 +31,15 @@ def pods(count: int) -> list[Pod]:
         conflicts = (f"db{group}",) if part == 2 else ()
         name = ("db", "web", "backup")[part]
         found.append(Pod(f"{name}{group}", "", Placement(conflicts, machine_of=beside, metadata=metadata)))
+    return found
+
+
+def instances(count: int, hosts: int) -> list[Pod]:
+    """Services of as many instances as there are hosts, each instance on another one."""
+    found = [Pod("utils", "", Placement(everywhere=True))]
+    for number in range(count - 1):
+        service = number // hosts
+        found.append(Pod(f"web{service}@{number % hosts}", "", Placement((f"web{service}@*",), machine_of="utils")))
     return found
 
 
@@ -69,26 +79,27 @@ def main() -> None:
         place.chmod(0o755)
     home = Path(tempfile.mkdtemp(prefix="podrun-bench-"))
     try:
-        for count, hosts in SIZES:
+        for (count, hosts), kind in itertools.product(SIZES, (threes, instances)):
             began = time.monotonic()
-            statements = configuration.statements(pods(count), fencing=False)
+            statements = configuration.statements(kind(count, hosts), fencing=False)
             text = configuration.text(statements)
             exported = time.monotonic() - began
             cib, load = loaded(text, hosts, home)
             ups = [f"--node-up=n{n}" for n in range(1, hosts + 1)]
             found = {
+                "kind": kind.__name__,
                 "pods": count,
                 "hosts": hosts,
                 "statements": len(statements),
                 "export s": round(exported, 3),
                 "crm load s": round(load, 1),
-                "decide to start all s": round(simulated(cib, hosts, *ups)[1], 1),
+                "decide to start all s": round(simulated(cib, hosts, "--run", *ups)[1], 1),
             }
             if hosts <= 3:
                 # crm_simulate carries out what it decided, in the file; that alone takes minutes for 500 pods.
                 started = home / "started.xml"
                 simulated(cib, hosts, *ups, "--simulate", "--save-output", str(started))
-                found["decide that nothing is to do s"] = round(simulated(started, hosts)[1], 2)
+                found["decide that nothing is to do s"] = round(simulated(started, hosts, "--run")[1], 2)
                 lost, seconds = simulated(started, hosts, "--node-down=n1", "--simulate")
                 found["decide when a host is lost, and carry it out s"] = round(seconds, 2)
                 found["pods that it moves then"] = sum(

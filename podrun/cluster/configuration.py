@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import string
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from podrun.options import Wrong
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from podrun.cluster.pods import Pod
 
@@ -29,6 +29,8 @@ _START, _MONITOR_TIMEOUT, _MONITOR = 30, 20, 10
 #: Seconds that stop may take beyond systemd's own limits: the agent kills, then undoes what was left.
 STOP_MARGIN = 30
 
+#: Around the members of a resource set: the only words of crm's that are no names or values.
+_OPEN, _CLOSE = "(", ")"
 _PLAIN = frozenset(string.ascii_letters + string.digits + "_.:=@+-")
 
 
@@ -81,8 +83,8 @@ def statements(
                 _statement("clone", placed(pod), resource(pod.name), *_pairs("meta", {"interleave": "true", **meta}))
             )
     for pod in pods:
-        found += [*_beside(pod, known), *_apart(pod, pods), *_after(pod, known), *_on(pod), *_prefers(pod)]
-    return found
+        found += [*_beside(pod, known), *_after(pod, known), *_on(pod), *_prefers(pod)]
+    return [*found, *_apart(pods)]
 
 
 def text(found: Iterable[Statement]) -> str:
@@ -94,7 +96,8 @@ def text(found: Iterable[Statement]) -> str:
 
 
 def _statement(kind: str, identifier: str, *words: str) -> Statement:
-    return Statement(identifier, " ".join(map(word, (kind, *([identifier] if identifier else []), *words))))
+    whole = (kind, *([identifier] if identifier else []), *words)
+    return Statement(identifier, " ".join(text if text in (_OPEN, _CLOSE) else word(text) for text in whole))
 
 
 def _pairs(head: str, values: Mapping[str, str]) -> list[str]:
@@ -127,15 +130,50 @@ def _beside(pod: Pod, known: Mapping[str, Pod]) -> Iterator[Statement]:
             yield _statement("colocation", name, "inf:", placed(pod), placed(known[other]))
 
 
-def _apart(pod: Pod, pods: Sequence[Pod]) -> Iterator[Statement]:
-    for other in pods:
-        if other.name == pod.name or not repels(pod, other):
-            continue
+def _apart(pods: Sequence[Pod]) -> Iterator[Statement]:
+    """Pods that must not share a machine, in as few statements as say it.
+
+    The scheduler looks at each pair anyhow, but crm takes minutes for thousands of statements. So those that all repel
+    one another are one set, of which Pacemaker keeps every member from every other one, and pods that repel the same
+    others are two sets. What stands first gives way; in a set of one kind the later ones do.
+    """
+    apart: set[tuple[str, str]] = set()
+    for alike in _alike(pods, lambda pod: tuple(sorted({*pod.placement.conflicts}))):
+        each = [pod for pod in alike if repels(pod, pod)]
+        if len(each) > 2:
+            apart |= {(one.name, other.name) for one in each for other in each}
+            yield _statement("colocation", f"{resource(each[0].name)}-Apart", "-inf:", *map(placed, each))
+    known = {pod.name: pod for pod in pods}
+    order = {name: number for number, name in enumerate(known)}
+
+    def others(pod: Pod) -> tuple[str, ...]:
+        return tuple(name for name, other in known.items() if gives_way(pod, other) and (pod.name, name) not in apart)
+
+    def gives_way(pod: Pod, other: Pod) -> bool:
         # Once for each pair: of two that name each other, the later one gives way.
-        if repels(other, pod) and pods.index(pod) < pods.index(other):
-            continue
-        name = f"{resource(pod.name)}-Apart-{resource(other.name)}"
-        yield _statement("colocation", name, "-inf:", placed(pod), placed(other))
+        both = repels(other, pod) and order[pod.name] < order[other.name]
+        return pod.name != other.name and repels(pod, other) and not both
+
+    repelled = {pod.name: others(pod) for pod in pods if pod.placement.conflicts}
+    for alike in _alike(pods, lambda pod: repelled.get(pod.name, ())):
+        targets = [known[name] for name in repelled[alike[0].name]]
+        name = f"{resource(alike[0].name)}-Apart-{resource(targets[0].name)}"
+        yield _statement("colocation", name, "-inf:", *_set(alike), *_set(targets))
+
+
+def _alike(pods: Sequence[Pod], key: Callable[[Pod], tuple[Any, ...]]) -> Iterator[list[Pod]]:
+    """The pods with the same key together; those with an empty one are left out."""
+    found: dict[tuple[Any, ...], list[Pod]] = {}
+    for pod in pods:
+        if told := key(pod):
+            found.setdefault(told, []).append(pod)
+    yield from found.values()
+
+
+def _set(pods: Sequence[Pod]) -> list[str]:
+    """Pods in a constraint: a set, which says nothing of how they are to one another, where there are several."""
+    names = [placed(pod) for pod in pods]
+    return names if len(names) == 1 else [_OPEN, *names, _CLOSE]
 
 
 def repels(pod: Pod, other: Pod) -> bool:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _HINT = "does pacemaker run on this host? 'systemctl status corosync pacemaker'"
 _SECONDS = 20.0
 #: Constraints that podrun makes; see podrun.cluster.configuration.
-_OWN = re.compile("[a-z0-9_.-]+-(?:(?:Apart|With|After)-[a-z0-9_.-]+(?:-Global)?|On|Prefers-.+)")
+_OWN = re.compile("[a-z0-9_.-]+-(?:(?:Apart|With|After)-[a-z0-9_.-]+(?:-Global)?|Apart|On|Prefers-.+)")
 
 
 class Machine(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -17,7 +18,6 @@ from hypothesis import strategies as st
 from podrun.cluster import agent, configuration, pacemaker
 from podrun.cluster.pods import Placement, Pod
 from podrun.options import Wrong
-from support.systemd_case import Pods
 
 UTILS = Pod("utils", "utils.toml", Placement(everywhere=True))
 ONE = Pod("service1", "service1.toml", Placement(metadata={"disk": "ssd", "zone": "a"}), requires=("utils",))
@@ -36,14 +36,14 @@ colocation service1-With-utils inf: service1 utils-Global
 order service1-After-utils Optional: utils-Global service1
 location service1-On service1 rule -inf: not_defined disk or disk ne ssd or not_defined zone or zone ne a
 colocation service2-With-utils inf: service2 utils-Global
-colocation service2-Apart-service1 -inf: service2 service1
 order service2-After-utils Optional: utils-Global service2
 location service2-Prefers-n2 service2 50: n2
 location service2-Prefers-n1 service2 40: n1
+colocation service2-Apart-service1 -inf: service2 service1
 """
 
 
-def text(*pods: Pods, **more: Any) -> Any:
+def text(*pods: Pod, **more: Any) -> Any:
     return configuration.text(configuration.statements(pods, **more))
 
 
@@ -67,14 +67,70 @@ def test_what_people_have_stopped_or_taken_over_stays_so() -> None:
     assert "meta interleave=true is-managed=false\n" in found
 
 
-def test_a_conflict_of_both_is_one_constraint() -> None:
-    web = [Pod(f"web@{n}", "f", Placement(("web@*",))) for n in "abc"]
-    lines = [line for line in text(*web).splitlines() if line.startswith("colocation")]
-    assert lines == [
-        "colocation web.b-Apart-web.a -inf: web.b web.a",
-        "colocation web.c-Apart-web.a -inf: web.c web.a",
-        "colocation web.c-Apart-web.b -inf: web.c web.b",
+def apart(*pods: Pod) -> list[str]:
+    """What keeps pods apart, without what they all have in front."""
+    lines = text(*pods).splitlines()
+    return [line.removeprefix("colocation ").replace(" -inf:", "") for line in lines if "-Apart" in line]
+
+
+WEB = [Pod(f"web@{n}", "f", Placement(("web@*",))) for n in "abc"]
+BACKUPS = [Pod(f"backup{n}", "f", Placement(("web@*",))) for n in "12"]
+
+
+@pytest.mark.parametrize(
+    ("pods", "told"),
+    [
+        (WEB[:2], ["web.b-Apart-web.a web.b web.a"]),
+        (WEB, ["web.a-Apart web.a web.b web.c"]),
+        ([*BACKUPS[:1], *WEB], ["web.a-Apart web.a web.b web.c", "backup1-Apart-web.a backup1 ( web.a web.b web.c )"]),
+        (
+            [*BACKUPS, Pod("db", "f", Placement(("db",))), *WEB],
+            ["web.a-Apart web.a web.b web.c", "backup1-Apart-web.a ( backup1 backup2 ) ( web.a web.b web.c )"],
+        ),
+        (
+            [Pod("one", "f", Placement(("two", "three"))), Pod("two", "f", Placement(("one",))), Pod("three", "f")],
+            ["one-Apart-three one three", "two-Apart-one two one"],
+        ),
+    ],
+)
+def test_conflicts_are_as_few_constraints_as_say_them(pods: list[Pod], told: list[str]) -> None:
+    assert apart(*pods) == told
+
+
+def sets(line: str) -> list[list[str]]:
+    """The sets of a constraint that keeps pods apart; a member outside of parentheses is one of its own."""
+    found: list[list[str]] = []
+    inside = False
+    for word in line.split()[1:]:
+        if word in "()":
+            inside = word == "("
+            found += [[]] if inside else []
+        elif inside:
+            found[-1].append(word)
+        else:
+            found.append([word])
+    return found
+
+
+SOME = st.sampled_from(["a", "b", "c", "d@1", "d@2", "d@3", "e"])
+PATTERNS = st.sampled_from(["*", "d@*", "[abc]", "a", "e", "d@1", "nobody"])
+
+
+@given(st.dictionaries(SOME, st.lists(PATTERNS, max_size=3)))
+def test_each_pair_that_is_to_be_apart_is_once_and_no_other_is(wanted: dict[str, list[str]]) -> None:
+    pods = [Pod(name, "f", Placement(tuple(patterns))) for name, patterns in wanted.items()]
+    found = [
+        frozenset((one, other))
+        for line in apart(*pods)
+        for mine, theirs in itertools.combinations(sets(line), 2)
+        for one, other in itertools.product(mine, theirs)
     ]
+    wanted_pairs = {
+        frozenset((configuration.resource(one.name), configuration.resource(other.name)))
+        for one, other in itertools.permutations(pods, 2)
+        if configuration.repels(one, other)
+    }
+    assert sorted(map(sorted, found)) == sorted(map(sorted, wanted_pairs))
 
 
 def test_no_preference_outweighs_staying() -> None:
@@ -121,8 +177,9 @@ def cib(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     empty = subprocess.run(["cibadmin", "--empty"], capture_output=True, text=True, check=True).stdout
     machines = "".join(f'<node id="{n}" uname="n{n}"/>' for n in (1, 2, 3))
 
-    def load(found: str) -> ElementTree.Element:
-        (home / "cib.xml").write_text(empty.replace("<nodes/>", f"<nodes>{machines}</nodes>"))
+    def load(found: str, again: bool = False) -> ElementTree.Element:
+        if not again:
+            (home / "cib.xml").write_text(empty.replace("<nodes/>", f"<nodes>{machines}</nodes>"))
         (home / "pods.crm").write_text(found.replace("property ", "property stonith-enabled=false ", 1))
         environ = {**os.environ, "CIB_file": str(home / "cib.xml"), "TERM": "dumb"}
         argv = ["crm", "-F", "configure", "load", "update", str(home / "pods.crm")]
@@ -130,6 +187,7 @@ def cib(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         assert "Traceback" not in done.stderr, done.stderr
         return ElementTree.parse(home / "cib.xml").getroot()
 
+    load.file = home / "cib.xml"
     yield load
     if not there:
         shutil.rmtree(place.parent)
@@ -156,15 +214,43 @@ def test_crm_understands_the_whole_text(cib: Any) -> None:
         ("rsc_order", "service1-After-utils", {**after, "then": "service1"}, []),
         ("rsc_location", "service1-On", {"rsc": "service1"}, on),
         ("rsc_colocation", "service2-With-utils", {**near, "rsc": "service2", "with-rsc": "utils-Global"}, []),
-        ("rsc_colocation", "service2-Apart-service1", {**apart, "rsc": "service2", "with-rsc": "service1"}, []),
         ("rsc_order", "service2-After-utils", {**after, "then": "service2"}, []),
         ("rsc_location", "service2-Prefers-n2", {"rsc": "service2", "score": "50", "node": "n2"}, []),
         ("rsc_location", "service2-Prefers-n1", {"rsc": "service2", "score": "40", "node": "n1"}, []),
+        ("rsc_colocation", "service2-Apart-service1", {**apart, "rsc": "service2", "with-rsc": "service1"}, []),
     ]
     found = pacemaker.parsed_configuration(root)
     assert found.pods == {"service1": "service1", "service2": "service2", "utils": "utils"}
     assert found.own == {one.id for one in configuration.statements((ONE, TWO, UTILS)) if one.id} - found.pods.keys()
     assert not found.foreign
+
+
+def starts(cib: Any) -> dict[str, str]:
+    """What Pacemaker would start on three machines, and where."""
+    up = [f"--node-up=n{number}" for number in (1, 2, 3)]
+    argv = ["crm_simulate", "--xml-file", cib.file, "--quorum=true", "--run", *up]
+    told = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+    lines = [line.split() for line in told.splitlines() if "* Start " in line]
+    return {words[2]: words[4] for words in lines}
+
+
+@pytest.mark.root
+def test_pacemaker_keeps_the_members_of_sets_apart_while_they_become_more(cib: Any) -> None:
+    last = Pod("web@d", "f", Placement(("web@*",)))
+    # On three machines, how many of each run: backups have what is left of them, and the fourth of web has none.
+    table = (
+        ([BACKUPS[0], WEB[0]], 1, 1),
+        ([*BACKUPS, *WEB[:2]], 2, 2),
+        ([*BACKUPS, *WEB], 3, 0),
+        ([*BACKUPS, *WEB, last], 3, 0),
+    )
+    for number, (pods, web, backups) in enumerate(table):
+        cib(text(*pods), again=bool(number))
+        found = starts(cib)
+        of_web = {place for name, place in found.items() if name in ("web.a", "web.b", "web.c")}
+        of_backups = [place for name, place in found.items() if name.startswith("backup")]
+        assert (len(found), len(of_web), len(of_backups)) == (web + backups, web, backups), found
+        assert not of_web & {*of_backups}
 
 
 #: Words of crm's own language.
