@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import click
 
+from podrun.cli import completion
 from podrun.cli.output import Guarded, printed, say
 from podrun.engine import hook_loader
-from podrun.errors import UNAVAILABLE, Failure
-from podrun.launcher.commands import host_of
+from podrun.errors import CANNOT_CREATE, UNAVAILABLE, WRONG_FILE, Failure
+from podrun.launcher.commands import host_of, name_of
+from podrun.options import unknown
 
 
 def _hook(module: str) -> Any:
@@ -28,8 +31,10 @@ def group() -> None:
 @click.option("-q", "--quiet", is_flag=True, help="Names only.")
 @click.pass_context
 def ls(ctx: click.Context, form: str, quiet: bool) -> None:
-    """List the bridges."""
+    """List the networks: the bridges that there are, and those of networks.toml that no pod has used yet."""
     rows = _hook("inspect").networks(host_of(ctx.obj).run)
+    there = {row["name"] for row in rows}
+    rows += [_unused(name, one) for name, one in _hook("options").networks().items() if name not in there]
     if quiet:
         for row in rows:
             say(row["name"])
@@ -40,7 +45,23 @@ def ls(ctx: click.Context, form: str, quiet: bool) -> None:
     printed(rows, form)
 
 
+def _unused(name: str, declared: Any) -> dict[str, Any]:
+    return {
+        "name": name,
+        "subnet": declared.subnet,
+        "subnet6": declared.subnet6,
+        "up": False,
+        "ports": [],
+        "leases": 0,
+        "table": "",
+        "routed": declared.routed,
+        "guarded": False,
+    }
+
+
 def _state(row: dict[str, Any]) -> str:
+    if not row["table"]:
+        return "unused"
     return "up" if row["up"] and row["guarded"] else "no rules" if row["up"] else "down"
 
 
@@ -70,6 +91,86 @@ def inspect(ctx: click.Context, name: str | None) -> None:
     if found is None:
         raise Failure(f"there is no bridge {name}", code=UNAVAILABLE, hint="'podrun network ls' lists those there are")
     say(json.dumps(found, indent=2))
+
+
+@group.command(cls=Guarded)
+@click.option("--subnet", "subnets", multiple=True, metavar="NETWORK", help="Its addresses; once more for IPv6.")
+@click.option("--mtu", type=int, metavar="BYTES", help="The MTU of the pods' interfaces.")
+@click.option("--dns", multiple=True, metavar="ADDRESS", help="A name server of the pods.")
+@click.option("--dns-search", "search", multiple=True, metavar="DOMAIN", help="A search domain of the pods.")
+@click.option("--route", "routes", multiple=True, metavar="ROUTE", help="A static route of the pods.")
+@click.option("--reach", multiple=True, metavar="NAME", help="A network whose pods these may call.")
+@click.option("--routed", is_flag=True, help="Other machines route the subnets to this host.")
+@click.option("-d", "--driver", type=click.Choice(["bridge"]), default="bridge", help="Accepted: there is no other.")
+@click.option("--ignore", is_flag=True, help="One that is there already is fine.")
+@click.argument("name")
+@click.pass_context
+def create(ctx: click.Context, /, name: str, subnets: Sequence[str], driver: str, ignore: bool, **given: Any) -> None:
+    """Declare a network in networks.toml; its bridge is made with its first pod."""
+    settings = {key: list(value) if isinstance(value, tuple) else value for key, value in given.items() if value}
+    for subnet in subnets:
+        key = "subnet6" if ":" in subnet else "subnet"
+        if key in settings:
+            raise Failure(f"--subnet {subnet}: there is one of its family already", code=WRONG_FILE)
+        settings[key] = subnet
+    try:
+        _hook("declaring").create(name, settings, host_of(ctx.obj).run)
+    except Failure as failure:
+        if not (ignore and failure.code == CANNOT_CREATE and "already" in failure.what):
+            raise
+    say(name)
+
+
+@group.command(cls=Guarded)
+@click.option("-f", "--force", is_flag=True, help="One that is not there is fine.")
+@click.argument("names", nargs=-1, required=True)
+@click.pass_context
+def rm(ctx: click.Context, names: Sequence[str], force: bool) -> None:
+    """Remove networks that no pod uses from networks.toml, and their bridges."""
+    for name in names:
+        try:
+            _hook("declaring").remove(name, host_of(ctx.obj).run)
+        except Failure as failure:
+            if not (force and failure.code == UNAVAILABLE):
+                raise
+        say(name)
+
+
+@group.command(cls=Guarded)
+@click.option("--ip", "address", metavar="ADDRESS", help="Its IPv4 address there.")
+@click.option("--ip6", "address6", metavar="ADDRESS", help="Its IPv6 address there.")
+@click.option("--mac-address", "mac", metavar="MAC", help="The hardware address of the interface.")
+@click.option("--interface", metavar="NAME", help="What the pod calls the interface; default: eth1, eth2, ...")
+@click.option("--alias", "aliases", multiple=True, metavar="NAME", help="One more name of the pod there.")
+@click.argument("network")
+@click.argument("word", metavar="FILE|NAME", shell_complete=completion.words)
+@click.pass_context
+def connect(ctx: click.Context, /, network: str, word: str, **given: Any) -> None:
+    """Connect a pod that is up to one more network, until 'disconnect' or its end."""
+    from podrun.launcher import connect as steps
+
+    host = host_of(ctx.obj)
+    known = {*_hook("options").networks(), *(row["name"] for row in _hook("inspect").networks(host.run))}
+    if network not in known:
+        raise Failure(
+            unknown(network, sorted(known), "network"), code=WRONG_FILE, hint=f"podrun network create {network}"
+        )
+    wanted = {key: list(value) if isinstance(value, tuple) else value for key, value in given.items() if value}
+    facts = steps.connect(name_of(word, host), "network", network, {"bridge": network, **wanted}, host)
+    say(" ".join(facts.get("addresses", ())))
+
+
+@group.command(cls=Guarded)
+@click.option("-f", "--force", is_flag=True, help="Accepted.")
+@click.argument("network")
+@click.argument("word", metavar="FILE|NAME", shell_complete=completion.words)
+@click.pass_context
+def disconnect(ctx: click.Context, network: str, word: str, force: bool) -> None:
+    """Take a pod off a network that 'connect' has connected it to."""
+    from podrun.launcher import connect as steps
+
+    host = host_of(ctx.obj)
+    steps.disconnect(name_of(word, host), "network", network, host)
 
 
 @group.command(cls=Guarded)

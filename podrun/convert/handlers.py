@@ -393,7 +393,8 @@ def sdnotify(container: Container, value: str, origin: Origin) -> None:
 
 
 def network_alias(container: Container, value: str, origin: Origin) -> None:
-    """--network-alias."""
-    container.note(
-        origin, f"{value}: podrun answers a pod's name and its host name, and no others", "call it by one of these"
-    )
+    """--network-alias: of a bridge; elsewhere nobody asks podrun for names."""
+    if container.network.values.get("mode", "bridge") == "bridge":
+        container.network.append("aliases", value, origin)
+    else:
+        container.note(origin, f"{value}: only the pods of a bridge know each other by name", "leave it out")

@@ -158,6 +158,8 @@ def _is_plain(key: str, value: str, given: dict[str, Any]) -> bool:
         return rest[:1] == "/" and source[:1] not in (".", "~")
     if key == "network":
         return key not in given and (value in ("bridge", "host", "none") or value[:6] in ("netns:", "macvla"))
+    if key == "entrypoint":
+        return value[:1] != "["  # docker takes a list, too
     if key == "memory":
         return value[-1:].isdigit() or value[-1:] in "KMGT"
     return not (key in ("cap_add", "cap_drop") and "," in value)

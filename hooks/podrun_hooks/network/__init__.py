@@ -28,7 +28,7 @@ default_name = ""
 #: Options that only some modes have.
 _FOR_MODES = (
     (("publish",), ("bridge", "cni")),
-    (("subnet", "subnet6", "bridge"), ("bridge",)),
+    (("subnet", "subnet6", "bridge", "aliases"), ("bridge",)),
     (("address", "address6"), ("bridge", "macvlan", "cni")),
     (("gateway",), ("macvlan",)),
     (("mac", "interface"), ("bridge", "macvlan", "cni")),
@@ -302,7 +302,7 @@ def name_pod(step: Step, hostname: str, directory: str, addresses: Sequence[str]
     """Adds the pod's names to the hosts file of the bridge with this ``directory``."""
     from podrun_hooks.network import files, names
 
-    where = names.add(directory, addresses, files.names(hostname, step.pod.name), names.mark(step))
+    where = names.add(directory, addresses, files.names(step, hostname), names.mark(step))
     ledgers.note(fd, "name", str(where))
 
 

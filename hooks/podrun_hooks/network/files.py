@@ -99,21 +99,26 @@ def refuse_taken(step: Step, directory: str) -> None:
 
     Names belong to pods that are up and to pods with a file in /etc/podrun.
     """
-    asked = names(hostname(step), step.pod.name)
+    asked = names(step, hostname(step))
     if reserved := [name for name in asked if is_reserved(name)]:
         raise Failure(f"a pod cannot be called {reserved[0]}", code=WRONG_FILE, hint="set hostname")
-    if not step.options.hostname or asked[0] == asked[-1]:
+    own = step.pod.name.replace("@", "-")
+    chosen = {*step.options.aliases, *(asked if step.options.hostname else ())} - {own}
+    if not chosen:
         return
     from podrun_hooks.network import names as records
 
     taken = {name.lower(): known.mark for known in records.known(directory) for name in known.names}
-    for name in (name.lower() for name in asked[:-1]):
+    for name in sorted(name.lower() for name in chosen):
         holder = taken.get(name, "").partition("/")[0].removeprefix(step.pod.tag.removesuffix(step.pod.name))
         if not holder and _may_join(f"/etc/podrun/{name}.toml", os.path.basename(directory), step):
             holder = name
         if holder and holder.partition("+")[0] != step.pod.name.partition("@")[0]:
             raise Failure(
-                f"the host name {name} is pod {holder}'s", code=WRONG_FILE, hint="choose another", key="hostname"
+                f"the host name {name} is pod {holder}'s",
+                code=WRONG_FILE,
+                hint="choose another",
+                key="aliases" if name in step.options.aliases else "hostname",
             )
 
 
@@ -134,9 +139,10 @@ def _may_join(path: str, bridge: str, step: Step) -> bool:
     return bridge == default_name(step.pod) or bridge in text or "${" in text
 
 
-def names(hostname: str, pod: str) -> list[str]:
-    """The names of a pod: its host name, that without its domain, and the pod's name."""
-    return [*dict.fromkeys([hostname, hostname.partition(".")[0], pod.replace("@", "-")])]
+def names(step: Step, hostname: str) -> list[str]:
+    """The names of a pod: its host name, that without its domain, the pod's name, and its aliases."""
+    own = [hostname, hostname.partition(".")[0], step.pod.name.replace("@", "-")]
+    return [*dict.fromkeys([*own, *step.options.aliases])]
 
 
 def hosts(hostname: str, addresses: Sequence[str], more: Mapping[str, str]) -> str:

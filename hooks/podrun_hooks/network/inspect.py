@@ -136,8 +136,10 @@ def collect(run: str, *, keep: bool = False) -> list[dict[str, str]]:
     return gone
 
 
-def remove_bridges(run: str) -> list[str]:
-    """Removes the bridges without a living pod, with the table when it was the last one's; returns their names.
+def remove_bridges(run: str, only: str = "") -> list[str]:
+    """Removes the bridges, or the one called ``only``, without a living pod; returns their names.
+
+    With the last one goes the table.
 
     None while a start is looking for its bridge: the next gc will do.
     """
@@ -148,13 +150,14 @@ def remove_bridges(run: str) -> list[str]:
     except BlockingIOError:
         return []
     try:
-        return _remove_bridges(run)
+        return _remove_bridges(run, only)
     finally:
         os.close(held)
 
 
-def _remove_bridges(run: str) -> list[str]:
+def _remove_bridges(run: str, only: str) -> list[str]:
     busy = {name for ledger in ledgers.everywhere(run) if ledgers.alive(run, ledger) for name in ledger.all("bridge")}
+    busy |= {bridge.name for bridge in bridges.known_in(run) if only not in ("", bridge.name)}
     kept = [bridge for bridge in bridges.known_in(run) if bridge.name in busy]
     removed = []
     for bridge in bridges.known_in(run):

@@ -149,7 +149,7 @@ def _bridged(step: Step, fd: int, netns: int) -> list[str]:
     plain = [cidr.partition("/")[0] for cidr in addresses]
     attach.plug(step, fd, netns, place)
     step.status("naming the pod")
-    where = names.add(place.bridge.directory, plain, files.names(files.hostname(step), pod.name), names.mark(step))
+    where = names.add(place.bridge.directory, plain, files.names(step, files.hostname(step)), names.mark(step))
     ledgers.note(fd, "name", str(where))
     if options.publish:
         publish_ports(step, place, plain, fd)

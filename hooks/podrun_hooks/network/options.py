@@ -38,7 +38,7 @@ def _mode(text: str) -> str:
     if kind == "netns" and not word.startswith("/"):
         raise Wrong(f"expected an absolute path behind netns:, not {text!r}")
     if kind == "macvlan":
-        _link_name(word)
+        link_name(word)
     if kind in ("pod", "cni") and (word.strip(f"{_LETTERS}-_.@") or word[0] == "."):
         raise Wrong(f"expected {_WITH_A_WORD[kind]} behind {kind}:, not {text!r}")
     return text
@@ -146,7 +146,8 @@ def _domain(text: str) -> str:
     return text
 
 
-def _link_name(text: str) -> str:
+def link_name(text: str) -> str:
+    """The name of a bridge or another link; raises Wrong."""
     # Stricter than the kernel's dev_valid_name(): some characters have a meaning in an nftables script.
     if not 0 < len(text) < 16 or text in (".", "..") or text.strip(_LETTERS + "-_."):
         raise Wrong(f"expected a link's name of at most 15 letters, digits, '-', '_' and '.', not {text!r}")
@@ -197,7 +198,7 @@ class Options(NamedTuple):
     )
     mac: str = option(checked(TEXT, _mac), "the hardware address of the pod's interface", "")
     mtu: int = option(checked(INTEGER, _mtu), "the interface's MTU, 1280 to 65535; 0: the kernel's default", 0)
-    interface: str = option(checked(TEXT, _link_name), "the interface's name in the pod; default: eth0, eth1, ...", "")
+    interface: str = option(checked(TEXT, link_name), "the interface's name in the pod; default: eth0, eth1, ...", "")
     sysctls: dict[str, str] = option(
         checked(table_of(TEXT), _sysctls, {"examples": [{"net.core.somaxconn": "1024"}]}),
         "sysctls of the pod's network namespace",
@@ -207,8 +208,11 @@ class Options(NamedTuple):
     search: list[str] = option(list_of(checked(TEXT, _domain)), "DNS search domains, instead of the host's", [])
     hosts: dict[str, str] = option(_HOSTS, "names with addresses for /etc/hosts", {})
     hostname: str = option(checked(TEXT, _hostname), "the pod's host name; default: the pod's name", "")
+    aliases: list[str] = option(
+        list_of(checked(TEXT, _hostname)), "more names by which the pods of the bridge reach this one", []
+    )
     bridge: str = option(
-        checked(TEXT, _link_name), "the bridge, made when it is not there, also of networks.toml; default: podrun0", ""
+        checked(TEXT, link_name), "the bridge, made when it is not there, also of networks.toml; default: podrun0", ""
     )
 
 
@@ -229,7 +233,7 @@ class Network(NamedTuple):
         False,
     )
     reach: list[str] = option(
-        list_of(checked(TEXT, _link_name)),
+        list_of(checked(TEXT, link_name)),
         "bridges whose pods the pods of this one may call by their own addresses",
         [],
     )
@@ -279,7 +283,7 @@ def networks() -> dict[str, Network]:
             raise Failure(f"{NETWORKS}: {unknown(key, ['networks'], 'table')}", code=WRONG_FILE)
         for name, table in tables.items():
             try:
-                found[_link_name(name)] = read(Network, table)
+                found[link_name(name)] = read(Network, table)
             except Wrong as wrong:
                 raise Failure(f"{NETWORKS}: networks.{name}: {wrong.what}", code=WRONG_FILE) from None
     return found

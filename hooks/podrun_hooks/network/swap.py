@@ -92,7 +92,7 @@ def _name(step: Step, own: Facts, directory: str, addresses: list[str], fd: int)
     if any(name.mark == mark and name.addresses for name in names.known(directory)):
         return
     names.remove(directory, mark)  # half of one
-    where = names.add(directory, addresses, files.names(own.get("hostname", ""), step.pod.name), mark)
+    where = names.add(directory, addresses, files.names(step, own.get("hostname", "")), mark)
     ledgers.note(fd, "name", str(where))
 
 
