@@ -109,10 +109,14 @@ def test_what_new_writes_passes_its_own_test(podrun: Podrun, home: Path, languag
 def test_the_contract_names_every_row_of_the_kit_and_every_variable() -> None:
     text = (HERE.parent / "docs" / "reference" / "hooks.md").read_text()
     kit = (HERE.parent / "podrun" / "conformance" / "kit.py").read_text()
-    for row in re.findall(r'^            \("([^"]+)", ', kit, re.MULTILINE):
+    rows = re.findall(r'^            \("([^"]+)", ', kit, re.MULTILINE)
+    assert len(rows) > 10
+    for row in rows:
         assert row.replace(" in down", "") in text or fnmatch.filter([text], f"*{row}*"), row
     command = (HERE.parent / "hooks" / "podrun_hooks" / "executable" / "hook.py").read_text()
-    for variable in re.findall(r'"(PODRUN_[A-Z_]+)"', command):
+    variables = re.findall(r'"(PODRUN_[A-Z_]+)"', command)
+    assert "PODRUN_VERB" in variables
+    for variable in variables:
         assert f"`{variable}`" in text, variable
 
 

@@ -56,5 +56,7 @@ def test_the_pod_file_of_the_readme_is_right(tmp_path: Path) -> None:
 
 
 def test_the_links_of_the_readme_lead_somewhere() -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
+    targets = re.findall(r"\]\(([^)#]+)\)", README)
+    assert len(targets) > 5
+    for target in targets:
         assert (HERE.parent / target).exists(), target

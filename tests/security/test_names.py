@@ -43,7 +43,7 @@ def test_a_host_name_is_not_another_pods(place: Place, name: str) -> None:
 def test_a_host_name_of_ones_own_is_ones_own(place: Place) -> None:
     place.up("db")
     for name in ("web", "web.example.com", "dbx", "other"):
-        place.up("web", hostname=name)
+        assert place.up("web", hostname=name)["hostname"] == name
         place.down("web")
 
 

@@ -16,6 +16,7 @@ from podrun.errors import STEP_FAILED, UNAVAILABLE, WRONG_FILE, Failure
 from podrun.options import Wrong, read
 from podrun_hooks import container
 from podrun_hooks.container import paths as places
+from podrun_hooks.container import runtime as runtimes
 from podrun_hooks.container import spec, users
 from podrun_hooks.container.options import signal_number
 from podrun_hooks.support import subprocesses
@@ -262,18 +263,23 @@ def test_paths_of_proc_and_sys_are_masked_or_read_only(tmp_path: Path) -> None:
 def test_limits_are_in_force_and_the_cgroup_goes_with_the_container(tmp_path: Path, runtime: str) -> None:
     case = Case(tmp_path)
     script = "sleep 0.1 & sleep 0.1 & sleep 0.1 & sleep 0.1 & sleep 0.1 & echo never"
-    assert "never" not in case.run("sh", "-c", script, pids=4, runtime=runtime)
+    told = case.run("sh", "-c", script, pids=4, runtime=runtime)
+    assert "fork" in told
+    assert "never" not in told
     assert case.left() == []
-    found = case.run(
-        "sh",
-        "-c",
-        "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/memory/memory.limit_in_bytes /proc/self/cgroup",
-        memory="64M",
-        cpus=0.5,
-        runtime=runtime,
-    )
-    assert str(64 << 20) in found or "podrun" not in found
+    case.up("sleep", "60", memory="64M", cpus=0.5, stop_signal="KILL", runtime=runtime)
+    try:
+        assert _limit(case, "memory.max", "memory.limit_in_bytes") == [str(64 << 20)]
+        assert _limit(case, "cpu.max", "cpu.cfs_quota_us") in (["50000 100000"], ["50000"])
+    finally:
+        case.down()
     assert case.left() == []
+
+
+def _limit(case: Case, *names: str) -> list[str]:
+    """What the kernel has in the files of these names in the container's own cgroups."""
+    files = [Path(path, name) for path in runtimes.cgroups(places.of(case.step())) for name in names]
+    return [file.read_text().strip() for file in files if file.exists()]
 
 
 @pytest.mark.root

@@ -409,15 +409,17 @@ def test_a_pod_on_a_bridge_has_its_own_ids_network_and_low_ports(
 @RUNTIMES
 def test_a_kill_at_any_moment_leaves_no_pin_and_no_lease(podrun: Any, subids: None, runtime: str) -> None:
     path = pod(podrun, runtime, "sleep 60")
+    killed = 0
     for _ in range(8):
         process = podrun.start("up", "-d", path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         time.sleep(random.uniform(0.02, 0.25))
         process.send_signal(signal.SIGKILL)
-        process.wait()
+        killed += process.wait() == -signal.SIGKILL
         podrun("down", "web", check=True)
         assert str(podrun.home) not in Path("/proc/self/mountinfo").read_text()
         assert not (podrun.run / "pods/web").exists()
         assert not (podrun.run / "userns").exists() or os.listdir(podrun.run / "userns") == []
+    assert killed
 
 
 def test_the_default_for_all_pods_is_in_podrun_toml_and_a_pod_file_wins(podrun: Any, subids: None) -> None:

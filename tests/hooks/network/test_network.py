@@ -119,7 +119,9 @@ def test_down_leaves_nothing_and_may_be_repeated(place: Any, table: Any, known: 
 
 
 def test_down_of_what_never_was_does_nothing(place: Any) -> None:
-    network.down(place.step("web"), {})
+    step, before = place.step("web"), seen(place)
+    network.down(step, {})
+    assert seen(place) == before
 
 
 @pytest.mark.parametrize("mode", ["host", "none", "netns:/run/netns/x", "pod:other"])

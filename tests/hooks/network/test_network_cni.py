@@ -109,6 +109,7 @@ def test_each_plugin_gets_the_result_of_the_one_before_and_del_gets_the_last(pla
     directory, _ = networks
     facts = place.up("web", mode="cni:lan")
     place.down("web")
+    assert calls(directory) == ["ADD", "DEL"]
     for line in (directory / "calls").read_text().splitlines():
         verb, id_, interface, config = line.split(" ", 3)
         given = json.loads(config)

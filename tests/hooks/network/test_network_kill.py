@@ -134,15 +134,17 @@ def test_killed_at_random_moments_one_down_leaves_nothing(place: Any, table: Any
 
 
 def test_killed_before_there_is_a_bridge_the_next_up_makes_it() -> None:
+    killed = 0
     for n in range(8):
         place = Place()
         try:
-            victim(place, "up", f"t{0.001 + n * 0.003}", {})
+            killed += victim(place, "up", f"t{0.001 + n * 0.003}", {})
             facts = place.up("web")
             place.serve(facts["netns"], 80, "web")
             assert call("", facts["addresses"][0].partition("/")[0], 80).startswith("web to ")
         finally:
             place.close()
+    assert killed
 
 
 @pytest.fixture
@@ -197,12 +199,14 @@ def test_killed_at_random_moments_a_further_step_leaves_nothing(place: Any, wire
     tables = {"bridge": {}, "macvlan": {"mode": f"macvlan:{wire}", "address": "198.51.100.7/24"}}
     before = seen(place) | inner(facts)
     dice = random.Random(os.environ.get("PODRUN_KILL_SEED"))
+    killed = 0
     for _ in range(ROUNDS):
         moment = dice.uniform(0.0001, 0.01)
-        victim(place, "up", f"t{moment}", tables[kind], facts)
+        killed += victim(place, "up", f"t{moment}", tables[kind], facts)
         network.down(place.started["web network-2"], {})
         assert not settled(place, before), f"killed after {moment * 1000:.2f} ms"
         assert inner(facts) <= before, f"killed after {moment * 1000:.2f} ms"
+    assert killed > ROUNDS // 4
 
 
 @pytest.fixture
@@ -250,14 +254,16 @@ def test_killed_at_every_notification_beside_stock_cni_plugins_one_down_leaves_n
 def test_killed_at_random_moments_while_cni_plugins_work_one_down_leaves_nothing(place: Any, stock: Any) -> None:
     before = seen(place)
     dice = random.Random(os.environ.get("PODRUN_KILL_SEED"))
+    killed = 0
     for n in range(max(10, ROUNDS // 3)):
         verb = ("up", "down")[n % 2]
         if verb == "down":
             place.up("web", mode="cni:lan")
         moment = dice.uniform(0.0001, 0.15)
-        victim(place, verb, f"t{moment}", {"mode": "cni:lan"})
+        killed += victim(place, verb, f"t{moment}", {"mode": "cni:lan"})
         network.down(place.started["web"], {})
         assert (settled(place, before), stock()) == (set(), set()), f"{verb} killed after {moment * 1000:.2f} ms"
+    assert killed
 
 
 def inner(facts: dict) -> set[str]:

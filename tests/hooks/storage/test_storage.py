@@ -88,8 +88,11 @@ def test_a_volume_keeps_the_mode_that_its_user_gave_it(tmp_path: Path) -> None:
 
 def test_down_without_facts_may_be_repeated(tmp_path: Path) -> None:
     for source in ("volume:db", "tmpfs:", "/nonexistent"):
-        storage.down(step(tmp_path, source=source), {})
-        storage.down(step(tmp_path, source=source), {})
+        wanted = step(tmp_path, source=source)
+        before = sorted(tmp_path.rglob("*"))
+        storage.down(wanted, {})
+        storage.down(wanted, {})
+        assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_path_that_is_not_there_is_fatal_and_named(tmp_path: Path) -> None:
