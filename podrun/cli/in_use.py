@@ -1,6 +1,7 @@
 """What pods use, whether they are up or not: pod files with their drop-ins, units, transient units and journals.
 
-A stopped database's volume is used, and so is the image that a unit will start from. ``prune`` removes neither.
+A stopped database's volume is used, and so is the image that a unit will start from. ``prune`` and ``volume rm`` remove
+neither.
 """
 
 from __future__ import annotations
@@ -32,9 +33,12 @@ _INSTANCE = "podrun-any-instance"
 _OPEN = re.compile(rf"\$\{{[^}}]*\}}|{_INSTANCE}")
 
 
-def volumes(host: Host, *, force: bool = False) -> set[str]:
-    """Names, and patterns of names, of the volumes that some pod file or unit names. Raises Failure as texts()."""
-    return {_pattern(name) for text in texts(host, force=force) for name in _of(text, UsesVolumes)}
+def volumes(host: Host, *, force: bool = False) -> dict[str, str]:
+    """Names, and patterns of names, of the volumes that some pod file or unit names, each with one pod that does.
+
+    Raises Failure as texts().
+    """
+    return {_pattern(name): _pattern(text.name) for text in texts(host, force=force) for name in _of(text, UsesVolumes)}
 
 
 def images(host: Host, *, force: bool = False) -> set[str]:
@@ -54,6 +58,11 @@ def is_agreed(names: Sequence[str], what: str, *, force: bool, dry_run: bool) ->
     if not sys.stdin.isatty():
         raise Failure("nobody is there to be asked", code=WRONG_FILE, hint="--force removes, --dry-run shows")
     return click.confirm("Remove?")
+
+
+def user(name: str, patterns: dict[str, str]) -> str:
+    """The pod behind the first pattern of :func:`volumes` that is about a volume; "" if there is none."""
+    return next((pod for pattern, pod in patterns.items() if fnmatch.fnmatchcase(name, pattern)), "")
 
 
 def is_in(name: str, patterns: Iterable[str]) -> bool:

@@ -90,16 +90,20 @@ def inspect(ctx: click.Context, name: str) -> None:
 
 @group.command(cls=Guarded)
 @click.argument("names", nargs=-1, required=True)
+@click.option("-f", "--force", is_flag=True, help="Also one that only a pod that is down uses.")
 @click.pass_context
-def rm(ctx: click.Context, names: Sequence[str]) -> None:
-    """Remove volumes with what is in them; one that a pod uses stays."""
+def rm(ctx: click.Context, names: Sequence[str], force: bool) -> None:
+    """Remove volumes with what is in them; one that a pod uses, up or not, stays."""
     host = host_of(ctx.obj)
     _known(host, names)
     used = users(host)
+    patterns = {} if force else in_use.volumes(host)
     for name in names:
         if name in used:
             pods = ", ".join(used[name])
             raise Failure(f"volume {name} is used by {pods}", code=BUSY, hint=f"'podrun down {used[name][0]}' first")
+        if pod := in_use.user(name, patterns):
+            raise Failure(f"volume {name} belongs to pod {pod}, which is down", code=BUSY, hint="--force removes it")
     for name in names:
         _volumes().remove(host.root, name)
         say(f"removed {name}")

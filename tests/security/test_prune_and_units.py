@@ -38,9 +38,13 @@ def etc(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return home / "etc"
 
 
-def prune(group: Any, podrun: Podrun, *words: str) -> Any:
+def command(group: Any, podrun: Podrun, *words: str) -> Any:
     given = {"root": str(podrun.root), "run": str(podrun.run), "debug": False}
-    return CliRunner().invoke(group, ["prune", *words], obj=given)
+    return CliRunner().invoke(group, list(words), obj=given)
+
+
+def prune(group: Any, podrun: Podrun, *words: str) -> Any:
+    return command(group, podrun, "prune", *words)
 
 
 def store(podrun: Podrun, *names: str) -> None:
@@ -71,7 +75,11 @@ def test_the_volume_of_a_pod_that_is_down_is_used(podrun: Podrun, etc: Path) -> 
     assert sorted(os.listdir(podrun.root / "volumes")) == sorted(
         ["file", "dropin", "unit", "template-blue", "vary-7", "nobodys"]
     )
+    for name in ("file", "dropin", "unit", "template-blue", "vary-7"):
+        refused = command(volumes.group, podrun, "rm", name, "nobodys")
+        assert refused.exit_code == 75, (name, refused.output)
     assert prune(volumes.group, podrun, "--all", "--force").output == "removed nobodys\n"
+    assert command(volumes.group, podrun, "rm", "--force", "file").output == "removed file\n"
     assert "nobodys" not in os.listdir(podrun.root / "volumes")
 
 
