@@ -36,6 +36,8 @@ def findings(host: Host) -> Iterator[Finding]:
             "podrun unit --install-generator",
         )
     yield from _room(host)
+    for name, source, by in hook_loader.hidden():
+        yield Finding("warn", f"the hook {name} of {source} is never used: {by} has this name", "give it another")
     for _, diagnosing in hook_loader.offering(Diagnoses):
         yield from diagnosing.diagnose(host.root, host.run)
     for line in stale(host):

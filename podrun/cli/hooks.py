@@ -47,7 +47,10 @@ def ls(form: str) -> None:
     """List the hooks that a pod file can name."""
     from podrun.cli.output import printed
 
-    printed([_row(name) for name in hook_loader.names()], form)
+    rows = [_row(name) for name in hook_loader.names()]
+    for name, source, by in hook_loader.hidden():
+        rows.append({"name": name, "kind": "hidden", "source": source, "about": f"{by} has this name"})
+    printed(rows, form)
 
 
 @hook.command(cls=_Guarded)

@@ -191,7 +191,7 @@ def schema(host: Host) -> None:
 
 def _problems(text: loader.PodText, host: Host) -> list[tuple[loader.StepText, Any]]:
     silent = messages.quiet
-    world = Callbacks(hook_loader.load, silent, silent, silent, silent, silent)
+    world = Callbacks(hook_loader.load, host.report, silent, silent, silent, silent)
     return segments.problems(_pod(text, host), text.steps, world)
 
 

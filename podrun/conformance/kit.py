@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from podrun.conformance import snapshot
@@ -20,6 +21,7 @@ from podrun.errors import OF_A_STEP, Failure, of_oserror
 from podrun.facts import wrong_facts
 from podrun.hook import Facts, Hook, Step
 from podrun.hook_extras import RunsExecutables, offers
+from podrun.options import Option
 
 OK, FAILED, NOT_APPLICABLE = "ok", "FAILED", "-"
 #: A version of the contract that nobody has written yet.
@@ -45,6 +47,8 @@ class Ended(NamedTuple):
     code: int
     seconds: float
     told: int
+    #: The facts of others that it looked at.
+    read: Sequence[str] = ()
 
 
 class _Broken(Exception):
@@ -70,6 +74,7 @@ class Kit:
         #: The step with the callbacks of the child that is at work.
         self.current = step
         self.facts = facts
+        self.given = _Noting(facts)
         self.watched = [step.pod.run, step.pod.root, *watched]
         self.rounds = rounds
         #: Nobody else changes what the kit sees.
@@ -81,6 +86,8 @@ class Kit:
         self.before: set[str] = set()
         self.took = {"up": 0.0, "down": 0.0}
         self.told = {"up": 0, "down": 0}
+        #: The facts that ``up`` looked at.
+        self.read: set[str] = set()
 
     def rows(self) -> Iterator[Row]:
         """Runs the checks in order. When the plain start and stop fail already, the others are not tried."""
@@ -119,19 +126,21 @@ class Kit:
     # --- the checks, in the order of the table ---
 
     def declaration(self) -> str:
-        missing = [word for word in ("Options", "up", "down") if not hasattr(self.hook, word)]
-        if missing:
-            raise _Broken(f"it lacks {', '.join(missing)}")
         if self.path:
             odd = self.undescribed()
             if odd:
                 raise _Broken(f"what it answers to describe has no good {', '.join(odd)}")
             return self.path
         options = self.hook.Options._field_defaults if self.hook.Options is not None else {}
+        if odd := list(hook_loader.odd(self.hook)):
+            raise _Broken(f"it {odd[0]}")
         silent = [key for key, field in options.items() if not field.doc]
         if silent:
             raise _Broken(f"options without a sentence for people: {', '.join(silent)}")
-        return f"{len(options)} options; gives {', '.join(self.hook.gives) or 'nothing'}"
+        if wrong := [f"{key}: {what}" for key, field in options.items() if (what := _wrong_default(field))]:
+            raise _Broken(f"defaults that no pod file could say: {'; '.join(wrong)}")
+        takes = "anything" if self.hook.takes is None else ", ".join(self.hook.takes) or "nothing"
+        return f"{len(options)} options; takes {takes}, gives {', '.join(self.hook.gives) or 'nothing'}"
 
     def undescribed(self) -> list[str]:
         """The parts of an executable's description that nobody can use."""
@@ -171,6 +180,10 @@ class Kit:
         self.before = self.seen()
         stays = self.before - at_first
         wrong = list(wrong_facts(own, None if self.path else self.hook.gives))
+        if self.hook.takes is not None:
+            wrong += [
+                f"it reads fact {key}, which is not among its 'takes'" for key in self.read - set(self.hook.takes)
+            ]
         if wrong:
             raise _Broken("; ".join(wrong))
         given = f"facts: {', '.join(own) or 'none'}"
@@ -274,6 +287,7 @@ class Kit:
         ended = self.run(self.upping())
         self.must_be("facts", ended, "up")
         self.took["up"], self.told["up"] = ended.seconds, ended.told
+        self.read |= set(ended.read)
         return ended.facts
 
     def down(self, own: Facts, what: str = "down") -> None:
@@ -283,7 +297,11 @@ class Kit:
             self.took["down"], self.told["down"] = ended.seconds, ended.told
 
     def upping(self) -> Callable[[], Facts]:
-        return lambda: self.hook.up(self.current, self.facts)
+        def act() -> Facts:
+            self.given = _Noting(self.facts)
+            return self.hook.up(self.current, self.given)
+
+        return act
 
     def downing(self, own: Facts) -> Callable[[], Facts]:
         def act() -> Facts:
@@ -332,7 +350,9 @@ class Kit:
     ) -> Ended:
         """Does ``act`` in a child, which is killed after some seconds or at a message; ``stop`` stops its own child."""
         answers = os.memfd_create("podrun")
-        self.log.truncate(0)
+        # The child writes where the file's position is, which both share.
+        self.log.seek(0)
+        self.log.truncate()
         began = time.monotonic()
         child = os.fork()
         if not child:
@@ -356,7 +376,7 @@ class Kit:
         )
         return Ended(
             told["kind"], told.get("facts") or {}, told.get("what", ""), told.get("code", 0), seconds,
-            told.get("told", 0),
+            told.get("told", 0), told.get("read", ()),
         )  # fmt: skip
 
     def _child(self, act: Callable[[], Facts], answers: int, kill_at: int, hang: bool) -> None:
@@ -375,11 +395,13 @@ class Kit:
 
         try:
             os.dup2(self.log.fileno(), 2)
+            sys.stdout = sys.stderr
             self.current = self.step._replace(notify=listen, announce=listen)
             if hang:
                 signal.signal(signal.SIGALRM, late)
                 signal.setitimer(signal.ITIMER_REAL, HANGING)
-            answer: dict[str, Any] = {"kind": "facts", "facts": act() or {}}
+            facts: Any = act()
+            answer: dict[str, Any] = {"kind": "facts", "facts": {} if facts is None else facts}
             signal.setitimer(signal.ITIMER_REAL, 0)
             json.dumps(answer)
         except (Failure, OSError) as error:
@@ -389,9 +411,58 @@ class Kit:
             answer = {"kind": "bug", "what": f"{type(error).__name__}: {error}"}
         try:
             with open(answers, "w", encoding="utf-8") as file:
-                json.dump({**answer, "told": count}, file)
+                json.dump({**answer, "told": count, "read": sorted(self.given.read)}, file)
         finally:
             os._exit(0)
+
+
+class _Noting(dict[str, Any]):
+    """Facts that note which of them are looked at."""
+
+    def __init__(self, facts: Facts) -> None:
+        super().__init__(facts)
+        self.read: set[str] = set()
+
+    def __getitem__(self, key: str) -> Any:
+        self.read.add(key)
+        return super().__getitem__(key)
+
+    def __contains__(self, key: object) -> bool:
+        self.read.add(str(key))
+        return super().__contains__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.read.add(key)
+        return super().get(key, default)
+
+
+#: What Python makes of the types of a JSON Schema.
+_TYPES = {
+    "string": (str,),
+    "integer": (int,),
+    "number": (int, float),
+    "boolean": (bool,),
+    "array": (list,),
+    "object": (dict,),
+}
+
+
+def _wrong_default(field: Option) -> str:
+    """What is wrong with an option's default, which is in parsed form; "" if nothing is.
+
+    An empty value may stand for "not said", though no pod file could say it.
+    """
+    default: object = field.default
+    plain = {kind for kinds in _TYPES.values() for kind in kinds}
+    if type(default) not in plain:  # none at all, or a form of the kind's own
+        return ""
+    types = field.kind.schema.get("type", list(_TYPES))
+    wanted = {kind for name in ([types] if isinstance(types, str) else types) for kind in _TYPES.get(name, ())}
+    try:
+        parsed = field.kind.parse(default)
+    except Exception as error:
+        return "" if not default and type(default) in wanted else str(error)
+    return "" if type(parsed) is type(default) else f"{default!r} is read as {parsed!r}"
 
 
 def _few(items: set[str]) -> str:

@@ -153,8 +153,11 @@ def recognisable(items: set[str], places: Sequence[str], tag: str) -> set[str]:
 
 
 def is_a_pods(item: str, pod: Pod) -> bool:
-    """True for what belongs to one pod and has to go with it; False for what pods share, such as an unpacked image."""
-    return item.startswith(("mount ", "device ", "process ", "cgroup ", "in ")) or pod.name in item or pod.tag in item
+    """True for what has to go with a pod, temporary files included; False for what pods share, such as an unpacked
+    image.
+    """
+    own = item.startswith(("mount ", "device ", "process ", "cgroup ", "in "))
+    return own or pod.name in item or pod.tag in item or "/temporary/" in item
 
 
 def mounts() -> list[tuple[str, str]]:

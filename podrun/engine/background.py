@@ -8,7 +8,7 @@ import select
 import time
 
 from podrun import jsontext
-from podrun.engine.deadline import late, limit
+from podrun.engine.verbs import late, verb
 from podrun.errors import Failure, of_oserror
 from podrun.facts import accepted
 from podrun.record import NamedTuple
@@ -124,7 +124,7 @@ def begin(
         if os.getppid() != launcher:
             os._exit(1)
         try:
-            with limit(step.timeout):
+            with verb(step):
                 told: dict[str, object] = {"facts": accepted(hook.up(step, facts))}
         except Failure as error:
             told = {"failure": [error.what, error.code, error.hint, error.key]}

@@ -9,12 +9,12 @@ import os
 import time
 
 from podrun.engine import journal as journals
-from podrun.engine.deadline import limit
 from podrun.engine.journal import Entry, Header, Journal, Writer
 from podrun.engine.processes import alive, boot_id, exit_status, start_time
 from podrun.engine.segments import label_of, resolve, segments
+from podrun.engine.verbs import failed, verb
 from podrun.engine.world import Callbacks
-from podrun.errors import BUSY, OF_A_STEP, STEP_FAILED, Failure, Interrupted, of_oserror
+from podrun.errors import BUSY, STEP_FAILED, Failure, Interrupted, of_oserror
 from podrun.facts import accepted, merged, unknown_facts
 from podrun.hook import Facts, Pod, Step
 from podrun.messages import quiet
@@ -112,7 +112,7 @@ def _undo(journal: Journal, header: Header, world: Callbacks, undone: list[str],
             try:
                 hook = world.load(entry.step["hook"])
                 step = resolve(pod, hook, entry.step, _notifier(world, label, quiet), report=world.report)
-                with limit(step.timeout):
+                with verb(step):
                     # Pids, addresses and mounts of an earlier boot mean something else today.
                     hook.down(step, {} if stale else entry.facts)
             except Exception as error:
@@ -165,7 +165,7 @@ class _Run:
             return
         began = time.monotonic()
         try:
-            with limit(step.timeout):
+            with verb(step):
                 facts = accepted(hook.up(step, self.facts(text.name)))
         except Exception as error:
             self._skip_or_raise(n, text, journal, error)
@@ -267,17 +267,6 @@ def given_up(error: BaseException, pod: Pod, world: Callbacks, only: str) -> Bas
 
 
 # --- steps and segments --------------------------------------------------------------------------------------------
-
-
-def failed(label: str, error: BaseException) -> Failure:
-    """The Failure of a step: its label in front, and an exit code that a step may have."""
-    if isinstance(error, Failure):
-        code = error.code if error.code in OF_A_STEP else STEP_FAILED
-        return Failure(f"{label}: {error.what}", code=code, hint=error.hint, key=error.key)
-    if isinstance(error, OSError):
-        failure = of_oserror(error)
-        return Failure(f"{label}: {failure.what}", code=failure.code)
-    return Failure(f"{label}: the hook failed: {type(error).__name__}: {error}", hint="--debug shows where")
 
 
 def step_of(header: Header, entry: Entry, world: Callbacks) -> Step:

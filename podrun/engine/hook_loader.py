@@ -8,7 +8,7 @@ import sys
 from podrun.errors import INTERNAL, WRONG_FILE, Failure
 from podrun.hook import Pod, Step
 from podrun.hook_extras import offers
-from podrun.options import unknown
+from podrun.options import Option, unknown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -55,20 +55,44 @@ def load(name: str) -> Hook:
         return _hook(FIRST_PARTY[name])
     if executable(name):
         return _hook(EXECUTABLE)
+    from contextlib import redirect_stdout
     from importlib.metadata import entry_points
 
     installed = entry_points(group=ENTRY_POINTS)
     if name not in installed.names:
         raise Failure(unknown(name, names(), "hook"), code=WRONG_FILE, hint="or exec:/path for an executable")
     try:
-        hook: Hook = installed[name].load()
-    except Exception as error:
+        # Standard output is podrun's own, also while a module prints at its import.
+        with redirect_stdout(sys.stderr):
+            hook: Hook = installed[name].load()
+    except SyntaxError as error:
+        what = f"the hook {name!r} cannot be imported: {error.filename}:{error.lineno}: {error.msg}"
+        raise Failure(what, code=WRONG_FILE) from error
+    except (Exception, SystemExit) as error:
         raise Failure(f"the hook {name!r} cannot be imported: {error!r}", code=WRONG_FILE) from error
-    missing = [word for word in ("Options", "up", "down") if not hasattr(hook, word)]
-    if missing:
-        what, hint = f"the hook {name!r} lacks {', '.join(missing)}", "see docs/reference/hooks.md"
-        raise Failure(what, code=WRONG_FILE, hint=hint)
+    for what in odd(hook):
+        raise Failure(f"the hook {name!r} {what}", code=WRONG_FILE, hint="see docs/reference/hooks.md")
     return hook if all(hasattr(hook, word) for word in _DEFAULTS) else _completed(hook)
+
+
+def odd(hook: Any) -> Iterator[str]:
+    """What a package's hook lacks, and the attributes whose type nobody can use."""
+    if missing := [word for word in ("Options", "up", "down") if not hasattr(hook, word)]:
+        yield f"lacks {', '.join(missing)}"
+        return
+    for word in ("up", "down", "check"):
+        if not callable(getattr(hook, word, finds_nothing)):
+            yield f"has a {word} that cannot be called"
+    for word in ("takes", "gives"):
+        names = getattr(hook, word, ())
+        # A string is a sequence of strings, too: its letters.
+        if isinstance(names, str) or not all(isinstance(name, str) for name in names or ()):
+            yield f"has {word} = {names!r}, which is no list of names"
+    declared = getattr(hook.Options, "_field_defaults", None) if hook.Options is not None else {}
+    if declared is None or (hook.Options is not None and set(declared) != set(hook.Options._fields)):
+        yield "has Options that are not a NamedTuple of option() fields"
+    elif wrong := [key for key, field in declared.items() if not isinstance(field, Option)]:
+        yield f"has options that are not made by option(): {', '.join(wrong)}"
 
 
 def finds_nothing(step: Step) -> Sequence[Problem]:
@@ -97,13 +121,17 @@ def executable(name: str) -> str:
 
 def dropped_in() -> list[str]:
     """The names of the executables in the drop-in directories, sorted."""
-    found: set[str] = set()
+    return sorted({name for name, _ in _executables()} - set(FIRST_PARTY))
+
+
+def _executables() -> Iterator[tuple[str, str]]:
+    """The executables in the drop-in directories: name and path."""
     for directory in _command().directories():
         try:
-            found |= {name for name in os.listdir(directory) if _is_executable(f"{directory}/{name}")}
+            names = os.listdir(directory)
         except OSError:
             continue
-    return sorted(found - set(FIRST_PARTY))
+        yield from ((name, f"{directory}/{name}") for name in names if _is_executable(f"{directory}/{name}"))
 
 
 def _is_executable(path: str) -> bool:
@@ -115,6 +143,20 @@ def names() -> list[str]:
     from importlib.metadata import entry_points
 
     return list(dict.fromkeys([*FIRST_PARTY, *dropped_in(), *sorted(entry_points(group=ENTRY_POINTS).names)]))
+
+
+def hidden() -> Iterator[tuple[str, str, str]]:
+    """What a pod file cannot name, because another hook has its name: the name, where it is, and what hides it."""
+    from importlib.metadata import entry_points
+
+    for name, path in _executables():
+        if name in FIRST_PARTY:
+            yield name, path, "podrun's own hook"
+    for point in entry_points(group=ENTRY_POINTS):
+        if point.name in FIRST_PARTY:
+            yield point.name, point.value, "podrun's own hook"
+        elif path := executable(point.name):
+            yield point.name, point.value, path
 
 
 def kind(name: str) -> str:

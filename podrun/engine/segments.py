@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from podrun.engine.journal import POD_SEGMENT
+from podrun.engine.verbs import failed, verb
 from podrun.engine.world import Callbacks
 from podrun.errors import Failure
 from podrun.hook import Pod, Problem, Step, is_resident
@@ -57,13 +58,20 @@ def resolve(
 
 
 def problems(pod: Pod, steps: Sequence[StepText], world: Callbacks) -> list[tuple[StepText, Problem]]:
-    """What the hooks' checks found, with the step; nothing is changed by asking."""
+    """What the hooks' checks found, with the step; nothing is changed by asking.
+
+    Raises Failure, naming the step, for a check that fails itself.
+    """
     found = []
     before: list[Step] = []
     for text in steps:
         hook = world.load(text.hook)
-        step = resolve(pod, hook, text._asdict())
-        found += [(text, problem) for problem in hook.check(step)]
+        step = resolve(pod, hook, text._asdict(), report=world.report)
+        try:
+            with verb(step):
+                found += [(text, problem) for problem in hook.check(step)]
+        except Exception as error:
+            raise failed(label_of(text._asdict()), error) from error
         if checking := offers(hook, ChecksChain):
             found += [(text, problem) for problem in checking.check_in_chain(step, before)]
         before.append(step)
