@@ -185,6 +185,14 @@ def reload(ctx: click.Context) -> None:
 
 
 @group.command(cls=Guarded)
+@click.pass_context
+def refresh(ctx: click.Context) -> None:
+    """Give pods the host's resolv.conf and hosts as they are now; where systemd runs, it does so by itself."""
+    for path in _hook("host_files").refresh(host_of(ctx.obj).run):
+        say(path)
+
+
+@group.command(cls=Guarded)
 @click.argument("name")
 @click.pass_context
 def gc(ctx: click.Context, name: str) -> None:

@@ -179,3 +179,32 @@ def test_a_watchdogsec_that_nobody_will_answer_is_told_of(pods: Pods) -> None:
     pods.file("web", IMAGE + container(PATIENT) + '[service]\nWatchdogSec = "5s"\n')
     done = sh("podrun", "unit", "web")
     assert "nothing answers WatchdogSec=5s" in done.stderr
+
+
+def test_a_running_pod_sees_what_the_host_changes_in_its_resolver_and_hosts(pods: Pods) -> None:
+    host = '[[chain]]\nhook = "network"\nmode = "host"\n'
+    pods.install("unit", IMAGE, host, container(PATIENT))
+    file = pods.file("hand", IMAGE + NETWORK + container(PATIENT))
+    before = {path: path.read_bytes() for path in (Path("/etc/resolv.conf"), Path("/etc/hosts"))}
+    assert systemctl("start", "unit.service").returncode == 0
+    assert sh("podrun", "up", "-d", str(file)).returncode == 0
+    try:
+        for number in (1, 2):
+            for path, line in ((Path("/etc/resolv.conf"), "nameserver"), (Path("/etc/hosts"), "printer")):
+                new = path.with_name(f"{path.name}.new")
+                new.write_text(f"{line} 192.0.2.{number}\n" if line == "nameserver" else f"192.0.2.{number} {line}\n")
+                new.rename(path)
+            for pod, name, text in (
+                ("unit", "resolv.conf", f"nameserver 192.0.2.{number}\n"),
+                ("unit", "hosts", f"192.0.2.{number} printer\n"),
+                ("hand", "resolv.conf", f"nameserver 192.0.2.{number}\n"),
+            ):
+                until(
+                    lambda: sh("podrun", "exec", pod, "cat", f"/etc/{name}").stdout == text, why=lambda: f"{pod} {name}"
+                )  # noqa: B023
+    finally:
+        for path, content in before.items():
+            path.unlink()
+            path.write_bytes(content)
+        sh("podrun", "down", "hand")
+        systemctl("stop", "unit.service", "podrun-host-files.path")

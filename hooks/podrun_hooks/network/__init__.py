@@ -229,6 +229,7 @@ def _in_the_hosts(step: Step) -> Facts:
 
     options: Options = step.options
     hostname = options.hostname or os.uname().nodename
+    files.follow_host(step, options, reachable_loopback=True, hosts=True)
     content = {
         "hosts": files.host_hosts(options.hosts),
         "resolv.conf": files.resolv(options.dns, options.search, reachable_loopback=True),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from errno import ENOENT
 
+from podrun import jsontext
 from podrun.errors import WRONG_FILE, Failure
 from podrun_hooks.network.options import is_reserved
 from podrun_hooks.support import syscalls
@@ -17,10 +18,13 @@ if TYPE_CHECKING:
     from podrun.hook import Step
     from podrun_hooks.network.options import Options
 
-_NAMES = ("hosts", "resolv.conf", "hostname")
+#: How the files follow from the host's: see :func:`follow_host`.
+OF_HOST = "of-host"
+_NAMES = ("hosts", "resolv.conf", "hostname", OF_HOST)
 _RESOLV = "/etc/resolv.conf"
+_HOSTS = "/etc/hosts"
 #: Where systemd-resolved lists the servers behind its stub 127.0.0.53 (systemd-resolved.service(8)).
-_UPSTREAM = "/run/systemd/resolve/resolv.conf"
+UPSTREAM = "/run/systemd/resolve/resolv.conf"
 _LOCALHOST = """127.0.0.1\tlocalhost
 ::1\tlocalhost ip6-localhost ip6-loopback
 """
@@ -52,6 +56,27 @@ def write(step: Step, content: Mapping[str, str]) -> list[dict[str, Any]]:
     ]
 
 
+def follow_host(step: Step, options: Options, *, reachable_loopback: bool, hosts: bool = False) -> None:
+    """Writes down how the step's files follow from the host's, and sees to it that systemd watches those.
+
+    To be called before the files are written, so that no change is missed. ``hosts``: the pod has the host's own.
+    """
+    told = {
+        "dns": options.dns,
+        "search": options.search,
+        "reachable_loopback": reachable_loopback,
+        "hosts": options.hosts if hosts else None,
+    }
+    with open(
+        os.open(path_of(step, OF_HOST), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w"
+    ) as file:
+        file.write(jsontext.dumps(told))
+    if os.path.isdir("/run/systemd/system"):  # sd_booted(3)
+        from podrun_hooks.network import host_files
+
+        host_files.watch(step.pod.run)
+
+
 def remove(step: Step) -> None:
     """Removes the files of :func:`write`, as far as they exist."""
     for name in _NAMES:
@@ -68,6 +93,7 @@ def for_pod(
     """The mounts of a pod that has ``addresses``. ``shared`` is the hosts file that all pods of its bridge share; if ""
     the pod gets its own, with the names that the bridge with this ``directory`` has now.
     """
+    follow_host(step, options, reachable_loopback=False)
     content = {
         "resolv.conf": resolv(options.dns, options.search, reachable_loopback=False),
         "hostname": f"{hostname}\n",
@@ -154,7 +180,7 @@ def hosts(hostname: str, addresses: Sequence[str], more: Mapping[str, str]) -> s
 
 def host_hosts(more: Mapping[str, str]) -> str:
     """/etc/hosts of a pod in the host's network: the host's own, and ``more``."""
-    text = _content("/etc/hosts") or _LOCALHOST
+    text = _content(_HOSTS) or _LOCALHOST
     return (
         text + ("" if text.endswith("\n") else "\n") + "".join(f"{address}\t{name}\n" for name, address in more.items())
     )
@@ -177,7 +203,7 @@ def resolv(servers: Sequence[str], search: Sequence[str] = (), *, reachable_loop
     elif not reachable_loopback:
         kept = _without_loopback(text)
         if not any(map(_server, kept)) and any(map(_server, lines)):
-            kept = _without_loopback(_content(_UPSTREAM)) or kept
+            kept = _without_loopback(_content(UPSTREAM)) or kept
         lines = kept
     elif not search:
         return text

@@ -16,7 +16,7 @@ from pyroute2 import NetNS
 
 from podrun.errors import BUSY, CANNOT_CREATE, WRONG_FILE, Failure
 from podrun_hooks import network
-from podrun_hooks.network import inspect, ledger, namespace
+from podrun_hooks.network import files, host_files, inspect, ledger, namespace
 from support.network_case import Place, call, inside, plain, run, seen, settled
 
 pytestmark = pytest.mark.root
@@ -101,6 +101,40 @@ def test_a_pod_in_the_hosts_network_has_the_hosts_name_and_nothing_of_its_own(pl
     assert not os.path.exists(namespace.path_of(place.started["web"].pod.tag))
     text = next(m["hostPath"] for m in facts["mounts"] if m["containerPath"] == "/etc/resolv.conf")
     assert Path(text).read_text() == Path("/etc/resolv.conf").read_text()
+
+
+def test_what_the_host_changes_later_is_written_in_place(place: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    resolver, hosts = place.home / "resolv.conf", place.home / "hosts"
+    resolver.write_text("search lan\nnameserver 192.0.2.1\nnameserver 127.0.0.53\n")
+    hosts.write_text("192.0.2.7\tprinter\n")
+    monkeypatch.setattr(files, "_RESOLV", str(resolver))
+    monkeypatch.setattr(files, "_HOSTS", str(hosts))
+    pods = {
+        "hosts": place.up("hosts", mode="host", hosts={"db": "192.0.2.8"}),
+        "bridged": place.up("bridged"),
+        "own": place.up("own", mode="host", dns=["192.0.2.53"]),
+    }
+    opened = {
+        (pod, mount["containerPath"][5:]): open(mount["hostPath"])
+        for pod, facts in pods.items()
+        for mount in facts["mounts"]
+    }
+    try:
+        assert host_files.refresh(place.run) == []
+        for path, text in ((resolver, "nameserver 198.51.100.1\nnameserver 127.0.0.53\n"), (hosts, "192.0.2.9\tp\n")):
+            new = path.with_suffix(".new")
+            new.write_text(text)
+            new.rename(path)
+        assert len(host_files.refresh(place.run)) == 5
+        texts = {key: file.read() for key, file in opened.items()}
+    finally:
+        for file in opened.values():
+            file.close()
+    assert texts["hosts", "resolv.conf"] == "nameserver 198.51.100.1\nnameserver 127.0.0.53\n"
+    assert texts["hosts", "hosts"] == "192.0.2.9\tp\n192.0.2.8\tdb\n"
+    assert texts["bridged", "resolv.conf"] == "nameserver 198.51.100.1\n"
+    assert "printer" not in texts["bridged", "hosts"]
+    assert texts["own", "resolv.conf"] == "nameserver 192.0.2.53\n"
 
 
 @pytest.mark.parametrize("table", [{}, {"mode": "none"}, {"mode": "host"}, {"publish": ["45001:80", "45002:53/udp"]}])

@@ -162,7 +162,7 @@ def test_name_servers_on_the_hosts_loopback_are_replaced(
     (tmp_path / "host").write_text(host)
     (tmp_path / "upstream").write_text(upstream)
     monkeypatch.setattr(files, "_RESOLV", str(tmp_path / "host"))
-    monkeypatch.setattr(files, "_UPSTREAM", str(tmp_path / "upstream"))
+    monkeypatch.setattr(files, "UPSTREAM", str(tmp_path / "upstream"))
     assert files.resolv(dns, reachable_loopback=False) == expected
 
 
