@@ -181,6 +181,13 @@ def test_a_watchdogsec_that_nobody_will_answer_is_told_of(pods: Pods) -> None:
     assert "nothing answers WatchdogSec=5s" in done.stderr
 
 
+def sees(pod: str, name: str, text: str) -> None:
+    def shown() -> str:
+        return sh("podrun", "exec", pod, "cat", f"/etc/{name}").stdout
+
+    until(lambda: shown() == text, why=lambda: shown() + systemctl("status", "podrun-host-files*").stdout)
+
+
 def test_a_running_pod_sees_what_the_host_changes_in_its_resolver_and_hosts(pods: Pods) -> None:
     host = '[[chain]]\nhook = "network"\nmode = "host"\n'
     pods.install("unit", IMAGE, host, container(PATIENT))
@@ -199,9 +206,7 @@ def test_a_running_pod_sees_what_the_host_changes_in_its_resolver_and_hosts(pods
                 ("unit", "hosts", f"192.0.2.{number} printer\n"),
                 ("hand", "resolv.conf", f"nameserver 192.0.2.{number}\n"),
             ):
-                until(
-                    lambda: sh("podrun", "exec", pod, "cat", f"/etc/{name}").stdout == text, why=lambda: f"{pod} {name}"
-                )  # noqa: B023
+                sees(pod, name, text)
     finally:
         for path, content in before.items():
             path.unlink()
