@@ -8,7 +8,7 @@ from podrun.errors import BUSY, WRONG_FILE, Failure
 from podrun.hook import Problem
 from podrun_hooks.network import ledger as ledgers
 from podrun_hooks.network.options import Options as Options
-from podrun_hooks.network.options import manner, wish, with_network
+from podrun_hooks.network.options import manner, named, wish, with_network
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ _FOR_MODES = (
     (("mac", "interface"), ("bridge", "macvlan", "cni")),
     (("mtu", "routes"), ("bridge", "macvlan")),
     (("sysctls",), ("bridge", "macvlan", "cni", "none")),
+    (("ipv6",), ("bridge", "macvlan", "none")),
 )
 
 
@@ -128,7 +129,7 @@ def check(step: Step) -> list[Problem]:
     """Finds options that cannot be combined, and ports that another pod or process holds."""
     options: Options = step.options
     mode = options.mode.partition(":")[0]
-    misplaced = [key for keys, fine in _FOR_MODES if mode not in fine for key in keys if getattr(options, key)]
+    misplaced = [key for keys, fine in _FOR_MODES if mode not in fine for key in keys if _is_said(options, key)]
     if step.pod.userns == "auto" and mode in _OF_OTHERS:
         return [Problem(_NOT_OURS, WRONG_FILE, _OWN, key="mode")]
     if misplaced:
@@ -260,7 +261,7 @@ def _in_its_own(step: Step, fd: int, made: str) -> Facts:
         shared = ""
         if place:
             if not pod.beside:
-                name_pod(step, hostname, place.bridge.directory, plain, fd)
+                name_pod(step, hostname, place.bridge.name, place.bridge.directory, plain, fd)
             shared = "" if options.hosts else names.path_of(place.bridge.directory)
         mounts = files.for_pod(step, options, hostname, plain, shared, place.bridge.directory if place else "")
         step.status("connecting the pod")
@@ -292,18 +293,18 @@ def take_place(step: Step, options: Options, fd: int) -> Plug:
     address = lease.claim(on.directory, pod.run, ledgers.path_of(step), fd, on.pools, pod.name, wanted)
     n = on.pool.offset(address)
     address6 = ""
-    if options.address6:
+    if options.address6 and options.ipv6:
         address6 = lease.fixed6(on.pool, on.pool6, options.address6.partition("/")[0], n)
         if address6:
             lease.claim(on.directory, pod.run, ledgers.path_of(step), fd, on.pools, pod.name, address6)
     return namespace.Plug(on, n, bool(options.publish), wish(options), address6, not on.manner.any_source)
 
 
-def name_pod(step: Step, hostname: str, directory: str, addresses: Sequence[str], fd: int) -> None:
-    """Adds the pod's names to the hosts file of the bridge with this ``directory``."""
+def name_pod(step: Step, hostname: str, name: str, directory: str, addresses: Sequence[str], fd: int) -> None:
+    """Adds the pod's names to the hosts file of the bridge ``name`` with this ``directory``."""
     from podrun_hooks.network import files, names
 
-    where = names.add(directory, addresses, files.names(step, hostname), names.mark(step))
+    where = names.add(directory, named(name, addresses), files.names(step, hostname), names.mark(step))
     ledgers.note(fd, "name", str(where))
 
 
@@ -316,12 +317,18 @@ def publish_ports(step: Step, place: Plug, addresses: Sequence[str], fd: int) ->
     step.status("ports are published")
 
 
+def _is_said(options: Options, key: str) -> bool:
+    return not options.ipv6 if key == "ipv6" else bool(getattr(options, key))
+
+
 def _checked_address(step: Step) -> list[Problem]:
     from podrun_hooks.network import bridge, lease
 
     options = step.options
     try:
         options = with_network(options, options.bridge or bridge.default_name(step.pod))
+        if options.address6 and not options.ipv6:
+            return [Problem("address6 and ipv6 = false exclude each other", WRONG_FILE, key="address6")]
         address, address6 = (text.partition("/")[0] for text in (options.address, options.address6))
         pool = lease.subnet(options.subnet) if options.subnet else None
         if pool and address:

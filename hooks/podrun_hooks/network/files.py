@@ -173,6 +173,8 @@ def names(step: Step, hostname: str) -> list[str]:
 
 def hosts(hostname: str, addresses: Sequence[str], more: Mapping[str, str]) -> str:
     """/etc/hosts of a pod with ``addresses``; ``more`` maps further names to their addresses."""
+    # As on a bridge (options.named): IPv4 alone where there is some.
+    addresses = [address for address in addresses if ":" not in address] or addresses
     own = [f"{address}\t{_names(hostname)}" for address in addresses or ["127.0.1.1"]]
     others = [f"{address}\t{name}" for name, address in more.items() if name not in _names(hostname).split()]
     return _LOCALHOST + "".join(f"{line}\n" for line in own + others)

@@ -96,9 +96,8 @@ def watch(run: str) -> None:
     if any(os.path.exists(f"{place}/{name}.path") for place in ("/run/systemd/transient", "/etc/systemd/system")):
         return
     places = [path for path in sys.path if os.path.isdir(f"{path}/podrun_hooks") or os.path.isdir(f"{path}/podrun")]
-    code = (
-        f"import sys; sys.path[:0] = {places!r}; from podrun_hooks.network.host_files import refresh; refresh({run!r})"
-    )
+    # One expression: systemd 252 writes a ";" of a transient unit so that it does not read it back.
+    code = f"__import__('sys').path.extend({places!r}) or __import__({__name__!r}, None, None, ['']).refresh({run!r})"
     argv = ["/usr/bin/systemd-run", "--quiet", "--no-block", f"--unit={name}"]
     argv += ["--description=podrun: pods see changes of the host's resolv.conf and hosts"]
     argv += [f"--path-property=PathChanged={path}" for path in _WATCHED]

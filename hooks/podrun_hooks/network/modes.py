@@ -6,7 +6,7 @@ import os
 
 from podrun.errors import UNAVAILABLE, WRONG_FILE, Failure
 from podrun.hook import Problem
-from podrun_hooks.network import attach, bridge, files, names, namespace
+from podrun_hooks.network import attach, bridge, files, namespace
 from podrun_hooks.network import ledger as ledgers
 from podrun_hooks.network.options import wish, with_network
 
@@ -35,7 +35,7 @@ def first(step: Step, fd: int, made: str = "") -> Facts:
         step.status(f"joined {word}")
         return _facts(step, hostname, addresses)
     step.status("making the network namespace")
-    namespace.begin(step.pod.tag, step.pod.run, fd, None, namespace.Wish(), made).join()
+    namespace.begin(step.pod.tag, step.pod.run, fd, None, namespace.Wish(ipv6=options.ipv6), made).join()
     step.status("connecting the pod")
     addresses, dns = _connect(step, fd, namespace.path_of(step.pod.tag))
     servers = options.dns or dns.get("dns", [])
@@ -60,6 +60,8 @@ def check(step: Step) -> list[Problem]:
         elif mode == "macvlan":
             if not os.path.exists(f"/sys/class/net/{word}"):
                 return [Problem(f"the host has no link {word}", UNAVAILABLE, key="mode")]
+            if options.address6 and not options.ipv6:
+                return [Problem("address6 and ipv6 = false exclude each other", WRONG_FILE, key="ipv6")]
             lacking = [key for key in ("address", "address6") if "/" not in (getattr(options, key) or "/")]
             return [Problem(f"{key} needs a prefix length in mode macvlan", WRONG_FILE, key=key) for key in lacking]
         elif mode == "cni":
@@ -139,7 +141,7 @@ def _connect(step: Step, fd: int, path: str) -> tuple[list[str], dict[str, list[
 
 
 def _bridged(step: Step, fd: int, netns: int) -> list[str]:
-    from podrun_hooks.network import publish_ports, take_place
+    from podrun_hooks.network import name_pod, publish_ports, take_place
 
     pod = step.pod
     options = with_network(step.options, step.options.bridge or bridge.default_name(pod))
@@ -149,8 +151,7 @@ def _bridged(step: Step, fd: int, netns: int) -> list[str]:
     plain = [cidr.partition("/")[0] for cidr in addresses]
     attach.plug(step, fd, netns, place)
     step.status("naming the pod")
-    where = names.add(place.bridge.directory, plain, files.names(step, files.hostname(step)), names.mark(step))
-    ledgers.note(fd, "name", str(where))
+    name_pod(step, files.hostname(step), place.bridge.name, place.bridge.directory, plain, fd)
     if options.publish:
         publish_ports(step, place, plain, fd)
     return addresses

@@ -45,6 +45,8 @@ _SYSCTLS = (
 # sent only if the MAC address does not follow from the IP address: neighbours may have cached another (Bridge.mac).
 _ANNOUNCING = (("net/ipv4/conf/default/arp_notify", "1"), ("net/ipv6/conf/default/ndisc_notify", "1"))
 
+# Of links that are there already, and of those to come.
+_WITHOUT_IPV6 = (("net/ipv6/conf/all/disable_ipv6", "1"), ("net/ipv6/conf/default/disable_ipv6", "1"))
 
 #: Attempts to add routes, with 1, 2, 4 and 8 ms between them.
 _ATTEMPTS = 5
@@ -57,6 +59,8 @@ class Wish(NamedTuple):
     interface: str = ""
     mac: bytes = b""
     mtu: int = 0
+    #: False: the namespace gets no IPv6 addresses, not even on its loopback.
+    ipv6: bool = True
     #: Pairs of destination (CIDR) and gateway ("" for a destination on the link).
     routes: Sequence[tuple[str, str]] = ()
     #: Pairs of path below /proc/sys and value.
@@ -81,8 +85,12 @@ class Plug(NamedTuple):
         """The pod's addresses in CIDR notation, IPv4 first."""
         pool6 = self.bridge.pool6
         if not self.address6 or not pool6:
-            return self.bridge.addresses(self.n)
+            return self.of_bridge(self.n)
         return [self.bridge.addresses(self.n)[0], f"{self.address6}/{pool6.length}"]
+
+    def of_bridge(self, n: int) -> list[str]:
+        """Number ``n`` of the bridge's addresses (CIDR), as far as the pod has a use for them: 1 is the gateway."""
+        return self.bridge.addresses(n)[: None if self.wish.ipv6 else 1]
 
     @property
     def announced(self) -> bool:
@@ -118,7 +126,8 @@ def begin(tag: str, run: str, fd: int, plug: Plug | None, wish: Wish, made: str 
             syscalls.setns(os.open(made, os.O_RDONLY | os.O_CLOEXEC), syscalls.CLONE_NEWNET)
         else:
             syscalls.unshare(syscalls.CLONE_NEWNET)
-        for name, value in (*_SYSCTLS, *(_ANNOUNCING if plug and plug.announced else ())):
+        announcing = _ANNOUNCING if plug and plug.announced else ()
+        for name, value in (*_SYSCTLS, *announcing, *(() if wish.ipv6 else _WITHOUT_IPV6)):
             try:
                 _write(name, value, proc)
             except FileNotFoundError:  # a kernel without IPv6
@@ -157,7 +166,7 @@ def plug_in(
     bridge, n, hairpin, wish = plug.bridge, plug.n, plug.hairpin, plug.wish
     netns = os.open(_OURS, os.O_RDONLY | os.O_CLOEXEC)
     mac = wish.mac or bridge.mac(n)
-    own = [*plug.addresses, *([_link_local(mac)] if bridge.pool6 else [])]
+    own = [*plug.addresses, *([_link_local(mac)] if bridge.pool6 and wish.ipv6 else [])]
     program = _program(mac, own) if plug.filtered else classifier.no_loopback()
     joining = [rtnetlink.change(name, master=bridge.ifindex), *([rtnetlink.hairpin(name)] if hairpin else [])]
     index = _index_of(name)
@@ -169,7 +178,7 @@ def plug_in(
         rtnetlink.change(name, up=True),
     )
     os.close(netns)
-    address(interface, own, bridge.addresses(1), wish, inside)
+    address(interface, own, plug.of_bridge(1), wish, inside)
     if not plug.announced:
         outside.send(*joining)
     return index

@@ -11,7 +11,7 @@ from podrun_hooks.support import trusted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Any
 
     from podrun_hooks.network.bridge import Manner
@@ -192,6 +192,7 @@ class Options(NamedTuple):
         "the pod's IPv6 address; on a bridge: default one that follows from the IPv4 address; else with /length",
         "",
     )
+    ipv6: bool = option(BOOLEAN, "false: the pod has no IPv6 at all (bridge, macvlan, none)", True)
     gateway: list[str] = option(list_of(checked(TEXT, _ip)), "with macvlan: the routers, one of each family", [])
     routes: list[str] = option(
         list_of(checked(TEXT, _route, {"examples": ["10.9.0.0/16 via 10.1.0.1"]})), "static routes", []
@@ -237,6 +238,13 @@ class Network(NamedTuple):
         "bridges whose pods the pods of this one may call by their own addresses",
         [],
     )
+    ipv6: bool = option(BOOLEAN, "false: the pods have no IPv6 at all", True)
+    names6: bool = option(
+        BOOLEAN,
+        "the pods' names mean their IPv6 addresses, too; programs then try these first, and a payload that listens on "
+        "0.0.0.0 alone does not answer there",
+        False,
+    )
     mtu: int = option(checked(INTEGER, _mtu), "the pods' MTU", 0)
     routes: list[str] = option(list_of(checked(TEXT, _route)), "static routes of the pods", [])
     dns: list[str] = option(list_of(checked(TEXT, _ip)), "name servers of the pods", [])
@@ -254,7 +262,17 @@ def with_network(options: Options, bridge: str) -> Options:
         return options
     # Settings that are not options of a step ("routed" and the like) belong to the bridge alone.
     missing = {key: value for key, value in declared._asdict().items() if value and not getattr(options, key, True)}
-    return options._replace(**missing)
+    return options._replace(ipv6=options.ipv6 and declared.ipv6, **missing)
+
+
+def named(bridge: str, addresses: Sequence[str]) -> Sequence[str]:
+    """Those of a pod's addresses that its names on a bridge mean. Raises Failure (WRONG_FILE).
+
+    IPv4 alone, as in docker's and podman's networks, unless networks.toml wants both: the C library puts IPv6 first,
+    and many servers listen on 0.0.0.0 only.
+    """
+    declared = networks().get(bridge) if os.path.exists(NETWORKS) else None
+    return addresses if declared and declared.names6 else [address for address in addresses if ":" not in address]
 
 
 def manner(bridge: str) -> Manner:
@@ -299,5 +317,6 @@ def wish(options: Options) -> Wish:
         mac=bytes.fromhex(options.mac.replace(":", "")),
         mtu=options.mtu,
         routes=[(words[0], words[2] if len(words) == 3 else "") for words in routes],
+        ipv6=options.ipv6,
         sysctls=[(key if "/" in key else key.replace(".", "/"), value) for key, value in options.sysctls.items()],
     )

@@ -15,12 +15,13 @@ from podrun_hooks.network import files, lease, names, namespace
 from podrun_hooks.network import ledger as ledgers
 from podrun_hooks.network.child import Child
 from podrun_hooks.network.netlink import conntrack, sockets
+from podrun_hooks.network.options import named
 from podrun_hooks.network.publish import handover, spec
 from podrun_hooks.support import syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from podrun.hook import Facts, Step
 
@@ -70,7 +71,7 @@ def take_over(step: Step, own: Facts, before: Step) -> None:
         for name in ledger.all("bridge"):
             directory = bridges.directory(step.pod.run, name)
             plain = [cidr.partition("/")[0] for cidr in own["addresses"]]
-            _name(step, own, directory, plain, new.fd)
+            _name(step, own, directory, named(name, plain), new.fd)
             if step.options.publish or old.ledger.all("publish"):
                 on = bridges.ensure(step.pod.run, bridges.table(step.pod), name)
                 handover.move(step.pod, on, spec.each(step.options.publish), plain, new, old)
@@ -87,7 +88,7 @@ def _side(step: Step) -> handover.Side:
     return handover.Side(ledgers.read(path), ledgers.further(path))
 
 
-def _name(step: Step, own: Facts, directory: str, addresses: list[str], fd: int) -> None:
+def _name(step: Step, own: Facts, directory: str, addresses: Sequence[str], fd: int) -> None:
     mark = names.mark(step)
     if any(name.mark == mark and name.addresses for name in names.known(directory)):
         return

@@ -282,13 +282,38 @@ def test_a_pod_knows_the_pods_that_come_after_it_and_forgets_those_that_go(place
     first = place.up("web")
     assert resolved(first, "db") == []
     second = place.up("db", hostname="db.example")
-    addresses = sorted(cidr.partition("/")[0] for cidr in second["addresses"])
-    assert resolved(first, "db") == addresses
-    assert resolved(first, "db.example") == addresses
-    assert resolved(second, "web") == sorted(cidr.partition("/")[0] for cidr in first["addresses"])
+    assert len(second["addresses"]) == 2
+    assert resolved(first, "db") == [plain(second)]
+    assert resolved(first, "db.example") == [plain(second)]
+    assert resolved(second, "web") == [plain(first)]
     assert resolved(first, "localhost")
     place.down("db")
     assert resolved(first, "db") == []
+
+
+def test_a_network_may_have_no_ipv6_or_give_it_to_names(place: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = place.home / "networks.toml"
+    settings.write_text("[networks.t-net-four]\nipv6 = false\n[networks.t-net-both]\nnames6 = true\n")
+    settings.chmod(0o644)
+    monkeypatch.setattr(options, "NETWORKS", str(settings))
+    monkeypatch.setattr(options.trusted, "text", lambda path, place: Path(path).read_text())
+    for name, table in {
+        "network": {"bridge": "t-net-four"},
+        "pod": {"ipv6": False, "publish": ["45011:80"]},
+        "lone": {"mode": "none", "ipv6": False},
+        "routed": {"bridge": "t-net-four", "hosts": {"x": "192.0.2.1"}},
+    }.items():
+        facts = place.up(name, **table)
+        assert [address for address in facts["addresses"] if ":" in address] == [], name
+        assert run(*inside(facts["netns"]), "ip", "-6", "-brief", "address") == "", name
+    both, other = (place.up(name, bridge="t-net-both") for name in ("both", "other"))
+    assert resolved(other, "both") == sorted(cidr.partition("/")[0] for cidr in both["addresses"])
+    assert len(resolved(other, "both")) == 2
+
+
+@pytest.mark.parametrize("table", [{"mode": "host"}, {"address6": "fd99::1/64", "mode": "macvlan:lo"}])
+def test_ipv6_false_is_refused_where_it_cannot_be(place: Any, table: Any) -> None:
+    assert [problem.key for problem in place.check("web", ipv6=False, **table)] == ["ipv6"]
 
 
 def test_a_name_takes_the_place_of_one_that_has_gone(place: Any) -> None:
