@@ -31,10 +31,8 @@ def group() -> None:
 @click.option("-q", "--quiet", is_flag=True, help="Names only.")
 @click.pass_context
 def ls(ctx: click.Context, form: str, quiet: bool) -> None:
-    """List the networks: the bridges that there are, and those of networks.toml that no pod has used yet."""
-    rows = _hook("inspect").networks(host_of(ctx.obj).run)
-    there = {row["name"] for row in rows}
-    rows += [_unused(name, one) for name, one in _hook("options").networks().items() if name not in there]
+    """List the networks that a pod may name: bridges, and those that the first pod on them makes."""
+    rows = _hook("inspect").known(host_of(ctx.obj).run)
     if quiet:
         for row in rows:
             say(row["name"])
@@ -45,22 +43,8 @@ def ls(ctx: click.Context, form: str, quiet: bool) -> None:
     printed(rows, form)
 
 
-def _unused(name: str, declared: Any) -> dict[str, Any]:
-    return {
-        "name": name,
-        "subnet": declared.subnet,
-        "subnet6": declared.subnet6,
-        "up": False,
-        "ports": [],
-        "leases": 0,
-        "table": "",
-        "routed": declared.routed,
-        "guarded": False,
-    }
-
-
 def _state(row: dict[str, Any]) -> str:
-    if not row["table"]:
+    if not row["made"]:
         return "unused"
     return "up" if row["up"] and row["guarded"] else "no rules" if row["up"] else "down"
 
@@ -69,12 +53,12 @@ def _state(row: dict[str, Any]) -> str:
 @click.argument("name", required=False)
 @click.pass_context
 def inspect(ctx: click.Context, name: str | None) -> None:
-    """Print what there is on a bridge, or on all of them, as JSON."""
+    """Print what there is on a network, or on all of them, as JSON."""
     run = host_of(ctx.obj).run
     known = _hook("inspect")
     leases, links, published = known.leases(run), known.links(run), known.published(run)
     whole = []
-    for row in known.networks(run):
+    for row in known.known(run):
         addresses = {lease["address"] for lease in leases if lease["bridge"] == row["name"]}
         whole.append(
             {
@@ -89,7 +73,7 @@ def inspect(ctx: click.Context, name: str | None) -> None:
         return
     found = next((row for row in whole if row["name"] == name), None)
     if found is None:
-        raise Failure(f"there is no bridge {name}", code=UNAVAILABLE, hint="'podrun network ls' lists those there are")
+        raise Failure(f"there is no network {name}", code=UNAVAILABLE, hint="'podrun network ls' lists those there are")
     say(json.dumps(found, indent=2))
 
 

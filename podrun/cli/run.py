@@ -151,8 +151,7 @@ def _refuse_unknown_networks(pod: dict[str, Any], host: Host) -> None:
     wanted = [step["bridge"] for step in pod["chain"] if step["hook"] == "network" and "bridge" in step]
     if not wanted:
         return
-    known = {*hook_loader.part("network", "options").networks()}
-    known |= {row["name"] for row in hook_loader.part("network", "inspect").networks(host.run)}
+    known = {row["name"] for row in hook_loader.part("network", "inspect").known(host.run)}
     for name in wanted:
         if name not in known:
             what = unknown(name, ["bridge", "host", "none", *sorted(known)], "network")

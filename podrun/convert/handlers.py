@@ -92,6 +92,10 @@ def _csv(value: str) -> list[list[str]]:
     return list(csv.reader([value]))
 
 
+#: Modes whose word behind the colon is no list of settings.
+_WITH_A_WORD = ("container", "pod", "ns", "netns", "cni", "macvlan")
+
+
 def network_mode(container: Container, value: str, origin: Origin) -> None:
     """--network and compose's network_mode."""
     kind, colon, rest = value.partition(":")
@@ -103,15 +107,17 @@ def network_mode(container: Container, value: str, origin: Origin) -> None:
     elif kind in ("container", "pod") and rest:
         step.set("mode", f"pod:{rest}", origin)
         container.note(origin, f"the pod {rest} has to be up first", f'say [pod] requires = ["{rest}"]', by_hand=False)
-    elif kind == "ns" and rest:
+    elif kind in ("ns", "netns") and rest:
         step.set("mode", f"netns:{rest}", origin)
+    elif kind in ("cni", "macvlan") and rest:
+        step.set("mode", value, origin)
     elif kind in ("slirp4netns", "pasta", "private"):
         container.note(origin, f"{kind} is for rootless podman: the pod is on podrun's bridge", by_hand=False)
     else:
         if "bridge" in step.values:
             step = _further(container)
         step.set("bridge", link_name(kind), origin)
-    for word in rest.split(",") if colon and kind not in ("container", "pod", "ns") else []:
+    for word in rest.split(",") if colon and kind not in _WITH_A_WORD else []:
         key, _, inner = word.partition("=")
         if kind in ("slirp4netns", "pasta"):
             continue

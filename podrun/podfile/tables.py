@@ -79,6 +79,7 @@ _DESCRIBED = {
     "service": "settings for its [Service] section",
     "install": "settings for its [Install] section",
     "socket": "settings for the [Socket] section of its socket unit; [[socket]]: of several, each with a name",
+    "timer": "settings for the [Timer] section of the timer unit that starts the pod, a job as a rule",
 }
 
 
@@ -142,7 +143,9 @@ class PodTable(NamedTuple):
         list_of(_POD), "pods that have to be up; started by systemd together with this one, which ends with them", []
     )
     timer: str = option(
-        checked(TEXT, _calendar), "of a job: when systemd starts it (OnCalendar=, systemd.time(7)): 'daily'", ""
+        checked(TEXT, _calendar),
+        "of a job: when systemd starts it (OnCalendar=, systemd.time(7)): 'daily'; more settings: [timer]",
+        "",
     )
     pull_unit: bool = option(BOOLEAN, "have a unit of its own pull the images before the pod's starts", False)
 

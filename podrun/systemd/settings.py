@@ -61,6 +61,11 @@ _SOCKET = """
     SmackLabelIPIn SmackLabelIPOut SocketGroup SocketMode SocketProtocol SocketUser Symlinks TCPCongestion
     Timestamping Transparent TriggerLimitBurst TriggerLimitIntervalSec Writable
 """.split()
+_TIMER = """
+    AccuracySec DeferReactivation FixedRandomDelay OnActiveSec OnBootSec OnCalendar OnClockChange OnStartupSec
+    OnTimezoneChange OnUnitActiveSec OnUnitInactiveSec Persistent RandomizedDelaySec RandomizedOffsetSec
+    RemainAfterElapse Unit WakeSystem
+""".split()
 #: Of everything that runs processes (systemd.exec(5), systemd.kill(5), systemd.resource-control(5)).
 _PROCESSES = """
     AllowedCPUs AllowedMemoryNodes AmbientCapabilities AppArmorProfile BPFProgram BindPaths BindReadOnlyPaths
@@ -104,20 +109,22 @@ KNOWN = {
     "unit": frozenset(_UNIT),
     "service": frozenset([*_SERVICE, *_PROCESSES]),
     "socket": frozenset([*_SOCKET, *_PROCESSES]),
+    "timer": frozenset(_TIMER),
     "install": frozenset(_INSTALL),
 }
 
 _BOOLEAN = frozenset(
     """
     Accept AllowIsolate BlockIOAccounting Broadcast CPUAccounting CPUSchedulingResetOnFork DefaultDependencies
-    DynamicUser FlushPending FreeBind GuessMainPID IOAccounting IPAccounting IgnoreOnIsolate IgnoreSIGPIPE
-    KeepAlive LockPersonality MemoryAccounting MemoryDenyWriteExecute NoDelay NoNewPrivileges NonBlocking
-    OnFailureIsolate PassCredentials PassPacketInfo PassSecurity PermissionsStartOnly PrivateDevices PrivateIPC
-    PrivateMounts PrivateNetwork PrivateTmp PrivateUsers ProtectClock ProtectControlGroups ProtectHostname
-    ProtectKernelLogs ProtectKernelModules ProtectKernelTunables RefuseManualStart RefuseManualStop
-    RemainAfterExit RemoveIPC RemoveOnStop RestrictRealtime RestrictSUIDSGID ReusePort RootDirectoryStartOnly
-    SELinuxContextFromNet SendSIGHUP SendSIGKILL StopWhenUnneeded SyslogLevelPrefix TTYReset TTYVHangup
-    TTYVTDisallocate TasksAccounting Transparent Writable
+    DynamicUser FixedRandomDelay FlushPending FreeBind GuessMainPID IOAccounting IPAccounting IgnoreOnIsolate
+    IgnoreSIGPIPE KeepAlive LockPersonality MemoryAccounting MemoryDenyWriteExecute NoDelay NoNewPrivileges
+    NonBlocking OnClockChange OnFailureIsolate OnTimezoneChange PassCredentials PassPacketInfo PassSecurity
+    PermissionsStartOnly Persistent PrivateDevices PrivateIPC PrivateMounts PrivateNetwork PrivateTmp
+    PrivateUsers ProtectClock ProtectControlGroups ProtectHostname ProtectKernelLogs ProtectKernelModules
+    ProtectKernelTunables RefuseManualStart RefuseManualStop RemainAfterElapse RemainAfterExit RemoveIPC
+    RemoveOnStop RestrictRealtime RestrictSUIDSGID ReusePort RootDirectoryStartOnly SELinuxContextFromNet
+    SendSIGHUP SendSIGKILL StopWhenUnneeded SyslogLevelPrefix TTYReset TTYVHangup TTYVTDisallocate
+    TasksAccounting Transparent WakeSystem Writable
 """.split()
 )
 _YES_NO = frozenset("1 yes y true t on 0 no n false f off".split())
@@ -149,7 +156,7 @@ _ACTION_WORDS = (
 
 
 def problems(sections: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """What systemd would ignore in [unit], [service], [install] and [socket]: (section, key, what is wrong)."""
+    """What systemd would ignore in the sections that a pod file passes on: (section, key, what is wrong)."""
     for section, known in KNOWN.items():
         for table in _tables(section, sections.get(section, {})):
             for key, value in table.items():

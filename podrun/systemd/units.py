@@ -128,7 +128,7 @@ def read(path: str, known: Mapping[str, Known] = HOOKS, *, strictly: bool = True
         os.path.abspath(found.texts[0].path),
         model.own["pod"].values,
         cut([step.values for step in model.chain], known),
-        {key: model.sections.get(key, {}) for key in ("unit", "service", "install")},
+        {key: model.sections.get(key, {}) for key in ("unit", "service", "install", "timer")},
         model.sockets,
         "placement" in model.seen,
         "update" in model.seen,
@@ -178,7 +178,7 @@ def units(pod: Pod, podrun: Command) -> dict[str, str]:
     if pod.updates and not podrun.options:
         made |= following.updating(podrun.line("update", "--all"))
     _add(made, pulling)
-    if pod.about.get("timer"):
+    if pod.about.get("timer") or pod.sections.get("timer"):
         _add(made, {pod.unit("", "timer"): _timer(pod)})
     return made
 
@@ -300,8 +300,11 @@ def _other_pods(pod: Pod) -> Lines:
 def _timer(pod: Pod) -> str:
     """The timer of a job; a run that was missed because the machine was off is made up for."""
     about = [("Description", f"{pod.title}: timer")]
-    timer = {"OnCalendar": str(pod.about["timer"]).replace("%", "%%"), "Persistent": True}
-    return _text(pod, about, "Timer", with_given([], timer), {"WantedBy": "timers.target"})
+    given = pod.sections.get("timer", {})
+    own = [("OnCalendar", str(pod.about["timer"]).replace("%", "%%"))] if pod.about.get("timer") else []
+    if not own and not any(key.startswith("On") for key in given):
+        raise Wrong("[timer] does not say when: OnCalendar = 'daily', or another setting of systemd.timer(5)")
+    return _text(pod, about, "Timer", with_given([*own, ("Persistent", "yes")], given), {"WantedBy": "timers.target"})
 
 
 def _before_cluster(pod: Pod) -> Lines:

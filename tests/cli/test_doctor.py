@@ -127,3 +127,22 @@ def test_who_is_not_root_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 65534)
     found = list(doctor.findings(Host("/nowhere", "/nowhere", {}, print)))
     assert (found[-1].state, found[-1].code) == ("fail", 77)
+
+
+def test_a_host_without_nft_is_told_before_anything_is_made(podrun: Podrun) -> None:
+    def without(*words: str) -> subprocess.CompletedProcess[str]:
+        hidden = 'for place in /usr/sbin/nft /sbin/nft; do mount --bind /dev/null $place; done; exec "$@"'
+        argv = ["unshare", "-m", "sh", "-c", hidden, "sh", *podrun.argv(*words)]
+        return subprocess.run(argv, env=podrun.environ, capture_output=True, text=True, timeout=60)
+
+    file = podrun.file(
+        "web",
+        'chain = [ { hook = "image", ref = "host:" }, { hook = "network" }, { hook = "container", command = ["true"] } ]',
+    )
+    for words in (["up", file], ["check", file]):
+        done = without(*words)
+        assert done.returncode == 69, done.stdout + done.stderr
+        assert "nft is not installed; apt install nftables" in done.stdout + done.stderr
+    assert "fail  nft is not installed; apt install nftables" in without("doctor").stdout
+    assert podrun.journals() == []
+    assert not any(path.is_dir() for path in (podrun.run / "network").glob("*"))

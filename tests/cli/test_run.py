@@ -137,3 +137,17 @@ def test_every_option_of_the_table_is_known_to_both_readers() -> None:
 
     names = {name.removeprefix("--") for flag in COMMANDS["run"].flags for name in flag.names if name[:2] == "--"}
     assert names <= set(run.KNOWN)
+
+
+def test_network_ls_lists_what_run_accepts(podrun: Podrun) -> None:
+    names = podrun("network", "ls", "-q").stdout.split()
+    assert len(names) == 1
+    assert "unused" in podrun("network", "ls").stdout
+    assert json.loads(podrun("network", "inspect", names[0]).stdout)["made"] is False
+    for name in names:
+        done = podrun("run", "--network", name, "--tz", "UTC", "host:", "true")
+        assert done.returncode == 0, done.stderr
+    assert " up" in podrun("network", "ls").stdout
+    refused = podrun("run", "--network", f"{names[0]}x", "--tz", "UTC", "host:", "true")
+    assert refused.returncode == 78
+    assert f"did you mean '{names[0]}'?" in refused.stderr

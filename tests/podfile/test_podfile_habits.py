@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from podrun.options import Wrong
 from podrun.podfile import unit_environment
 from podrun.systemd import settings, syntax
 from podrun.systemd import units as unit
@@ -154,3 +155,26 @@ def test_a_name_that_never_was_is_told(podrun: Podrun) -> None:
         done = podrun(*words)
         assert done.returncode == code
         assert "there is no" in done.stdout + done.stderr
+
+
+def test_the_table_timer_is_the_section_of_the_timer(tmp_path: Path) -> None:
+    job = f'[pod]\ntype = "job"\n{{}}{CHAIN}[timer]\n{{}}\n'
+    for pod, table, lines in [
+        ("", 'OnCalendar = ["Mon 03:00", "Thu 03:00"]', "Persistent=yes\nOnCalendar=Mon 03:00\nOnCalendar=Thu 03:00\n"),
+        ("", "OnBootSec = 60\nOnUnitActiveSec = '1h'", "Persistent=yes\nOnBootSec=60\nOnUnitActiveSec=1h\n"),
+        ('timer = "daily"\n', "RandomizedDelaySec = '1h'\nPersistent = false", "OnCalendar=daily\nRandomizedDelaySec=1h\nPersistent=no\n"),
+    ]:  # fmt: skip
+        assert f"\n[Timer]\n{lines}" in made(tmp_path, job.format(pod, table))["web.timer"]
+    with pytest.raises(Wrong, match="does not say when"):
+        made(tmp_path, job.format("", "Persistent = true"))
+
+
+def test_settings_of_a_timer_are_checked(podrun: Podrun) -> None:
+    code, told = checked(
+        podrun, f"{CHAIN}[timer]\nOnCalender = 'daily'\nPersistent = 'sometimes'\nRestart = 'always'\n"
+    )
+    told = "\n".join(lines)
+    assert "did you mean 'OnCalendar'" in told
+    assert "Persistent takes yes or no" in told
+    assert "Restart belongs into [service]" in told
+    assert code == 0

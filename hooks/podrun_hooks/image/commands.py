@@ -288,9 +288,30 @@ def export(root: str, ref: str, path: str, form: str = "oci-archive", cwd: str =
     from podrun_hooks.image import export as exporting
 
     _, stored = _found(root, ref, cwd)[0]
+    names = [exporting.name_of(stored)] if stored.ref == _text_of(ref, cwd) else []
+    if not any(names):
+        same = [one for _, one in _records(root) if one.digest == stored.digest and one.platform == stored.platform]
+        names = [exporting.name_of(one) for one in same] or [""]
+    if not any(names):
+        names = [_only_name_in(root, stored.ref)]
     with locked(root, "store", shared=True):
-        exporting.export(root, stored, path, form)
+        exporting.export(root, stored, list(dict.fromkeys(filter(None, names))), path, form)
     return stored.digest
+
+
+def _only_name_in(root: str, ref: str) -> str:
+    """The name that an archive which is still there has for its only image; "" where there is none."""
+    from podrun_hooks.image.sources import archive
+
+    named = reference.parse(ref)
+    if named.tag or not os.path.isfile(named.path):
+        return ""
+    with work(root) as scratch:
+        try:
+            kind, tags = archive.contents(Reference(reference.OCI_ARCHIVE, named.path, path=named.path), scratch)
+        except (Failure, OSError):
+            return ""
+        return _name_in(f"{kind}:{named.path}{tags[0]}") if len(tags) == 1 else ""
 
 
 def rm(root: str, refs: list[str], used: Used, cwd: str = "") -> Removed:
@@ -369,16 +390,21 @@ def _found(root: str, ref: str, cwd: str) -> list[tuple[str, layout.Stored]]:
     """The records, with their paths, of a name (on every platform), a digest, or the first digits of a digest."""
     digits = ref.removeprefix("sha256:")
     records = _records(root)
-    try:
-        text = reference.parse(ref, cwd).text
-    except Failure:
-        text = ""
+    text = _text_of(ref, cwd)
     found = [pair for pair in records if pair[1].ref == text]
     if not found and len(digits) >= 6:
         found = [pair for pair in records if pair[1].digest.removeprefix("sha256:").startswith(digits)]
     if not found:
         raise Failure(f"{text or ref} is not in the store", code=UNAVAILABLE, hint="see podrun image ls")
     return found
+
+
+def _text_of(ref: str, cwd: str) -> str:
+    """A name as the store's records spell it; "" if it is none."""
+    try:
+        return reference.parse(ref, cwd).text
+    except Failure:
+        return ""
 
 
 def _read(path: str) -> bytes:

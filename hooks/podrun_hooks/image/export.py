@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import tarfile
+from collections.abc import Sequence
 from typing import IO
 
 from podrun.errors import CANNOT_CREATE, Failure, of_oserror
@@ -24,19 +25,20 @@ from podrun_hooks.image.store import layout
 FORMATS = ("oci-archive", "docker-archive")
 
 
-def export(root: str, stored: layout.Stored, path: str, form: str) -> None:
-    """Writes an image into a file, which appears when it is complete, or to standard output if ``path`` is "-".
+def export(root: str, stored: layout.Stored, names: Sequence[str], path: str, form: str) -> None:
+    """Writes an image, by the ``names`` under which it is to be loaded, into a file, or to standard output if ``path``
+    is "-". The file appears when it is complete.
 
     Raises Failure: MALFORMED if the store lacks a blob; else with the code for the OSError, such as CANNOT_CREATE.
     """
     if path == "-":
-        _write(root, stored, sys.stdout.buffer, form)
+        _write(root, stored, names, sys.stdout.buffer, form)
         sys.stdout.buffer.flush()
         return
     part = f"{path}.{os.getpid()}.part"
     try:
         with open(part, "xb") as file:
-            _write(root, stored, file, form)
+            _write(root, stored, names, file, form)
             file.flush()
             os.fsync(file.fileno())
         os.rename(part, path)
@@ -49,7 +51,7 @@ def export(root: str, stored: layout.Stored, path: str, form: str) -> None:
             os.unlink(part)
 
 
-def _write(root: str, stored: layout.Stored, file: IO[bytes], form: str) -> None:
+def _write(root: str, stored: layout.Stored, names: Sequence[str], file: IO[bytes], form: str) -> None:
     content = _blob(root, stored.digest)
     found = manifest.manifest(content, Descriptor("", stored.digest, len(content)), stored.ref)
     config = _blob(root, found.config.digest)
@@ -70,28 +72,31 @@ def _write(root: str, stored: layout.Stored, file: IO[bytes], form: str) -> None
         _add(archive, _place(found.config.digest), io.BytesIO(config))
         if not plain:
             oci = content if found.descriptor.media_type == manifest.OCI_MANIFEST else manifest.as_oci(found)
-            _add_layout(archive, stored, oci)
+            _add_layout(archive, names, oci)
         listed = {
             "Config": _place(found.config.digest),
-            "RepoTags": [_name(stored)] if _name(stored) else None,
+            "RepoTags": [*names] or None,
             "Layers": [_place(diff_id if plain else layer.digest) for layer, diff_id in layers],
         }
         _add(archive, "manifest.json", io.BytesIO(json.dumps([listed]).encode()))
 
 
-def _add_layout(archive: tarfile.TarFile, stored: layout.Stored, content: bytes) -> None:
+def _add_layout(archive: tarfile.TarFile, names: Sequence[str], content: bytes) -> None:
     """Adds the files of an image layout, except the blobs of configuration and layers."""
     digest = manifest.digest_of(content)
     _add(archive, _place(digest), io.BytesIO(content))
     # podman takes the image's name from the first annotation, containerd and docker since 25 from the second.
-    names = {"org.opencontainers.image.ref.name": _name(stored), "io.containerd.image.name": _name(stored)}
     item = {"mediaType": manifest.OCI_MANIFEST, "digest": digest, "size": len(content)}
-    index = {"schemaVersion": 2, "manifests": [{**item, "annotations": names} if _name(stored) else item]}
+    named = [
+        {**item, "annotations": {"org.opencontainers.image.ref.name": name, "io.containerd.image.name": name}}
+        for name in names
+    ]
+    index = {"schemaVersion": 2, "manifests": named or [item]}
     _add(archive, "index.json", io.BytesIO(json.dumps(index).encode()))
     _add(archive, "oci-layout", io.BytesIO(b'{"imageLayoutVersion":"1.0.0"}'))
 
 
-def _name(stored: layout.Stored) -> str:
+def name_of(stored: layout.Stored) -> str:
     """The name under which to load the image: its own if it is a registry's, else the name in its file; or ""."""
     named = reference.parse(stored.ref)
     if named.kind == reference.REGISTRY:

@@ -213,7 +213,9 @@ def _made(run: str, table: str, name: str, wanted: str, wanted6: str, manner: Ma
     from podrun_hooks.network import names
     from podrun_hooks.network.publish import spec
     from podrun_hooks.network.publish.ruleset import lay
+    from podrun_hooks.support import subprocesses
 
+    subprocesses.find("nft", "nftables")  # before there is a bridge without rules
     where = directory(run, name)
     os.makedirs(f"{where}/leases", mode=0o700, exist_ok=True)
     lock = os.open(f"{where}/base.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -69,6 +69,11 @@ def findings(root: str, run: str) -> Iterator[Finding]:
 def of_a_pod(step: Step, options: Options) -> list[Problem]:
     """The findings of a thorough check of a pod on a bridge; only warnings, as the pod can start nevertheless."""
     found = []
+    try:
+        subprocesses.find("nft", "nftables")
+    except Failure as lacking:
+        # Fatal: nothing else lays the rules that keep pods apart.
+        return [Problem(lacking.what, lacking.code, lacking.hint, key="mode")]
     if not options.dns and not files.has_server(files.resolv([], reachable_loopback=False)):
         found.append(Problem("no name server of the host can be reached from the pod", hint="give the step dns"))
     found += _blocked(options.bridge or bridges.default_name(step.pod), ruleset())

@@ -9,7 +9,10 @@ from typing import Any
 
 from pyroute2 import IPRoute
 
-from podrun_hooks.network import attach, cni, lease, names, namespace
+from podrun.hook import Pod
+from podrun.identity import Identity
+from podrun.options import read
+from podrun_hooks.network import attach, cni, lease, names, namespace, options
 from podrun_hooks.network import bridge as bridges
 from podrun_hooks.network import ledger as ledgers
 from podrun_hooks.network.bridge import Bridge
@@ -48,6 +51,34 @@ def networks(run: str) -> list[dict[str, Any]]:
                 "guarded": bridges.has_table(bridge.table),
             }
         )
+    return rows
+
+
+def known(run: str) -> list[dict[str, Any]]:
+    """The networks that a pod may name: the bridges, those that networks.toml declares, and the default one.
+
+    As of :func:`networks`, with ``made``: False for one that the first pod on it makes.
+    """
+    rows = [{**row, "made": True} for row in networks(run)]
+    declared = options.networks()
+    default = bridges.default_name(Pod("any", "/", run, Identity("any").tag(run)))
+    for name in dict.fromkeys([default, *declared]):
+        if all(row["name"] != name for row in rows):
+            about = declared.get(name) or read(options.Network, {})
+            rows.append(
+                {
+                    "name": name,
+                    "subnet": about.subnet,
+                    "subnet6": about.subnet6,
+                    "up": False,
+                    "ports": [],
+                    "leases": 0,
+                    "table": "",
+                    "routed": about.routed,
+                    "guarded": False,
+                    "made": False,
+                }
+            )
     return rows
 
 

@@ -195,3 +195,27 @@ def test_the_size_that_is_listed_is_the_one_on_the_disk(tmp_path: Path, root: st
     told = subprocess.run(["du", "-s", "-B1", f"{store}/blobs", f"{store}/layers"], check=True, capture_output=True)
     real = sum(int(line.split()[0]) for line in told.stdout.splitlines())
     assert abs(listed.size - real) < 0.05 * real
+
+
+@pytest.mark.parametrize("form", ["oci-archive", "docker-archive"])
+def test_an_image_keeps_its_names_through_a_file_without_one(podrun: Podrun, home: Path, form: str) -> None:
+    def names(ref: str) -> list[str]:
+        podrun("image", "export", "--format", form, ref, str(home / "out.tar"), check=True)
+        with tarfile.open(home / "out.tar") as archive:
+            file = archive.extractfile("manifest.json")
+            assert file
+            (home / "out.tar").unlink()
+            return list(json.load(file)[0]["RepoTags"] or [])
+
+    layout = build.layout(str(home / "layout"), {"web": build.image(build.tar(build.file("a")))})
+    for name in ("registry.example/team/web:1.4", "registry.example/web:2"):
+        podrun("image", "pull", f"oci:{layout}:web", check=True)
+        podrun("image", "tag", f"oci:{layout}:web", name, check=True)
+    podrun("image", "untag", f"oci:{layout}:web", check=True)
+    digest = json.loads(podrun("image", "ls", "--format", "json").stdout.splitlines()[0])["digest"]
+    assert names("registry.example/web:2") == ["registry.example/web:2"]
+    assert names(digest) == ["registry.example/team/web:1.4", "registry.example/web:2"]
+    podrun("image", "export", "--format", form, "registry.example/web:2", str(home / "one.tar"), check=True)
+    podrun("image", "rm", digest, check=True)
+    podrun("image", "pull", f"{form}:{home}/one.tar", check=True)
+    assert names(f"{form}:{home}/one.tar") == ["registry.example/web:2"]

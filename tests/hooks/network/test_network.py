@@ -173,10 +173,11 @@ def test_a_pod_in_the_hosts_network_gets_no_further_interface(place: Any) -> Non
 
 def test_up_after_a_start_that_nobody_undid_replaces_what_is_left(place: Any) -> None:
     first = place.up("web", publish=["45001:80"])
-    inode = os.stat(first["netns"]).st_ino
-    second = network.up(place.started["web"], {})
-    assert second["addresses"] == first["addresses"]
-    assert os.stat(second["netns"]).st_ino != inode
+    # While it is open the kernel gives its inode to no other.
+    with open(first["netns"]) as before:
+        second = network.up(place.started["web"], {})
+        assert second["addresses"] == first["addresses"]
+        assert os.stat(second["netns"]).st_ino != os.fstat(before.fileno()).st_ino
 
 
 def test_a_dead_namespace_of_a_lost_run_directory_is_replaced(place: Any) -> None:
