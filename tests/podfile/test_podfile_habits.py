@@ -170,7 +170,7 @@ def test_the_table_timer_is_the_section_of_the_timer(tmp_path: Path) -> None:
 
 
 def test_settings_of_a_timer_are_checked(podrun: Podrun) -> None:
-    code, told = checked(
+    code, lines = checked(
         podrun, f"{CHAIN}[timer]\nOnCalender = 'daily'\nPersistent = 'sometimes'\nRestart = 'always'\n"
     )
     told = "\n".join(lines)
