@@ -19,6 +19,7 @@ from podrun_hooks.follow import begin
 from podrun_hooks.registry import connect, wishes
 from podrun_hooks.registry.http import Away, Refused
 from podrun_hooks.registry.wishes import Ambassador, Registration
+from podrun_hooks.support import syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -265,6 +266,7 @@ class Follower:
 def main(words: Sequence[str]) -> None:
     """Follows until it is told to end, or nobody needs it any more: RUN KIND (unit, sidekick, foreground)."""
     run, kind = words
+    syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)  # no core dump: it holds passwords of registries
     ending: list[int] = []
     for number in (_signal.SIGTERM, _signal.SIGINT):
         _signal.signal(number, lambda number, _: ending.append(number))

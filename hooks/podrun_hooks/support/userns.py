@@ -225,6 +225,8 @@ def _made(flags: int, uid_map: str, gid_map: str) -> tuple[int, tuple[int, ...]]
     if not child:
         try:
             syscalls.die_with_parent(parent)
+            # podrun is not dumpable: its parent would need CAP_SYS_PTRACE to look into /proc, and no unit has that.
+            syscalls.prctl(syscalls.PR_SET_DUMPABLE, 1)
             syscalls.unshare(flags)
             os.write(ready[1], b"1")
             os.read(go[0], 1)
