@@ -189,7 +189,11 @@ def _fetch(text: PodText, host: Host) -> None:
     os.makedirs(f"{host.run}/locks", mode=0o700, exist_ok=True)
     fd = os.open(f"{host.run}/locks/.update", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            host.report("waiting for another pod's pull")
+            fcntl.flock(fd, fcntl.LOCK_EX)
         for _, keeping, options in _keeping(text, host):
             with pull.teller(quiet=False) as teller:
                 keeping.refresh(host.root, options, teller.notify)

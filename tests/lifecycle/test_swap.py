@@ -135,6 +135,36 @@ def test_what_cannot_run_twice_is_stopped_and_started(web: Web) -> None:
     subprocess.run(["rm", "-rf", str(web.podrun.root / "pods")], check=True)
 
 
+#: A migration: it writes down which generation is coming and what the clients have meanwhile.
+_MIGRATION = """#!/bin/sh
+case $PODRUN_VERB in
+describe) echo '{{"beside": true}}' ;;
+up) echo "$PODRUN_GENERATION $(curl -s -m 5 http://127.0.0.1:{port}/)" >>{home}/migrated; exit $(cat {home}/fails) ;;
+esac
+"""
+
+
+def test_a_migration_runs_before_the_new_generation_takes_traffic_and_may_stop_it(web: Web, home: Path) -> None:
+    hook = home / "migrate"
+    hook.write_text(_MIGRATION.format(port=web.port, home=home))
+    hook.chmod(0o755)
+
+    def write(version: str, fails: int) -> str:
+        (home / "fails").write_text(str(fails))
+        path = Path(web.write(version))
+        step = f'[[chain]]\nhook = "exec:{hook}"\n[[chain]]\nhook = "container"'
+        path.write_text(path.read_text().replace('[[chain]]\nhook = "container"', step))
+        return str(path)
+
+    web.podrun("up", "-d", write("1", 0), check=True)
+    write("2", 0)
+    web.podrun("reload", "web", check=True)
+    write("3", 1)
+    assert web.podrun("reload", "web").returncode != 0
+    assert get(web.port) == "2"
+    assert (home / "migrated").read_text().splitlines() == ["1 ", "2 1", "3 2"]
+
+
 def test_a_pod_in_the_foreground_is_swapped_by_the_podrun_that_waits_for_it(web: Web) -> None:
     staying = web.podrun.start("up", web.path, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 20

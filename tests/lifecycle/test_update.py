@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import random
 import stat
@@ -201,6 +202,46 @@ def test_an_image_that_is_not_there_changes_nothing(web: Web, registry: Registry
     assert ended.returncode == 69, ended.stderr
     count = client.stop()
     assert (count.failed, {*count.versions}) == (0, {"one"}), count
+
+
+def test_what_the_policy_no_longer_accepts_is_not_swapped_to(web: Web, push: Any, tmp_path: Path) -> None:
+    policy, path = tmp_path / "policy.json", Path(web.path)
+    policy.write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
+    path.write_text(
+        path.read_text()
+        .replace('watch = "1s"', 'watch = "0s"')
+        .replace('[[chain]]\nhook = "network"', f'verify = {{ policy = "{policy}" }}\n[[chain]]\nhook = "network"')
+    )
+    web.podrun("reload", "web", check=True)
+    push("two")
+    web.podrun("update", "web", check=True)
+    policy.write_text('{"default": [{"type": "reject"}]}')
+    push("three")
+    client = Busy("127.0.0.1", web.port, 2, keep=False)
+    for word, code in (("reload", 65), ("update", 65), ("rollback", 76)):
+        ended = web.podrun(word, "web")
+        assert ended.returncode == code, (word, ended.stderr)
+        assert "reject" in ended.stderr
+    count = client.stop()
+    assert (count.failed, {*count.versions}) == (0, {"two"}), count
+    # The name stands for what the pod has: that is what a restart takes.
+    policy.write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
+    web.podrun("restart", "web", check=True)
+    assert web.get() == "two"
+
+
+def test_one_pod_of_the_host_pulls_at_a_time(web: Web, push: Any) -> None:
+    push("two")
+    with (web.podrun.run / "locks" / ".update").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        updating = web.podrun.start("update", "web", stderr=subprocess.PIPE)
+        assert updating.stderr
+        while "waiting for another pod's pull" not in (line := updating.stderr.readline()):
+            assert line, "it ended"
+        time.sleep(0.3)
+        assert (updating.poll(), web.get()) == (None, "one")
+    updating.communicate(timeout=30)
+    assert (updating.returncode, web.get()) == (0, "two")
 
 
 def test_a_new_version_comes_from_an_archive_too(podrun: Podrun, tmp_path: Path) -> None:

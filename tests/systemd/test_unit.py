@@ -52,6 +52,8 @@ def test_which_units_a_pod_has(tmp_path: Path, text: Any, names: Any) -> None:
         ('[pod]\nstop_timeout = "1min 5s"\n' + CONTAINER, "60s", "80s"),
         (CONTAINER + 'stop_timeout = 3\nready = { tcp = ":80", timeout = "2min" }\n', "180s", "18s"),
         (CONTAINER + 'ready = { tcp = ":80" }\n[[chain]]\nhook = "register"\ndrain = "7s"\n', "90s", "42s"),
+        # A swap is a start and a stop, with the time that the old generation may drain.
+        ('[pod]\nreload = "swap"\ndrain = "30s"\n' + CONTAINER + 'ready = { tcp = ":80" }\n', "155s", "65s"),
         (CONTAINER + 'stop_timeout = "infinity"\n', "60s", "infinity"),
         (CONTAINER + 'stop_timeout = "${LATER}"\n', "60s", "35s"),
     ],
