@@ -16,7 +16,7 @@ import time
 from podrun.errors import Failure
 from podrun_hooks.ambassador import reach
 from podrun_hooks.follow import begin
-from podrun_hooks.registry import connect, wishes
+from podrun_hooks.registry import bell, connect, wishes
 from podrun_hooks.registry.http import Away, Refused
 from podrun_hooks.registry.wishes import Ambassador, Registration
 from podrun_hooks.support import syscalls
@@ -35,8 +35,10 @@ else:
     import _signal
     import _socket
 
-#: Seconds from one poll to the next: half of it is how long a move takes to be seen.
-POLL = 0.2
+#: Seconds from one poll to the next: where the registry tells of changes (registry/bell.py), and where it does not.
+POLL_HEARING, POLL = 1.0, 0.2
+#: Between two polls that changes have called for there are so many at least, doubled up to POLL while changes go on.
+_LEAST = 0.03
 #: Seconds that one call may take, and the longest pause after one that failed.
 _CALL, _PAUSE = 1.5, 5.0
 #: A lease is renewed so often in its life, and what stands under it is compared every so many times.
@@ -63,7 +65,10 @@ class Followed:
         self.led: set[tuple[object, ...]] = set()
         #: Records as they have been written, by key.
         self.written: dict[str, Record] = {}
-        self.next_poll = 0.0
+        self.next_poll = self.last_poll = 0.0
+        #: Seconds until the next poll that a change may call for, and whether one has since the last poll.
+        self.apart = _LEAST
+        self.rung = False
         self.next_keep: dict[float, float] = {}
         self.kept = 0
         self.trouble = ""
@@ -85,6 +90,12 @@ class Followed:
         ttls = {wish.ttl for wish in self.registrations}
         return min([self.next_poll, *(self.next_keep.get(ttl, 0.0) for ttl in ttls)])
 
+    def hear(self, now: float) -> None:
+        """Polls at once when the registry has told of a change."""
+        if self.client.bell.rings(now):
+            self.rung = True
+            self.next_poll = min(self.next_poll, self.last_poll + self.apart)
+
     def act(self, now: float) -> list[tuple[Ambassador, Lost]]:
         """Does what is due; returns the backends that pods were led to before. What fails is told once."""
         lost: list[tuple[Ambassador, Lost]] = []
@@ -94,9 +105,11 @@ class Followed:
                     self._keep(ttl)
                     self.next_keep[ttl] = now + ttl / _RENEWALS
             if now >= self.next_poll:
+                self.apart = min(self.apart * 2, POLL) if self.rung and now - self.last_poll < 1.0 else _LEAST
+                self.last_poll = now
                 lost = self._poll()
-                self.next_poll = now + POLL if self.ambassadors else now + _PAUSE
         except (Away, Refused) as error:
+            self.client.bell.close()  # perhaps of a member that has gone
             self.pause = min(max(POLL, self.pause * 2), _PAUSE)
             self.next_poll = time.monotonic() + self.pause
             self.next_keep = {wish.ttl: self.next_poll for wish in self.registrations}
@@ -142,8 +155,15 @@ class Followed:
     def _poll(self) -> list[tuple[Ambassador, Lost]]:
         services = {wish.service for wish in self.ambassadors}
         if not services:
+            self.client.bell.close()
+            self.next_poll = self.last_poll + _PAUSE
             return []
         changed = self.client.poll(services, seconds=_CALL)
+        if changed and not self.rung:
+            self.client.bell.close()  # it should have rung
+        self.client.listen(self.last_poll)
+        self.rung = False
+        self.next_poll = self.last_poll + (POLL_HEARING if self.client.bell.listens else POLL)
         self.records = {service: found for service, found in self.records.items() if service in services}
         self.records.update(changed)
         wanted = [
@@ -244,6 +264,7 @@ class Follower:
     def act(self, now: float) -> None:
         """Does what is due."""
         for followed in self.followed.values():
+            followed.hear(now)
             if now >= followed.due():
                 self.suspects += [Suspect(wish, lost) for wish, lost in followed.act(now) if lost.proto == 6]
         self._ask(now)
@@ -257,10 +278,11 @@ class Follower:
                 say(f"{vanished[0][0].service}: ended {ended} connections to a host that has vanished")
         self.suspects = [suspect for suspect, verdict in verdicts if not verdict]
 
-    def pause(self, now: float) -> float:
-        """Seconds until something is due; the wishes are looked at so often at least."""
-        soonest = min([followed.due() for followed in self.followed.values()], default=now + POLL)
-        return 0.05 if self.suspects else max(0.0, min(soonest - now, POLL))
+    def sleep(self, now: float) -> None:
+        """Returns when something is due, when a registry tells of a change, or when the wishes are to be looked at."""
+        soonest = min([followed.due() for followed in self.followed.values()], default=now + POLL * 2)
+        seconds = 0.05 if self.suspects else max(0.0, min(soonest - now, POLL if self.followed else POLL * 2))
+        bell.wait([fd for followed in self.followed.values() for fd in followed.client.bell.descriptors()], seconds)
 
 
 def main(words: Sequence[str]) -> None:
@@ -302,7 +324,7 @@ def main(words: Sequence[str]) -> None:
         if now - told > 5.0:
             notify("WATCHDOG=1")
             told = now
-        time.sleep(follower.pause(time.monotonic()) if follower.followed else POLL * 2)
+        follower.sleep(time.monotonic())
 
 
 def become(run: str) -> None:

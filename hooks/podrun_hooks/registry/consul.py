@@ -12,6 +12,7 @@ import time
 
 from podrun import jsontext
 from podrun.hook import Wrong
+from podrun_hooks.registry.bell import Bell, Request
 from podrun_hooks.registry.http import Away, Client, Refused, password
 from podrun_hooks.registry.record import MOST, PREFIX, Record, parse
 
@@ -30,6 +31,9 @@ _FIELDS = ("id", "host", "proto", "gen", "boot_id", "unit")
 _WAITING = "podrun/v1/wait/"
 #: How long a service may be critical before the agent forgets it: as long as nobody renews the host's check.
 _FORGOTTEN = "1h"
+#: So many services have a blocking query, which takes a connection each: an agent allows a client 200 of them
+#: (limits.http_max_conns_per_client). The others are polled.
+_BELLS = 32
 
 
 class Consul:
@@ -38,11 +42,15 @@ class Consul:
     def __init__(self, source: Source) -> None:
         self.source = source
         self._http = Client(source)
+        self.bell = Bell()
         self._known: dict[str, list[Record]] = {}
+        #: What Consul said that each service's records were at (X-Consul-Index) when they were read last.
+        self._index: dict[str, str] = {}
 
     def close(self) -> None:
-        """Closes the connection."""
+        """Closes the connections."""
         self._http.close()
+        self.bell.close()
 
     def limit(self, seconds: float) -> None:
         """From now on all calls together may take so long."""
@@ -68,7 +76,10 @@ class Consul:
 
     def records(self, service: str, *, seconds: float, wrong: list[str] | None = None) -> list[Record]:
         """The records of a service, by id; into ``wrong`` goes what is no record, and why."""
-        table = self._json(f"/v1/health/service/{service}", seconds)
+        answer = self._call("GET", f"/v1/health/service/{service}", None, seconds)
+        assert answer is not None
+        self._index[service] = answer.headers.get("x-consul-index", "")
+        table = answer.json()
         if not isinstance(table, list):
             raise Away("the answer is not a JSON array: is this Consul?")
         newest: dict[str, tuple[int, Record]] = {}
@@ -131,6 +142,19 @@ class Consul:
             if self._known.get(service) != records:
                 changed[service] = self._known[service] = records
         return changed
+
+    def listen(self, now: float) -> None:
+        """Has the bell ring for changes of the services of the last poll: a blocking query for each."""
+        token = password(self.source)
+        headers = {"X-Consul-Token": token} if token else {}
+        requests = []
+        for service in sorted(self._known)[:_BELLS]:
+            index = self._index.get(service, "")
+            if index.isdigit() and index != "0":
+                path = f"/v1/health/service/{service}?index={index}&wait=60s"
+                requests.append(Request(path, "GET", path, b"", headers, once=True))
+        self.bell.listen(self._http, requests, now)
+        self.bell.listens &= len(requests) == len(self._known)
 
     def keep(
         self,

@@ -12,6 +12,7 @@ from binascii import a2b_base64, b2a_base64
 
 from podrun import jsontext
 from podrun.hook import Wrong
+from podrun_hooks.registry.bell import Bell, Request
 from podrun_hooks.registry.http import Away, Client, Refused, password
 from podrun_hooks.registry.record import MOST, PREFIX, Record, parse
 
@@ -36,14 +37,16 @@ class Etcd:
     def __init__(self, source: Source) -> None:
         self.source = source
         self._http = Client(source)
+        self.bell = Bell()
         self._token = ""
         #: The cluster's revision at the last poll, and what was known of the services then.
         self._revision = 0
         self._known: dict[str, dict[str, Record | None]] = {}
 
     def close(self) -> None:
-        """Closes the connection."""
+        """Closes the connections."""
         self._http.close()
+        self.bell.close()
 
     def limit(self, seconds: float) -> None:
         """From now on all calls together may take so long."""
@@ -155,6 +158,19 @@ class Etcd:
                     changed[service] = sorted(_present(self._known[service]), key=lambda record: record.id)
         self._revision = lowest or revision
         return changed
+
+    def listen(self, now: float) -> None:
+        """Has the bell ring for changes of the services of the last poll, from that poll on: a watch of them all."""
+        services = sorted(self._known)
+        since = str(self._revision + 1)
+        create = [
+            {"create_request": {**_keys_of(f"{PREFIX}{service}/"), "start_revision": since}} for service in services
+        ]
+        # One stream has a watch for each message; the answer goes on until the connection is closed.
+        body = "".join(map(jsontext.dumps, create)).encode()
+        headers = {"Authorization": self._token} if self._token else {}
+        requests = [Request(" ".join(services), "POST", "/v3/watch", body, headers)] if services else []
+        self.bell.listen(self._http, requests, now)
 
     def _take(self, service: str, found: Mapping[str, Any], seconds: float) -> bool:
         """Adds what is new of a service; True when anything is. A count that does not fit means that some are gone."""
@@ -328,8 +344,12 @@ def _plain(text: Any) -> str:
 
 def _range(prefix: str) -> dict[str, Any]:
     """All keys that begin so: up to the prefix with its last byte one higher."""
+    return {**_keys_of(prefix), "limit": str(MOST)}
+
+
+def _keys_of(prefix: str) -> dict[str, str]:
     end = prefix[:-1] + chr(ord(prefix[-1]) + 1)
-    return {"key": _b64(prefix), "range_end": _b64(end), "limit": str(MOST)}
+    return {"key": _b64(prefix), "range_end": _b64(end)}
 
 
 def _new_in(service: str, since: str) -> dict[str, Any]:

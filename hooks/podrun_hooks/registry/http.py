@@ -102,12 +102,30 @@ class Client:
         if connection is not None:
             connection.close()
 
-    def _one(self, method: str, path: str, body: bytes, headers: Mapping[str, str], deadline: float) -> Answer:
+    def begin(self, method: str, path: str, body: bytes, headers: Mapping[str, str], *, seconds: float) -> Any:
+        """Sends a request on a connection of its own, which the caller reads from and closes; it does not block.
+
+        Sent to the endpoint that has answered last. Raises Away, OSError.
+        """
+        deadline = time.monotonic() + seconds
+        connection = self._connect(*self.source.endpoints[self._at], deadline)
+        try:
+            self._send(connection, self._request(method, path, body, headers), deadline)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _request(self, method: str, path: str, body: bytes, headers: Mapping[str, str]) -> bytes:
         host, port = self.source.endpoints[self._at]
         lines = [f"{method} {path} HTTP/1.1", f"Host: {f'[{host}]' if ':' in host else host}:{port}"]
         lines += [f"{name}: {value}" for name, value in headers.items()]
         lines += [f"Content-Length: {len(body)}", "", ""]
-        request = "\r\n".join(lines).encode() + body
+        return "\r\n".join(lines).encode() + body
+
+    def _one(self, method: str, path: str, body: bytes, headers: Mapping[str, str], deadline: float) -> Answer:
+        host, port = self.source.endpoints[self._at]
+        request = self._request(method, path, body, headers)
         kept = self._connection is not None
         if not kept:
             self._connection = self._connect(host, port, deadline)
@@ -166,10 +184,7 @@ class Client:
     # --- one request and its answer ---
 
     def _exchange(self, request: bytes, deadline: float) -> Answer:
-        while request:
-            request = request[
-                self._try(lambda data: int(self._connection.send(data)), request, select.POLLOUT, deadline) :
-            ]
+        self._send(self._connection, request, deadline)
         data = b""
         while b"\r\n\r\n" not in data:
             data += self._more(deadline)
@@ -230,15 +245,21 @@ class Client:
             parts.append(rest[:length])
             rest = rest[length + 2 :]
 
+    def _send(self, connection: Any, data: bytes, deadline: float) -> None:
+        while data:
+            data = data[
+                self._try(connection, lambda part: int(connection.send(part)), data, select.POLLOUT, deadline) :
+            ]
+
     def _more(self, deadline: float) -> bytes:
         if self._connection is None:
             raise _Closed
-        data: bytes = self._try(self._connection.recv, 65536, select.POLLIN, deadline)
+        data: bytes = self._try(self._connection, self._connection.recv, 65536, select.POLLIN, deadline)
         if not data:
             raise _Closed
         return data
 
-    def _try(self, action: Any, argument: Any, event: int, deadline: float) -> Any:
+    def _try(self, connection: Any, action: Any, argument: Any, event: int, deadline: float) -> Any:
         """Does it once the connection is ready; TLS may have to read in order to write and the other way round."""
         while True:
             if time.monotonic() >= deadline:
@@ -246,12 +267,12 @@ class Client:
             try:
                 return action(argument)
             except BlockingIOError:
-                _wait(self._connection.fileno(), event, deadline)
+                _wait(connection.fileno(), event, deadline)
             except OSError as error:
                 # ssl.SSLWantReadError and SSLWantWriteError, without importing ssl.
                 if error.errno not in (2, 3) or not self.source.tls:
                     raise
-                _wait(self._connection.fileno(), select.POLLIN if error.errno == 2 else select.POLLOUT, deadline)
+                _wait(connection.fileno(), select.POLLIN if error.errno == 2 else select.POLLOUT, deadline)
 
 
 def _words(error: Exception) -> str:
