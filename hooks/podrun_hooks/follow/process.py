@@ -92,7 +92,7 @@ class Followed:
 
     def hear(self, now: float) -> None:
         """Polls at once when the registry has told of a change."""
-        if self.client.bell.rings(now):
+        if not self.rung and self.client.bell.rings(now):
             self.rung = True
             self.next_poll = min(self.next_poll, self.last_poll + self.apart)
 
@@ -282,7 +282,8 @@ class Follower:
         """Returns when something is due, when a registry tells of a change, or when the wishes are to be looked at."""
         soonest = min([followed.due() for followed in self.followed.values()], default=now + POLL * 2)
         seconds = 0.05 if self.suspects else max(0.0, min(soonest - now, POLL if self.followed else POLL * 2))
-        bell.wait([fd for followed in self.followed.values() for fd in followed.client.bell.descriptors()], seconds)
+        listening = [followed.client.bell for followed in self.followed.values() if not followed.rung]
+        bell.wait([fd for one in listening for fd in one.descriptors()], seconds)
 
 
 def main(words: Sequence[str]) -> None:

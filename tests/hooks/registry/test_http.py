@@ -12,6 +12,7 @@ import pytest
 
 from podrun_hooks.registry import connect
 from podrun_hooks.registry import source as sources
+from podrun_hooks.registry.bell import Bell, Request, wait
 from podrun_hooks.registry.http import LARGEST, Away, Client, Refused
 from podrun_hooks.registry.source import Source
 
@@ -175,3 +176,40 @@ def test_an_error_of_the_registry_is_told_in_its_own_words() -> None:
     with pytest.raises(Refused, match="permission denied"):
         connect(server.source()).records("web", seconds=2)
     server.close()
+
+
+CANCELED = b'{"result":{"canceled":true,"compact_revision":"9"}}'
+
+
+@pytest.mark.parametrize(
+    ("answer", "rings", "listens"),
+    [
+        (b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", True, False),
+        (OK + b"Transfer-Encoding: chunked\r\n\r\n" + CANCELED, True, False),
+        (OK + b"Transfer-Encoding: chunked\r\n\r\n" + b"{}" * 400_000, True, True),
+        (b"", False, True),
+        (None, True, False),
+    ],
+    ids=["refused", "canceled", "too much", "nothing", "closed"],
+)
+def test_whatever_a_bell_hears_it_is_not_rung_without_end(answer: bytes | None, rings: bool, listens: bool) -> None:
+    def act(connection: socket.socket) -> None:
+        while connection.recv(65536) and answer is not None:
+            connection.sendall(answer)
+
+    serving = Serving(act)
+    bell, client = Bell(), Client(serving.source())
+    requests = [Request("web", "POST", "/v3/watch", b"{}")]
+    try:
+        bell.listen(client, requests, 0.0)
+        assert bell.listens
+        wait(bell.descriptors(), 5 if rings else 0.2)
+        assert (bell.rings(0.0), bell.listens) == (rings, listens)
+        bell.listen(client, requests, 0.1)
+        if answer and not listens:
+            assert (bell.listens, serving.connections) == (False, 1)
+            bell.listen(client, requests, 60.0)
+        assert bell.listens
+    finally:
+        bell.close()
+        serving.close()

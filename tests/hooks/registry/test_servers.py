@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from podrun_hooks.registry import connect, wishes
+from podrun_hooks.registry import bell, connect, wishes
 from podrun_hooks.registry import source as sources
 from podrun_hooks.registry.http import Away
 from podrun_hooks.registry.record import Record
@@ -195,3 +195,23 @@ def test_what_others_have_registered_in_consul_is_found_too(consul: Any, record:
     found = records(client, record.service, 1)
     assert [(one.id, one.addr, one.port, one.ready) for one in found] == [("db-1", "192.0.2.7", 5432, True)]
     client._call("PUT", "/v1/agent/service/deregister/db%201", None, 2)  # type: ignore[call-arg]
+
+
+def test_a_change_rings_before_anybody_polls(client: Any, record: Any, leases: Any) -> None:
+    announce(client, record, leases)
+    records(client, record.service, 1)
+    until(lambda: not client.poll([record.service], seconds=2))
+    client.listen(time.monotonic())
+    if not client.bell.listens:
+        pytest.skip("what stands for Consul cannot tell of changes")
+    assert not client.bell.rings(time.monotonic())
+    other = connect(client.source)
+    try:
+        announce(other, record._replace(ready=False), leases)
+        began = time.monotonic()
+        bell.wait(client.bell.descriptors(), 5)
+        assert time.monotonic() - began < 1
+        assert client.bell.rings(time.monotonic())
+        until(lambda: [one.ready for one in client.records(record.service, seconds=2)] == [False])
+    finally:
+        other.close()
