@@ -6,7 +6,7 @@ import gc
 import os
 import sys
 
-from podrun.launcher.arguments import plain
+from podrun import bundle as bundles
 
 #: So many more objects made than freed have the collector look for cycles: more than a start makes. At Python's 700 it
 #: took 1 ms of every start. A podrun that stays in the foreground still has a collector.
@@ -23,6 +23,9 @@ def run(arguments: Sequence[str]) -> int:
     """Runs podrun with the given arguments; returns the exit code."""
     os.umask(0o022)
     gc.set_threshold(_COLLECT_AT)
+    bundle = bundles.install()
+    from podrun.launcher.arguments import plain
+
     recognised = plain(arguments)
     if recognised is None:
         _hear_interrupts()
@@ -31,7 +34,10 @@ def run(arguments: Sequence[str]) -> int:
         return cli.main(arguments)
     from podrun.launcher.commands import act
 
-    return act(*recognised)
+    try:
+        return act(*recognised)
+    finally:
+        bundles.keep(bundle)
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import click
 
+from podrun import bundle
 from podrun.cli.output import Guarded, human, printed, say
 from podrun.engine import hook_loader
 from podrun.engine import journal as journals
@@ -35,6 +36,8 @@ def findings(host: Host) -> Iterator[Finding]:
             f"{generator.PATH} was made by another version of podrun, or for other hooks",
             "podrun unit --install-generator",
         )
+    if told := bundle.problem():
+        yield Finding("warn", f"{told}; a start takes 2 ms longer", f"rm {bundle.PATH}")
     yield from _room(host)
     for name, source, by in hook_loader.hidden():
         yield Finding("warn", f"the hook {name} of {source} is never used: {by} has this name", "give it another")
