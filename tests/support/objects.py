@@ -19,18 +19,27 @@ def _lines(*argv: str) -> list[str]:
 
 
 def processes(*marks: str) -> list[str]:
-    """Processes whose command line, environment or mounts name one of the paths in ``marks``, zombies not counted."""
+    """Processes whose command line or mounts name one of the paths in ``marks``, zombies not counted.
+
+    Of mounts, those that a container has: every process of the host sees what is mounted on the paths themselves.
+    """
     found = []
+    wanted = [mark.encode() for mark in marks]
     for entry in os.listdir("/proc"):
         if not entry.isdigit() or int(entry) == os.getpid():
             continue
         try:
-            texts = [Path(f"/proc/{entry}/{name}").read_bytes() for name in ("cmdline", "mountinfo")]
+            words, mounts = (Path(f"/proc/{entry}/{name}").read_bytes() for name in ("cmdline", "mountinfo"))
         except OSError:
             continue
-        if any(mark.encode() in text for mark in marks for text in texts):
-            found.append(f"process {entry}: {texts[0].replace(bytes(1), b' ').decode(errors='replace')}")
+        if any(mark in words or (mark in mounts and _inside(mark, mounts)) for mark in wanted):
+            found.append(f"process {entry}: {words.replace(bytes(1), b' ').decode(errors='replace')}")
     return found
+
+
+def _inside(mark: bytes, mounts: bytes) -> bool:
+    """Whether something of that path is mounted on another path (the fifth field of a line, proc_pid_mountinfo(5))."""
+    return any(mark in line and mark not in line.split()[4] for line in mounts.splitlines())
 
 
 def listing(run: Path, root: Path) -> set[str]:
