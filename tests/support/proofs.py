@@ -93,6 +93,7 @@ class Rounds:
                 ended = self.tracer.failing_at(call, error)
                 self.hit += bool(ended.hit)
                 self.good += ended.code == 0
+                self.said(f"{self.name}: {error} at {call.words[:90]}: {ended.code}: {ended.stderr}")
                 self.told(ended)
                 if self.scene.undoes_itself and ended.code:
                     self.nothing_left(here, ended.stderr)
@@ -101,6 +102,12 @@ class Rounds:
             except AssertionError as problem:
                 self.fault(f"{error} at {call.name} {call.n}: {call.words}: {problem}")
             self.runs += 1
+
+    def said(self, words: str) -> None:
+        """Keeps what was said for who wants to read it: PODRUN_PROVE_SAID names a file."""
+        if path := os.environ.get("PODRUN_PROVE_SAID"):
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(" ".join(words.split()) + "\n")
 
     def told(self, ended: Ended) -> None:
         """Checks what a command said that failed."""
