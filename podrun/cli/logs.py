@@ -167,10 +167,10 @@ def logs(
 ) -> None:
     """Print what containers have written, of several pods with their names in front of the lines."""
     host = host_of(ctx.obj)
-    if not (last in ("all", "-1") or (last.isascii() and last.isdigit())):
+    if not (last in ("all", "-1") or (last.isascii() and last.isdecimal())):
         raise Failure(f"--tail {last!r}: expected a number of lines, or all", code=WRONG_FILE)
     wanted = Wanted(
-        int(last) if last.isdigit() else None,
+        int(last) if last.isdecimal() else None,
         times.moment(since, "--since") if since else 0.0,
         times.moment(until, "--until") if until else 0.0,
         timestamps,

@@ -162,7 +162,7 @@ def _limit_time(pod: dict[str, Any], seconds: str, *, detached: bool) -> None:
     """--timeout: the unit ends the pod. Raises Failure where there is none."""
     if not seconds or seconds == "0":
         return
-    if not seconds.isdigit():
+    if not seconds.isdecimal():
         raise Failure(f"--timeout {seconds!r}: expected seconds", code=WRONG_FILE)
     if not detached:
         hint = f"say 'timeout {seconds} podrun run ...': the signal is passed on and the pod undone"

@@ -127,7 +127,7 @@ def network_mode(container: Container, value: str, origin: Origin) -> None:
         elif key == "alias":
             network_alias(container, inner, origin)
         elif name:
-            step.set(name, int(inner) if key == "mtu" and inner.isdigit() else inner, origin)
+            step.set(name, int(inner) if key == "mtu" and inner.isdecimal() else inner, origin)
         else:
             container.note(origin, f"{word!r} of a network has no equivalent")
 
@@ -243,7 +243,7 @@ def user(container: Container, value: str, origin: Origin) -> None:
 
 def stop_timeout(container: Container, value: str, origin: Origin) -> None:
     """--stop-timeout, in seconds."""
-    container.step.set("stop_timeout", f"{value}s" if value.isdigit() else value, origin)
+    container.step.set("stop_timeout", f"{value}s" if value.isdecimal() else value, origin)
 
 
 def log_driver(container: Container, value: str, origin: Origin) -> None:
@@ -293,7 +293,7 @@ def health(key: str) -> Callable[[Container, str, Origin], None]:
     def do(container: Container, value: str, origin: Origin) -> None:
         if value == "disable":
             value = "1h"
-        container.health([], origin, **{key: int(value) if key == "retries" and value.isdigit() else value})
+        container.health([], origin, **{key: int(value) if key == "retries" and value.isdecimal() else value})
 
     return do
 

@@ -40,7 +40,7 @@ def restart(pod: Pod, policy: str, origin: Origin) -> None:
     word, colon, count = policy.partition(":")
     words = {"no": "no", "on-failure": "on-failure", "always": "always", "unless-stopped": "always", "any": "always"}
     words |= {"none": "no"}
-    if word not in words or (colon and not count.isdigit()):
+    if word not in words or (colon and not count.isdecimal()):
         pod.note(origin, f"{policy!r} is no restart policy", "set Restart= in [service]")
         return
     pod.setting("service", "Restart", words[word])

@@ -79,7 +79,7 @@ def restarting(policy: str) -> dict[str, Any]:
     """The tables for systemd that docker's --restart means."""
     word, colon, count = policy.partition(":")
     words = {"no": "no", "on-failure": "on-failure", "always": "always", "unless-stopped": "always"}
-    if word not in words or (colon and (word != "on-failure" or not count.isdigit())):
+    if word not in words or (colon and (word != "on-failure" or not count.isdecimal())):
         raise Failure(f"--restart {policy!r}: expected no, on-failure, on-failure:N or always", code=WRONG_FILE)
     # systemd counts starts, docker restarts.
     limit = {"unit": {"StartLimitBurst": int(count) + 1, "StartLimitIntervalSec": "infinity"}} if colon else {}

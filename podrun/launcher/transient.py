@@ -188,7 +188,7 @@ def _why(name: str, *, forget: bool = True) -> int:
 
     argv = ["systemctl", "show", "--value", "--property=ExecMainStatus,InvocationID", name]
     shown = subprocess.run(argv, check=False, capture_output=True, text=True).stdout.split()
-    status = next((int(word) for word in shown if word.isdigit() and len(word) < 4), INTERNAL)
+    status = next((int(word) for word in shown if word.isdecimal() and len(word) < 4), INTERNAL)
     if not (status or forget):
         return 0
     invocation = next((word for word in shown if len(word) == 32), "")

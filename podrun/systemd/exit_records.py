@@ -63,7 +63,7 @@ def note(
 
 
 def _status(told: str) -> int | None:
-    if not told or told.isdigit():
+    if not told or told.isdecimal():
         return int(told) if told else None
     import signal
 

@@ -21,6 +21,8 @@ FOUND = [
     ("journal", b"\xff\n"),
     ("journal", b'{"v":1}\n{"n":0,"at":"up"}\n[]\n' + b"[" * 3000 + b"\n"),
     ("rtnetlink", b"\0" * 16),
+    ("http", b"HTTP/1.1 \xb200 OK\r\nContent-Length: 2\r\n\r\n{}"),  # a digit to str.isdigit(), not to int()
+    ("http", b"HTTP/1.1 200 OK\r\nContent-Length: \xb9\r\n\r\n{}"),
     ("nft", b"\x14\0\0\0\2\0\0\0\1\0\0\0\0\0\0\0\0\0\0\x80"),
 ]
 

@@ -154,7 +154,7 @@ def _counted(plan: Plan) -> str:
 def _listening(environ: Mapping[str, str]) -> tuple[int, list[str]]:
     """The number of sockets that systemd passed to podrun, and their variables for the container (sd_listen_fds(3))."""
     count = environ.get("LISTEN_FDS", "")
-    if environ.get("LISTEN_PID") != str(os.getpid()) or not count.isdigit():
+    if environ.get("LISTEN_PID") != str(os.getpid()) or not count.isdecimal():
         return 0, []
     names = [f"LISTEN_FDNAMES={environ['LISTEN_FDNAMES']}"] if "LISTEN_FDNAMES" in environ else []
     return int(count), [f"LISTEN_FDS={count}", "LISTEN_PID=1", *names]

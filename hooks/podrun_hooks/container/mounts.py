@@ -428,7 +428,7 @@ def _file_system(kind: str, source: str, options: Sequence[str], mapping: Mappin
 
 def _shifted(key: str, value: str | None, mapping: Mapping) -> str | None:
     """An option of a file system that is an owner, in the host's ids."""
-    if key in ("uid", "gid") and value and value.isdigit():
+    if key in ("uid", "gid") and value and value.isdecimal():
         return str(int(value) + getattr(mapping.base, key))
     return value
 

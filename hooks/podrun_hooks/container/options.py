@@ -66,11 +66,11 @@ def signal_number(text: Any) -> int:
             name.startswith(word)
             and len(offset) < 3
             and offset.isascii()
-            and offset.isdigit()
+            and offset.isdecimal()
             and 34 <= base + sign * int(offset) <= 64
         ):
             return base + sign * int(offset)
-    if len(name) < 3 and name.isascii() and name.isdigit() and 0 < int(name) <= 64:
+    if len(name) < 3 and name.isascii() and name.isdecimal() and 0 < int(name) <= 64:
         return int(name)
     raise Wrong(f"expected a signal such as 'SIGTERM' or 15, not {text!r}")
 

@@ -193,7 +193,7 @@ class Client:
         head, _, rest = data.partition(b"\r\n\r\n")
         first, *lines = head.decode("latin-1").split("\r\n")
         words = first.split(None, 2)
-        if len(words) < 2 or not words[0].startswith("HTTP/1.") or not words[1].isdigit():
+        if len(words) < 2 or not words[0].startswith("HTTP/1.") or not words[1].isdecimal():
             raise Away("the answer is not HTTP")
         pairs = (line.partition(":") for line in lines)
         headers = {name.strip().lower(): value.strip() for name, _, value in pairs}
@@ -206,7 +206,7 @@ class Client:
         if "chunked" in headers.get("transfer-encoding", "").lower():
             return self._chunks(rest, deadline)
         length = headers.get("content-length", "")
-        if not length.isdigit():
+        if not length.isdecimal():
             raise Away("the answer does not say how long it is")
         parts, size, wanted = [rest], len(rest), int(length)
         if wanted > LARGEST:

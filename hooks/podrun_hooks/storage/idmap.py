@@ -34,7 +34,7 @@ def _namespace(mappings: Sequence[str]) -> int:
     """A descriptor of a user namespace with these mappings."""
     maps = []
     for kind in ("uid", "gid"):
-        lines = [_line(text, kind) for text in mappings if text.startswith(kind) or text[0].isdigit()]
+        lines = [_line(text, kind) for text in mappings if text.startswith(kind) or text[0].isdecimal()]
         maps.append("".join(lines) or "0 0 4294967295\n")
     return userns.opened(*maps)
 

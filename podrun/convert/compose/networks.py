@@ -166,7 +166,7 @@ def _ipam(
 
 def _driver_options(options: Table, origin: Origin, step: Step, draft: Draft, driver: str) -> None:
     for key, value in options.items():
-        if key in (_MTU, "mtu") and str(value).isdigit():
+        if key in (_MTU, "mtu") and str(value).isdecimal():
             step.set("mtu", int(value), origin.below(key))
         elif key == _NAME or (driver == "macvlan" and key == "parent"):
             continue

@@ -197,7 +197,7 @@ def _network_key(step: Step, key: str, value: str, origin: Origin, note: Any) ->
     elif key == "DNS":
         step.append("dns", value, origin)
     elif key == "Options" and value.startswith("mtu="):
-        step.set("mtu", int(value[4:]) if value[4:].isdigit() else value[4:], origin)
+        step.set("mtu", int(value[4:]) if value[4:].isdecimal() else value[4:], origin)
     elif key == "Gateway":
         note(origin, f"{value}: a bridge of podrun's has the first address of its subnet", by_hand=False)
     elif key == "IPRange":

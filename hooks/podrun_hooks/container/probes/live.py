@@ -32,7 +32,7 @@ def watchdog(environ: Mapping[str, str]) -> float:
     """Seconds after which systemd misses podrun's WATCHDOG=1 (sd_watchdog_enabled(3)); 0.0: it does not ask for it."""
     usec = environ.get("WATCHDOG_USEC", "")
     ours = environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
-    return int(usec) / 1e6 if ours and usec.isdigit() and environ.get("NOTIFY_SOCKET") else 0.0
+    return int(usec) / 1e6 if ours and usec.isdecimal() and environ.get("NOTIFY_SOCKET") else 0.0
 
 
 def refuse_impatience(step: Step, seconds: float) -> None:
@@ -150,7 +150,7 @@ def found(step: Step) -> list[Process]:
     probes = []
     for name in os.listdir("/proc"):
         try:
-            if not name.isdigit() or os.stat(f"/proc/{name}").st_uid != os.geteuid():
+            if not name.isdecimal() or os.stat(f"/proc/{name}").st_uid != os.geteuid():
                 continue
             with open(f"/proc/{name}/cmdline", "rb") as file:
                 words = os.fsdecode(file.read()).split("\0")
