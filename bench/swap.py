@@ -1,10 +1,10 @@
 """A new version under load, on a booted host: podrun update beside podman auto-update, docker-compose and a restart.
 
-`python3 bench/swap.py [SWAPS] [OTHERS]` boots the host of tests/support/systemd_host.py with podman, docker and a
-registry, and gives each tool the same work: a server whose image's tag stands for another version each time, while 32
-connections are kept busy from the host and from another one, once with connections that are kept and once with one
-request for each. podrun is called, too, from another pod by the host's address, and by IPv6. Then podrun gets versions
-that do not work. Failed requests are the application's: it answers what it has accepted, and then closes.
+`python3 bench/swap.py [SWAPS [OTHERS [WORD..]]]` boots the host of tests/support/systemd_host.py with podman, docker
+and a registry, and gives each tool the same work: a server whose image's tag stands for another version each time,
+while 32 connections are kept busy from the host and from another one, once with connections that are kept and once with
+one request for each. podrun is called, too, from another pod by the host's address, and by IPv6. Then podrun gets
+versions that do not work. Failed requests are the application's: it answers what it has accepted, and then closes.
 """
 
 from __future__ import annotations
@@ -32,6 +32,10 @@ PROGRAM = (
     'os.environ["PORT"] = open("/port").read().strip()\n'
     'timer = threading.Timer(float(open("/ends").read()), lambda: os._exit(9)); timer.daemon = True; timer.start()\n'
 ) + SERVER
+
+
+#: Ten restarts in ten seconds are too many for systemd otherwise.
+_OFTEN = "StartLimitIntervalSec = 0"
 
 
 def sh(*argv: str, check: bool = True, timeout: float = 300) -> str:
@@ -117,6 +121,8 @@ command = ["/usr/bin/python3", "-c", '''{PROGRAM.replace("${", "$${")}''']
 volumes = ["/usr:/usr:ro"]
 env = {{ {env} }}
 ready = {{ http = ":80/", timeout = "3s" }}
+[unit]
+{_OFTEN}
 """)
 
     def start(self, **more: str) -> None:
@@ -163,7 +169,7 @@ class Podman(Tool):
         sh(*argv)
         text = sh("podman", "generate", "systemd", "--new", "--name", "pod-web")
         sh("podman", "rm", "pod-web")
-        Path("/etc/systemd/system/pod-web.service").write_text(text)
+        Path("/etc/systemd/system/pod-web.service").write_text(text.replace("[Unit]", f"[Unit]\n{_OFTEN}"))
         sh("systemctl", "daemon-reload")
         sh("systemctl", "start", "pod-web")
 
@@ -340,20 +346,20 @@ def status(tool: Podrun, push: Callable[..., None]) -> dict[str, str]:
 
 def inside() -> None:
     with open(HERE.parent / "wanted.json") as file:
-        swaps, others = json.load(file)
+        swaps, others, *only = json.load(file)
     with open(os.environ["PODRUN_TEST_REPORTS"], "a", buffering=1) as reports:
 
         def tell(told: dict[str, Any]) -> None:
             reports.write(json.dumps(told) + "\n")
 
         try:
-            measure(int(swaps), int(others), tell)
+            measure(int(swaps), int(others), only, tell)
         except Exception as error:
             tell({"error": f"{error!r}\n{sh('journalctl', '-n', '40', '--no-pager', check=False)}"})
         tell({"over": True})
 
 
-def measure(swaps: int, others: int, tell: Callable[[dict[str, Any]], None]) -> None:
+def measure(swaps: int, others: int, only: Sequence[str], tell: Callable[[dict[str, Any]], None]) -> None:
     from support.image_servers import docker_registry
 
     place = Path("/srv/registry")
@@ -363,11 +369,15 @@ def measure(swaps: int, others: int, tell: Callable[[dict[str, Any]], None]) -> 
         sh("podrun", "run", "-d", "--name", "caller", "host:", "sleep", "100000")
         own = Podrun(ref)
         for tool, times in ((own, swaps), (Restarted(ref), others), (Podman(ref), others), (Compose(ref), others)):
+            if only and not any(word in tool.name for word in only):
+                continue
             try:
                 for told in updates(tool, times, push, other):
                     tell(told)
             except (RuntimeError, subprocess.TimeoutExpired) as error:
                 tell({"error": f"{tool.name}: {error}"})
+        if only:
+            return
         tell(abrupt(own, push))
         for told in broken(own, push):
             tell(told)
@@ -401,10 +411,11 @@ def main(words: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("swaps", nargs="?", type=int, default=50)
     parser.add_argument("others", nargs="?", type=int, default=10)
+    parser.add_argument("only", nargs="*", help="rows of the table with one of these words")
     given = parser.parse_args(words)
     packages = [*PACKAGES, "podman", "docker.io", "conmon", "containernetworking-plugins", "iptables", "apparmor"]
     packages += ["ca-certificates", "docker-compose", "docker-registry", "skopeo"]
-    with Boot("nspawn", [str(given.swaps), str(given.others)], "bench/swap.py", packages) as boot:
+    with Boot("nspawn", [str(given.swaps), str(given.others), *given.only], "bench/swap.py", packages) as boot:
         for line in boot.lines(600):
             told = json.loads(line)
             if told.get("over"):

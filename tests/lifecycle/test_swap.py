@@ -12,7 +12,7 @@ import pytest
 
 from support.busy import SERVER, Busy
 from support.launcher import HERE, Podrun
-from support.network_case import inside, outside_host
+from support.network_case import inside, outside_host, run
 from support.objects import listing
 from support.swap_case import Web
 
@@ -163,6 +163,65 @@ def test_a_migration_runs_before_the_new_generation_takes_traffic_and_may_stop_i
     assert web.podrun("reload", "web").returncode != 0
     assert get(web.port) == "2"
     assert (home / "migrated").read_text().splitlines() == ["1 ", "2 1", "3 2"]
+
+
+_SAYS_READY = """
+with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as said:
+    said.sendto(b"READY=1", os.environ["NOTIFY_SOCKET"])
+ending, idle ="""
+_IN_THE_HOSTS_NETWORK = """
+[pod]
+reload = "swap"
+stop_timeout = "10s"
+[[chain]]
+hook = "image"
+ref = "host:"
+[[chain]]
+hook = "network"
+mode = "{mode}"
+{network}
+[[chain]]
+hook = "container"
+command = ["/usr/bin/python3", "-c", '''{server}''']
+env = {{ VERSION = "{version}", REUSE = "1" }}
+ready = {{ notify = true, timeout = "20s" }}
+"""
+
+
+def _write_in_the_hosts(podrun: Podrun, version: str, mode: str = "host", network: str = "reuse_port = true") -> str:
+    server = SERVER.replace("ending, idle =", _SAYS_READY).replace("${", "$${")
+    return podrun.file("web", _IN_THE_HOSTS_NETWORK.format(mode=mode, network=network, server=server, version=version))
+
+
+@pytest.mark.parametrize(("migrates", "swapped"), [("1", True), pytest.param("0", False, marks=pytest.mark.prove)])
+def test_in_the_hosts_network_a_server_with_so_reuseport_is_swapped(
+    podrun: Podrun, migrates: str, swapped: bool
+) -> None:
+    def there(*words: str) -> str:
+        argv = ["nsenter", "--net=/run/netns/t-net-host", *podrun.argv(*words)]
+        done = subprocess.run(argv, env=podrun.environ, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    run("ip", "netns", "add", "t-net-host")
+    try:
+        run(*inside("t-net-host"), "ip", "link", "set", "lo", "up")
+        run(*inside("t-net-host"), "sysctl", "-q", f"net.ipv4.tcp_migrate_req={migrates}")
+        there("up", "-d", _write_in_the_hosts(podrun, "1"))
+        client = Busy("127.0.0.1", 80, 4, keep=False, netns=inside("t-net-host"))
+        for version in "23":
+            _write_in_the_hosts(podrun, version)
+            assert ("stopped and started" in there("reload", "web")) == (not swapped)
+        count = client.stop()
+        assert (count.failed == 0) == swapped, count
+        assert "3" in count.versions
+        # What has another network now is not swapped, and comes back from there.
+        for mode, network in (("bridge", ""), ("host", "reuse_port = true")):
+            _write_in_the_hosts(podrun, "5", mode, network)
+            assert "what runs now is in" in there("reload", "web")
+    finally:
+        there("down", "web")
+        run("ip", "netns", "delete", "t-net-host")
 
 
 def test_a_pod_in_the_foreground_is_swapped_by_the_podrun_that_waits_for_it(web: Web) -> None:

@@ -18,10 +18,11 @@ from itertools import pairwise
 from typing import NamedTuple
 
 #: Answers "VERSION"; after SIGTERM it takes no more connections, answers each once more and closes it (ABRUPT: closes
-#: those that are idle at once), and ends when none is left.
+#: those that are idle at once), and ends when none is left. REUSE: it listens with SO_REUSEPORT.
 SERVER = """
 import os, signal, socket, threading
-server = socket.create_server(("::", int(os.environ.get("PORT", "80"))), family=socket.AF_INET6, backlog=512, dualstack_ipv6=True)
+server = socket.create_server(("::", int(os.environ.get("PORT", "80"))), family=socket.AF_INET6, backlog=512, dualstack_ipv6=True,
+    reuse_port="REUSE" in os.environ)
 ending, idle = threading.Event(), set()
 def serve(connection):
     lines = connection.makefile("rb")

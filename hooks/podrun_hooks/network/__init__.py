@@ -35,6 +35,7 @@ _FOR_MODES = (
     (("mtu", "routes"), ("bridge", "macvlan")),
     (("sysctls",), ("bridge", "macvlan", "cni", "none")),
     (("ipv6",), ("bridge", "macvlan", "none")),
+    (("reuse_port",), ("host",)),
 )
 
 

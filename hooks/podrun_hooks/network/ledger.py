@@ -102,6 +102,13 @@ def of(run: str, pod: str) -> list[Ledger]:
     return [*own, *(ledger for name in later for ledger in of(run, f"{pod}/{name}"))]
 
 
+def is_up_without(run: str, pod: str) -> bool:
+    """True for a pod that is up, or was, and has no ledger: its network is the host's."""
+    where = f"{run}/pods/{pod}"
+    journals = [name for _, _, names in os.walk(where) for name in names if name.endswith(".journal")]
+    return bool(journals) and not of(run, pod)
+
+
 def holds_ports(ledger: Ledger) -> bool:
     """False if another generation has the ledger's ports: not taken over yet, or handed over already."""
     return ledger.last("holds") != "no"

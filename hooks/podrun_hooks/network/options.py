@@ -215,6 +215,12 @@ class Options(NamedTuple):
     bridge: str = option(
         checked(TEXT, link_name), "the bridge, made when it is not there, also of networks.toml; default: podrun0", ""
     )
+    reuse_port: bool = option(
+        BOOLEAN,
+        "with mode host: the server listens with SO_REUSEPORT, so a hot swap may have two of them; for hosts with "
+        "net.ipv4.tcp_migrate_req = 1",
+        False,
+    )
 
 
 class Network(NamedTuple):

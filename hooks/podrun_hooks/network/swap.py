@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from podrun.hook import Facts, Step
 
+_MIGRATE = "/proc/sys/net/ipv4/tcp_migrate_req"
 #: The longest that was seen under load was 0.1 s; a payload that does not accept any more is not waited for.
 _ACCEPTING = 5.0
 #: Data that a payload has written before its end: a peer that does not acknowledge it is not waited for either.
@@ -37,14 +38,35 @@ def exclusive(step: Step) -> str:
     options = step.options
     mode = options.mode.partition(":")[0]
     if mode == "host":
-        return "mode host: both would listen on the same ports"
+        return _exclusive_in_the_hosts(step)
     if mode not in ("bridge", "none"):
         return f"mode {mode}: podrun moves what is on its own bridge only"
+    if ledgers.is_up_without(step.pod.run, step.pod.name):
+        return f"mode {mode}: what runs now is in the host's network"
     fixed = next((key for key in ("address", "address6", "mac") if getattr(options, key)), "")
     if fixed:
         return f"a fixed {fixed}"
     joined = _joined(step)
     return f"pod {joined} has joined its network" if joined else ""
+
+
+def _exclusive_in_the_hosts(step: Step) -> str:
+    """With SO_REUSEPORT both generations may listen at once; the kernel spreads new connections over them.
+
+    What the old one has not accepted when it stops listening is reset, unless the kernel gives it to the other one:
+    net.ipv4.tcp_migrate_req, of Linux 5.14 (Documentation/networking/ip-sysctl.rst).
+    """
+    if not step.options.reuse_port:
+        return "mode host: both would listen on the same ports (reuse_port = true if they can, with SO_REUSEPORT)"
+    if ledgers.of(step.pod.run, step.pod.name):
+        return "mode host: what runs now is in a network of its own"
+    try:
+        with open(_MIGRATE, encoding="ascii") as file:
+            migrates = file.read().strip() == "1"
+    except FileNotFoundError:
+        migrates = False
+    what = "net.ipv4.tcp_migrate_req is not 1 on this host: connections that were not accepted yet would be reset"
+    return "" if migrates else f"mode host: {what}"
 
 
 def _joined(step: Step) -> str:
@@ -63,6 +85,8 @@ def take_over(step: Step, own: Facts, before: Step) -> None:
 
     It repeats nothing that has been done: the same call continues, or reverts, a swap that was killed.
     """
+    if step.options.mode == "host":
+        return  # nothing leads to it but its own sockets
     new, old = _side(step), _side(before)
     ledger = new.ledger
     try:
