@@ -13,6 +13,7 @@ from podrun.engine import hook_loader
 from podrun.errors import BUSY, CANNOT_CREATE, MALFORMED, UNAVAILABLE, WRONG_FILE, Failure
 from podrun.launcher.commands import host_of
 from podrun.options import Wrong
+from podrun.systemd import events
 
 #: GNU tar; numbers instead of names, because another host's passwd is not this one's.
 _TAR = ["tar", "--numeric-owner", "--xattrs", "--xattrs-include=*", "--acls", "--sparse"]
@@ -38,11 +39,12 @@ def _path(root: str, name: str, *, there: bool) -> str:
 @click.pass_context
 def create(ctx: click.Context, names: tuple[str, ...]) -> None:
     """Make volumes; the first container that uses one fills it with what its image has there."""
-    root = host_of(ctx.obj).root
+    host = host_of(ctx.obj)
     for name in names:
-        _path(root, name, there=False)
+        _path(host.root, name, there=False)
     for name in names:
-        hook_loader.part("storage", "volumes").provide(root, name)
+        hook_loader.part("storage", "volumes").provide(host.root, name)
+        events.note(host.run, "volume", "create", name)
         say(name)
 
 

@@ -23,6 +23,7 @@ from podrun.host import Host
 from podrun.launcher import pull
 from podrun.launcher.commands import host_of
 from podrun.launcher.history import kept
+from podrun.systemd import events
 
 
 def used(host: Host) -> set[str]:
@@ -57,6 +58,7 @@ def import_(ctx: click.Context, path: str, name: str) -> None:
     with pull.teller(quiet=False) as teller:
         images = pull.store().import_(_host(ctx).root, path, teller.notify, name)
     for found in images:
+        events.note(_host(ctx).run, "image", "import", found.ref, id=found.digest)
         say(f"{found.digest}  {found.ref}")
 
 
@@ -67,6 +69,7 @@ def import_(ctx: click.Context, path: str, name: str) -> None:
 def tag(ctx: click.Context, ref: str, name: str) -> None:
     """Give an image of the store one more name."""
     found = pull.store().tag(_host(ctx).root, ref, name, os.getcwd())
+    events.note(_host(ctx).run, "image", "tag", found.ref, id=found.digest)
     say(f"{found.digest}  {found.ref}")
 
 
@@ -76,6 +79,7 @@ def tag(ctx: click.Context, ref: str, name: str) -> None:
 def untag(ctx: click.Context, refs: Sequence[str]) -> None:
     """Remove names; what has no other name stays until 'podrun image prune'."""
     for ref in pull.store().untag(_host(ctx).root, list(refs), os.getcwd()):
+        events.note(_host(ctx).run, "image", "untag", ref)
         say(ref)
 
 
@@ -96,6 +100,7 @@ def export(ctx: click.Context, ref: str, file: str, form: str) -> None:
         raise Failure("an archive is not for a terminal", code=WRONG_FILE, hint="name a file or use a pipe")
     path = file if file == "-" else os.path.abspath(file)
     digest = pull.store().export(_host(ctx).root, ref, path, form, os.getcwd())
+    events.note(_host(ctx).run, "image", "export", ref, id=digest)
     say(digest, err=file == "-")
 
 
@@ -182,7 +187,10 @@ def inspect(ctx: click.Context, ref: str) -> None:
 def rm(ctx: click.Context, refs: Sequence[str]) -> None:
     """Remove images; one that a pod uses stays."""
     host = _host(ctx)
-    _removed(pull.store().rm(host.root, list(refs), lambda: used(host), os.getcwd()))
+    removed = pull.store().rm(host.root, list(refs), lambda: used(host), os.getcwd())
+    for ref in removed.refs:
+        events.note(host.run, "image", "rm", ref)
+    _removed(removed)
 
 
 @image.command(cls=Guarded)

@@ -17,6 +17,7 @@ from podrun.cli import (
     convert,
     copying,
     doctor,
+    events,
     generations,
     hooks,
     listing,
@@ -151,6 +152,7 @@ OF_MODULES = (
     copying.cp,
     logs.logs,
     listing.ps,
+    events.events,
     listing.inspect,
 )
 

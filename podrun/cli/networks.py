@@ -14,6 +14,7 @@ from podrun.engine import hook_loader
 from podrun.errors import CANNOT_CREATE, UNAVAILABLE, WRONG_FILE, Failure
 from podrun.launcher.commands import host_of, name_of
 from podrun.options import unknown
+from podrun.systemd import events
 
 
 def _hook(module: str) -> Any:
@@ -102,6 +103,7 @@ def create(ctx: click.Context, /, name: str, subnets: Sequence[str], driver: str
     except Failure as failure:
         if not (ignore and failure.code == CANNOT_CREATE and "already" in failure.what):
             raise
+    events.note(host_of(ctx.obj).run, "network", "create", name)
     say(name)
 
 
@@ -117,6 +119,7 @@ def rm(ctx: click.Context, names: Sequence[str], force: bool) -> None:
         except Failure as failure:
             if not (force and failure.code == UNAVAILABLE):
                 raise
+        events.note(host_of(ctx.obj).run, "network", "rm", name)
         say(name)
 
 

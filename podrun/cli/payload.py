@@ -25,6 +25,7 @@ from podrun.hook_extras import Controls, offers
 from podrun.host import Host
 from podrun.launcher import foreground
 from podrun.launcher.commands import host_of, name_of
+from podrun.systemd import events
 
 _words = click.argument("words", metavar="FILE|NAME...", nargs=-1, required=True, shell_complete=completion.words)
 _word = click.argument("word", metavar="FILE|NAME", shell_complete=completion.words)
@@ -90,6 +91,7 @@ def kill(ctx: click.Context, words: Sequence[str], wanted: str, every: bool, con
         words = [name for name in journals.pods(host.run) if states.state(host.run, name) == "up"]
     for running in [Running(host, word, container) for word in words]:
         foreground.send(running.resident, number)
+        events.note(host.run, "pod", "kill", running.name, signal=number)
         say(running.name)
 
 
@@ -187,6 +189,7 @@ def _freezing(name: str, on: bool, doc: str) -> click.Command:
                     hook = offers(hook_loader.load(entry.step["hook"]), Controls)
                     if hook and journal.header and "process" in entry.facts:
                         hook.freeze(resolve(journal.header.pod, hook_loader.load(entry.step["hook"]), entry.step), on)
+            events.note(host.run, "pod", name, running.name)
             say(running.name)
 
     return command

@@ -20,6 +20,7 @@ from podrun.errors import BUSY, UNAVAILABLE, Failure
 from podrun.hook_extras import UsesVolumes, offers
 from podrun.host import Host
 from podrun.launcher.commands import host_of
+from podrun.systemd import events
 
 
 def _volumes() -> Any:
@@ -106,6 +107,7 @@ def rm(ctx: click.Context, names: Sequence[str], force: bool) -> None:
             raise Failure(f"volume {name} belongs to pod {pod}, which is down", code=BUSY, hint="--force removes it")
     for name in names:
         _volumes().remove(host.root, name)
+        events.note(host.run, "volume", "rm", name)
         say(f"removed {name}")
 
 

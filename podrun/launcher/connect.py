@@ -11,6 +11,7 @@ from podrun.engine.segments import label_of, resolve
 from podrun.errors import BUSY, UNAVAILABLE, Failure
 from podrun.facts import accepted, merged
 from podrun.launcher import launch
+from podrun.systemd import events
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def connect(name: str, hook: str, key: str, options: Mapping[str, Any], host: Ho
                 writer.down(n)
                 raise
             writer.up(n, facts, (time.monotonic() - began) * 1000)
+        events.note(host.run, hook, "connect", key, pod=name)
         return facts
 
 
@@ -75,6 +77,7 @@ def disconnect(name: str, hook: str, key: str, host: Host) -> None:
             writer.stopping(entry.n)
             loaded.down(step, entry.facts)
             writer.down(entry.n)
+        events.note(host.run, hook, "disconnect", key, pod=name)
 
 
 def _is(entry: Entry, hook: str, key: str) -> bool:

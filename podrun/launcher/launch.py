@@ -18,11 +18,12 @@ from podrun.host import Host
 from podrun.identity import Identity
 from podrun.launcher import foreground
 from podrun.launcher.foreground import Resident
-from podrun.systemd import notify
+from podrun.systemd import events, notify
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import Any
 
     from podrun.engine.world import Callbacks
     from podrun.launcher.terminal import Terminal
@@ -104,12 +105,20 @@ def up(
             from podrun.launcher import history
 
             history.note(host, text, "up", history.who(host.environ), began)
+        events.note(host.run, "pod", "start", pod.name, segment=segment, id=pod.invocation, **_about(text))
         if taking_over:
             notify.notify(host.environ, f"READY=1\nSTATUS=up, {len(steps)} step{'s' * (len(steps) != 1)}")
             notify.barrier(host.environ)
         if terminal:
             terminal.begin()
     return _attend(pod, host, reload) if staying else 0
+
+
+def _about(text: PodText) -> dict[str, Any]:
+    """What events tell of a pod: the image of its last container, and the labels."""
+    refs = [step.options.get("ref") for step in text.steps if "ref" in step.options]
+    labels = [step.options.get("labels") for step in text.steps if step.options.get("labels")]
+    return {"image": refs[-1] if refs else "", "labels": labels[-1] if labels else {}}
 
 
 def _await_other_pods(text: PodText, host: Host) -> None:
@@ -168,6 +177,8 @@ def down(
                 exit_records.note(host.run, name, segment, invocation, host.environ, own)
                 _explain_streams(own, host)
             chain.undo(host.run, name, callbacks(host, lock), force=force, only=segment)
+            if own and own[0].header:
+                events.note(host.run, "pod", "stop", name, segment=segment, id=own[0].header.pod.invocation)
             if not (invocation or segment) and os.path.isdir(f"{host.run}/units"):
                 from podrun.systemd import exit_records
 
@@ -335,6 +346,7 @@ def _attend(pod: Pod, host: Host, reload: Callable[[str, Host], None] | None) ->
         status, _ = foreground.wait(residents(pod.run, pod.name), reloaded)
     except Interrupted as interrupted:
         status = _stop(pod, host, residents(pod.run, pod.name), interrupted.signal)
+    events.note(host.run, "pod", "died", pod.name, id=pod.invocation, exit=status)
     down(pod.name, host, invocation=pod.invocation)
     foreground.last_words(1.0)
     return status

@@ -9,6 +9,7 @@ import time
 from podrun.engine import hook_loader
 from podrun.launcher import foreground
 from podrun.messages import tell
+from podrun.systemd import events
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def pull(given: dict[str, Any], host: Host) -> int:
             progress=telling.progress,
             changed=answer.changed,
         )
+    events.note(host.run, "image", "pull", ref, id=found.digest)
     print(found.digest)
     return 0
 

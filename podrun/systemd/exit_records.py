@@ -9,6 +9,7 @@ from podrun import identity as identities
 from podrun import jsontext
 from podrun.identity import Identity
 from podrun.record import NamedTuple
+from podrun.systemd import events
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ def note(
     ending = before._replace(status=before.status if status is None else status, at=time.time())
     if not (header or status is not None):
         return
+    if before.status is None and status is not None:
+        events.note(run, "pod", "died", name, segment=segment, id=invocation, exit=status)
     path = _path(run, name, segment)
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
     # No pod's name begins with a dot.

@@ -1,0 +1,46 @@
+"""What has happened to pods, images, volumes and networks: ``<run>/events``, a line of JSON for each, 0600.
+
+Whoever does it appends the line; nobody has to run for it. The file is begun anew at one MiB, and the one before it
+kept as ``events.1``.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from podrun import jsontext
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_MOST = 1 << 20
+
+
+def path_of(run: str) -> str:
+    """Where the lines are."""
+    return f"{run}/events"
+
+
+def note(run: str, kind: str, event: str, name: str, **details: Any) -> None:
+    """Appends a line: ``kind`` is pod, image, volume or network; details that are empty are left out.
+
+    A full disk, or a run directory that is somebody else's, keeps nobody from what they do.
+    """
+    line = {"time": round(time.time(), 6), "type": kind, "event": event, "name": name}
+    line |= {key: value for key, value in details.items() if value not in (None, "", {}, [])}
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        fd = os.open(path_of(run), flags, 0o600)
+    except OSError:
+        return
+    try:
+        os.write(fd, (jsontext.dumps(line) + "\n").encode())
+        mine = os.fstat(fd)
+        if mine.st_size > _MOST and os.path.samestat(mine, os.stat(path_of(run))):
+            os.rename(path_of(run), f"{path_of(run)}.1")
+    except OSError:
+        pass
+    finally:
+        os.close(fd)
