@@ -28,6 +28,7 @@ from podrun.cli import (
     podfiles,
     pods,
     registry,
+    secrets,
     stopping,
     volumes,
 )
@@ -103,7 +104,16 @@ podrun.add_command(_planned("reload", "Do what [pod] reload says; 'swap': start 
 image.add_command(
     _planned("image pull", "Bring an image of any kind into the store; print the digest of its manifest.")
 )
-for group in (image, hooks.hook, networks.group, volumes.group, registry.group, convert.group, pods.healthcheck):
+for group in (
+    image,
+    hooks.hook,
+    networks.group,
+    volumes.group,
+    registry.group,
+    convert.group,
+    pods.healthcheck,
+    secrets.group,
+):
     podrun.add_command(group)
 
 

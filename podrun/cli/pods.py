@@ -104,7 +104,7 @@ def exec_(host: Host, word: str, command: Sequence[str], container: str, **given
     wanted["env_files"] = [os.path.abspath(path) for path in given["env_files"]]
     if given["detach"] and given["tty"]:
         raise Failure("-t is for a command that somebody waits for", code=WRONG_FILE, hint="leave out -d, or -t")
-    events.note(host.run, "pod", "exec", name, command=" ".join(command)[:200])
+    events.note(host.run, "pod", "exec", name)
     running.exec_into(step, entry.facts, command, env=run.environment(list(given["env"]), host), **wanted)
 
 

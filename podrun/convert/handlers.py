@@ -327,7 +327,7 @@ def secret(container: Container, value: str, origin: Origin) -> None:
             f"have the program read /run/secrets/{source}, or put it into an env file of mode 0600 (env_files)",
         )
         return
-    table: dict[str, object] = {"source": "file:", "credential": source}
+    table: dict[str, object] = {"source": "file:", "secret": source}
     words = [f"{key}={keys.pop(key)}" for key in ("mode", "uid", "gid") if key in keys]
     container.storage(
         {**table, **({"options": words} if words else {})},
@@ -335,10 +335,7 @@ def secret(container: Container, value: str, origin: Origin) -> None:
         [],
         origin,
     )
-    container.pod.settings("service", "LoadCredential", [f"{source}:/etc/podrun/secrets/{source}"])
-    container.note(
-        origin, f"the secret {source} is read from /etc/podrun/secrets/{source}", "write it there, 0600, as root"
-    )
+    container.note(origin, f"the secret {source} is podrun's own: podrun secret create {source} < FILE", by_hand=False)
     for key, rest in keys.items():
         container.note(origin, f"{key}={rest} of a secret has no equivalent")
 

@@ -26,10 +26,14 @@ SIGUSR1, SIGUSR2 = _signal.SIGUSR1, _signal.SIGUSR2
 #: Signals that ask for the end of the pod.
 ENDING = (SIGINT, SIGTERM)
 NAMES: dict[int, str] = {SIGINT: "SIGINT", SIGTERM: "SIGTERM", SIGHUP: "SIGHUP"}
-#: Signals that are the payload's own business.
-PASSED_ON = (SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, _signal.SIGCONT)
 #: Asks a podrun in the foreground to reload its pod: podrun's own, no payload gets it.
 RELOAD = _signal.SIGRTMIN + 2
+#: What is not the payload's business: SIGKILL and SIGSTOP, which nobody can hold; SIGCHLD and SIGPIPE; the shell's job
+#: control (SIGTSTP, SIGTTIN, SIGTTOU: podrun stops, the payload runs on, SIGCONT goes on); what the kernel says of
+#: podrun's own faults (4 to 8, SIGSEGV, SIGXFSZ, SIGSYS). 32 and 33 are the C library's.
+_OWN = (4, 5, 6, 7, 8, 9, 11, 13, 17, 19, 20, 21, 22, 25, 31, 32, 33, *ENDING, RELOAD)
+#: All others are.
+PASSED_ON = tuple(number for number in range(1, 65) if number not in _OWN)
 
 
 class Resident(NamedTuple):
@@ -69,6 +73,8 @@ def hold() -> set[int]:
     _signal.signal(RELOAD, lambda *_: None)
     held: set[int] = {RELOAD}
     held |= {number for number in (*ENDING, *PASSED_ON) if _signal.getsignal(number) != _signal.SIG_IGN}
+    if callable(_signal.getsignal(_signal.SIGWINCH)):
+        held.discard(_signal.SIGWINCH)  # the payload has a terminal, which podrun resizes
     _signal.pthread_sigmask(_signal.SIG_BLOCK, held | {_signal.SIGCHLD})
     return held
 

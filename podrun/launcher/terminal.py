@@ -81,6 +81,7 @@ class Terminal:
         os.set_inheritable(self.master, False)
         self.resize()
         signal.signal(signal.SIGWINCH, self.resize)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGWINCH})
         if os.isatty(0):
             self.before = termios.tcgetattr(0)
             tty.setraw(0)

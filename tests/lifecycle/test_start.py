@@ -58,14 +58,17 @@ def test_a_signal_that_ends_the_pod_reaches_the_container(
     assert f"got {name}" in out.read_text()
 
 
-def test_a_signal_that_is_the_payloads_own_business_is_passed_on(podrun: Podrun, nothing_left: None) -> None:
+def test_signals_that_are_the_payloads_own_business_are_passed_on(podrun: Podrun, nothing_left: None) -> None:
     out = podrun.home / "out"
-    path = pod(podrun, "trap 'echo reloaded' HUP; trap 'exit 0' TERM; echo ready; while :; do sleep 0.05; done")
+    numbers = [1, 3, 10, 12, 14, 16, 18, 23, 24, 26, 27, 28, 29, 30, 34, 40, 64]
+    traps = "; ".join(f"trap 'echo got {number}.' {number}" for number in numbers)
+    path = pod(podrun, f"{traps}; trap 'exit 0' TERM; echo ready; while :; do sleep 0.05; done")
     with out.open("w") as file:
         process = podrun.start("up", path, stdout=file)
         until(lambda: "ready" in out.read_text() and state(podrun) == "up")
-        process.send_signal(signal.SIGHUP)
-        until(lambda: "reloaded" in out.read_text())
+        for number in numbers:
+            process.send_signal(number)
+            until(lambda number=number: f"got {number}." in out.read_text())
         process.terminate()
         assert process.wait(10) == 0
 

@@ -55,7 +55,7 @@ def check(step: Step) -> list[Problem]:
     options: Options = step.options
     kind = kind_of(options.source, options.type, options.options)
     problems = misplaced(options.source, options.options, options.type)
-    only = {"content": ("file",), "credential": ("file",), "idmap": ("bind", "volume")}
+    only = {"content": ("file",), "credential": ("file",), "secret": ("file",), "idmap": ("bind", "volume")}
     problems += [
         Problem(f"{key} is not for a source such as {options.source}", WRONG_FILE, key=key)
         for key, kinds in only.items()

@@ -204,7 +204,12 @@ def _file(step: Step, place: str) -> tuple[str, Facts]:
     """A file in memory that is never swapped out, in a directory that nobody but root enters."""
     options = step.options
     wanted = dict(word.split("=") for word in options.options if "=" in word)
-    content = _credential(options.credential) if options.credential else options.content.encode()
+    if options.secret:
+        from podrun_hooks.storage import secrets
+
+        content = secrets.read(step.pod.root, options.secret)
+    else:
+        content = _credential(options.credential) if options.credential else options.content.encode()
     flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
     if step.pod.userns == "auto":
         # ramfs has no idmapped mounts; tmpfs stays out of swap with noswap, from kernel 6.4 on.
@@ -218,7 +223,8 @@ def _file(step: Step, place: str) -> tuple[str, Facts]:
     path = f"{place}/content"
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        os.write(fd, content)
+        while content:
+            content = content[os.write(fd, content) :]
         os.fchown(fd, int(wanted.get("uid", "0")), int(wanted.get("gid", "0")))
         os.fchmod(fd, int(wanted.get("mode", "0400"), 8))
     finally:
@@ -303,8 +309,15 @@ def _credential(name: str) -> bytes:
 
 def _checked_file(step: Step) -> list[Problem]:
     options = step.options
-    if bool(options.content) == bool(options.credential):
-        return [Problem("file: takes either content or credential", WRONG_FILE, key="source")]
+    if sum(map(bool, (options.content, options.credential, options.secret))) != 1:
+        return [Problem("file: takes one of content, credential and secret", WRONG_FILE, key="source")]
+    if options.secret:
+        from podrun_hooks.storage import secrets
+
+        if secrets.is_there(step.pod.root, options.secret):
+            return []
+        lacking = secrets.missing(options.secret)
+        return [Problem(lacking.what, lacking.code, lacking.hint, key="secret")]
     if not options.credential:
         return []
     directory = os.environ.get("CREDENTIALS_DIRECTORY", "")

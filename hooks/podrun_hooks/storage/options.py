@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from podrun.errors import WRONG_FILE
 from podrun.hook import Problem
-from podrun.options import ABSOLUTE, TEXT, Wrong, checked, list_of, option, secret
+from podrun.options import ABSOLUTE, TEXT, Wrong, checked, list_of, option
+from podrun.options import secret as kept_secret
 from podrun.record import NamedTuple
 
 TYPE_CHECKING = False
@@ -134,7 +135,7 @@ class Options(NamedTuple):
     source: str = option(
         SOURCE,
         "an absolute path of the host, volume:NAME, tmpfs:, image:REF, nfs:HOST:/EXPORT, btrfs-snapshot:/PATH, "
-        "file: with content or credential, or with type anything that mount(8) takes",
+        "file: with content, credential or secret, or with type anything that mount(8) takes",
     )
     target: str = option(TARGET, "where the containers see it")
     options: list[str] = option(
@@ -145,10 +146,11 @@ class Options(NamedTuple):
     type: str = option(
         checked(TEXT, _type), "a file system type: mount(8) mounts the source, a block device or an image file too", ""
     )
-    content: str = option(secret(TEXT), "with file: what is in it; no journal and no inspect tells it", "")
+    content: str = option(kept_secret(TEXT), "with file: what is in it; no journal and no inspect tells it", "")
     credential: str = option(
         checked(TEXT, volume_name), "with file: the systemd credential that is in it (LoadCredential= of the unit)", ""
     )
+    secret: str = option(checked(TEXT, volume_name), "with file: the secret that is in it ('podrun secret create')", "")
     idmap: list[str] = option(
         list_of(checked(TEXT, _mapping)), "of a path or volume: owners there as others here, '1000:0:1'", []
     )
