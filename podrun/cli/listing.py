@@ -113,7 +113,7 @@ def inspect(ctx: click.Context, words: Sequence[str], form: str) -> None:
         whole = views.inspect(host.run, name) or views.ended(host.run, name)
         if whole is None:
             what = "there is no such pod" if len(words) == 1 else f"there is no pod {name}"
-            raise Failure(what, code=UNAVAILABLE, hint="'podrun ps -a' lists those that there are")
+            raise Failure(what, code=UNAVAILABLE, hint="'podrun ps -a' lists the pods")
         whole["restarts"] = details.restarts(whole["unit"]) if whole["unit"] else None
         found.append(whole)
     for whole in found:

@@ -14,7 +14,6 @@ import click
 
 from podrun.cli import completion, times, views
 from podrun.cli.output import Guarded
-from podrun.engine import journal as journals
 from podrun.engine.processes import alive
 from podrun.errors import UNAVAILABLE, WRONG_FILE, Failure
 from podrun.host import Host
@@ -255,8 +254,7 @@ def _of_ended(host: Host, name: str, container: str, wanted: Wanted) -> Source:
                 if ended["log"]:
                     return FileSource(ended["log"], [], (0, 0), wanted)
                 return JournalSource(ending.unit, ending.invocation, (0, 0), wanted)
-    hint = f"see 'podrun inspect {name}'" if journals.journals(host.run, name) else "'podrun ps -a' lists the pods"
-    raise Failure(f"{name}: there is no such container", code=UNAVAILABLE, hint=hint)
+    raise views.no_container(host.run, name)
 
 
 def _older(path: str, most: int) -> list[str]:

@@ -54,7 +54,7 @@ class Running:
         found = views.resident(host.run, self.name, container)
         if found is None or found[0].header is None:
             what = f"{self.name}: there is no such container" if container else f"{self.name}: no container is there"
-            raise Failure(what, code=UNAVAILABLE, hint="'podrun ps -a' lists pods")
+            raise Failure(what, code=UNAVAILABLE, hint="'podrun ps -a' lists the pods")
         self.journal, self.entry = found
         process = self.entry.facts.get("process") or self.entry.process
         if not process or not alive(process["pid"], process["start"]):
@@ -161,7 +161,7 @@ def port(ctx: click.Context, word: str, wanted: str) -> None:
     name = name_of(word, host)
     found = journals.journals(host.run, name)
     if not found:
-        raise Failure(f"{name}: there is no such pod", code=UNAVAILABLE, hint="'podrun ps -a' lists pods")
+        raise Failure(f"{name}: there is no such pod", code=UNAVAILABLE, hint="'podrun ps -a' lists the pods")
     published = merged([entry.facts for entry in states.entries(found)]).get("published", [])
     number, _, protocol = wanted.partition("/")
     shown = 0

@@ -90,7 +90,7 @@ def exec_(host: Host, word: str, command: Sequence[str], container: str, **given
     name = name_of(word, host)
     found = views.resident(host.run, name, container)
     if found is None or found[0].header is None:
-        raise Failure("there is no such container", code=UNAVAILABLE, hint=f"see 'podrun inspect {name}'")
+        raise views.no_container(host.run, name)
     _, entry = found
     process = entry.facts.get("process") or entry.process
     if not process or not alive(process["pid"], process["start"]):

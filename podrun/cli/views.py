@@ -10,6 +10,7 @@ from podrun.engine import journal as journals
 from podrun.engine import state as states
 from podrun.engine.processes import alive
 from podrun.engine.segments import label_of, resolve, segments
+from podrun.errors import UNAVAILABLE, Failure
 from podrun.facts import merged
 from podrun.hook_extras import Explains, offers
 from podrun.options import without_secrets
@@ -23,6 +24,12 @@ if TYPE_CHECKING:
     from podrun.engine.journal import Entry, Header, Journal
     from podrun.hook import Pod
     from podrun.podfile.loader import PodText
+
+
+def no_container(run: str, name: str) -> Failure:
+    """What is said where a pod, or that container of it, is not there."""
+    hint = f"see 'podrun inspect {name}'" if journals.journals(run, name) else "'podrun ps -a' lists the pods"
+    return Failure(f"{name}: there is no such container", code=UNAVAILABLE, hint=hint)
 
 
 def inspect(run: str, name: str) -> dict[str, Any] | None:
