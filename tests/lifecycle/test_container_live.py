@@ -133,7 +133,7 @@ def test_a_command_that_does_not_end_is_killed_inside_the_container_too(
 ) -> None:
     live = f'live = {{ exec = {command}, interval = "50ms", timeout = "100ms", retries = 1000 }}\n'
     podrun("up", "-d", watched(podrun, sound, live=live), check=True)
-    until(lambda: podrun("logs", "web").stdout.count("no end within 0.1 s") > 2)
+    until(lambda: podrun("logs", "web").stdout.count("timed out after 0.1 s") > 2)
     [one] = probers(podrun)
     os.kill(one, signal.SIGSTOP)
     count = podrun("exec", "web", "sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' '\\n' | grep -c ^1234").stdout

@@ -50,7 +50,7 @@ def test_all_of_them_together_detached(podrun: Podrun, nothing_left: None, runti
         ('devices = ["/dev/fuse:/dev/fuse:x"]', "letters r, w and m"),
         ('devices = ["/dev/no-such-device"]', "the host has no /dev/no-such-device"),
         ('sysctls = { "net.core.somaxconn" = "1" }', "belongs to the network step"),
-        ('sysctls = { "kernel.core_pattern" = "|/x" }', "not a sysctl of the container's own"),
+        ('sysctls = { "kernel.core_pattern" = "|/x" }', "not a sysctl of the IPC namespace"),
         ('tz = "Mars/Olympus"', "the host has no"),
         ('tz = "../../etc/passwd"', "expected a time zone"),
         ('env_files = ["/etc/no-such.env"]', "there is no such file"),

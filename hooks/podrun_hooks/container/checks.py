@@ -56,7 +56,7 @@ def _name(name: str) -> Iterator[Problem]:
 def _limits(options: Any) -> Iterator[Problem]:
     wanted = {"memory": options.memory, "cpu": options.cpus, "pids": options.pids}
     for name in limits.missing_controllers([name for name, limit in wanted.items() if limit]):
-        what = f"the kernel has no cgroup controller {name} (or it is turned off): the limit cannot hold"
+        what = f"the kernel has no cgroup controller {name} (or it is turned off): the limit cannot be enforced"
         yield Problem(what, UNAVAILABLE, fatal=False, key={"cpu": "cpus"}.get(name, name))
     for key, what, hint in limits.problems(options):
         yield Problem(what, WRONG_FILE, hint, key=key)
@@ -88,7 +88,7 @@ def _labels(options: Any) -> Iterator[Problem]:
 
 def _answers(options: Any) -> Iterator[Problem]:
     if options.live and options.ready and options.ready.notify == "direct":
-        what = "live and notify = 'direct' would both answer the unit's watchdog, and hide each other's silence"
+        what = "live and notify = 'direct' would both answer the watchdog: neither could be missed"
         yield Problem(what, WRONG_FILE, "leave out one")
 
 

@@ -31,7 +31,7 @@ def freeze(place: Place, on: bool) -> None:
     raise Failure(
         "the container has no cgroup of its own",
         code=UNAVAILABLE,
-        hint="a limit such as pids gives it one, and so does a unit",
+        hint="a limit such as pids gives it one, and so does running it as a unit",
     )
 
 
@@ -47,7 +47,7 @@ def limit(place: Place, wanted: Mapping[str, float]) -> None:
         places = [(f"{path}/{name}", word) for path in runtime.cgroups(place) for name, word in spelled]
         there = next(((file, word) for file, word in places if os.path.exists(file)), None)
         if there is None:
-            what = f"the container has no cgroup of its own with the controller of {key}"
+            what = f"the container has no cgroup of its own with the controller for {key}"
             raise Failure(what, code=UNAVAILABLE, hint="a limit in the pod file gives it one, and so does a unit")
         _put(there[0], str(there[1]))
 
@@ -61,7 +61,7 @@ def _put(path: str, word: str) -> None:
 
 
 def changes(place: Place, layers: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """What the container has changed of its image: ("A", "C" or "D", path), a directory before what is in it.
+    """What the container has changed in its image: ("A", "C" or "D", path), a directory before what is in it.
 
     As docker's diff: A is new, C is changed (a directory with a change in it, too), D is removed. Mounts are not in it.
     """

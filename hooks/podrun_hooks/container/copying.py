@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     #: uid and gid.
     Owner: TypeAlias = tuple[int, int]
 
-#: One copy holds no more entries than this, nor goes deeper.
+#: Limits of one copy: its entries, and the depth of its directories.
 _MOST, _DEEPEST = 1_000_000, 500
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -33,7 +33,7 @@ class Root:
             self.fd = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             raise Failure(f"the container's files cannot be reached: {error.strerror}", code=UNAVAILABLE) from None
-        #: Who root of the container is on the host.
+        #: The uid and gid that the container's root has on the host.
         self.owner = (_outside(f"/proc/{pid}/uid_map"), _outside(f"/proc/{pid}/gid_map"))
 
     def __enter__(self) -> Root:
@@ -63,7 +63,7 @@ def _outside(path: str) -> int:
 
 
 def pack(root: Root, path: str, out: IO[bytes]) -> None:
-    """Writes what is at ``path`` as a tar stream; its top entry has the last part of the path as its name.
+    """Writes what is at ``path`` as a tar stream; its top entry is named after the last part of the path.
 
     A symbolic link at the end of the path is copied as one, as docker does. Raises Failure.
     """
@@ -121,7 +121,7 @@ class _Packer:
 
 
 class _Exactly:
-    """A file of just this size, whatever becomes of it while it is read: a tar header has said the size already."""
+    """Reads exactly so many bytes, whatever becomes of the file: its size is in the tar header already."""
 
     def __init__(self, file: IO[bytes], size: int) -> None:
         self.file = file
@@ -140,7 +140,7 @@ class _Exactly:
 def unpack(root: Root, path: str, stream: IO[bytes], rename: str = "") -> None:
     """Makes the entries of a tar stream below the directory ``path`` of the container.
 
-    ``rename``: what the top entry is called there. Owners are the container's root. Raises Failure.
+    ``rename``: the name that the top entry gets. Everything belongs to the container's root. Raises Failure.
     """
     top = root.open(path, os.O_RDONLY | os.O_DIRECTORY)
     mapping = userns.Mapping(-1, userns.Range(*root.owner)) if any(root.owner) else None
@@ -151,7 +151,7 @@ def unpack(root: Root, path: str, stream: IO[bytes], rename: str = "") -> None:
                     raise Failure(f"more than {_MOST} files", code=UNAVAILABLE)
                 parts = [part for part in member.name.split("/") if part not in ("", ".")]
                 if ".." in parts or len(parts) > _DEEPEST:
-                    raise Failure(f"{member.name!r} in the archive leads elsewhere", code=UNAVAILABLE)
+                    raise Failure(f"{member.name!r} in the archive leads elsewhere, or too deep", code=UNAVAILABLE)
                 if rename and parts:
                     parts[0] = rename
                 if parts:
@@ -170,7 +170,7 @@ def _make(
     directory = os.dup(top)
     try:
         for part in parts[:-1]:
-            # Never through a link: who is in the container could lead it anywhere.
+            # Never through a link: a process in the container could point it anywhere.
             try:
                 os.mkdir(part, 0o755, dir_fd=directory)
             except FileExistsError:

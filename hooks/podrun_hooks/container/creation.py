@@ -60,7 +60,7 @@ def plan(step: Step, facts: Facts) -> Plan:
     """Decides how the container is made. Raises Failure for facts that are missing."""
     if step.pod.userns == "auto" and not facts.get("userns"):
         what = "the pod is to have a user namespace, and no step has made one"
-        raise Failure(what, code=STEP_FAILED, hint="its pod segment makes it: start that first")
+        raise Failure(what, code=STEP_FAILED, hint="start the pod segment first: it creates the namespace")
     place = places.of(step)
     image = image_of(step, facts)
     if step.options.health == "image" and not step.options.live:

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from typing import Any
 
-#: What every container has of its own; a directory of devices that holds them leaves them out.
+#: What every container gets in a /dev of its own: left out when a directory of devices is handed in.
 _OWN = frozenset([
     "console", "core", "fd", "full", "init", "mqueue", "null", "podrun", "ptmx", "pts", "random", "shm", "stderr",
     "stdin", "stdout", "tty", "urandom", "zero",
 ])  # fmt: skip
-#: A directory of devices is walked so far.
+#: The largest number of devices that a directory may hold.
 _MOST = 4096
 
 
@@ -33,7 +33,7 @@ def spelled(text: str) -> str:
         if ".." in path.split("/"):
             raise Wrong(f"'..' is not allowed in {text!r}")
     if not access or set(access) - set("rwm"):
-        raise Wrong(f"expected the letters r, w and m behind the device, not {access!r} in {text!r}")
+        raise Wrong(f"expected the letters r, w and m after the device, not {access!r} in {text!r}")
     return text
 
 
@@ -81,9 +81,9 @@ def _is_device(path: str) -> bool:
 
 
 def oci(node: Facts) -> dict[str, Any]:
-    """An OCI device of a CDI deviceNode; what it leaves open is as on the host.
+    """The OCI device for a CDI deviceNode; what the node does not say is taken from the host's device.
 
-    Only in /dev, where nothing is but what the runtime makes: it would walk through the image, or a volume, else.
+    Nodes are made in /dev only, which the runtime fills itself: elsewhere it would walk through the image or a volume.
     """
     if not node["path"].startswith("/dev/") or plain(node["path"]) != node["path"] or ".." in node["path"].split("/"):
         raise Failure(f"a device cannot be made at {node['path']}", code=WRONG_FILE, hint="it belongs in /dev")
@@ -106,7 +106,7 @@ def oci(node: Facts) -> dict[str, Any]:
 
 
 def rules(nodes: Sequence[Facts]) -> list[dict[str, Any]]:
-    """``linux.resources.devices``: nothing but what is named.
+    """``linux.resources.devices``: everything is denied but the devices that are named.
 
     The runtimes add the harmless ones (null, zero, full, random, urandom, tty, pts).
     """

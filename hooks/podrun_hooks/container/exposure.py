@@ -1,4 +1,4 @@
-"""What a container step gives away: for ``podrun check --security``."""
+"""What a container step exposes: for ``podrun check --security``."""
 
 from __future__ import annotations
 
@@ -15,38 +15,38 @@ if TYPE_CHECKING:
 
     from podrun.hook import Step
 
-#: With one of these root in a container is root on the host, or as good as (capabilities(7)).
+#: With one of these, root in a container is equivalent to root on the host (capabilities(7)).
 _HOSTS_ROOT = frozenset([
     "SYS_ADMIN", "SYS_MODULE", "SYS_RAWIO", "SYS_PTRACE", "SYS_BOOT", "DAC_READ_SEARCH", "BPF", "PERFMON",
     "MAC_ADMIN", "MAC_OVERRIDE", "CHECKPOINT_RESTORE", "SYSLOG",
 ])  # fmt: skip
-#: Parts of the names of variables that people keep passwords in.
+#: Words in the names of variables that commonly hold secrets.
 _SECRETS = ("PASSWORD", "PASSWD", "SECRET", "TOKEN", "API_KEY", "APIKEY", "PRIVATE_KEY", "CREDENTIAL")
 
 
 def of(step: Step) -> Iterator[Exposure]:
-    """The exposures, the heaviest first within each subject."""
+    """The exposures, the most serious first within each subject."""
     options = step.options
     own_ids = step.pod.userns == "auto"
     yield from _user(options, own_ids=own_ids)
     yield from _capabilities(options, own_ids=own_ids)
     if options.seccomp == "unconfined":
-        yield Exposure("every system call of the kernel is open", 2.0, "leave out seccomp")
+        yield Exposure("no seccomp filter: every system call is allowed", 2.0, "leave out seccomp")
     elif options.nested_userns:
-        yield Exposure("it may make user namespaces, and is root in them", 0.8, "leave out nested_userns")
+        yield Exposure("it may create user namespaces and be root in them", 0.8, "leave out nested_userns")
     if not options.no_new_privileges:
-        yield Exposure("setuid programs in it gain rights", 0.5, "leave out no_new_privileges")
+        yield Exposure("setuid programs in it gain privileges", 0.5, "leave out no_new_privileges")
     if options.pid == "host":
-        yield Exposure("it sees, and root in it signals, every process of the host", 2.0, "leave out pid")
+        yield Exposure("it sees the host's processes, and its root can signal them", 2.0, "leave out pid")
     if options.ipc == "host":
         yield Exposure("it shares memory with the host's programs", 1.0, "leave out ipc")
     if options.unmask:
-        yield Exposure(f"hidden parts of /proc and /sys are open: {', '.join(options.unmask)}", 1.0, "leave out unmask")
+        yield Exposure(f"masked paths of /proc and /sys are open: {', '.join(options.unmask)}", 1.0, "leave out unmask")
     yield from _devices(options.devices)
     yield from _volumes(options.volumes)
     for name in sorted(options.env):
         if any(word in name.upper() for word in _SECRETS) and options.env[name]:
-            what = f"{name} is a secret in the environment: every process of the container, and the journal, has it"
+            what = f"{name} looks like a secret: every process of the container sees it, and the journal keeps it"
             yield Exposure(what, 0.8, "a storage step with source = 'file:' and a credential")
     if not options.read_only:
         yield Exposure("its programs can be changed: the root is writable", 0.3, "read_only = true, with tmpfs")
@@ -57,16 +57,16 @@ def of(step: Step) -> Iterator[Exposure]:
     if not (options.apparmor or options.selinux):
         yield Exposure("no AppArmor profile or SELinux label confines it", 0.2, "apparmor or selinux, where active")
     if options.log == "direct":
-        yield Exposure("it gets podrun's own output, which may be a file or a terminal", 0.3, "leave out log")
+        yield Exposure("it is given podrun's own output, which may be a file or a terminal", 0.3, "leave out log")
 
 
 def _user(options: Any, *, own_ids: bool) -> Iterator[Exposure]:
     name = options.user.partition(":")[0]
     if name in ("", "0", "root"):
-        who = "it runs as the image's USER, root where that says nothing" if not name else "it runs as root"
+        who = "it runs as the image's USER, by default root" if not name else "it runs as root"
         yield Exposure(f"{who}, in a user namespace of its own" if own_ids else who, 0.3 if own_ids else 1.0, "user")
     if not own_ids:
-        yield Exposure("its ids are the host's: who breaks out is that user there", 1.0, 'userns = "auto" in [pod]')
+        yield Exposure("its ids are the host's: what breaks out is that user there", 1.0, 'userns = "auto" in [pod]')
 
 
 def _capabilities(options: Any, *, own_ids: bool) -> Iterator[Exposure]:
@@ -74,7 +74,7 @@ def _capabilities(options: Any, *, own_ids: bool) -> Iterator[Exposure]:
     drop = {*options.capabilities.drop, *options.cap_drop}
     heavy = sorted(add & (_HOSTS_ROOT | {"ALL"}))
     if heavy:
-        what = f"capabilities {', '.join(heavy)}" + ("" if own_ids else ": as good as root on the host")
+        what = f"capabilities {', '.join(heavy)}" + ("" if own_ids else ": equivalent to root on the host")
         yield Exposure(what, 1.0 if own_ids else 4.0, "leave them out")
     others = sorted(add - _HOSTS_ROOT - {"ALL"} - DEFAULT_CAPABILITIES)
     if others:

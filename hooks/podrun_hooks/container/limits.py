@@ -16,7 +16,7 @@ RLIMITS = (
     "as", "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio",
     "rttime", "sigpending", "stack",
 )  # fmt: skip
-#: As many as podman's: a fork bomb ends here, and no server is near it.
+#: podman's default: it stops a fork bomb, and ordinary servers stay far below it.
 PIDS = 2048
 #: RLIM_INFINITY, as the OCI runtime specification spells it.
 UNLIMITED = 2**64 - 1
@@ -52,9 +52,8 @@ def _sysctls(table: dict[str, str]) -> dict[str, str]:
         if key.startswith("net."):
             raise Wrong(f"{key!r} belongs to the network step's sysctls", (key,))
         if not key.startswith(_SYSCTLS) or not key.replace(".", "a").replace("_", "a").isalnum():
-            raise Wrong(
-                f"{key!r} is not a sysctl of the container's own: kernel.shm*, kernel.msg*, fs.mqueue.*", (key,)
-            )
+            what = f"{key!r} is not a sysctl of the IPC namespace: kernel.shm*, kernel.msg*, fs.mqueue.*"
+            raise Wrong(what, (key,))
     return table
 
 
@@ -104,7 +103,7 @@ GROUPS: Kind[list[str]] = list_of(
 
 
 def missing_controllers(names: Sequence[str]) -> list[str]:
-    """Those of the cgroup controllers that this machine does not have."""
+    """The cgroup controllers among ``names`` that this machine does not have."""
     try:
         with open(f"{CGROUPS}/cgroup.controllers", encoding="utf-8") as file:
             there = set(file.read().split())
@@ -114,7 +113,7 @@ def missing_controllers(names: Sequence[str]) -> list[str]:
 
 
 def has_any(options: Any) -> bool:
-    """Whether a limit is set that only a cgroup can hold."""
+    """Whether a limit is set that only a cgroup can enforce."""
     return bool(
         options.memory
         or options.memory_swap
@@ -149,7 +148,7 @@ def resources(options: Any) -> dict[str, Any]:
     if options.cpuset:
         cpu["cpus"] = options.cpuset
     found: dict[str, Any] = {"memory": memory, "cpu": cpu}
-    # A limit that nobody asked for is no reason not to start where the host cannot count.
+    # The default limit must not prevent a start on a host that cannot count processes.
     if options.pids or not missing_controllers(["pids"]):
         found["pids"] = {"limit": processes(options)}
     return {key: value for key, value in found.items() if value}
@@ -163,12 +162,12 @@ def rlimits(limits: Mapping[str, tuple[int, int]]) -> list[dict[str, Any]]:
 
 
 def problems(options: Any) -> list[tuple[str, str, str]]:
-    """What contradicts itself: (key, what, hint)."""
+    """Options that contradict each other: (key, what, hint)."""
     found = []
     if options.memory_swap and not options.memory:
-        found.append(("memory_swap", "memory_swap says memory and swap together, and there is no memory", "set memory"))
+        found.append(("memory_swap", "memory_swap is memory and swap together, and memory is not set", "set memory"))
     elif 0 < options.memory_swap < options.memory:
-        found.append(("memory_swap", "memory_swap is smaller than memory: it is memory and swap together", ""))
+        found.append(("memory_swap", "memory_swap is smaller than memory: it limits memory and swap together", ""))
     if options.memory_reservation and options.memory and options.memory_reservation > options.memory:
         found.append(("memory_reservation", "memory_reservation is larger than memory", ""))
     return found

@@ -366,13 +366,13 @@ def _bind(source: str, options: Sequence[str], mapping: Mapping | None) -> tuple
     try:
         tree = syscalls.open_tree(source, recursive=recursive)
     except OSError as error:
-        raise Failure(f"{source}, which is to be mounted, cannot be used: {error.strerror}") from error
+        raise Failure(f"{source} cannot be mounted: {error.strerror}") from error
     try:
         about = os.fstat(tree)
         directory = stat.S_ISDIR(about.st_mode)
         unknown = [word for word in options if word not in _WORDS and word.partition("=")[0] not in ("sync", "async")]
         if unknown:
-            raise Failure(f"option {unknown[0]!r} is not one of a bind mount", code=WRONG_FILE)
+            raise Failure(f"option {unknown[0]!r} is not an option of a bind mount", code=WRONG_FILE)
         kinds = [word.removeprefix("r") for word in options if word.removeprefix("r") in _PROPAGATION]
         given, cleared = _attributes(_restricted(options))
         if mapping:

@@ -1,4 +1,4 @@
-"""What a container step may say in the pod file."""
+"""The options of a container step."""
 
 from __future__ import annotations
 
@@ -207,7 +207,9 @@ class Live(NamedTuple):
     exec: list[str] = option(list_of(TEXT), "alive while this command, run in the container, exits 0", [])
     interval: float = option(checked(DURATION, _some_time), "the time from one attempt to the next", 10.0)
     timeout: float = option(checked(DURATION, _some_time), "how long an attempt may take", 5.0)
-    retries: int = option(Kind(_at_least_one, {"type": "integer", "minimum": 1}), "failures in a row that kill it", 3)
+    retries: int = option(
+        Kind(_at_least_one, {"type": "integer", "minimum": 1}), "failures in a row after which it is killed", 3
+    )
 
 
 def of_healthcheck(config: Mapping[str, Any]) -> Live | None:
@@ -216,7 +218,7 @@ def of_healthcheck(config: Mapping[str, Any]) -> Live | None:
     check = check if isinstance(check, dict) else {}
     test = check.get("Test")
     if not (isinstance(test, list) and len(test) > 1 and all(type(word) is str for word in test)):
-        return None  # none, "NONE", or inherited from nobody
+        return None  # absent, ["NONE"], or [] (inherit), with nothing to inherit from
     words = {"CMD": test[1:], "CMD-SHELL": ["/bin/sh", "-c", " ".join(test[1:])]}.get(test[0])
     if words is None:
         return None
@@ -283,9 +285,11 @@ class Options(NamedTuple):
     pids: int = option(
         Kind(_pids, {"type": "integer", "minimum": -1}), "limit of processes and threads; default: 2048; -1: none", 0
     )
-    memory_reservation: int = option(SIZE, "memory that the kernel takes from others first when it is short", 0)
+    memory_reservation: int = option(
+        SIZE, "soft limit: when memory is short, the kernel reclaims first what is above it", 0
+    )
     memory_swap: int = option(limits.SWAP, "limit of memory and swap together; -1: as much swap as there is", 0)
-    cpu_shares: int = option(limits.SHARES, "weight against other containers; 1024 is the usual one", 0)
+    cpu_shares: int = option(limits.SHARES, "CPU weight relative to other containers; the usual one is 1024", 0)
     cpuset: str = option(limits.CPU_LIST, "the processors it may use, such as 0-2,4", "")
     ulimits: dict[str, tuple[int, int]] = option(limits.ULIMITS, "limits by setrlimit(2): nofile = '1024:2048'", {})
     oom_score_adj: int = option(limits.OOM_SCORE, "how soon the kernel kills it when memory is short", 0)
@@ -294,13 +298,13 @@ class Options(NamedTuple):
         list_of(checked(TEXT, device_nodes.spelled)), "devices in docker's spelling: /dev/x[:/dev/y][:rwm]", []
     )
     groups: list[str] = option(limits.GROUPS, "supplementary groups, numbers or names of the image", [])
-    ipc: str = option(choice("private", "host"), "whose System V IPC and shared memory it has", "private")
+    ipc: str = option(choice("private", "host"), "whose System V IPC and shared memory it uses", "private")
     pid: str = option(choice("private", "host"), "whose processes it sees", "private")
     tz: str = option(checked(TEXT, _zone), "time zone: Europe/Berlin, or local for the host's", "")
     umask: str = option(limits.UMASK, "the umask it starts with, octal", "")
     sysctls: dict[str, str] = option(limits.SYSCTLS, "sysctls of its own IPC namespace", {})
     env_files: list[str] = option(list_of(ABSOLUTE), "files of variables in docker's form; env wins over them", [])
-    no_new_privileges: bool = option(BOOLEAN, "programs that are setuid or have file capabilities gain nothing", True)
+    no_new_privileges: bool = option(BOOLEAN, "setuid programs and file capabilities gain no privileges", True)
     unmask: list[str] = option(
         list_of(checked(TEXT, _unmasked)), "masked and read-only paths of /proc and /sys to open; ALL: every one", []
     )
@@ -308,26 +312,30 @@ class Options(NamedTuple):
     cap_add: list[str] = option(CAPABILITY_LIST, "the same as capabilities.add", [])
     cap_drop: list[str] = option(CAPABILITY_LIST, "the same as capabilities.drop", [])
     seccomp: str = option(checked(TEXT, _profile), "default, unconfined, or the path of a profile", "default")
-    nested_userns: bool = option(BOOLEAN, "let it make user namespaces: containers in it, a browser's sandbox", False)
+    nested_userns: bool = option(
+        BOOLEAN, "allow it to create user namespaces: containers in it, a browser's sandbox", False
+    )
     apparmor: str = option(checked(TEXT, _label), "the AppArmor profile, which has to be loaded", "")
     selinux: str = option(checked(TEXT, _label), "the SELinux label of its processes: user:role:type:level", "")
     selinux_mount: str = option(checked(TEXT, _label), "the SELinux label of its files, where they have none", "")
     init: bool = option(BOOLEAN, "run catatonit as PID 1, which passes signals on and reaps", False)
     ready: Ready | None = option(checked(record(Ready), _one_probe), "when the container counts as started", None)
-    live: Live | None = option(checked(record(Live), _one_probe), "what it has to answer to as long as it runs", None)
+    live: Live | None = option(
+        checked(record(Live), _one_probe), "the probe that it has to answer as long as it runs", None
+    )
     health: str = option(
-        choice("none", "image"), "image: the image's HEALTHCHECK is what it has to answer to, as live says", "none"
+        choice("none", "image"), "image: the image's HEALTHCHECK, where it has one, is the live probe", "none"
     )
     stop_signal: int = option(
         Kind(signal_number, {"type": ["string", "integer"]}), "default: the image's STOPSIGNAL, else SIGTERM", 0
     )
     stop_timeout: float | None = option(DURATION, "time from the signal to SIGKILL; default: the pod's", None)
     log: str = option(checked(TEXT, _log), "where the output goes: auto, direct, pipe, or file:/path", "auto")
-    log_size: int = option(SIZE, "of a log file, when another one is begun; default: it grows", 0)
+    log_size: int = option(SIZE, "size at which a log file is rotated; default: it grows", 0)
     log_files: int = option(
-        Kind(_log_files, {"type": "integer", "minimum": 0, "maximum": 99}), "how many older ones are kept", 3
+        Kind(_log_files, {"type": "integer", "minimum": 0, "maximum": 99}), "how many rotated log files are kept", 3
     )
     interactive: bool = option(BOOLEAN, "give the container podrun's standard input", False)
     runtime: str = option(choice("auto", "crun", "runc"), "the OCI runtime; auto: crun, else runc", "auto")
     annotations: dict[str, str] = option(table_of(TEXT), "annotations in the runtime's configuration", {})
-    labels: dict[str, str] = option(table_of(TEXT), "the same, docker's word for it", {})
+    labels: dict[str, str] = option(table_of(TEXT), "the same as annotations, under docker's name", {})

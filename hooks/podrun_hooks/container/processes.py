@@ -50,7 +50,7 @@ def start_of(pid: int) -> int:
 
 
 def exit_status(process: Process) -> int | None:
-    """How an ended process ended, 128+n by signal n, while it waits to be reaped; None when nobody can tell any more.
+    """The exit status of a process that waits to be reaped, 128+n for signal n; None when it has been reaped.
 
     Field 52 of /proc/PID/stat is what waitpid(2) will tell the parent: looking does not reap.
     """
@@ -118,7 +118,7 @@ def _reap_orphans() -> None:
 def stop(process: Process, signal: int, timeout: float, status: Callable[[str], None]) -> str:
     """Ends a container's PID 1: ``signal``, up to ``timeout`` seconds of patience, SIGKILL; returns when it is gone.
 
-    Returns what a person has to be told: "" when it ended as it was asked to.
+    Returns a message for people; "" when it ended on the signal.
     """
     pidfd = opened(process)
     if pidfd is None:
@@ -143,7 +143,7 @@ def stop(process: Process, signal: int, timeout: float, status: Callable[[str], 
 
 
 def told_of_kill(signal: int, timeout: float, *, heeds: bool) -> str:
-    """What is said of a payload that had to be killed."""
+    """The message about a payload that had to be killed."""
     what = f"it did not end within {timeout:g} s of {name_of(signal)}: killed"
     # The kernel drops a signal that PID 1 of a namespace has no handler for (pid_namespaces(7)).
     return what if heeds else f"{what}; as process 1 it has no handler for it: init = true passes the signal on"

@@ -1,6 +1,6 @@
 """A command in a running container as ``podrun exec`` runs it: its streams, its terminal, its signals, its status.
 
-The runtime starts the command and goes (``exec --detach``); podrun, its subreaper, copies, passes signals on and waits.
+The runtime starts the command and exits (``exec --detach``). podrun, its subreaper, copies, forwards signals and waits.
 A terminal or a regular file of the host's never gets into the container: any process there may open another one's
 streams (/proc/PID/fd), keep them, and read what is typed into the host's shell, or empty the file.
 """
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 else:
     import _signal
 
-#: What is the command's business when podrun is told it.
+#: Signals to podrun that are meant for the command.
 _PASSED_ON = tuple(getattr(_signal, f"SIG{name}") for name in "HUP INT QUIT TERM USR1 USR2 CONT".split())
 
 
 def run(place: Place, start: Callable[[list[str], tuple[int, int, int]], int], *, tty: bool) -> int:
     """Has ``start`` run the command (options of the runtime's exec, streams) and waits for it; returns its exit code.
 
-    ``start`` returns the runtime's status; its own words are on standard error by then.
+    ``start`` returns the runtime's status; what the runtime had to say is on standard error by then.
     """
     syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
     pid_file = f"{place.written}/exec-{os.getpid()}"
@@ -48,7 +48,7 @@ def run(place: Place, start: Callable[[list[str], tuple[int, int, int]], int], *
 
 
 def _with_pipes(start: Callable[[list[str], tuple[int, int, int]], int], options: list[str], pid_file: str) -> int:
-    # Both outputs are one pipe where they are one file: what is written in order arrives in order.
+    # Both outputs are one pipe where they are one file: what is written in order has to arrive in order.
     leader = {fd: 1 if fd == 2 and _same(1, 2) else fd for fd in (0, 1, 2) if _is_kept_outside(fd)}
     pipes = {fd: os.pipe2(os.O_CLOEXEC) for fd in {*leader.values()}}
     ours = {fd: pipe[0 if fd else 1] for fd, pipe in pipes.items()}
@@ -91,7 +91,7 @@ def _with_terminal(
             try:
                 termios.tcsetattr(0, termios.TCSADRAIN, before)
             except termios.error:
-                pass  # it has gone
+                pass  # the terminal is gone
 
 
 def _started(

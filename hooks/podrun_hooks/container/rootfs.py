@@ -32,7 +32,7 @@ _LONGEST = 255
 def own_top(place: Place, layers: Sequence[str]) -> None:
     """Gives the writable layer the owner and mode that the layers give "/": the merged root shows the upper one's.
 
-    A layer that says nothing of "/" has the usual ones, so the uppermost that says anything counts.
+    A layer without an entry for "/" has the default ones, so the uppermost layer with others decides.
     """
     for layer in reversed(layers):
         try:
@@ -49,9 +49,9 @@ def own_top(place: Place, layers: Sequence[str]) -> None:
 def stack(place: Place, layers: Sequence[str], *, volatile: bool, mapping: Mapping | None = None) -> int:
     """A detached overlay mount of ``layers`` (lowest first) and the place's upper layer; returns its descriptor.
 
-    ``volatile`` spares the syncs of a writable layer that is removed anyway. With a ``mapping`` every layer is mounted
+    ``volatile`` skips the syncs of a writable layer that is removed anyway. With a ``mapping`` every layer is mounted
     with the owners of that user namespace first; what is on the disk keeps its owners. Raises Failure with the kernel's
-    words.
+    message.
     """
     # A layer that occurs twice (old builders repeat the empty one) hides its lower self; overlayfs refuses it (ELOOP).
     lowest_last = list(dict.fromkeys(reversed(layers)))
@@ -66,11 +66,11 @@ def stack(place: Place, layers: Sequence[str], *, volatile: bool, mapping: Mappi
         if volatile:
             options.append(("volatile", None))
         if _release() < (6, 7):
-            # To ask such a kernel for "lowerdir+" leaves a line in its log at every start.
+            # Such a kernel writes a line into its log each time it is asked for "lowerdir+".
             with userns.AsRootOf(mapping):
                 return stack_in_one_string(place, lowest_last, volatile=volatile, trees=opened if mapping else ())
         try:
-            # What overlayfs makes, it makes as whoever mounts it: in its work directory at once.
+            # overlayfs creates files as whoever mounts it, the first ones right away in its work directory.
             with userns.AsRootOf(mapping):
                 return syscalls.fsmount("overlay", options)
         except OSError as error:
@@ -90,7 +90,7 @@ def stack(place: Place, layers: Sequence[str], *, volatile: bool, mapping: Mappi
 
 
 def _on_overlay(path: str) -> str:
-    """What to do where the writable layer would lie on an overlay itself, which overlayfs does not take; else ""."""
+    """The hint for a writable layer that would lie on an overlay itself, which overlayfs refuses; else ""."""
     if type_of(path) != "overlay":
         return ""
     return (

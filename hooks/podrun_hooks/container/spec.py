@@ -310,7 +310,7 @@ def refuse_workdir(workdir: str, elsewhere: Elsewhere) -> None:
     where = plain(elsewhere.path)
     if where not in ("/proc", "/dev", "/dev/shm") and not where.startswith("/sys"):
         what = f"the working directory {workdir!r} leads to {where!r}"
-        raise Failure(what, code=CANNOT_EXECUTE, hint="nothing can run there")
+        raise Failure(what, code=CANNOT_EXECUTE, hint="a container cannot start there")
 
 
 def _make_workdir(tree: Tree, workdir: str) -> None:

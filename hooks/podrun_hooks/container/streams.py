@@ -238,7 +238,7 @@ def finish(own: Facts) -> str:
         if pidfd is not None:
             try:
                 if not processes.ended(pidfd, patience):
-                    stuck = f"its last output could not be written for {patience:g} s"
+                    stuck = f"its last output could not be written within {patience:g} s"
             finally:
                 os.close(pidfd)
             processes.end(copier)
@@ -250,7 +250,7 @@ def _reap(process: Process) -> None:
     try:
         os.waitpid(process.pid, os.WNOHANG)
     except ChildProcessError:
-        pass  # the launcher that began it was another one
+        pass  # another podrun process started it
 
 
 def _of(own: Facts, kind: str) -> Sequence[Process]:

@@ -29,7 +29,7 @@ class User(NamedTuple):
     home: str = "/"
 
     def seen_from_outside(self, base: Range) -> User:
-        """The same user by the host's ids: ``base`` is what those of the pod begin with."""
+        """The same user by the host's ids: ``base`` is where the pod's ids begin there."""
         groups = [base.gid + group for group in self.groups]
         return self._replace(uid=base.uid + self.uid, gid=base.gid + self.gid, groups=groups)
 
@@ -42,7 +42,7 @@ def spelled(text: str) -> str:
         if not word or ":" in word or word.startswith("-") or not word.isprintable() or set(word) & set(" /,"):
             raise Wrong(f"expected a user such as 'www-data', '1000' or '1000:1000', not {text[:100]!r}")
         if word.isdigit() and not _is_number(word):
-            raise Wrong(f"{word[:20]} is no user's and no group's number: the last one is {_LAST}")
+            raise Wrong(f"{word[:20]} is not a uid or gid: the largest is {_LAST}")
     return text
 
 
@@ -62,9 +62,9 @@ def resolve(text: str, tree: Tree, *, of_image: bool) -> User:
     entry = next(_entries(tree, "/etc/passwd", word, 3), None)
     if entry is None and not word.isdigit():
         raise Failure(f"user {word[:100]!r} is not in the image's /etc/passwd", code=code)
-    # Whatever an entry found by its number says, that number is who it is.
+    # An entry that was found by its number cannot change that number.
     uid = int(word.lstrip("0") or "0") if word.isdigit() or entry is None else _number(entry[2], code)
-    # Rows may be short: what is missing is empty, and of a group 0.
+    # Short rows are accepted: a missing gid is 0, any other missing field is empty.
     gid = 0 if entry is None else _number(entry[3] or "0", code)
     home = (entry[5] if entry else "") or "/"
     if group:

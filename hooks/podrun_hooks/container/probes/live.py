@@ -29,7 +29,7 @@ else:
 
 
 def watchdog(environ: Mapping[str, str]) -> float:
-    """Seconds after which systemd misses podrun's WATCHDOG=1 (sd_watchdog_enabled(3)); 0.0: it does not ask for it."""
+    """Seconds after which systemd misses podrun's WATCHDOG=1 (sd_watchdog_enabled(3)); 0.0: it expects none."""
     usec = environ.get("WATCHDOG_USEC", "")
     ours = environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
     return int(usec) / 1e6 if ours and usec.isdecimal() and environ.get("NOTIFY_SOCKET") else 0.0
@@ -40,7 +40,7 @@ def refuse_impatience(step: Step, seconds: float) -> None:
     wanted = step.options.live
     slowest = wanted.interval + wanted.timeout
     if seconds and seconds <= slowest:
-        what = f"the unit's WatchdogSec={seconds:g}s is over before the live probe is, after {slowest:g} s at most"
+        what = f"the unit's WatchdogSec={seconds:g}s is shorter than a round of the live probe, {slowest:g} s at most"
         raise Failure(what, code=WRONG_FILE, hint=f"WatchdogSec={2 * slowest:g}s in its [Service] section")
 
 
@@ -50,7 +50,7 @@ def begin(step: Step, facts: Facts, process: Process, log: Facts) -> Process:
     life = processes.opened(process)
     if life is None:
         raise Failure("the payload ended before it was watched", code=STEP_FAILED)
-    # Whoever is told that the probe fails, or succeeds again, is in the host's namespace.
+    # Who is told that the probe fails, or succeeds again, is in the host's network namespace.
     host = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     kept = [life, host]
     ours, program = os.pipe2(os.O_CLOEXEC)
@@ -121,7 +121,7 @@ def _become(step: Step, argv: Sequence[str], before: Any, netns: str, kept: Sequ
     # Ctrl-C in the terminal is for the payload, which ends in its own time.
     os.setsid()
     syscalls.heed_signals()
-    # It fetches them when it likes; what comes before it runs must not end it.
+    # The prober reads them when it is ready to; until it runs they must not end it.
     _signal.pthread_sigmask(_signal.SIG_BLOCK, (_signal.SIGUSR1, _signal.SIGUSR2))
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     for fd in (0, 1):
@@ -145,7 +145,7 @@ def _programs() -> list[str]:
 
 
 def found(step: Step) -> list[Process]:
-    """The probes of a container that there are, by their command lines."""
+    """The running probes of a container, found by their command lines."""
     programs, mark = {*_programs()}, places.of(step).mark
     probes = []
     for name in os.listdir("/proc"):
@@ -162,5 +162,5 @@ def found(step: Step) -> list[Process]:
 
 
 def end(step: Step) -> None:
-    """Ends the probes of a container: before it is asked to end, because it may well stop answering first."""
+    """Ends a container's probes. This comes before the container is stopped: a payload that ends may stop answering."""
     processes.kill_all(lambda: found(step))

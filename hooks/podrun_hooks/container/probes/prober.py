@@ -126,7 +126,7 @@ def run(argv: Sequence[str], seconds: float, life: int) -> str:
     try:
         _await_quiet(pidfd, time.monotonic() + seconds, life, output)
     except (TimeoutError, Over) as reason:
-        # The command is the runtime's child and outlives it, and what it has started outlives the command.
+        # The command is the runtime's child and would outlive it, as its own children would outlive the command.
         for pid in reversed(_family(child)):
             try:
                 posix.kill(pid, 9)
@@ -135,7 +135,7 @@ def run(argv: Sequence[str], seconds: float, life: int) -> str:
         posix.waitpid(child, 0)
         if isinstance(reason, Over):
             raise
-        return f"no end within {seconds:g} s"
+        return f"timed out after {seconds:g} s"
     finally:
         posix.close(pidfd)
         start = max(0, posix.fstat(output).st_size - 4096)
@@ -147,7 +147,7 @@ def run(argv: Sequence[str], seconds: float, life: int) -> str:
 
 
 def _await_quiet(pidfd: int, deadline: float, life: int, output: int) -> None:
-    """Waits for the command, and forgets what it has written as soon as that is more than anybody reads."""
+    """Waits for the command, and drops its output whenever that exceeds what is ever shown."""
     while True:
         try:
             _await(pidfd, select.POLLIN, min(deadline, time.monotonic() + _GLANCE), life)
@@ -160,7 +160,7 @@ def _await_quiet(pidfd: int, deadline: float, life: int, output: int) -> None:
 
 
 def _family(pid: int) -> list[int]:
-    """A process and all below it, stopped one after the other so that none starts another one unseen."""
+    """A process and its descendants, each stopped before its children are listed, so that none is missed."""
     found = [pid]
     for one in found:
         try:
@@ -285,7 +285,7 @@ def _send(sock: int, assignments: str) -> None:
         try:
             posix.write(sock, assignments.encode())
         except OSError:
-            pass  # a supervisor that is gone has nothing to be told
+            pass  # the supervisor is gone
 
 
 def _kill(pidfd: int) -> None:

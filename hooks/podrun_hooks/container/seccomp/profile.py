@@ -71,9 +71,9 @@ def translated(content: bytes | None, capabilities: frozenset[str], machine: str
 
 
 def without_namespaces(oci: Mapping[str, Any], machine: str) -> dict[str, Any]:
-    """The same profile for a payload that makes no namespaces, user namespaces least of all, as docker's has it.
+    """The same profile for a payload that may create no namespaces, above all no user namespaces, as in docker's.
 
-    In a user namespace of its own a payload has every capability over code of the kernel that was written for root:
+    In a user namespace of its own a payload has every capability, and so reaches kernel code that was written for root:
     most local exploits of recent years begin there. clone3(2) has its flags in memory, where no filter sees them: told
     that there is no such call, C libraries fall back to clone(2).
     """
