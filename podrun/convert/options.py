@@ -131,7 +131,7 @@ OPTIONS: dict[str, Meaning] = {
     "cpus": Meaning(_set("cpus", _decimal)),
     "cpuset-cpus": Meaning(handlers.cpuset),
     "cpuset-mems": Meaning(_none("podrun leaves this to the unit", "set AllowedMemoryNodes= in [service]")),
-    "creds": Meaning(_none("a password does not belong into a file that others read", "run `podrun login`")),
+    "creds": Meaning(_none("a password does not belong in a file that others read", "run `podrun login`")),
     "detach": Meaning(_needless("`podrun up -d`, or a unit, returns when the pod is ready"), True),
     "device": Meaning(handlers.device),
     "device-cgroup-rule": Meaning(_none("podrun allows the devices that it gives", "name them in devices")),

@@ -39,11 +39,11 @@ SYN_TIMER = 50
 
 
 def up(step: Step, facts: Facts) -> Facts:
-    """Leads the pod to the service from now on; without a backend its connections are held."""
+    """Leads the pod to the service from now on; while there is no backend, connections are held."""
     options: Options = step.options
     netns = facts.get("netns", "")
     if not netns:
-        raise Failure("the pod has no network", code=WRONG_FILE, hint="a network step belongs before the ambassador")
+        raise Failure("the pod has no network", code=WRONG_FILE, hint="put a network step before the ambassador")
     if options.via == "haproxy":
         from podrun_hooks.ambassador import haproxy
 
@@ -51,7 +51,7 @@ def up(step: Step, facts: Facts) -> Facts:
         return given
     if netns == "host":
         hint = "via = 'haproxy', or a network of the pod's own"
-        raise Failure("a map is for a network namespace of the pod's own", code=WRONG_FILE, hint=hint, key="via")
+        raise Failure("via = 'nft' needs a network namespace of the pod's own", code=WRONG_FILE, hint=hint, key="via")
     lock = wishes.held(step.pod.run)
     try:
         wish = _wish(step, facts, netns)
@@ -92,9 +92,15 @@ def check(step: Step) -> list[Problem]:
         if given and options.via == "nft"
     ]
     if options.via == "haproxy" and options.proto != "tcp":
-        problems.append(Problem("HAProxy leads tcp alone", WRONG_FILE, "via = 'nft'", key="proto"))
+        problems.append(Problem("HAProxy serves tcp only", WRONG_FILE, "via = 'nft'", key="proto"))
     if options.via == "haproxy" and options.balance == "source" and options.mode == "http":
-        problems.append(Problem("a retried request goes to another backend", WRONG_FILE, key="balance"))
+        problems.append(
+            Problem(
+                "balance does not hold for a request that is tried again: it goes to another backend",
+                WRONG_FILE,
+                key="balance",
+            )
+        )
     program, package = ("haproxy", "haproxy") if options.via == "haproxy" else ("nft", "nftables")
     try:
         subprocesses.find(program, package)
@@ -132,7 +138,7 @@ def explain(step: Step) -> list[str]:
 
 
 def told(step: Step, facts: Facts, wish: Ambassador, backends: Sequence[Record]) -> Facts:
-    """What containers are told: variables, plain and as docker's links had them, and a name in /etc/hosts."""
+    """What containers are given: variables, plain and as docker's links had them, and a name in /etc/hosts."""
     options: Options = step.options
     name = options.env_prefix or "".join(c if c.isalnum() else "_" for c in options.service).upper()
     place = f"{wish.proto}://{wish.address}:{wish.port}"
@@ -253,7 +259,7 @@ def _wish(step: Step, facts: Facts, netns: str) -> Ambassador:
         other for other in others if (other.address, other.port, other.proto) == (address, options.port, options.proto)
     ]
     if same:
-        what = f"{address}:{options.port} is the address of {same[0].service} in this pod already"
+        what = f"{address}:{options.port} already stands for {same[0].service} in this pod"
         raise Failure(what, code=WRONG_FILE, key="address")
     own = [text.partition("/")[0] for text in facts.get("addresses") or ()]
     return Ambassador(
@@ -331,7 +337,7 @@ def _route(address: str) -> None:
     with rtnetlink.Socket() as socket:
         links = [link.name for link in socket.links() if link.name != "lo" and link.kind not in ("sit", "ipip", "gre")]
         if not links:
-            hint = "a network step with a mode that connects the pod belongs before the ambassador"
+            hint = "put a network step whose mode connects the pod before the ambassador"
             raise Failure("the pod is connected to nothing", code=STEP_FAILED, hint=hint)
         socket.send(rtnetlink.route(if_nametoindex(links[0]), f"{address}/32", tolerated=(17,)))
 

@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 else:
     import _signal
 
-#: So many backends at once.
+#: The largest number of backends at once.
 SLOTS = 16
 #: Seconds that it may take to start, and to answer.
 _START, _ANSWER = 5.0, 2.0
-#: Nobody is there (RFC 5737): until a backend is known, connecting takes its time and is tried again.
+#: An address that nobody has (RFC 5737): until a backend is known, connecting times out and is tried again.
 _NOWHERE = "192.0.2.1"
 
 _CONFIGURATION = """global

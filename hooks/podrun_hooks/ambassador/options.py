@@ -1,4 +1,4 @@
-"""What an ambassador step may say in the pod file."""
+"""The options of an ambassador step."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class Host(NamedTuple):
 
 
 def of(wish: Ambassador, records: Sequence[Record], host: Host, refused: list[str] | None = None) -> list[Target]:
-    """The backends, each once, by address and port; into ``refused`` goes why a ready record is none."""
+    """The backends, each once, by address and port; ``refused`` collects why a ready record is none."""
     found: dict[tuple[str, int], Target] = {}
     for record in records:
         if not record.ready or record.proto != wish.proto:

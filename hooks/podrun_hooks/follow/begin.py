@@ -1,4 +1,4 @@
-"""Seeing to it that somebody follows: a unit where systemd runs, else a child of podrun's, or a process that stays."""
+"""Makes sure that a follower runs: a unit where systemd runs, else a child of podrun, or a process of its own."""
 
 from __future__ import annotations
 

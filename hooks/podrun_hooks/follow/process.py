@@ -139,7 +139,7 @@ class Followed:
             self.written[wish.record.key] = wish.record
             current = wishes.read(self.run, wish.pod, wish.step)
             if not isinstance(current, Registration) or current.record.gen != wish.record.gen:
-                # The pod has gone meanwhile, and did not find the record that was written just now.
+                # The pod has ended meanwhile, and did not find the record that was written just now.
                 self.client.withdraw(wish.record.service, wish.record.id, wish.record.gen, seconds=_CALL)
             elif wish.deferred and taken:
                 wishes.write(self.run, current._replace(deferred=False))
@@ -319,7 +319,7 @@ def main(words: Sequence[str]) -> None:
         try:
             follower.act(now)
         except (Failure, OSError) as error:
-            # A full disk, a descriptor too few: nothing that ends the follower, whose next round may do better.
+            # A full disk or a lack of descriptors does not end the follower: its next round may succeed.
             say(f"{error}")
             time.sleep(1.0)
         if now - told > 5.0:

@@ -1,7 +1,7 @@
 """mode = "cni:NAME": stock CNI plugins, chained as the CNI specification says (1.0; GC of 1.1).
 
-What ADD was called with is in <pod>/<step>.cni before the first plugin runs: DEL gets the same, whatever becomes of the
-configuration meanwhile.
+The arguments of ADD are in <pod>/<step>.cni before the first plugin runs, so that DEL gets the same ones even when the
+configuration has changed since.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _WITH_GC = (1, 1, 0)
 
 
 class Answer(Exception):
-    """What a plugin said when it failed: ``code`` as in the specification, its own words."""
+    """A plugin's error: its message, and ``code`` as the specification numbers them."""
 
     def __init__(self, code: int, words: str) -> None:
         super().__init__(words)
@@ -55,7 +55,7 @@ def configuration(name: str) -> dict[str, Any]:
             found = found if "plugins" in found else {**_only(found, "name", "cniVersion"), "plugins": [found]}
             types = [plugin["type"] for plugin in found["plugins"]]
         except FileNotFoundError:
-            continue  # a link that leads nowhere, or gone since
+            continue  # a dangling link, or removed meanwhile
         except (ValueError, KeyError, TypeError) as error:
             raise Failure(f"{CONFIGURATION}/{file} is no CNI configuration: {error}", code=WRONG_FILE) from None
         known.append(str(found.get("name")))
@@ -70,7 +70,7 @@ def configuration(name: str) -> dict[str, Any]:
 def add(step: Step, fd: int, netns: int, path: str, name: str) -> tuple[list[str], dict[str, list[str]]]:
     """Runs ADD of every plugin in order; returns the addresses (CIDR) and "dns": its servers and search domains.
 
-    Raises Failure with the plugin's words; what was added is then DEL's business.
+    Raises Failure with the plugin's message; what was added until then is for DEL to remove.
     """
     network = configuration(name)
     state = {
@@ -110,7 +110,7 @@ def release(ledger: Ledger) -> None:
 
 
 def delete(state: Mapping[str, Any]) -> None:
-    """DEL of every plugin, last first, as the specification wants it: also of those whose ADD never came."""
+    """DEL of every plugin, last first, as the specification demands: also of those whose ADD was never called."""
     for plugin in reversed(state["network"]["plugins"]):
         try:
             _call("DEL", plugin, state, state["result"])
@@ -120,7 +120,7 @@ def delete(state: Mapping[str, Any]) -> None:
 
 
 def check(state: Mapping[str, Any]) -> str:
-    """What the first plugin says that finds something wrong with an attachment; "": all is well, or cannot be asked."""
+    """A plugin's first complaint about an attachment; "" when there is none, or CHECK cannot be called."""
     if _version(state["network"]) < _WITH_RESULT or state["network"].get("disableCheck") or not state["result"]:
         return ""
     for plugin in state["network"]["plugins"]:
@@ -139,9 +139,7 @@ def collect(run: str, name: str) -> list[str]:
     """
     network = configuration(name)
     if _version(network) < _WITH_GC:
-        raise Failure(
-            f"network {name} has CNI version {network.get('cniVersion')}, which knows no GC", code=UNAVAILABLE
-        )
+        raise Failure(f"network {name} has CNI version {network.get('cniVersion')}, which has no GC", code=UNAVAILABLE)
     valid = [{"containerID": state["id"], "ifname": state["interface"]} for state in living(run, name)]
     state = {"network": network, "id": "", "interface": "", "netns": "", "capabilities": {}, "result": None}
     older = [plugin["type"] for plugin in network["plugins"] if not _knows_gc(plugin, state)]
@@ -192,7 +190,7 @@ def read(where: str) -> dict[str, Any] | None:
 
 
 def _wanted(step: Step, network: Mapping[str, Any]) -> dict[str, Any]:
-    """The runtimeConfig by capability. Raises Failure (WRONG_FILE) for what no plugin of the network can do."""
+    """The runtimeConfig by capability. Raises Failure (WRONG_FILE) for an option that no plugin supports."""
     options = step.options
     mappings = [
         {"hostPort": one.host, "containerPort": one.port, "protocol": one.proto, "hostIP": one.ip}
@@ -248,7 +246,7 @@ def _plugin(type_: str) -> str:
     if "/" in type_ or type_.startswith("."):
         raise Failure(f"{type_!r} is not the name of a CNI plugin", code=WRONG_FILE)
     found = subprocesses.find(type_, "containernetworking-plugins", ":".join(PLUGINS))
-    # Nobody but root can lead it elsewhere. It is run by this name: one program may be several plugins.
+    # Only root can change what this path leads to. It is run under this name: one program may be several plugins.
     trusted.place(found, PLUGINS[0], strict=False)
     return found
 

@@ -1,4 +1,4 @@
-"""What there is of a run directory's networks, and the removal of what no pod needs any more. Off the start path."""
+"""Lists the networks of a run directory and removes what no pod needs any more. Not on the start path."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def networks(run: str) -> list[dict[str, Any]]:
     guarded.
 
     ``guarded`` is False when somebody has flushed the table: published ports are closed, pods cannot get out, and they
-    can reach the host's loopback; the next start of any pod lays it again.
+    can reach the host's loopback; the next start of any pod restores it.
     """
     with IPRoute() as route:
         found = [_described(link) for link in route.get_links()]
@@ -114,8 +114,8 @@ def namespaces(run: str) -> list[dict[str, Any]]:
             try:
                 found.append((path, tag, str(os.stat(path).st_ino)))
             except FileNotFoundError:
-                continue  # a down was quicker
-    # A start notes the inode and pins it then: what is asked for now knows of everything that was pinned before.
+                continue  # a down has removed it meanwhile
+    # A start notes the inode before it pins the namespace: ledgers that are read now know all that was pinned.
     inodes = {
         inode for ledger in ledgers.everywhere(run) if ledgers.alive(run, ledger) for inode in ledger.all("netns")
     }
@@ -170,9 +170,7 @@ def collect(run: str, *, keep: bool = False) -> list[dict[str, str]]:
 def remove_bridges(run: str, only: str = "") -> list[str]:
     """Removes the bridges, or the one called ``only``, without a living pod; returns their names.
 
-    With the last one goes the table.
-
-    None while a start is looking for its bridge: the next gc will do.
+    The table goes with the last one. Nothing is removed while a start is choosing its bridge: the next gc does it.
     """
     if not os.path.isdir(f"{run}/network"):
         return []
@@ -211,7 +209,7 @@ def _remove_bridges(run: str, only: str) -> list[str]:
 
 
 def _collect_links(run: str, keep: bool) -> list[dict[str, str]]:
-    """Links whose namespace is not pinned any more, but which a process that lives in it keeps."""
+    """Links whose namespace is no longer pinned, but kept alive by a process in it."""
     gone = []
     for link in links(run):
         if not os.path.exists(namespace.path_of(link["tag"])):

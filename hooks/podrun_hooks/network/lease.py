@@ -223,11 +223,11 @@ def fixed6(pool: Subnet, pool6: Subnet | None, address: str, n: int) -> str:
         whose = f"{address} belongs to the pod with {pool.host(offset)}"
         raise Failure(whose, code=WRONG_FILE, hint=f"take one from {pool6.host(pool.size)} on")
     if not 0 <= offset < pool6.size:
-        raise Failure(f"address {address} is not one of a pod's in {pool6}", code=WRONG_FILE)
+        raise Failure(f"address {address} cannot be a pod's in {pool6}", code=WRONG_FILE)
     return pool6.host(offset)
 
 
 def fixed(pool: Subnet, address: str) -> None:
     """Raises Failure (WRONG_FILE) if no pod can have ``address`` in ``pool``."""
     if not 2 <= pool.offset(address) < pool.size - 1:
-        raise Failure(f"address {address} is not one of a pod's in {pool}", code=WRONG_FILE)
+        raise Failure(f"address {address} cannot be a pod's in {pool}", code=WRONG_FILE)

@@ -34,13 +34,13 @@ def _mode(text: str) -> str:
     if kind not in _WITH_A_WORD:
         raise Wrong(unknown(text, [*_PLAIN, *(f"{mode}:" for mode in _WITH_A_WORD)], "mode"))
     if not colon or not word:
-        raise Wrong(f"expected {_WITH_A_WORD[kind]} behind {kind}:, not {text!r}")
+        raise Wrong(f"expected {_WITH_A_WORD[kind]} after {kind}:, not {text!r}")
     if kind == "netns" and not word.startswith("/"):
-        raise Wrong(f"expected an absolute path behind netns:, not {text!r}")
+        raise Wrong(f"expected an absolute path after netns:, not {text!r}")
     if kind == "macvlan":
         link_name(word)
     if kind in ("pod", "cni") and (word.strip(f"{_LETTERS}-_.@") or word[0] == "."):
-        raise Wrong(f"expected {_WITH_A_WORD[kind]} behind {kind}:, not {text!r}")
+        raise Wrong(f"expected {_WITH_A_WORD[kind]} after {kind}:, not {text!r}")
     return text
 
 

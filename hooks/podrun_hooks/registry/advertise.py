@@ -83,7 +83,7 @@ def of_host(source: Source) -> str:
         if not unwanted(found):
             return found
     raise Failure(
-        "which address of this host others call is not known",
+        "cannot tell which address of this host others should call",
         code=UNAVAILABLE,
         hint='advertise = "192.0.2.1", here or in [defaults] of podrun.toml',
         key="advertise",

@@ -1,4 +1,4 @@
-"""What people ask of a registry, whichever kind it is: ``podrun registry``."""
+"""Queries to a registry of any kind, for ``podrun registry``."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def services(source: Source) -> list[str]:
 
 
 def records(source: Source, service: str, wrong: list[str]) -> list[Record]:
-    """The records of a service; into ``wrong`` goes what is none, and why. Raises Failure."""
+    """The records of a service; ``wrong`` collects what is no record, and why. Raises Failure."""
     if not source.has_server:
         return file.records(source.directory, service, wrong=wrong)
     return _asked(source, lambda client: client.records(service, seconds=_PATIENCE, wrong=wrong))

@@ -151,7 +151,7 @@ class Etcd:
             answer = self._call("kv/txn", {"success": [_new_in(service, after) for service, after in part]}, seconds)
             told = _ranges(answer)
             if len(told) != len(part):
-                raise Away("a transaction's answer has not as many parts as its question")
+                raise Away("etcd's answer to a transaction lacks parts")
             lowest = min(lowest or _revision(answer), _revision(answer))
             for (service, _), found in zip(part, told, strict=True):
                 if self._take(service, found, seconds):
@@ -268,9 +268,9 @@ class Etcd:
                 self._token = ""  # it has a life of its own (--auth-token-ttl), shorter than ours
                 continue
             if "space exceeded" in words:
-                raise Away(words)  # until somebody has compacted it and taken the alarm back
+                raise Away(words)  # until it has been compacted and the alarm disarmed
             raise Refused(f"etcd: {words}")
-        raise Refused("etcd takes no token that it has given out itself")
+        raise Refused("etcd refuses the token that it has just issued")
 
     def _authenticate(self, seconds: float) -> None:
         body = jsontext.dumps({"name": self.source.user, "password": password(self.source)}).encode()
@@ -286,7 +286,7 @@ class _LeaseGone(Away):
 
 
 def _trouble(answer: Answer) -> str:
-    """What another member may do better: this one has no leader, or does not find its way to it."""
+    """An error that another member may not have: this one has no leader, or cannot reach it."""
     if answer.status < 500:
         return ""
     return _error(answer)

@@ -1,4 +1,4 @@
-"""What a record of the registry is: its fields, its JSON, and which records nobody may be led to.
+"""What a record of the registry is: its fields, its JSON, and which addresses no record may lead to.
 
 Version 1, at ``/podrun/v1/svc/<service>/<id>``::
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 VERSION = 1
-#: Bytes of one record, and records of one service: who writes more is not believed.
+#: Bytes of one record, and records of one service: more is not accepted.
 LARGEST, MOST = 16384, 256
 PREFIX = "/podrun/v1/svc/"
 
@@ -59,7 +59,7 @@ class Record(NamedTuple):
 
     @property
     def weight(self) -> int:
-        """``meta.weight`` from 1 to 100; 1 for none and for nonsense."""
+        """``meta.weight`` from 1 to 100; 1 when it is missing or invalid."""
         word = self.meta.get("weight", "")
         return min(int(word), 100) if word.isascii() and word.isdigit() and int(word) else 1
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def apply(tree: int, mappings: Sequence[str], path: str) -> None:
-    """Maps owners on the detached mount ``tree``. ``mappings``: "[uid:|gid:]there:here:count", without a prefix both.
+    """Maps owners on the detached mount ``tree``. ``mappings``: "[uid:|gid:]SOURCE:POD:COUNT", without a prefix both.
 
     Raises Failure: UNAVAILABLE when the file system cannot (idmapped mounts came to each of them on its own).
     """

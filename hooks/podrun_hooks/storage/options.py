@@ -1,4 +1,4 @@
-"""What a storage step's table may say: sources, targets and mount(8) options, and docker's spelling of them."""
+"""The options of a storage step: sources, targets and mount(8) options, and docker's spelling of them."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def _source(text: str) -> str:
     elif text.startswith((TMPFS, FILE)):
         if text not in (TMPFS, FILE):
             more = "its size is an option: size=64M" if text.startswith(TMPFS) else "say content or credential"
-            raise Wrong(f"nothing follows after {text.partition(':')[0]}: in {text!r}; {more}")
+            raise Wrong(f"nothing may follow {text.partition(':')[0]}: in {text!r}; {more}")
     elif text.startswith(SNAPSHOT):
         ABSOLUTE.parse(text[len(SNAPSHOT) :])
     elif text.startswith((IMAGE, NFS)):
         kind, _, rest = text.partition(":")
         if not rest or (kind == "nfs" and ":/" not in rest) or rest.startswith("-"):
             what = "an image's name" if kind == "image" else "host:/export"
-            raise Wrong(f"expected {what} behind {kind}:, not {text!r}")
+            raise Wrong(f"expected {what} after {kind}:, not {text!r}")
     elif text.startswith("/"):
         return ABSOLUTE.parse(text) if not text.startswith("//") else text
     elif not text or text.startswith("-") or "\n" in text:
@@ -71,17 +71,17 @@ def volume_name(name: str) -> str:
 def _target(text: str) -> str:
     plain = f"/{'/'.join(part for part in text.split('/') if part not in ('', '.'))}"
     if plain == "/":
-        raise Wrong("the root of the container is the image's place")
+        raise Wrong("/ is the image's: nothing can be mounted over it")
     return plain
 
 
 def _word(text: str) -> str:
-    """An option of some file system; which ones there are depends on the source (:func:`misplaced`)."""
+    """The form of an option; which ones a source has is for :func:`misplaced`."""
     if not text or text.startswith("-") or any(letter in ", \t\n" for letter in text):
-        raise Wrong(f"{text!r} is not an option: write each of them as a string of its own")
+        raise Wrong(f"{text!r} is not an option: write each option as a string of its own")
     key, equals, _ = text.partition("=")
     if equals and key in _SECRETS:
-        raise Wrong(f"{key}= does not belong into a pod file: name a file of credentials")
+        raise Wrong(f"{key}= does not belong in a pod file: name a file of credentials")
     if key in ("remount", "move"):
         raise Wrong(f"{text!r} is not an option of a new mount")
     return text
@@ -120,7 +120,7 @@ def _type(text: str) -> str:
 def _mapping(text: str) -> str:
     fields = text.removeprefix("uid:").removeprefix("gid:").split(":")
     if len(fields) != 3 or not all(_id(field) for field in fields) or fields[2] == "0":
-        raise Wrong(f"expected [uid:|gid:]there:here:count such as '1000:0:1', not {text!r}")
+        raise Wrong(f"expected [uid:|gid:]SOURCE:POD:COUNT such as '1000:0:1', not {text!r}")
     return text
 
 
@@ -146,13 +146,15 @@ class Options(NamedTuple):
     type: str = option(
         checked(TEXT, _type), "a file system type: mount(8) mounts the source, a block device or an image file too", ""
     )
-    content: str = option(kept_secret(TEXT), "with file: what is in it; no journal and no inspect tells it", "")
+    content: str = option(kept_secret(TEXT), "with file: its content; it appears in no journal and in no inspect", "")
     credential: str = option(
-        checked(TEXT, volume_name), "with file: the systemd credential that is in it (LoadCredential= of the unit)", ""
+        checked(TEXT, volume_name), "with file: the systemd credential to copy (LoadCredential= of the unit)", ""
     )
-    secret: str = option(checked(TEXT, volume_name), "with file: the secret that is in it ('podrun secret create')", "")
+    secret: str = option(checked(TEXT, volume_name), "with file: the secret to copy ('podrun secret create')", "")
     idmap: list[str] = option(
-        list_of(checked(TEXT, _mapping)), "of a path or volume: owners there as others here, '1000:0:1'", []
+        list_of(checked(TEXT, _mapping)),
+        "of a path or volume: owners of the source as others in the pod, '1000:0:1'",
+        [],
     )
 
 
@@ -168,13 +170,13 @@ def kind_of(source: str, type: str = "", options: Sequence[str] = ()) -> str:
 
 
 def misplaced(source: str, options: Sequence[str], type: str = "") -> list[Problem]:
-    """The options that are not those of such a source."""
+    """The options that such a source does not have."""
     sort = kind_of(source, type, options)
     called = {"tmpfs": "a tmpfs", "file": "a file", "image": "an image", "overlay": "an overlay"}
     problems = []
     for word in () if sort == "mount" else options:
         key, equals, value = word.partition("=")
-        what = f"option {word!r} is not one of {called.get(sort, 'a bind mount')}"
+        what = f"{word!r} is not an option of {called.get(sort, 'a bind mount')}"
         if equals:
             if key in {"tmpfs": _OF_TMPFS, "file": _OF_A_FILE}.get(sort, ()):
                 fits, expected = _VALUES[key]
@@ -191,7 +193,7 @@ def misplaced(source: str, options: Sequence[str], type: str = "") -> list[Probl
         what = f"expected an absolute path, volume:NAME or tmpfs:, not {source!r}"
         problems.append(Problem(what, WRONG_FILE, key="source"))
     if type and sort not in ("mount", "bind") and type != sort:
-        problems.append(Problem(f"type {type!r} is not that of {source}", WRONG_FILE, key="type"))
+        problems.append(Problem(f"type {type!r} does not go with {source}", WRONG_FILE, key="type"))
     return problems
 
 

@@ -18,7 +18,7 @@ _LINKS = 40
 OWNER = "of"
 
 
-class Elsewhere(Exception):  # not a failure: podrun cannot resolve the path, but the runtime will
+class Elsewhere(Exception):  # no failure: the runtime resolves the rest of the path
     """A path leads into a mount that the runtime creates (/proc, /sys, /dev); ``path`` is resolved up to there."""
 
     def __init__(self, path: str) -> None:
@@ -39,14 +39,14 @@ class Tree:
 
     def __init__(self, root: int, made_by_runtime: Sequence[str] = ("/proc", "/sys", "/dev")) -> None:
         self.root = root
-        #: Resolved targets with descriptors of the (detached) mounts that will lie there; of two the later counts.
+        #: Resolved targets with descriptors of the (detached) mounts that will lie there; the later of two counts.
         self.mounts: list[tuple[str, int]] = []
         self.made_by_runtime = list(made_by_runtime)
 
     def find(self, path: str, may_search: Callable[[os.stat_result], bool] | None = None) -> tuple[int, str]:
         """An O_PATH descriptor and the resolved path of what ``path`` leads to; links are followed.
 
-        ``may_search`` says of each directory on the way whether whoever asks may look something up in it. Raises
+        ``may_search`` tells of each directory on the way whether its lookup is permitted. Raises
         OSError (ENOENT, ENOTDIR, ELOOP, EACCES) as open(2) would, and Elsewhere.
         """
         fd, resolved, _ = self._walk(path, None, may_search)
@@ -55,7 +55,7 @@ class Tree:
     def make(self, path: str, *, directory: bool) -> tuple[int, str, bool]:
         """A mount point: its descriptor, the resolved path, and whether it is in one of the mounts.
 
-        What is missing of it is made (directories 0755, a file 0644). Raises Failure (CANNOT_CREATE) where it would
+        Missing parts are created (directories 0755, a file 0644). Raises Failure (CANNOT_CREATE) where it would
         have to be made in a read-only mount, or is of the other type; Elsewhere where the runtime makes it.
         """
         try:
@@ -63,7 +63,7 @@ class Tree:
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
                 raise  # nothing is wrong with the path
-            what = f"{path} cannot be made in the container: {error.strerror}"
+            what = f"{path} cannot be created in the container: {error.strerror}"
             raise Failure(what, code=CANNOT_CREATE, hint=str(error.filename or "")) from error
         is_directory = stat.S_ISDIR(os.fstat(fd).st_mode)
         if is_directory != directory:
@@ -186,7 +186,7 @@ def clear(directory: str) -> None:
     """Removes a directory and all below it without ever following a link, however deep it is.
 
     A payload can nest directories deeper than any stack or PATH_MAX, so each directory is emptied into a flat one:
-    what is not empty moves up and waits its turn.
+    subdirectories that are not empty move up and wait their turn.
     """
     try:
         root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)

@@ -60,8 +60,8 @@ def run(
         source = os.dup(stdin)
     else:
         source = _unnamed(stdin) if stdin else os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-    # What keeps the child from becoming the program is told apart from what the program says: its standard error may be
-    # somebody else's.
+    # Why the child could not become the program is kept apart from what the program writes: its standard error may
+    # belong to somebody else.
     trouble = _unnamed()
     parent = os.getpid()
     try:
@@ -72,7 +72,7 @@ def run(
             _wait(child, [fd for fd, given in zip(captured, (stdout, stderr), strict=True) if given is None])
             status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         except BaseException:
-            # podrun is about to undo what this program is doing.
+            # podrun is about to undo this program's work.
             syscalls.end(child)
             raise
         output, errors = (
@@ -116,7 +116,7 @@ def _become(
 
 
 def _wait(child: int, outputs: Sequence[int]) -> None:
-    """Waits until a program has ended, and empties what it writes to when that is more than anybody reads."""
+    """Waits until a program has ended; drops its output whenever that exceeds what is ever shown."""
     pidfd = os.pidfd_open(child)
     try:
         poll = select.poll()

@@ -68,7 +68,7 @@ RESOLVE_NO_SYMLINKS = 4
 RESOLVE_BENEATH = 8
 RESOLVE_IN_ROOT = 16
 
-#: How often a walk may be disturbed before that is somebody's purpose.
+#: How often a walk may be disturbed before that counts as an attack.
 _RACES = 1000
 
 #: Signals whose handlers raise: what asks podrun to end, and a step's timeout.

@@ -49,11 +49,11 @@ def resize(master: int) -> None:
             size = fcntl.ioctl(0, termios.TIOCGWINSZ, bytes(8))
             fcntl.ioctl(master, termios.TIOCSWINSZ, size)
     except OSError:
-        pass  # one of the two has gone
+        pass  # one of the two is gone
 
 
 def raw(fd: int) -> list[Any] | None:
-    """Has a terminal pass on every key; returns its settings, None when it is no terminal."""
+    """Puts a terminal into raw mode; returns its former settings, None when it is no terminal."""
     if not os.isatty(fd):
         return None
     try:

@@ -73,7 +73,7 @@ def _starts(path: str) -> list[int]:
         for row in rows:
             if len(row) == 3 and row[0] == owner and all(word.isascii() and word.isdigit() for word in row[1:]):
                 first, count = int(row[1]), int(row[2])
-                # Id 0 is the host's root, and 2^32 - 1 is nobody's.
+                # Id 0 is the host's root, and 2^32 - 1 is not a valid id.
                 if first and first + count < 1 << 32:
                     starts += range(first, first + count - SIZE + 1, SIZE)
         if starts:
@@ -85,7 +85,7 @@ def refuse_old_kernel() -> None:
     """Raises Failure (UNAVAILABLE) before kernel 5.19: overlayfs takes no idmapped layers."""
     major, minor = os.uname().release.split(".")[:2]
     if (int(major), int(minor.split("-")[0])) < (5, 19):
-        what = f"Linux {os.uname().release} stacks no idmapped layers, which came with 5.19"
+        what = f"Linux {os.uname().release} cannot stack idmapped layers: that came with 5.19"
         raise Failure(what, code=UNAVAILABLE, hint='userns = "host"')
 
 
@@ -93,7 +93,7 @@ def refuse_old_kernel() -> None:
 
 
 def ledger_of(directory: str) -> str:
-    """The pod's name of its lease."""
+    """The pod's own link to its lease."""
     return f"{directory}/userns.lease"
 
 
@@ -136,7 +136,7 @@ def release(run: str, ledger: str) -> None:
     if mine.st_nlink > 1:
         with open(ledger, encoding="utf-8") as file:
             slot = file.read().partition("\n")[2]
-        # Killed between link(2) and write(2), it does not say which: then all are looked at.
+        # After a kill between link(2) and write(2) it names no slot: then all are searched.
         for path in [slot] if slot else [f"{run}/userns/{name}" for name in os.listdir(f"{run}/userns")]:
             try:
                 if os.stat(path).st_ino == mine.st_ino:
@@ -191,7 +191,7 @@ def make(directory: str, base: Range) -> None:
 
 
 def unpin(directory: str) -> None:
-    """Takes both from their places; they end with the last process in them."""
+    """Unpins both namespaces; they end with the last process in them."""
     for place in (netns_of(directory), path_of(directory)):
         try:
             syscalls.umount(place, syscalls.MNT_DETACH | syscalls.UMOUNT_NOFOLLOW)
@@ -218,7 +218,7 @@ def _lines(base: Range) -> tuple[str, str]:
 
 
 def _made(flags: int, uid_map: str, gid_map: str) -> tuple[int, tuple[int, ...]]:
-    """A child in new namespaces, which waits to be ended, and descriptors to be closed then."""
+    """A child in new namespaces that waits to be ended, and descriptors to close after that."""
     ready, go = os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)
     parent = os.getpid()
     child = syscalls.fork()
@@ -236,7 +236,7 @@ def _made(flags: int, uid_map: str, gid_map: str) -> tuple[int, tuple[int, ...]]
     closing = (ready[0], *go)
     try:
         if not os.read(ready[0], 1):
-            what = "the kernel makes no user namespace"
+            what = "the kernel refuses to create a user namespace"
             raise Failure(what, code=STEP_FAILED, hint="sysctl user.max_user_namespaces")
         for name, text in (("uid_map", uid_map), ("gid_map", gid_map)):
             with open(f"/proc/{child}/{name}", "w", encoding="utf-8") as file:
@@ -253,14 +253,14 @@ def _end(child: int, closing: tuple[int, ...]) -> None:
         os.close(fd)
 
 
-# --- what is the pod's root's --------------------------------------------------------------------------------------
+# --- as the pod's root ---------------------------------------------------------------------------------------------
 
 
 class AsRootOf:
     """``with AsRootOf(mapping)``: files that podrun makes belong to the pod's root, and its own rights stay.
 
-    On a layer whose owners are mapped the host's root is nobody, and nobody owns no file (EOVERFLOW). The capabilities
-    that setfsuid(2) takes from who is root no more stay with SECBIT_NO_SETUID_FIXUP (capabilities(7)).
+    On a layer whose owners are mapped the host's root has no id, and cannot own a file (EOVERFLOW). With
+    SECBIT_NO_SETUID_FIXUP the capabilities stay that setfsuid(2) would take away (capabilities(7)).
     """
 
     def __init__(self, mapping: Mapping | None) -> None:
@@ -298,9 +298,9 @@ def become_root(namespace: int) -> None:
 
 
 def tolerates_nobody(source: str, mode: int, *, read_only: bool) -> bool:
-    """Whether it does not matter that a mount's files are nobody's in the pod.
+    """Whether a mount serves although its files belong to nobody in the pod.
 
-    A file that everybody may read and nobody is to write; a device; a socket.
+    That is a file that everybody may read and nobody has to write; a device; a socket.
     """
     return (
         (stat.S_ISREG(mode) and read_only and bool(mode & 0o004)) or source.startswith("/dev/") or stat.S_ISSOCK(mode)
@@ -329,5 +329,5 @@ NOT_MAPPED = (errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM)
 
 
 def not_mapped(source: str) -> str:
-    """What people are told of such a file system."""
+    """The message about such a file system."""
     return f"{source} cannot have the owners of the pod's user namespace: its file system has no idmapped mounts"

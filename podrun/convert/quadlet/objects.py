@@ -136,7 +136,7 @@ class Units:
         known = {"Image", "ImageTag", "Arch", "OS", "Variant", "ServiceName", "Policy", "Retry", "RetryDelay"}
         hints = {
             "AuthFile": "run `podrun login`, or write /etc/podrun/auth.json",
-            "Creds": "run `podrun login`: a password does not belong into a file that others read",
+            "Creds": "run `podrun login`: a password does not belong in a file that others read",
             "CertDir": "put the certificates into /etc/containers/certs.d/HOST",
             "TLSVerify": "say it in registries.conf(5)",
         }

@@ -233,7 +233,7 @@ def _character(digits: str, length: int, base: int, text: str) -> str:
             return chr(number)
     except (ValueError, OverflowError):
         pass
-    raise ValueError(f"an escape in {text!r} is not one of systemd's")
+    raise ValueError(f"an escape in {text!r} is not known to systemd")
 
 
 def unquoted(text: str) -> str:

@@ -287,7 +287,7 @@ def test_each_service_of_a_pod_has_an_address_of_its_own_and_goes_alone(services
     table = services.started["app"].pod.tag
     services.undo("app", "ambassador")
     assert table not in services.nft("app", "list", "tables")
-    with pytest.raises(Failure, match=r"198.18.0.9:5432 is the address of db in this pod already"):
+    with pytest.raises(Failure, match=r"198.18.0.9:5432 already stands for db in this pod"):
         for step in ("a", "b"):
             services.client("app", step=step, address="198.18.0.9")
 

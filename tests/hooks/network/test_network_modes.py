@@ -237,7 +237,7 @@ def test_networks_toml_says_what_a_bridge_is_like(place: Any, tmp_path: Path, mo
     assert facts["addresses"][0] == "203.0.113.9/24"
     assert links(facts["netns"])["eth0"]["mtu"] == 1420
     (problem,) = place.check("two", bridge="t-net-lan0", address="192.0.2.1")
-    assert "not one of a pod's in 203.0.113.0/24" in problem.what
+    assert "cannot be a pod's in 203.0.113.0/24" in problem.what
     assert links(place.up("two", bridge="t-net-lan0", mtu=1300)["netns"])["eth0"]["mtu"] == 1300, "the pod's own word"
 
 

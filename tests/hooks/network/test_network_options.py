@@ -76,7 +76,7 @@ def test_a_port_that_cannot_be_published_is_refused_with_the_reason(text: str, w
     ("table", "words"),
     [
         ({"mode": "brigde"}, "did you mean 'bridge'"),
-        ({"mode": "netns:"}, "expected a path behind netns:"),
+        ({"mode": "netns:"}, "expected a path after netns:"),
         ({"mode": "netns:x"}, "absolute path"),
         ({"mode": "macvlan:a/b"}, "15 letters"),
         ({"mode": "macvlan"}, "expected a link of the host"),

@@ -1,6 +1,6 @@
-"""What may come in by a link: programs of the classic packet filter (bpf(4)) behind a clsact qdisc (tc-bpf(8)).
+"""Which packets a link accepts: programs of the classic packet filter (bpf(4)) behind a clsact qdisc (tc-bpf(8)).
 
-They are part of the link: nothing that flushes nftables takes them away, and they go with it, so that there is nothing
+They are part of the link: flushing nftables does not remove them, and they go with the link, so that there is nothing
 to undo. On a pod's port they run before br_netfilter could translate an address, and before the bridge learns or
 forwards anything. A program costs two messages; layouts are those of <linux/pkt_sched.h>, <linux/pkt_cls.h> and
 <linux/filter.h>.
@@ -34,7 +34,7 @@ _TCA_KIND, _TCA_OPTIONS = 1, 2
 _BPF_OPS_LEN, _BPF_OPS, _BPF_FLAGS, _ACT_DIRECT = 4, 5, 8, 1
 _CLSACT, _HANDLE, _INGRESS = 0xFFFFFFF1, 0xFFFF0000, 0xFFFFFFF2
 _ALL_PROTOCOLS = 0x0300  # ETH_P_ALL, in network order
-#: Before what anybody else may have put there.
+#: Ahead of filters that somebody else may have added.
 _PRIORITY = 1
 
 _TCMSG = Struct("=BxxxiIII")  # family, index, handle, parent, info
@@ -65,9 +65,9 @@ class _Do(NamedTuple):
 def only_own(mac: bytes, ip: bytes, ip6: Sequence[bytes]) -> bytes:
     """The program for a pod's port: what is not from the pod's own addresses is dropped.
 
-    ``mac``, ``ip`` (IPv4) and ``ip6`` are addresses as bytes. Neighbour discovery may tell of them only (ARP, RFC 826;
-    RFC 4861), a pod is nobody's router, tagged frames are no business of a bridge without VLANs, and nothing goes to
-    127.0.0.0/8, which route_localnet lets in.
+    ``mac``, ``ip`` (IPv4) and ``ip6`` are addresses as bytes. Neighbour discovery may announce only them (ARP, RFC 826;
+    RFC 4861), a pod may not pose as a router, tagged frames do not belong on a bridge without VLANs, and nothing may go
+    to 127.0.0.0/8, which route_localnet lets in.
     """
     high, low = unpack(">IH", mac)
     own = unpack(">I", ip)[0]
@@ -91,7 +91,7 @@ def only_own(mac: bytes, ip: bytes, ip6: Sequence[bytes]) -> bytes:
         _Do(_LONG, _ARP_IP),
         _Do(_EQUAL, own, _PASS, _DROP),
         *_one_of(_IP6_SOURCE, ip6, "ip6", "discovery"),
-        # Only what has come no hop is neighbour discovery (RFC 4861, 7.1), and behind an extension header it could be
+        # Neighbour discovery has made no hop (RFC 4861, 7.1); what stands behind an extension header could be
         # anything.
         _Do(_BYTE, _IP6_HOPS, label="discovery"),
         _Do(_EQUAL, 255, "", _PASS),
@@ -110,7 +110,7 @@ def only_own(mac: bytes, ip: bytes, ip6: Sequence[bytes]) -> bytes:
 
 
 def no_loopback() -> bytes:
-    """The program for the port of a pod that may send from any address: nothing is for 127.0.0.0/8 or from there."""
+    """The program for a pod that may send from any address: nothing goes to 127.0.0.0/8 or comes from there."""
     return _assembled(
         [
             _Do(_HALF, _TYPE),
@@ -150,7 +150,7 @@ def _assembled(steps: Sequence[_Do]) -> bytes:
 
 
 def attached(ifindex: int, program: bytes) -> list[Message]:
-    """Has what comes in by a link go through a program; nothing where it does already."""
+    """Attaches a program to a link's ingress; does nothing where one is attached already."""
     flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL
     qdisc = _TCMSG.pack(0, ifindex, _HANDLE, _CLSACT, 0) + attribute(_TCA_KIND, b"clsact\0")
     options = nested(
@@ -167,7 +167,7 @@ def attached(ifindex: int, program: bytes) -> list[Message]:
 
 
 def is_attached(socket: Socket, ifindex: int) -> bool:
-    """Whether what comes in by a link goes through a program of the priority that is podrun's."""
+    """Whether a program of podrun's priority is attached to a link's ingress."""
     body = _TCMSG.pack(0, ifindex, 0, _INGRESS, 0)
     try:
         answers = socket.send(Message("look for filters", _RTM_GETTFILTER, NLM_F_ACK | NLM_F_DUMP, body))

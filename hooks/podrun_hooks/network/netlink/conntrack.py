@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
 
 TCP = 6
-#: TCP_CONNTRACK_SYN_SENT: nobody has answered yet.
+#: TCP_CONNTRACK_SYN_SENT: not answered yet.
 SYN_SENT = 1
 
 _SUBSYSTEM = 1  # NFNL_SUBSYS_CTNETLINK
@@ -94,7 +94,7 @@ def forget_unanswered(addresses: Collection[str]) -> None:
 
 
 def _forget_at_once(family: int, address: bytes, proto: int = 0, *, unanswered: bool = False) -> bool:
-    """Has the kernel do it, without listing: False before Linux 6.8. ``proto`` 0: of every protocol.
+    """Lets the kernel select the entries; False before Linux 6.8, which cannot. ``proto`` 0: of every protocol.
 
     Not for IPv6: its comparison is inverted there, and all but that address' entries would go
     (ctnetlink_filter_match_tuple() in net/netfilter/nf_conntrack_netlink.c).
@@ -119,8 +119,7 @@ def _forget_at_once(family: int, address: bytes, proto: int = 0, *, unanswered: 
 def forget_destinations(places: Collection[tuple[int, str, int]]) -> None:
     """Deletes the entries, but TCP's, whose first packet went to one of the places: protocol, address and port.
 
-    A UDP flow is tracked as long as it does not pause: a port that is published later would go on to mean what it meant
-    at the first packet.
+    A UDP flow is tracked as long as it does not pause: its packets would go on to where the port led at the first one.
     """
     wanted = {(proto, packed(address)[1], port) for proto, address, port in places if proto != TCP}
     for family in {packed(address)[0] for _, address, _ in places}:
@@ -134,7 +133,7 @@ def _entries(family: int, *, containing: bytes = b"") -> Iterator[Entry]:
     try:
         answers = nfnetlink.socket().send(listing)
     except OSError as error:
-        if error.errno in (EINVAL, EOPNOTSUPP):  # a kernel without ctnetlink shows its connections to nobody
+        if error.errno in (EINVAL, EOPNOTSUPP):  # a kernel without ctnetlink lists no connections
             return
         raise
     for _, answer in answers:

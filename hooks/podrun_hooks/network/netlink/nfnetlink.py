@@ -62,7 +62,7 @@ _kept: list[tuple[int, Socket]] = []
 def socket() -> Socket:
     """The process's netfilter socket, opened at first use and kept.
 
-    Closing one waits until the kernel has freed what was deleted lately, whoever did that: 13 ms (nft_rcv_nl_event() in
+    Closing one waits until the kernel has freed what anybody has deleted recently: 13 ms (nft_rcv_nl_event() in
     net/netfilter/nf_tables_api.c). A forked child gets one of its own.
     """
     pid = os.getpid()
@@ -72,7 +72,7 @@ def socket() -> Socket:
 
 
 def close() -> None:
-    """Closes the process's netfilter socket; to be done before something is deleted that is not to be waited for."""
+    """Closes the process's netfilter socket; call it before a deletion that should not be waited for."""
     if _kept and _kept[0][0] == os.getpid():
         _kept.pop()[1].close()
 
@@ -161,7 +161,7 @@ def replace(socket: Socket, table: str, old: Sequence[Element], new: Sequence[El
     messages = [*(_deleting(table, element) for element in old), *(_adding(table, element) for element in new)]
     if not messages:
         return
-    # One that is refused is answered in any case, and the answers to some hundred would not fit the socket's buffer.
+    # A refused message is answered in any case; acknowledgements of some hundred would not fit the socket's buffer.
     last = messages[-1:]
     _batch(socket, [*(message._replace(flags=message.flags & ~NLM_F_ACK) for message in messages[:-1]), *last])
 

@@ -58,7 +58,7 @@ _ADDRESSES = frozenset({(2, 4), (10, 16)})
 
 
 class Message(NamedTuple):
-    """One request: what it does in people's words, its type, flags beyond REQUEST, and body.
+    """One request: what it does, for messages; its type, flags beyond REQUEST, and body.
 
     ``tolerated`` are the errnos that mean as much as success (the thing is there already). Without NLM_F_ACK in
     ``flags`` no answer is awaited.
@@ -255,7 +255,7 @@ def bridge(name: str, mac: bytes, *, tolerated: Sequence[int] = ()) -> Message:
     """Creates a bridge. With an address of its own (``mac``) it does not take that of the port with the lowest one.
 
     It does not snoop on multicast: without a querier that only costs time, once for each port when one is added, and
-    the first port that played the querier would decide who hears what.
+    the first port that acted as one would decide who receives what.
     """
     data = nested(_IFLA_INFO_DATA, attribute(_IFLA_BR_MCAST_SNOOPING, b"\0"))
     info = nested(_IFLA_LINKINFO, attribute(_IFLA_INFO_KIND, b"bridge"), data)
@@ -325,7 +325,7 @@ def change(
 def hairpin(name: str) -> Message:
     """Lets a bridge port send out what came in by it: how a pod's call of its own published port comes back.
 
-    With br_netfilter the bridge translates addresses itself, and the host's routing, which would do, is left out.
+    With br_netfilter the bridge itself translates addresses, and the packet never reaches the host's routing.
     """
     data = nested(_IFLA_INFO_SLAVE_DATA, attribute(_IFLA_BRPORT_MODE, b"\1"))
     info = nested(_IFLA_LINKINFO, attribute(_IFLA_INFO_SLAVE_KIND, b"bridge"), data)
