@@ -130,7 +130,7 @@ def test_a_path_that_is_not_there_is_fatal_and_named(tmp_path: Path) -> None:
         ({"content": "a"}, "content is not for a source such as /srv"),
         ({"source": "tmpfs:", "idmap": ["0:1:1"]}, "idmap is not for"),
         ({"idmap": ["0:1"]}, "SOURCE:POD:COUNT"),
-        ({"source": "volume:x", "type": "ext4"}, "not that of volume:x"),
+        ({"source": "volume:x", "type": "ext4"}, "does not go with volume:x"),
         ({"source": "//srv/share", "type": "cifs", "options": ["password=x"]}, "does not belong in a pod file"),
         ({"source": "/dev/x", "type": "ext4", "options": ["a,b"]}, "string of its own"),
         ({"source": "/srv\0x"}, "NUL"),
