@@ -118,3 +118,10 @@ def matches(pattern: str, text: str) -> bool:
         return bool(re.search(pattern, text))
     except re.error as error:
         raise Failure(f"{pattern!r} is no pattern: {error}", code=WRONG_FILE) from None
+
+
+def braced(form: str) -> str:
+    """A line's template; a path alone is one, too. Raises Failure (WRONG_FILE)."""
+    if "{{" in form:
+        raise Failure("--format takes no Go templates", code=WRONG_FILE, hint="'{name}' is a field's value")
+    return form if "{" in form else f"{{{form}}}"

@@ -12,12 +12,12 @@ from typing import Any
 
 import click
 
-from podrun.cli import in_use
+from podrun.cli import fields, in_use
 from podrun.cli.output import Guarded, human, printed, say
 from podrun.engine import hook_loader
 from podrun.engine import journal as journals
 from podrun.engine import state as states
-from podrun.errors import WRONG_FILE, Failure
+from podrun.errors import UNAVAILABLE, WRONG_FILE, Failure
 from podrun.hook_extras import UsesImages, offers
 from podrun.host import Host
 from podrun.launcher import pull
@@ -150,12 +150,18 @@ def logout(ctx: click.Context, registry: str) -> None:
 
 
 @image.command(cls=Guarded)
-@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", help="How to print.")
+@click.option("--format", "form", default="table", metavar="FORMAT", help="table, json, FIELD,FIELD or '{FIELD} ...'.")
 @click.option("-q", "--quiet", is_flag=True, help="Digests only.")
+@click.option("--no-trunc", is_flag=True, help="Digests in full.")
+@click.option("--noheading", is_flag=True, help="Without the line of headings.")
+@click.argument("name", default="")
 @click.pass_context
-def ls(ctx: click.Context, form: str, quiet: bool) -> None:
-    """List the images in the store."""
+def ls(ctx: click.Context, form: str, quiet: bool, no_trunc: bool, noheading: bool, name: str) -> None:
+    """List the images in the store; those of one NAME, with or without its tag."""
     rows = [row._asdict() for row in pull.store().ls(_host(ctx).root)]
+    if name:
+        wanted = pull.store().spelled(name)
+        rows = [row for row in rows if wanted in (row["ref"], f"{row['ref'].rpartition(':')[0]}:latest")]
     if quiet:
         for row in rows:
             say(row["digest"])
@@ -164,21 +170,73 @@ def ls(ctx: click.Context, form: str, quiet: bool) -> None:
         rows = [
             {
                 **row,
-                "digest": row["digest"][:19],
+                "digest": row["digest"] if no_trunc else row["digest"][:19],
+                "id": row["id"].removeprefix("sha256:")[: None if no_trunc else 12] or None,
                 "size": human(row["size"]),
                 "pulled": time.strftime("%Y-%m-%d %H:%M", time.localtime(row["pulled"])),
             }
             for row in rows
         ]
-    printed(rows, form)
+    fields.write(rows, form, ("ref", "digest", "id", "platform", "size", "pulled"), heading=not noheading)
+
+
+@image.command(cls=Guarded)
+@click.option("-f", "--format", "form", default="json", metavar="FORMAT", help="json, or '{ref} {configuration.os}'.")
+@click.argument("refs", nargs=-1, required=True)
+@click.pass_context
+def inspect(ctx: click.Context, refs: Sequence[str], form: str) -> None:
+    """Print what the store knows of images, by name, id or digest, as JSON; or what is at paths of it."""
+    found = [one for ref in refs for one in pull.store().inspect(_host(ctx).root, ref, os.getcwd())]
+    if form == "json":
+        say(json.dumps(found, indent=2))
+    for one in found if form != "json" else ():
+        say(fields.line(fields.braced(form), one))
 
 
 @image.command(cls=Guarded)
 @click.argument("ref")
 @click.pass_context
-def inspect(ctx: click.Context, ref: str) -> None:
-    """Print what the store knows of an image as JSON."""
-    say(json.dumps(pull.store().inspect(_host(ctx).root, ref, os.getcwd()), indent=2))
+def exists(ctx: click.Context, ref: str) -> int:
+    """0 when an image is in the store, by name, id or digest; else 1. Nothing is printed."""
+    try:
+        pull.store().inspect(_host(ctx).root, ref, os.getcwd())
+    except Failure as failure:
+        if failure.code != UNAVAILABLE:
+            raise
+        return 1
+    return 0
+
+
+@click.command("load", cls=Guarded)
+@click.option("-i", "--input", "path", default="-", metavar="FILE", help="The archive; default: standard input.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+@click.pass_context
+def load(ctx: click.Context, path: str, quiet: bool) -> None:
+    """Bring every image of an archive into the store: 'image import' as docker spells it."""
+    if path == "-" and sys.stdin.isatty():
+        raise Failure("an archive is not typed at a terminal", code=WRONG_FILE, hint="-i FILE, or a pipe")
+    with pull.teller(quiet=quiet) as teller:
+        images = pull.store().import_(_host(ctx).root, path, teller.notify, "")
+    for found in images:
+        events.note(_host(ctx).run, "image", "import", found.ref, id=found.digest)
+        say(f"Loaded image: {found.ref}")
+
+
+@click.command("save", cls=Guarded)
+@click.option("-o", "--output", "path", default="-", metavar="FILE", help="Where to; default: standard output.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["oci-archive", "docker-archive"]),
+    default="docker-archive",
+    help="Default: docker-archive, which is what docker load takes.",
+)
+@click.option("-q", "--quiet", is_flag=True, help="Accepted.")
+@click.argument("ref")
+@click.pass_context
+def save(ctx: click.Context, ref: str, path: str, form: str, quiet: bool) -> None:
+    """Write an image into an archive: 'image export' as docker spells it."""
+    ctx.invoke(export, ref=ref, file=path, form=form)
 
 
 @image.command(cls=Guarded)

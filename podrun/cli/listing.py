@@ -117,10 +117,4 @@ def inspect(ctx: click.Context, words: Sequence[str], form: str) -> None:
         whole["restarts"] = details.restarts(whole["unit"]) if whole["unit"] else None
         found.append(whole)
     for whole in found:
-        say(json.dumps(whole, indent=2) if form == "json" else fields.line(_braced(form), whole))
-
-
-def _braced(form: str) -> str:
-    if "{{" in form:
-        raise Failure("--format takes no Go templates", code=WRONG_FILE, hint="'{name}' is a field's value")
-    return form if "{" in form else f"{{{form}}}"
+        say(json.dumps(whole, indent=2) if form == "json" else fields.line(fields.braced(form), whole))

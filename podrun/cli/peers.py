@@ -7,15 +7,15 @@ from typing import Any
 
 import click
 
-from podrun.cli import completion, stopping
+from podrun.cli import completion, images, stopping
 from podrun.cli.output import Guarded, say
 from podrun.launcher.commands import act
 
 #: One command for another: the words that a peer's word stands for.
 SAME = {
-    "images": ("image", "ls"), "rmi": ("image", "rm"), "pull": ("image", "pull"), "load": ("image", "import"),
-    "save": ("image", "export"), "import": ("image", "import"), "tag": ("image", "tag"), "untag": ("image", "untag"),
-    "update-image": ("image", "pull"), "volumes": ("volume", "ls"), "networks": ("network", "ls"),
+    "images": ("image", "ls"), "rmi": ("image", "rm"), "pull": ("image", "pull"), "import": ("image", "import"),
+    "tag": ("image", "tag"), "untag": ("image", "untag"), "update-image": ("image", "pull"),
+    "volumes": ("volume", "ls"), "networks": ("network", "ls"),
 }  # fmt: skip
 #: What podrun does not have, and what people use instead.
 INSTEAD = {
@@ -73,4 +73,4 @@ def start(ctx: click.Context, words: Sequence[str]) -> None:
         say(word)
 
 
-WORDS = {"stop": stopping.stop, "rm": stopping.stop, "start": start}
+WORDS = {"load": images.load, "save": images.save, "stop": stopping.stop, "rm": stopping.stop, "start": start}

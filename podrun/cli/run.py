@@ -128,7 +128,7 @@ def extended(arguments: Sequence[str], host: Host) -> int:
         raise Failure(what, code=WRONG_FILE, hint="its name is also a unit's, a host's and a cgroup's")
     if "publish-all" in own:
         words.options.extend(_exposed(words, host))
-    pod, notes = tables(words, name, host.environ)
+    pod, notes = tables(words._replace(ref=run.by_id(words.ref, host)), name, host.environ)
     _refuse_unknown_networks(pod, host)
     for note in notes:
         tell(f"podrun: {name}: {note}")

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 def run(given: dict[str, Any], host: Host) -> int:
     """Starts the pod of a ``run`` command line (the parameters of podrun.arguments); returns the exit code."""
     given["name"] = given["name"] or name_for(given["ref"])
+    given["ref"] = by_id(given["ref"], host)
     return start(tables(given, host), given, host)
 
 
@@ -54,6 +55,15 @@ def start(pod: dict[str, Any], given: dict[str, Any], host: Host) -> int:
             return launch.up(text, host, interactive=True, terminal=terminal)
     finally:
         journals.remove_directory(host.run, name)
+
+
+def by_id(ref: str, host: Host) -> str:
+    """The name of the stored image that an id or a digest means; any other reference as it is."""
+    digits = ref.removeprefix("sha256:")
+    if not (12 <= len(digits) <= 64 and not digits.strip("0123456789abcdef")):
+        return ref
+    found: str = hook_loader.part("image", "commands").named_by(host.root, ref)
+    return found
 
 
 def tables(given: dict[str, Any], host: Host) -> dict[str, Any]:

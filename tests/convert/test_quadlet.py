@@ -48,8 +48,9 @@ KEYS = [
     ("Sysctl=net.core.somaxconn=9 kernel.msgmax=9", "container", {"sysctls": {"kernel.msgmax": "9"}}),
     ("Unmask=/proc/a:/proc/b\nUnmask=all", "container", {"unmask": ["/proc/a", "/proc/b", "ALL"]}),
     ("SeccompProfile=unconfined", "container", {"seccomp": "unconfined"}),
+    ("NetworkAlias=x", "network", {"aliases": ["x"]}),
     ("Label=a=b \"c=d e\"", "container", {"labels": {"a": "b", "c": "d e"}}),
-    ("Secret=key,type=mount,mode=0400", "storage", {"source": "file:", "credential": "key", "target": "/run/secrets/key", "options": ["mode=0400"]}),
+    ("Secret=key,type=mount,mode=0400", "storage", {"source": "file:", "secret": "key", "target": "/run/secrets/key", "options": ["mode=0400"]}),
 ]  # fmt: skip
 AROUND = {
     "data.volume": "[Volume]\nVolumeName=shop\n",
@@ -85,7 +86,6 @@ NOTED = [
     ("GlobalArgs=--x", "podman's own"),
     ("UIDMap=0:1:2", "host's ids"),
     ("Mask=/x", "masks"),
-    ("NetworkAlias=x", "host name"),
     ("PodmanArgs=--frob=1", "--frob"),
     ("Exec='a\\.b'", "escape"),
     ("Exec='a", "quote"),

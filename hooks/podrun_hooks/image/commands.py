@@ -36,6 +36,8 @@ class Listed(NamedTuple):
     platform: str
     size: int
     pulled: float
+    #: The digest of its configuration, docker's and podman's "image id".
+    id: str = ""
 
 
 class Made(NamedTuple):
@@ -224,7 +226,14 @@ def _tags_of_layout(index: str) -> list[str]:
 def ls(root: str) -> list[Listed]:
     """The images in the store, sorted by name."""
     return sorted(
-        Listed(one.ref, one.digest, "/".join(_platform_of(root, one).values()), _size(root, one), one.pulled)
+        Listed(
+            one.ref,
+            one.digest,
+            "/".join(_platform_of(root, one).values()),
+            _size(root, one),
+            one.pulled,
+            id_of(root, one),
+        )
         for _, one in _records(root)
     )
 
@@ -251,6 +260,7 @@ def inspect(root: str, ref: str, cwd: str = "") -> list[dict[str, Any]]:
         shown.append(
             {
                 **{key: value for key, value in one._asdict().items() if key not in ("layers", "source", "stdio")},
+                "id": found.config.digest,
                 "layers": image.layers,
                 "manifest": json.loads(_read(layout.blob(root, one.digest))),
                 "configuration": json.loads(_read(layout.blob(root, found.config.digest))),
@@ -394,9 +404,27 @@ def _found(root: str, ref: str, cwd: str) -> list[tuple[str, layout.Stored]]:
     found = [pair for pair in records if pair[1].ref == text]
     if not found and len(digits) >= 6:
         found = [pair for pair in records if pair[1].digest.removeprefix("sha256:").startswith(digits)]
+        # Docker and podman call an image by the digest of its configuration.
+        found = found or [pair for pair in records if id_of(root, pair[1]).removeprefix("sha256:").startswith(digits)]
     if not found:
         raise Failure(f"{text or ref} is not in the store", code=UNAVAILABLE, hint="see podrun image ls")
     return found
+
+
+def id_of(root: str, stored: layout.Stored) -> str:
+    """The digest of an image's configuration; "" for what has none."""
+    try:
+        return _manifest(root, stored.digest).config.digest
+    except (Failure, OSError):
+        return ""
+
+
+def named_by(root: str, ref: str) -> str:
+    """The name of the stored image with this id or digest, or the first digits of one; ``ref`` where it is a name."""
+    try:
+        return _found(root, ref, "")[0][1].ref
+    except Failure:
+        return ref
 
 
 def _text_of(ref: str, cwd: str) -> str:

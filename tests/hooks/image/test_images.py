@@ -132,6 +132,30 @@ def test_pull_prints_the_manifests_digest_and_ls_and_inspect_show_it(podrun: Pod
     assert len(told["layers"]) >= 3
 
 
+def test_an_image_is_known_by_its_id_too_and_goes_through_an_archive(podrun: Podrun, home: Path, layout: Any) -> None:
+    ref = f"oci:{layout}:v1"
+    podrun("image", "pull", ref, check=True)
+    podrun("image", "tag", ref, "localhost/mine:1", check=True)
+    form = ["--format", "{id}"]
+    [id] = {*podrun("images", *form, check=True).stdout.split()}
+    assert len(id) == 71
+    short = id[7:19]
+    assert podrun("run", "--rm", short, "cat /data/kept").stdout == "third\n"
+    assert podrun("run", "--rm", "--label", "a=b", id, "cat /data/kept").stdout == "third\n"
+    assert [podrun("image", "exists", word).returncode for word in (short, id, "localhost/mine:1", "nope")] == [
+        0,
+        0,
+        0,
+        1,
+    ]
+    assert podrun("images", "localhost/mine:1", "--format", "{ref}").stdout == "localhost/mine:1\n"
+    podrun("save", "-o", str(home / "saved.tar"), "localhost/mine:1", check=True)
+    podrun("rmi", short, check=True)
+    assert podrun("image", "exists", short).returncode == 1
+    assert podrun("load", "-i", str(home / "saved.tar"), check=True).stdout == "Loaded image: localhost/mine:1\n"
+    assert podrun("image", "inspect", "-f", "{ref} {id}", "localhost/mine:1").stdout == f"localhost/mine:1 {id}\n"
+
+
 def test_a_registry_that_nobody_listens_at_is_unavailable(podrun: Podrun) -> None:
     done = podrun("run", "--rm", "--name", "x", "127.0.0.1:1/team/web:1", "true")
     assert done.returncode == 69
