@@ -206,3 +206,17 @@ def test_an_archive_whose_tags_are_none_is_imported_by_its_number(tmp_path: Path
         build.add_to(made, "c", text(config))
         build.add_to(made, "manifest.json", text([{"Config": "c", "RepoTags": 5, "Layers": []}]))
     assert commands.import_(str(tmp_path / "root"), str(tmp_path / "a.tar"))
+
+
+@pytest.mark.parametrize("kind", ["", manifest.OCI_MANIFEST, manifest.OCI_INDEX, manifest.DOCKER_LIST])
+def test_a_document_is_an_index_or_an_image_and_never_both(kind: str) -> None:
+    """CVE-2021-41190: whose signature is checked and what is run could be two things."""
+    described = {"mediaType": manifest.OCI_CONFIG, "digest": DIGEST, "size": 1}
+    both = {"mediaType": kind, "config": described, "layers": [], "manifests": [{"digest": DIGEST, "size": 1}]}
+    content = text(both if kind else {key: both[key] for key in both if key != "mediaType"})
+    with pytest.raises(Failure, match="an index and an image in one") as refused:
+        if manifest.is_index(manifest.media_type(json.loads(content))):
+            manifest.choose(json.loads(content), manifest.Platform("linux", "amd64", ""), "x")
+        else:
+            manifest.manifest(content, manifest.Descriptor("", DIGEST, len(content)), "x")
+    assert refused.value.code == MALFORMED

@@ -166,7 +166,7 @@ def diagnose(root: str, run: str) -> Iterator[Finding]:
     """Which runtime there is, whether it runs, and whether its writable layers have a place."""
     from podrun_hooks.container import health
 
-    return health.findings(root)
+    return health.findings(root, run)
 
 
 def volumes_of(options: Mapping[str, Any]) -> list[str]:

@@ -112,9 +112,9 @@ def wanted(step: Step, facts: Facts, image: Facts, tree: Tree, place: Place, map
     """The mounts that image, facts and options ask for, detached; makes their targets in ``tree``. Raises Failure."""
     options = step.options
     asked = [*image.get("mounts", ()), *facts.get("mounts", ()), *_own_mounts(options, step.pod.root)]
-    if options.read_only:
+    if volumes := (image.get("config") or {}).get("Volumes"):
         taken = {plain(mount["containerPath"]) for mount in asked}
-        asked += _writable_volumes((image.get("config") or {}).get("Volumes") or (), taken, tree, place, mapping)
+        asked += _anonymous_volumes(volumes, taken, tree, place, mapping, options.read_only)
     if options.init:
         from podrun_hooks.support.subprocesses import find
 
@@ -129,31 +129,34 @@ def wanted(step: Step, facts: Facts, image: Facts, tree: Tree, place: Place, map
     return make(tree, asked, place, mapping)
 
 
-def _writable_volumes(
-    volumes: Iterable[str], taken: Collection[str], tree: Tree, place: Place, mapping: Mapping | None
+def _anonymous_volumes(
+    volumes: Iterable[str],
+    taken: Collection[str],
+    tree: Tree,
+    place: Place,
+    mapping: Mapping | None,
+    read_only: bool,
 ) -> list[Facts]:
-    """What the image's VOLUME means below a read-only root: a place to write, which goes with the container.
+    """What the image's VOLUME means: a directory of the host's disk, which is no overlay and goes with the container.
 
-    Below a root that can be written the writable layer is such a place. What the image has there is copied.
+    As docker does, what the image has there is copied. Below a read-only root an empty one is memory, as in podman.
     """
     asked: list[Facts] = []
-    for number, path in enumerate(plain(volume) for volume in volumes):
-        if path in taken or path == "/":
+    for path in map(plain, volumes):
+        if path in taken or path == "/" or path.split("/")[1] in ("proc", "sys", "dev"):
             continue
         try:
             fd, _ = tree.find(path)
-        except (OSError, Elsewhere):
+        except Elsewhere:
+            continue  # a link of the image's leads into /dev, /proc or /sys: nothing is mounted there
+        except OSError:
             fd = -1
         try:
             about = os.fstat(fd) if fd >= 0 else None
-            content = os.listdir(f"/proc/self/fd/{fd}") if about and stat.S_ISDIR(about.st_mode) else []
-            if content:
-                from podrun_hooks.storage import volumes as named
-
-                copy = f"{place.volumes}/{number}"
-                os.makedirs(copy, mode=0o700, exist_ok=True)
-                named.copy_tree(fd, f"{copy}/data", mapping)
-                asked.append({"hostPath": f"{copy}/data", "containerPath": path, "options": ["bind"]})
+            if about and not stat.S_ISDIR(about.st_mode):
+                continue
+            if not read_only or (about and os.listdir(f"/proc/self/fd/{fd}")):
+                asked.append({"hostPath": _kept(place, path, fd, mapping), "containerPath": path, "options": ["bind"]})
                 continue
         finally:
             if fd >= 0:
@@ -162,6 +165,24 @@ def _writable_volumes(
         words += [f"uid={about.st_uid}", f"gid={about.st_gid}"] if about and not mapping else []
         asked.append({"hostPath": "tmpfs", "containerPath": path, "type": "tmpfs", "options": words})
     return asked
+
+
+def _kept(place: Place, path: str, fd: int, mapping: Mapping | None) -> str:
+    """The directory of an anonymous volume, filled from the image's at descriptor ``fd`` (-1: there is none)."""
+    from _blake2 import blake2b
+
+    # A container that persists has it from its last start.
+    directory = f"{place.volumes}/{blake2b(path.encode(errors='surrogateescape'), digest_size=8).hexdigest()}"
+    data = f"{directory}/data"
+    if not os.path.isdir(data):
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        if fd < 0:
+            os.mkdir(data, 0o755)
+        else:
+            from podrun_hooks.storage import volumes as named
+
+            named.copy_tree(fd, data, mapping)
+    return data
 
 
 def zone_file(zone: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 
 from podrun.errors import CANNOT_CREATE, Failure
 from podrun.record import NamedTuple
@@ -89,8 +90,13 @@ class Place(NamedTuple):
         return f"{self.storage}/work"
 
     @property
+    def memory(self) -> str:
+        """Where the writable layer is if it cannot lie on the file system of ``storage``."""
+        return f"{self.bundle}/memory"
+
+    @property
     def volumes(self) -> str:
-        """What the image's VOLUME directories hold below a read-only root."""
+        """What the image's VOLUME directories hold."""
         return f"{self.storage}/volumes"
 
     @property
@@ -132,13 +138,14 @@ def prepare(place: Place, *, persist: bool) -> None:
     """Makes the directories. A writable layer left by an earlier boot is emptied, unless it is to persist."""
     os.makedirs(place.bundle, mode=0o700, exist_ok=True)
     os.makedirs(place.storage, mode=0o700, exist_ok=True)
+    _leave_memory(place)
     if persist:
         _unlinked(place.owner)
     else:
         claim(place.storage, os.path.dirname(place.runtime))
         clear(place.upper)
+        clear(place.volumes)
     clear(place.work)
-    clear(place.volumes)
     clear(place.written)
     # The merged root shows the mode of upper: 0700 would lock every user but root out of the container's "/".
     for directory, mode in ((place.upper, 0o755), (place.work, 0o700), (place.rootfs, 0o700), (place.written, 0o700)):
@@ -151,17 +158,39 @@ def prepare(place: Place, *, persist: bool) -> None:
             raise Failure(f"{directory} is in the way", code=CANNOT_CREATE) from None
 
 
+def move_to_memory(place: Place) -> None:
+    """Moves the writable layer, in which there is nothing yet, into the run directory; its usual places lead there."""
+    os.makedirs(place.memory, mode=0o700, exist_ok=True)
+    for directory in (place.upper, place.work):
+        about = os.stat(directory)
+        there = f"{place.memory}/{os.path.basename(directory)}"
+        os.mkdir(there, 0o700)
+        os.chown(there, about.st_uid, about.st_gid)
+        os.chmod(there, stat.S_IMODE(about.st_mode))
+        clear(directory)
+        os.symlink(there, directory)
+
+
+def _leave_memory(place: Place) -> None:
+    if os.path.islink(place.upper) or os.path.islink(place.work):
+        for link in (place.upper, place.work):
+            if os.path.islink(link):
+                os.unlink(link)
+    clear(place.memory)
+
+
 def remove(place: Place, *, persist: bool) -> None:
     """Removes all of it, by name: another step's files below the same directories are none of ours."""
     clear(place.written)
+    _leave_memory(place)
     for file in (place.config, f"{place.notify}/socket", place.direct):
         _unlinked(file)
     remove_logs(place.log)
     for directory in (place.rootfs, place.stage, place.notify, place.bundle):
         _rmdir(directory)
     clear(place.work)
-    clear(place.volumes)
     if not persist:
+        clear(place.volumes)
         clear(place.upper)
         clear(f"{place.storage}/empty")
         _unlinked(place.owner)

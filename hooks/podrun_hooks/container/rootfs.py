@@ -12,6 +12,7 @@ import os
 import stat
 
 from podrun.errors import CANNOT_CREATE, MALFORMED, UNAVAILABLE, Failure
+from podrun_hooks.container import paths
 from podrun_hooks.support import syscalls, userns
 
 TYPE_CHECKING = False
@@ -81,21 +82,34 @@ def stack(place: Place, layers: Sequence[str], *, volatile: bool, mapping: Mappi
         with userns.AsRootOf(mapping):
             return stack_in_one_string(place, lowest_last, volatile=volatile, trees=opened if mapping else ())
     except OSError as error:
+        if volatile and not mapping and _to_memory(place):
+            return stack(place, layers, volatile=volatile)
         code = MALFORMED if error.errno == errno.ENOENT else CANNOT_CREATE
-        hint = _on_overlay(place.storage)
+        hint = _on_overlay(place, volatile=volatile)
         raise Failure(f"overlayfs refuses the root file system: {error.strerror}", code=code, hint=hint) from error
     finally:
         for fd in opened:
             os.close(fd)
 
 
-def _on_overlay(path: str) -> str:
+def _to_memory(place: Place) -> bool:
+    """Moves a writable layer that overlayfs does not take into the run directory, if that is in memory."""
+    on_overlay = not os.path.islink(place.upper) and type_of(place.storage) == "overlay"
+    if on_overlay and type_of(place.bundle) == "tmpfs":
+        paths.move_to_memory(place)
+        return True
+    return False
+
+
+def _on_overlay(place: Place, *, volatile: bool) -> str:
     """The hint for a writable layer that would lie on an overlay itself, which overlayfs refuses; else ""."""
-    if type_of(path) != "overlay":
+    if type_of(place.storage) != "overlay":
         return ""
+    run = os.path.dirname(place.runtime)
+    memory = f"; mount -t tmpfs tmpfs {run} has it in memory" if volatile else ", as persist = true needs it"
     return (
-        f"{path} lies on an overlay, as in a container or a live system: "
-        "--root (PODRUN_ROOT) on a disk, a volume or a tmpfs works"
+        f"{place.storage} lies on an overlay, as in a container or a live system: "
+        f"--root (PODRUN_ROOT) on a disk, a volume or a tmpfs works{memory}"
     )
 
 

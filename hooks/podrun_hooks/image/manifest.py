@@ -154,6 +154,8 @@ def choose(index: dict[str, Any], wanted: Platform, what: str) -> Descriptor:
     items = index.get("manifests")
     if not isinstance(items, list):
         raise malformed(f"{what} has no manifests")
+    if "layers" in index or "config" in index:
+        raise malformed(f"{what} is an index and an image in one: readers would not agree on what it is")
     offered, fitting = [], []
     for item in items:
         of = item.get("platform") if isinstance(item, dict) else None
@@ -228,6 +230,8 @@ def manifest(content: bytes, described: Descriptor, what: str) -> Manifest:
     """Parses and checks an image manifest. Raises Failure: MALFORMED, UNAVAILABLE."""
     value = document(content, what)
     kind = media_type(value, described.media_type)
+    if "manifests" in value and kind in (OCI_MANIFEST, DOCKER_MANIFEST):
+        raise malformed(f"{what} is an index and an image in one: readers would not agree on what it is")
     if value.get("schemaVersion") == 1 or "fsLayers" in value:
         raise malformed(f"{what} is of docker's schema 1, which nothing verifies; push the image again")
     if kind not in (OCI_MANIFEST, DOCKER_MANIFEST):

@@ -16,6 +16,7 @@ from podrun_hooks.container.options import of_healthcheck
 from podrun_hooks.container.users import User
 from podrun_hooks.support.rooted_tree import Tree
 from support.container_case import Case
+from support.launcher import Podrun
 
 pytestmark = pytest.mark.root
 
@@ -103,6 +104,30 @@ def test_the_images_volumes_can_be_written_below_a_read_only_root_and_go_with_th
     assert not (case.layer / "srv/www/c").exists()
 
 
+def test_the_images_volumes_are_no_overlay_and_go_with_the_container(tmp_path: Path) -> None:
+    case = Case(tmp_path)
+    # A path with ".." means what it means in the image (CVE-2022-23648), and nothing is mounted over /proc.
+    case.config = {
+        "Volumes": {"/data": {}, "/new": {}, "/../../srv/www": {}, "/proc/acpi": {}, "/out": {}, "/file": {}}
+    }
+    (case.layer / "data").mkdir(mode=0o750)
+    os.chown(case.layer / "data", 7, 8)
+    (case.layer / "srv/www").mkdir(parents=True)
+    (case.layer / "srv/www/page").write_text("from the image\n")
+    (case.layer / "out").symlink_to("/dev/shm")
+    (case.layer / "file").write_text("no directory\n")
+    script = (
+        'for d in data new srv/www; do echo x >/$d/x || exit; grep -q " /$d " /proc/mounts || echo none; '
+        'grep -q "^overlay /$d " /proc/mounts && echo overlay; done; '
+        "cat /srv/www/page /file; stat -c '%a %u %g' /data; cat /new/x"
+    )
+    for persist, before in ((False, ""), (True, ""), (True, "x\n")):
+        printed = case.run("sh", "-c", f"cat /new/x 2>/dev/null; {script}", persist=persist)
+        assert printed == f"{before}from the image\nno directory\n750 7 8\nx\n"
+        assert (case.left() == []) is not persist
+    assert os.listdir(case.layer / "srv/www") == ["page"]
+
+
 def test_the_layers_own_top_directory_has_its_mode_and_owner(tmp_path: Path) -> None:
     case = Case(tmp_path)
     assert case.run("stat", "-c", "%a %u", "/") == "755 0\n"
@@ -163,6 +188,34 @@ def test_a_link_to_a_resolver_below_a_read_only_mount_does_not_keep_a_pod_from_s
         {"hostPath": str(tmp_path / "given"), "containerPath": "/etc/resolv.conf", "options": ["bind", "ro"]},
     ]
     assert case.run("sh", "-c", "test -e /etc/hosts || echo up", facts={"mounts": mounts}) == "up\n"
+
+
+def test_on_an_overlay_a_container_that_keeps_nothing_has_its_layer_in_memory(podrun: Podrun, home: Path) -> None:
+    def there(memory: bool, script: str, *words: str) -> subprocess.CompletedProcess[str]:
+        place = f"cd {home}; mkdir -p l u w run root; mount -t overlay -o lowerdir=l,upperdir=u,workdir=w o root; "
+        place += "mount -t tmpfs -o mode=0755 tmpfs run; " if memory else ""
+        argv = [
+            "unshare",
+            "-m",
+            "sh",
+            "-c",
+            f'{place} "$@"; echo "status $?"; find run/pods root/pods -type f; {script}',
+        ]
+        return subprocess.run([*argv, "sh", *podrun.argv(*words)], env=podrun.environ, capture_output=True, text=True)
+
+    words = ["run", "--network", "none", "--name", "web", "host:", "sh", "-c", "echo x >/f && cat /f"]
+    done = there(True, "", *words)
+    assert done.stdout == "x\nstatus 0\n", done.stderr
+    done = there(False, "", *words)
+    assert "status 73" in done.stdout
+    assert f"mount -t tmpfs tmpfs {home}/run has it in memory" in done.stderr
+    keeping = podrun.file(
+        "web",
+        'chain = [ { hook = "image", ref = "host:" }, { hook = "container", command = ["true"], persist = true } ]',
+    )
+    done = there(True, "", "up", keeping)
+    assert "status 73" in done.stdout
+    assert "as persist = true needs it" in done.stderr
 
 
 def test_what_a_root_on_an_overlay_means_is_told() -> None:

@@ -243,6 +243,15 @@ def test_what_a_network_lacks_is_told(place: Any, networks: Any, table: Any, cod
     assert (told, words in what) == (code, True), what
 
 
+@pytest.mark.parametrize("name", ["../../bin/sh", "/bin/sh", "..", ".hidden"])
+def test_a_plugin_is_a_name_and_never_a_path(place: Any, networks: Any, name: str) -> None:
+    """CVE-2021-20206."""
+    networks[1](plugins=[{"type": name}])
+    (problem,) = place.check("web", mode="cni:lan")
+    assert problem.code == WRONG_FILE
+    assert "is not the name of a CNI plugin" in problem.what
+
+
 def test_a_plugin_that_is_not_installed_is_told_with_the_package(place: Any, networks: Any) -> None:
     networks[1](plugins=[{"type": "t-net-none"}])
     (problem,) = place.check("web", mode="cni:lan")
