@@ -30,21 +30,22 @@ from podrun.cli import (
     registry,
     secrets,
     stopping,
+    usage,
     volumes,
 )
-from podrun.cli.declare import DECLARED, FORMAT, command
+from podrun.cli.declare import DECLARED, command
 from podrun.cli.images import image, login, logout
-from podrun.cli.output import human, printed, say
+from podrun.cli.output import say
 from podrun.engine import hook_loader
 from podrun.engine import journal as journals
 from podrun.engine import state as states
 from podrun.engine.locks import Lock
-from podrun.errors import UNAVAILABLE, WRONG_FILE, Failure
+from podrun.errors import WRONG_FILE, Failure
 from podrun.hook_extras import Collects
 from podrun.host import Host
 from podrun.launcher import launch
 from podrun.launcher.arguments import COMMANDS, GLOBAL, Flag
-from podrun.launcher.commands import act, guarded, host_of, name_of
+from podrun.launcher.commands import act, guarded, host_of
 from podrun.podfile import cache
 from podrun.systemd import exit_records
 
@@ -163,6 +164,7 @@ OF_MODULES = (
     logs.logs,
     listing.ps,
     events.events,
+    usage.stats,
     listing.inspect,
 )
 
@@ -197,19 +199,6 @@ def _locked(host: Host, held: contextlib.ExitStack) -> Iterator[str]:
                 held.enter_context(Lock(host.run, name, wait=False))
             except Failure:
                 yield name
-
-
-@command(FORMAT, click.Argument(["words"], metavar="[FILE|NAME]...", nargs=-1))
-def stats(host: Host, form: str, words: Sequence[str]) -> None:
-    """Show what containers use: processor, memory (bytes), processes."""
-    from podrun.cli import stats as usage
-
-    names = [name_of(word, host) for word in words] or journals.pods(host.run)
-    for name in names:
-        if not journals.journals(host.run, name):
-            raise Failure(f"there is no pod {name}", code=UNAVAILABLE, hint="'podrun ps' lists those that there are")
-    shown = usage.rows(host.run, names)
-    printed(shown if form == "json" else [{**row, "memory": human(row["memory"])} for row in shown], form)
 
 
 @command(click.Argument(["shell"], type=click.Choice(completion.SHELLS)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from time import monotonic, sleep
 from typing import Any
@@ -35,6 +36,10 @@ def rows(run: str, names: list[str], seconds: float = 0.2) -> list[dict[str, Any
         row["cpu"] = f"{max(0.0, now - used) / (monotonic() - then) * 100:.1f}%"
         row["seconds"] = round(now, 2)
         row["memory"] = _memory(row["pid"], row["name"])
+        row["limit"] = _limit(row["pid"], row["name"])
+        row["used"] = f"{100 * row['memory'] / (row['limit'] or psutil.virtual_memory().total):.1f}%"
+        row["network"] = _network(row["pid"])
+        row["block"] = _block(row["pid"], row["name"])
         row["processes"] = len(_processes(row["pid"]))
     return found
 
@@ -76,6 +81,49 @@ def _memory(pid: int, name: str) -> int:
     except OSError:
         pass  # the controller is not there: a unit without Delegate=memory, or a host of both versions
     return int(sum(_of(process, lambda one: one.memory_full_info().pss) for process in _processes(pid)))
+
+
+def _limit(pid: int, name: str) -> int | None:
+    """Bytes of memory that it may have; None: as many as there are."""
+    path, unified = _cgroup(pid, name, "memory")
+    try:
+        with open(f"{path}/{'memory.max' if unified else 'memory.limit_in_bytes'}", encoding="ascii") as file:
+            word = file.read().strip()
+    except OSError:
+        return None
+    # v1 spells "no limit" as the largest number of whole pages.
+    return int(word) if word.isdigit() and int(word) < 1 << 62 else None
+
+
+def _network(pid: int) -> list[int] | None:
+    """Bytes received and sent through all interfaces but lo; None for a container in the host's network."""
+    try:
+        if os.stat(f"/proc/{pid}/ns/net").st_ino == os.stat("/proc/self/ns/net").st_ino:
+            return None
+        with open(f"/proc/{pid}/net/dev", encoding="ascii") as file:
+            lines = [line.partition(":") for line in file if ":" in line]
+    except OSError:
+        return None
+    counts = [words.split() for name, _, words in lines if name.strip() != "lo"]
+    return [sum(int(words[column]) for words in counts) for column in (0, 8)]
+
+
+def _block(pid: int, name: str) -> list[int] | None:
+    """Bytes read from disks and written to them: by the cgroup (io.stat, blkio), else by the processes there are."""
+    path, unified = _cgroup(pid, name, "blkio")
+    file = "io.stat" if unified else "blkio.throttle.io_service_bytes"
+    try:
+        with open(f"{path}/{file}", encoding="ascii") as lines:
+            words = [word for line in lines for word in line.split()[1:]] if unified else lines.read().split()
+    except OSError:
+        found = [_of(process, lambda one: one.io_counters()) for process in _processes(pid)]
+        return [sum(one[column] for one in found if one) for column in (2, 3)]
+    if unified:
+        pairs = [word.partition("=") for word in words]
+        return [sum(int(count) for key, _, count in pairs if key == wanted) for wanted in ("rbytes", "wbytes")]
+    return [
+        sum(int(count) for key, count in itertools.pairwise(words) if key == wanted) for wanted in ("Read", "Write")
+    ]
 
 
 def _cpu_time(pid: int, name: str) -> float:

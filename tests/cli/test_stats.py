@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from typing import Any
 
 import pytest
@@ -21,7 +22,15 @@ def test_a_busy_container_uses_a_processor_and_the_memory_that_it_filled(podrun:
     assert rows[-1]["pod"] == "web"
     assert max(float(row["cpu"].rstrip("%")) for row in rows) > 20
     assert max(row["memory"] for row in rows) > 10 << 20
+    assert [row["limit"] for row in rows[-1:]] == [200 << 20 if limits else None]
+    assert (rows[-1]["network"], [type(count) for count in rows[-1]["block"]]) == ([0, 0], [int, int])
     assert "web" in podrun("stats", "web", check=True).stdout
+    assert podrun("stats", "--format", "{pod} {limit}").stdout == f"web {'200.0M' if limits else ''}\n"
+    following = podrun.start("stats", "-f", "-i", "0.1", "--format", "pod", stdout=subprocess.PIPE)
+    assert following.stdout is not None
+    assert [following.stdout.readline() for _ in range(3)] == ["web\n"] * 3
+    following.terminate()
+    following.wait()
     podrun("down", "web", check=True)
 
 
