@@ -29,8 +29,6 @@ _START, _MONITOR_TIMEOUT, _MONITOR = 30, 20, 10
 #: Seconds that stop may take beyond systemd's own limits: the agent kills, then undoes what was left.
 STOP_MARGIN = 30
 
-#: Around the members of a resource set: the only words of crm's that are no names or values.
-_OPEN, _CLOSE = "(", ")"
 _PLAIN = frozenset(string.ascii_letters + string.digits + "_.:=@+-")
 
 
@@ -95,9 +93,11 @@ def text(found: Iterable[Statement]) -> str:
 # --- statements -------------------------------------------------------------------------------------------------------
 
 
-def _statement(kind: str, identifier: str, *words: str) -> Statement:
-    whole = (kind, *([identifier] if identifier else []), *words)
-    return Statement(identifier, " ".join(text if text in (_OPEN, _CLOSE) else word(text) for text in whole))
+def _statement(kind: str, identifier: str, *words: str | list[str]) -> Statement:
+    """``words``: a list is a resource set."""
+    whole = [kind, *([identifier] if identifier else []), *words]
+    texts = [word(one) if isinstance(one, str) else f"( {' '.join(map(word, one))} )" for one in whole]
+    return Statement(identifier, " ".join(texts))
 
 
 def _pairs(head: str, values: Mapping[str, str]) -> list[str]:
@@ -158,7 +158,7 @@ def _apart(pods: Sequence[Pod]) -> Iterator[Statement]:
     for alike in _alike(pods, lambda pod: repelled.get(pod.name, ())):
         targets = [known[name] for name in repelled[alike[0].name]]
         name = f"{resource(alike[0].name)}-Apart-{resource(targets[0].name)}"
-        yield _statement("colocation", name, "-inf:", *_set(alike), *_set(targets))
+        yield _statement("colocation", name, "-inf:", _set(alike), _set(targets))
 
 
 def _alike(pods: Sequence[Pod], key: Callable[[Pod], tuple[Any, ...]]) -> Iterator[list[Pod]]:
@@ -170,10 +170,10 @@ def _alike(pods: Sequence[Pod], key: Callable[[Pod], tuple[Any, ...]]) -> Iterat
     yield from found.values()
 
 
-def _set(pods: Sequence[Pod]) -> list[str]:
+def _set(pods: Sequence[Pod]) -> str | list[str]:
     """Pods in a constraint: a set, which says nothing of how they are to one another, where there are several."""
     names = [placed(pod) for pod in pods]
-    return names if len(names) == 1 else [_OPEN, *names, _CLOSE]
+    return names if len(names) > 1 else names[0]
 
 
 def repels(pod: Pod, other: Pod) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from podrun.cluster import agent, configuration, pacemaker
@@ -144,6 +144,32 @@ def test_no_preference_outweighs_staying() -> None:
 def test_what_has_no_safe_spelling_is_refused(value: str) -> None:
     with pytest.raises(Wrong):
         text(Pod("web", "f", Placement(metadata={"disk": value})))
+
+
+#: Anything at all, and what would be a word of crm's, or more than one.
+TEXTS = st.text(max_size=8) | st.sampled_from(
+    ["(", ")", "a b", "a\nproperty x=y", "\\", "$id=x", "rule", "a=b", "", "#"]
+)
+
+
+@example("disk", "ssd", "n1", "Stopped")
+@given(TEXTS, TEXTS, TEXTS, TEXTS)
+def test_no_text_of_a_pod_file_becomes_more_than_one_word(key: str, value: str, machine: str, name: str) -> None:
+    pods = [
+        Pod("web", "f", Placement(metadata={key: value}, prefer=(machine,))),
+        Pod("db", "f", Placement(("web",))),
+    ]
+    try:
+        found = text(*pods, kept={"web": {"target-role": name}})
+    except Wrong:
+        return
+    lines = [line.split(" ") for line in found.splitlines()]
+    assert [words[0] for words in lines] == ["property", "primitive", "primitive", "location", "location", "colocation"]
+    assert [len(words) for words in lines] == [3, 22, 21, 11, 5, 5]
+    assert lines[1][-1] == f"target-role={name}"
+    assert lines[3][6:] == [key, "or", key, "ne", value]
+    assert lines[4][-1] == machine
+    assert not {*found} - {*configuration._PLAIN, " ", "\n"}
 
 
 NAMES = st.from_regex(r"[a-z0-9][a-z0-9-]{0,20}(@[a-z0-9][a-z0-9_.-]{0,10})?", fullmatch=True)

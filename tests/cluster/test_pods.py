@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from podrun.cluster import files, pacemaker, pods, rollout
+from podrun.cluster import configuration, files, pacemaker, pods, rollout
 from podrun.errors import CANNOT_CREATE, WRONG_FILE, Failure
 
 CHAIN = '[[chain]]\nhook = "image"\nref = "host:"\n[[chain]]\nhook = "container"\n'
@@ -38,6 +38,7 @@ def written(tmp_path: Path) -> Any:
         ({"a": "[unit]\nRequires = 'b.service'", "b": ""}, "a second b here; wait for it with a wait-for step"),
         ({"a": "[unit]\nBindsTo = ['x.service', 'b.service']", "b": ""}, "a second b here"),
         ({"a": "[unit]\nWants = 'x.service b.service'", "b": ""}, "a second b here"),
+        ({"a": "[pod]\nrequires = ['b']", "b": ""}, "wait-for step, or say machine_of = 'b' in [placement]"),
         ({"a": "[placement]\nmachine_of = 'b'"}, "there is no pod b among the files"),
         ({"a": "[placement]\nmachine_of = 'a'"}, "the pod names itself"),
         ({"a": "[placement]\nmachine_of = 'b'", "b": "[placement]\nmachine_of = 'a'"}, "in a circle"),
@@ -94,6 +95,7 @@ def test_a_file_of_the_clusters_that_was_changed_here_goes_nowhere_unasked(
     [
         {"a": "[unit]\nRequires = 'b.service'\n[placement]\nmachine_of = 'b'", "b": ""},
         {"a": "[unit]\nRequires = 'b.service'", "b": "[placement]\nglobal = true"},
+        {"a": "[pod]\nrequires = ['b']\n[placement]\nmachine_of = 'b'", "b": ""},
         {"a": "[unit]\nRequires = 'sshd.service'"},
         {"a": "[placement]\nconflicts = ['a', 'b*']"},
         {"a": "[placement]\nmachine_of = 'c'\nconflicts = ['b']", "b": "[placement]\nmachine_of = 'c'"}
@@ -141,6 +143,26 @@ def test_a_pattern_that_no_pod_matches_and_an_order_that_orders_nothing_are_told
         "conflicts: no pod is called c*",
         "after b orders nothing between machines; a wait-for step does",
     ]
+
+
+def test_what_pod_files_say_of_other_pods_is_exported_also_of_instances(tmp_path: Path) -> None:
+    (tmp_path / "db@.toml").write_text(CHAIN)
+    (tmp_path / "web@.toml").write_text(
+        f"[pod]\nrequires = ['db@%i']\nafter = ['utils']\n[placement]\nmachine_of = 'db@%i'\n{CHAIN}"
+    )
+    (tmp_path / "utils.toml").write_text(f"[placement]\nglobal = true\n{CHAIN}")
+    words = [str(tmp_path / f"{name}.toml") for name in ("web@blue", "db@blue", "utils")]
+    web, db, _ = found = [pods.read(word) for word in words]
+    assert (web.requires, web.after, pods.mistakes(found)) == (("db@blue",), ("utils",), [])
+    lines = configuration.text(configuration.statements(found)).splitlines()
+    assert [line for line in lines if line.startswith(("colocation", "order"))] == [
+        "colocation web.blue-With-db.blue inf: web.blue db.blue",
+        "order web.blue-After-db.blue Optional: db.blue web.blue",
+        "order web.blue-After-utils Optional: utils-Global web.blue",
+    ]
+    # Placed elsewhere, systemd would start a db of this host's.
+    apart = web._replace(placement=pods.Placement())
+    assert any("wait for it with a wait-for step, or say machine_of" in line for line in pods.mistakes([apart, db]))
 
 
 def test_an_instance_is_its_templates_file_and_the_drop_ins_of_both(
