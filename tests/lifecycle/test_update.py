@@ -29,12 +29,12 @@ _PROGRAM = (
 )
 
 
-def built(version: str, *, ends: float = 1e6, port: int = 80) -> Any:
-    """An image of that version: it ends after so many seconds, and listens on that port."""
+def built(version: str, *, ends: float = 1e6, port: int = 80, links: bool = True) -> Any:
+    """An image of that version: it ends after so many seconds, and listens on that port; without links nothing runs."""
     return image(
         tar(
             *(directory(name) for name in ("usr", "etc")),
-            *(symlink(name, f"usr/{name}") for name in ("bin", "lib", "lib64", "sbin")),
+            *(symlink(name, f"usr/{name}") for name in ("bin", "lib", "lib64", "sbin") if links),
             file("version", version.encode()),
             file("ends", str(ends).encode()),
             file("port", str(port).encode()),
@@ -258,3 +258,39 @@ def test_a_new_version_comes_from_an_archive_too(podrun: Podrun, tmp_path: Path)
     assert web.get() == "one"
     time.sleep(0.1)
     podrun("down", "web", check=True)
+
+
+@pytest.mark.prove
+@pytest.mark.parametrize(
+    ("what", "image", "update", "lost"),
+    [
+        ("does not get ready", {"port": 81}, 'watch = "0s"', False),
+        ("ends 5 s after its start, watched", {"ends": 5.0}, 'watch = "20s"', True),
+        ("ends 5 s after its start, soak = 8s", {"ends": 5.0}, 'watch = "0s"\nsoak = "8s"', False),
+        ("its program cannot run", {"links": False}, 'watch = "0s"', False),
+        ("is missing", None, 'watch = "0s"', False),
+    ],
+)
+def test_the_figures_of_versions_that_do_not_work(
+    web: Web, push: Any, what: str, image: Any, update: str, lost: bool
+) -> None:
+    path = Path(web.path)
+    path.write_text(path.read_text().replace('watch = "1s"', update))
+    if image is None:
+        path.write_text(path.read_text().replace("team/web:1", "team/none:1"))
+    else:
+        push("bad", **image)
+    kept, one = Busy("127.0.0.1", web.port, 16, keep=True), Busy("127.0.0.1", web.port, 16, keep=False)
+    began = time.monotonic()
+    ended = web.podrun("update" if image else "reload", "web")
+    took = time.monotonic() - began
+    counts = {"kept": kept.stop(), "one a connection": one.stop()}
+    print(f"\na new version that {what}: exit {ended.returncode} after {took:.1f} s")
+    for name, count in counts.items():
+        print(
+            f"  {name:17} {count.requests:7} requests {count.failed:5} failed  p99 {count.p99:6.1f} ms  longest gap {count.gap:6.1f} ms"
+        )
+    assert ended.returncode, "it was taken"
+    assert web.get() == "one"
+    assert counts["kept"].failed == 0
+    assert bool(counts["one a connection"].failed) <= lost
