@@ -11,9 +11,12 @@ from typing import Any
 
 from podrun_hooks import register
 from podrun_hooks.ambassador import syn_timer
+from podrun_hooks.follow import begin
+from podrun_hooks.registry import wishes
 from support.ambassador_case import Services
 from support.launcher import HERE
 from support.network_case import inside
+from support.waiting import until
 
 _V2 = "/sys/fs/cgroup" if os.path.exists("/sys/fs/cgroup/cgroup.controllers") else "/sys/fs/cgroup/unified"
 
@@ -70,9 +73,9 @@ class Moving(Services):
         """Short requests for so long; see counted()."""
         return self.calling_with("load", address, "5432", str(threads), str(seconds), str(pause))
 
-    def counted(self, calling: subprocess.Popen[str]) -> dict[str, Any]:
+    def counted(self, calling: subprocess.Popen[str], seconds: float = 120) -> dict[str, Any]:
         """What became of the requests."""
-        output, _ = calling.communicate(timeout=120)
+        output, _ = calling.communicate(timeout=seconds)
         found: dict[str, Any] = json.loads(output)
         return found
 
@@ -87,3 +90,22 @@ class Moving(Services):
             except OSError:
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
+
+
+class Following(Moving):
+    """The same with a follower, where the registry has a server. ``more``: options of the backends' register steps."""
+
+    def __init__(self, url: str, **more: Any) -> None:
+        super().__init__(**{"registry": url, "advertise": "pod", "drain": "250ms", **more})
+        self.url = url
+        self.follower: subprocess.Popen[bytes] | None = None
+        if url != "file:":
+            os.makedirs(wishes.directory(self.run), mode=0o700)
+            self.follower = subprocess.Popen(begin.command(self.run, "unit"))
+            until(lambda: begin.running(self.run) == "unit")
+
+    def close(self) -> None:
+        super().close()
+        if self.follower:
+            self.follower.kill()
+            self.follower.wait()

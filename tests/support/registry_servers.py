@@ -36,15 +36,16 @@ def free_port() -> int:
 class Server:
     """A registry's server: ``url`` is what pod files say."""
 
-    def __init__(self, url: str, argv: list[str], directory: str, ca: str = "") -> None:
+    def __init__(self, url: str, argv: list[str], directory: str, ca: str = "", *, wait: bool = True) -> None:
         self.url, self.argv, self.directory, self.ca = url, argv, directory, ca
         self.process: subprocess.Popen[bytes] | None = None
-        self.start()
+        self.start(wait=wait)
 
-    def start(self) -> None:
+    def start(self, *, wait: bool = True) -> None:
         with open(f"{self.directory}/log", "ab") as log:
             self.process = subprocess.Popen(self.argv, stdout=log, stderr=log, cwd=self.directory)
-        self.await_answer()
+        if wait:
+            self.await_answer()
 
     def await_answer(self) -> None:
         client = connect(sources.parse({"url": self.url, "ca": self.ca} if self.ca else self.url))
@@ -81,9 +82,10 @@ class Server:
         shutil.rmtree(self.directory)
 
 
-def etcd(*more: str, scheme: str = "http", ca: str = "") -> Server:
+def etcd(*more: str, scheme: str = "http", ca: str = "", directory: str = "") -> Server:
     """etcd with one member; ``more``: further options."""
-    directory = tempfile.mkdtemp(prefix="t-etcd-")
+    directory = directory or tempfile.mkdtemp(prefix="t-etcd-")
+    os.makedirs(directory, exist_ok=True)
     port, peer = free_port(), free_port()
     client = f"{scheme}://127.0.0.1:{port}"
     argv = ["etcd", "--name", "t", "--data-dir", f"{directory}/data", "--listen-client-urls", client]
@@ -91,6 +93,46 @@ def etcd(*more: str, scheme: str = "http", ca: str = "") -> Server:
     argv += ["--initial-advertise-peer-urls", f"http://127.0.0.1:{peer}"]
     argv += ["--initial-cluster", f"t=http://127.0.0.1:{peer}", *more]
     return Server(f"etcd{'s' * (scheme == 'https')}://127.0.0.1:{port}", argv, directory, ca)
+
+
+class EtcdCluster:
+    """Three members of etcd on loopback; ``url`` names all of them."""
+
+    def __init__(self, *more: str) -> None:
+        ports = [(free_port(), free_port()) for _ in range(3)]
+        peers = ",".join(f"m{n}=http://127.0.0.1:{peer}" for n, (_, peer) in enumerate(ports))
+        self.members: list[Server] = []
+        for n, (port, peer) in enumerate(ports):
+            client, between = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{peer}"
+            argv = ["etcd", "--name", f"m{n}", "--data-dir", "data", "--listen-client-urls", client]
+            argv += ["--advertise-client-urls", client, "--listen-peer-urls", between]
+            argv += ["--initial-advertise-peer-urls", between, "--initial-cluster", peers, *more]
+            self.members.append(
+                Server(f"etcd://127.0.0.1:{port}", argv, tempfile.mkdtemp(prefix="t-etcd-"), wait=False)
+            )
+        self.url = "etcd://" + ",".join(member.url.removeprefix("etcd://") for member in self.members)
+        for member in self.members:
+            member.await_answer()
+
+    def etcdctl(self, *words: str, member: int = 0) -> Any:
+        """What etcdctl says, as JSON."""
+        url = self.members[member].url.removeprefix("etcd://")
+        argv = ["etcdctl", "--endpoints", url, "-w", "json", *words]
+        done = subprocess.run(argv, capture_output=True, text=True, check=True, env={**os.environ, "ETCDCTL_API": "3"})
+        return json.loads(done.stdout) if done.stdout.startswith(("{", "[")) else done.stdout
+
+    def leader(self) -> Server:
+        """The member that leads."""
+        for n, member in enumerate(self.members):
+            if member.process:
+                status = self.etcdctl("endpoint", "status", member=n)[0]["Status"]
+                if status["leader"] == status["header"]["member_id"]:
+                    return member
+        raise AssertionError("nobody leads")
+
+    def close(self) -> None:
+        for member in self.members:
+            member.close()
 
 
 def consul() -> Any:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 
-def until(found: Callable[[], Any]) -> Any:
+def until(found: Callable[[], Any], seconds: float = 30) -> Any:
     """Waits for a condition; generous, because the machine may be busy."""
-    end = time.monotonic() + 30
+    end = time.monotonic() + seconds
     while not (value := found()):
         assert time.monotonic() < end
         time.sleep(0.01)

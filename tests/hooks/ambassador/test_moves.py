@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -11,33 +9,11 @@ from typing import Any
 import pytest
 
 from podrun_hooks.follow import begin
-from podrun_hooks.registry import wishes
-from support.moving_services import Moving
-from support.waiting import until
+from support.moving_services import Following
 
 pytestmark = [pytest.mark.root, pytest.mark.server]
 
 MOVES = 4
-
-
-class Following(Moving):
-    """The same with a follower, where the registry has a server."""
-
-    def __init__(self, url: str) -> None:
-        table: dict[str, Any] = {"registry": url}
-        super().__init__(**table, advertise="pod", drain="250ms")
-        self.url = url
-        self.follower: subprocess.Popen[bytes] | None = None
-        if url != "file:":
-            os.makedirs(wishes.directory(self.run), mode=0o700)
-            self.follower = subprocess.Popen(begin.command(self.run, "unit"))
-            until(lambda: begin.running(self.run) == "unit")
-
-    def close(self) -> None:
-        super().close()
-        if self.follower:
-            self.follower.kill()
-            self.follower.wait()
 
 
 @pytest.fixture(params=["file", "etcd", "consul"])
