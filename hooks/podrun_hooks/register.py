@@ -219,6 +219,10 @@ def collect(root: str, run: str, pods: Set[str], only_look: bool) -> list[str]:
             found.append(f"wish of {wish.pod}")
             if not only_look:
                 wishes.remove(run, wish.pod, wish.step)
+    for path in wishes.unfinished(run):
+        found.append(path)
+        if not only_look:
+            os.unlink(path)
     for service in file.services(directory):
         for record in file.records(directory, service):
             if record.host == os.uname().nodename and record.unit not in pods:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from podrun_hooks.follow import begin
 from podrun_hooks.registry import connect
 from podrun_hooks.registry import source as sources
 from support.launcher import HERE, Podrun
-from support.registry_servers import etcd
+from support.registry_servers import etcd, free_port
 from support.waiting import gone, until
 
 pytestmark = [pytest.mark.root, pytest.mark.server]
@@ -135,8 +136,13 @@ def test_what_a_killed_pod_left_is_named_by_doctor_and_removed_by_gc(podrun: Pod
     directory.mkdir()
     record = {"v": 1, "id": "w", "service": "web", "addr": "192.0.2.1", "port": 80, "ready": True}
     (directory / "w.json").write_text(json.dumps({**record, "host": os.uname().nodename, "unit": "lost"}))
+    # And somebody who was writing a lease or a wish was killed.
+    unfinished = podrun.run / "follow/.0123"
+    unfinished.write_text("")
+    os.utime(unfinished, (1, 1))
     assert "register: record w of web" in podrun("doctor").stdout
     assert "register: record w of web" in podrun("gc", check=True).stdout
+    assert not unfinished.exists()
     assert podrun("registry", "get", "web").returncode == 69
 
 
@@ -171,3 +177,28 @@ def test_the_three_tier_example_moves_its_database_without_a_failed_request(tmp_
     assert done.returncode == 0, done.stdout + done.stderr
     assert " 0 failed" in done.stdout
     assert "application, database 2" in done.stdout
+
+
+@pytest.mark.slow
+def test_varnish_in_a_container_follows_a_service_and_answers_while_it_moves(podrun: Podrun) -> None:
+    example = HERE.parent / "examples/varnish"
+    podrun.environ |= {"VARNISH_EXAMPLE": str(example), "CACHE_PORT": str(free_port())}
+    url = f"http://127.0.0.1:{podrun.environ['CACHE_PORT']}/"
+
+    def page() -> str:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            assert "varnish" in answer.headers["Via"]
+            return str(answer.read().decode().strip())
+
+    one, two = (podrun.file(f"page@{n}", (example / "page@.toml").read_text()) for n in (1, 2))
+    podrun("up", "-d", one, check=True)
+    podrun("up", "-d", podrun.file("cache", (example / "cache.toml").read_text()), check=True)
+    until(lambda: page() == "page 1")
+    podrun("up", "-d", two, check=True)
+    podrun("down", "page@1", check=True)
+    until(lambda: page() == "page 2")
+    # Without a backend it goes on from its cache.
+    podrun("down", "page@2", check=True)
+    assert podrun("exec", "cache", "cat", "/run/backends/page", check=True).stdout == ""
+    assert {page() for _ in range(20)} == {"page 2"}
+    podrun("down", "cache", check=True)

@@ -31,6 +31,7 @@ class Moving(Services):
         source = str(HERE.parent / "bench/ambassador.c")
         subprocess.run(["gcc", "-O2", "-pthread", "-o", self.program, source], check=True)
         self.serving: dict[str, subprocess.Popen[str]] = {}
+        self.callers: list[subprocess.Popen[str]] = []
         self.cgroup = ""
 
     def start(self, name: str) -> None:
@@ -67,7 +68,9 @@ class Moving(Services):
         """The client's program in a pod."""
         join = 'test -z "$0" || echo $$ >"$0/cgroup.procs"; exec "$@"'
         argv = ["sh", "-c", join, self.cgroup, *inside(self.facts[pod]["netns"]), self.program, *words]
-        return subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+        calling = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+        self.callers.append(calling)
+        return calling
 
     def load(self, address: str, seconds: float, *, threads: int = 4, pause: float = 0.002) -> subprocess.Popen[str]:
         """Short requests for so long; see counted()."""
@@ -80,6 +83,9 @@ class Moving(Services):
         return found
 
     def close(self) -> None:
+        for calling in self.callers:
+            calling.kill()
+            calling.communicate()
         for name in list(self.serving):
             self.kill(name)
         super().close()

@@ -95,6 +95,14 @@ def etcd(*more: str, scheme: str = "http", ca: str = "", directory: str = "") ->
     return Server(f"etcd{'s' * (scheme == 'https')}://127.0.0.1:{port}", argv, directory, ca)
 
 
+def etcdctl(server: Server, *words: str, given: str = "") -> Any:
+    """What etcdctl says of a member, as JSON. ``given``: its standard input."""
+    argv = ["etcdctl", "--command-timeout=2s", "--endpoints", server.url.removeprefix("etcd://"), "-w", "json", *words]
+    environ = {**os.environ, "ETCDCTL_API": "3"}
+    done = subprocess.run(argv, input=given, capture_output=True, text=True, check=True, env=environ)
+    return json.loads(done.stdout) if done.stdout.startswith(("{", "[")) else done.stdout
+
+
 class EtcdCluster:
     """Three members of etcd on loopback; ``url`` names all of them."""
 
@@ -114,12 +122,9 @@ class EtcdCluster:
         for member in self.members:
             member.await_answer()
 
-    def etcdctl(self, *words: str, member: int = 0) -> Any:
+    def etcdctl(self, *words: str, member: int = 0, given: str = "") -> Any:
         """What etcdctl says, as JSON."""
-        url = self.members[member].url.removeprefix("etcd://")
-        argv = ["etcdctl", "--endpoints", url, "-w", "json", *words]
-        done = subprocess.run(argv, capture_output=True, text=True, check=True, env={**os.environ, "ETCDCTL_API": "3"})
-        return json.loads(done.stdout) if done.stdout.startswith(("{", "[")) else done.stdout
+        return etcdctl(self.members[member], *words, given=given)
 
     def leader(self) -> Server:
         """The member that leads."""

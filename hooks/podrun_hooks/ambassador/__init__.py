@@ -12,6 +12,7 @@ import os
 from podrun.errors import BUSY, STEP_FAILED, UNAVAILABLE, WRONG_FILE, Failure
 from podrun.hook import Problem
 from podrun.unit_needs import Span, UnitNeeds
+from podrun_hooks.ambassador import listing
 from podrun_hooks.ambassador.options import Options as Options
 from podrun_hooks.registry import file, wishes
 from podrun_hooks.registry import source as sources
@@ -78,6 +79,7 @@ def down(step: Step, own: Facts) -> None:
         finally:
             os.close(lock)
     wishes.remove(run, _owner(step), step.name)
+    listing.end(step)
     _remove_hosts(step)
 
 
@@ -155,7 +157,8 @@ def told(step: Step, facts: Facts, wish: Ambassador, backends: Sequence[Record])
         f"{name}_URL={place}",
     ]
     known = [{"id": one.id, "addr": one.addr, "port": one.port} for one in backends]
-    return {"env": env, "mounts": _hosts(step, facts, wish), "backends": {options.service: known}}
+    mounts = [*_hosts(step, facts, wish), *listing.mounts(step)]
+    return {"env": env, "mounts": mounts, "backends": {options.service: known}}
 
 
 def _hosts(step: Step, facts: Facts, wish: Ambassador) -> list[dict[str, Any]]:
@@ -265,7 +268,7 @@ def _wish(step: Step, facts: Facts, netns: str) -> Ambassador:
     return Ambassador(
         _owner(step), step.name, sources.resolved(options.registry, step.pod.run), options.service, options.via, netns,
         inode, _table(step), options.proto, address, options.port, options.hold, options.balance, own,
-        bridge.table(step.pod),
+        bridge.table(step.pod), listing.begin(step),
     )  # fmt: skip
 
 

@@ -140,6 +140,7 @@ def _slots(answer: str) -> Iterator[tuple[str, tuple[str, int], bool]]:
 
 
 def _wish(step: Step, facts: Facts, netns: str) -> Ambassador:
+    from podrun_hooks.ambassador import listing
     from podrun_hooks.network import bridge
 
     options = step.options
@@ -147,7 +148,7 @@ def _wish(step: Step, facts: Facts, netns: str) -> Ambassador:
     return Ambassador(
         step.pod.name, step.name, sources.resolved(options.registry, step.pod.run), options.service, "haproxy", netns,
         0, _socket_path(step), options.proto, options.address or "127.0.0.1", options.port, options.hold,
-        options.balance, own, bridge.table(step.pod),
+        options.balance, own, bridge.table(step.pod), listing.begin(step),
     )  # fmt: skip
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from podrun.hook import DURATION, PORT, TEXT, Wrong, checked, choice, option
 from podrun.record import NamedTuple
 from podrun_hooks.registry.record import packed, service_name, unwanted
@@ -17,6 +19,12 @@ def _address(text: str) -> str:
         raise Wrong(f"expected an IPv4 address, not {text!r}") from None
     if len(raw) != 4 or unwanted(text) not in ("", "loopback"):
         raise Wrong(f"expected an IPv4 address for the pod to call, not {text!r}")
+    return text
+
+
+def _directory(text: str) -> str:
+    if text and (not text.startswith("/") or text != os.path.normpath(text) or text == "/" or not text.isprintable()):
+        raise Wrong(f"expected an absolute path, not {text!r}")
     return text
 
 
@@ -44,5 +52,10 @@ class Options(NamedTuple):
     )
     balance: str = option(
         choice("random", "source"), "several backends: a random one, or always the same for a source", "random"
+    )
+    backends: str = option(
+        checked(TEXT, _directory),
+        "a directory in the containers with a file SERVICE: a line for each backend, kept up to date",
+        "",
     )
     env_prefix: str = option(checked(TEXT, _prefix), "of the variables; default: the service's name", "")

@@ -73,6 +73,8 @@ def lead(
         targets = chosen.of(wish, records, machines[wish.published], refused)
         for line in refused:
             say(f"{wish.pod}: {wish.step}: {line}")
+        if wish.listing:
+            _write(wish, targets, say)
         if wish.via == "nft":
             by_pod.setdefault((wish.netns, wish.place), []).append((wish, targets))
         else:
@@ -134,6 +136,15 @@ def _lead_and_tell(run: str, wanted: Sequence[tuple[Ambassador, Sequence[Record]
 
 def _key(lost: Lost) -> bytes:
     return nfnetlink.concatenated(bytes([lost.proto]), lost.address, lost.port)
+
+
+def _write(wish: Ambassador, targets: Sequence[Target], say: Callable[[str], None]) -> None:
+    from podrun_hooks.ambassador import listing
+
+    try:
+        listing.write(wish.listing, targets)
+    except OSError as error:
+        say(f"{wish.pod}: {wish.step}: {wish.listing}: {error.strerror}")
 
 
 def _tell_haproxy(wish: Ambassador, targets: Sequence[Target], say: Callable[[str], None]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 
 from podrun import jsontext
 from podrun.identity import Identity, of_text
@@ -60,6 +61,8 @@ class Ambassador(NamedTuple):
     own: list[str]
     #: The host's nftables table with the published ports of podrun's pods.
     published: str
+    #: The file that says where the service is, for who asks in the pod's containers; "" for none.
+    listing: str = ""
 
 
 def directory(run: str) -> str:
@@ -139,6 +142,22 @@ def ambassadors(run: str, source: Source, service: str) -> list[Ambassador]:
         for wish in everything(run)
         if isinstance(wish, Ambassador) and wish.service == service and wish.source == source
     ]
+
+
+def unfinished(run: str) -> list[str]:
+    """Files that nobody finishes any more: whoever began to write them a minute ago was killed."""
+    try:
+        found = [f"{directory(run)}/{name}" for name in os.listdir(directory(run)) if name.startswith(".")]
+    except FileNotFoundError:
+        return []
+    return [path for path in found if _age(path) > 60]
+
+
+def _age(path: str) -> float:
+    try:
+        return time.time() - os.lstat(path).st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def stamp(run: str) -> int:

@@ -1,0 +1,76 @@
+"""A file in a pod's containers that says where a service is, for proxies and caches that want to know each backend.
+
+``ADDRESS PORT WEIGHT`` on a line, in the order of addresses; empty without a backend. Containers see its directory, so
+that a new version appears at once and whole, by rename(2).
+"""
+
+from __future__ import annotations
+
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    from podrun.hook import Step
+    from podrun_hooks.ambassador.targets import Target
+
+
+def begin(step: Step) -> str:
+    """Makes it, empty; returns its path, "" when nobody wants one."""
+    if not step.options.backends:
+        return ""
+    os.makedirs(_directory(step), mode=0o755, exist_ok=True)
+    os.chmod(_directory(step), 0o755)
+    path = f"{_directory(step)}/{step.options.service}"
+    write(path, [])
+    return path
+
+
+def mounts(step: Step) -> list[dict[str, Any]]:
+    """What shows it to the containers."""
+    if not step.options.backends:
+        return []
+    restricted = ["bind", "ro", "nosuid", "nodev", "noexec"]
+    return [
+        {"hostPath": _directory(step), "containerPath": step.options.backends, "type": "bind", "options": restricted}
+    ]
+
+
+def write(path: str, targets: Sequence[Target]) -> None:
+    """Replaces its content; a pod that is going has none any more."""
+    text = "".join(f"{target.addr} {target.port} {target.weight}\n" for target in targets)
+    directory, _, name = path.rpartition("/")
+    unfinished = f"{directory}/.{name}"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        with open(path, encoding="ascii") as before:
+            if before.read() == text:
+                return
+    except FileNotFoundError:
+        pass
+    try:
+        with open(os.open(unfinished, flags, 0o644), "w", encoding="ascii") as file:
+            os.fchmod(file.fileno(), 0o644)
+            file.write(text)
+        os.rename(unfinished, path)
+    except FileNotFoundError:
+        pass
+
+
+def end(step: Step) -> None:
+    """Removes the file and its directory."""
+    for name in (step.options.service, f".{step.options.service}"):
+        try:
+            os.unlink(f"{_directory(step)}/{name}")
+        except FileNotFoundError:
+            pass
+    try:
+        os.rmdir(_directory(step))
+    except FileNotFoundError:
+        pass
+
+
+def _directory(step: Step) -> str:
+    return f"{step.pod.directory}/{step.name}.backends"
