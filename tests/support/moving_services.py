@@ -60,7 +60,7 @@ class Moving(Services):
 
     def timer(self, address: str) -> None:
         """Gives what the client starts from now on the timer that podrun gives containers."""
-        self.cgroup = f"{_V2}/t-moving"
+        self.cgroup = f"{_V2}/{self.home.name}"
         os.makedirs(self.cgroup, exist_ok=True)
         assert syn_timer.attach(self.cgroup, {address: [50, 60]}) == ""
 
