@@ -182,8 +182,9 @@ def test_the_three_tier_example_moves_its_database_without_a_failed_request(tmp_
 @pytest.mark.slow
 def test_varnish_in_a_container_follows_a_service_and_answers_while_it_moves(podrun: Podrun) -> None:
     example = HERE.parent / "examples/varnish"
-    podrun.environ |= {"VARNISH_EXAMPLE": str(example), "CACHE_PORT": str(free_port())}
-    url = f"http://127.0.0.1:{podrun.environ['CACHE_PORT']}/"
+    podrun.environ["VARNISH_EXAMPLE"] = str(example)
+    port = str(free_port())
+    url = f"http://127.0.0.1:{port}/"
 
     def page() -> str:
         with urllib.request.urlopen(url, timeout=5) as answer:
@@ -192,7 +193,8 @@ def test_varnish_in_a_container_follows_a_service_and_answers_while_it_moves(pod
 
     one, two = (podrun.file(f"page@{n}", (example / "page@.toml").read_text()) for n in (1, 2))
     podrun("up", "-d", one, check=True)
-    podrun("up", "-d", podrun.file("cache", (example / "cache.toml").read_text()), check=True)
+    cache = (example / "cache.toml").read_text().replace("18081", port)
+    podrun("up", "-d", podrun.file("cache", cache), check=True)
     until(lambda: page() == "page 1")
     podrun("up", "-d", two, check=True)
     podrun("down", "page@1", check=True)
