@@ -56,14 +56,14 @@ def info(ctx: click.Context) -> None:
 
 @click.group()
 def system() -> None:
-    """The machine's share in podrun: what it takes of the disk."""
+    """What podrun uses of this machine's disk."""
 
 
 @system.command(cls=Guarded)
 @_format
 @click.pass_context
 def df(ctx: click.Context, form: str) -> None:
-    """Show what images, volumes and pods take of the disk, and what of it 'prune' would free."""
+    """Show how much disk space images, volumes and pods use, and how much 'prune' would free."""
     host = host_of(ctx.obj)
     rows: list[dict[str, Any]] = []
     for kind, path in (("images", "images"), ("volumes", "volumes"), ("pods", "pods")):
@@ -76,7 +76,7 @@ def df(ctx: click.Context, form: str) -> None:
 
 
 def disk_usage(top: str) -> int:
-    """Bytes that a tree takes of the disk; what several names lead to counts once, other file systems do not."""
+    """Bytes of disk space that a tree uses; hard links count once, other file systems do not count."""
     seen: set[tuple[int, int]] = set()
     total = 0
     try:

@@ -20,7 +20,7 @@ _TAR = ["tar", "--numeric-owner", "--xattrs", "--xattrs-include=*", "--acls", "-
 
 
 def _path(root: str, name: str, *, there: bool) -> str:
-    """The directory of a volume that is there, or is not. Raises Failure."""
+    """The directory of a volume that exists, or does not yet. Raises Failure."""
     volumes = hook_loader.part("storage", "volumes")
     try:
         hook_loader.part("storage", "options").volume_name(name)
@@ -30,7 +30,7 @@ def _path(root: str, name: str, *, there: bool) -> str:
     if there and not os.path.isdir(path):
         raise Failure(f"there is no volume {name}", code=UNAVAILABLE, hint="'podrun volume ls' lists them")
     if not there and os.path.isdir(path):
-        raise Failure(f"volume {name} is there already", code=BUSY)
+        raise Failure(f"volume {name} already exists", code=BUSY)
     return path
 
 
@@ -38,7 +38,7 @@ def _path(root: str, name: str, *, there: bool) -> str:
 @click.argument("names", nargs=-1, required=True)
 @click.pass_context
 def create(ctx: click.Context, names: tuple[str, ...]) -> None:
-    """Make volumes; the first container that uses one fills it with what its image has there."""
+    """Create volumes; the first container that uses one fills it from its image."""
     host = host_of(ctx.obj)
     for name in names:
         _path(host.root, name, there=False)
@@ -53,11 +53,11 @@ def create(ctx: click.Context, names: tuple[str, ...]) -> None:
 @click.argument("name")
 @click.pass_context
 def export(ctx: click.Context, name: str, output: str) -> None:
-    """Write what is in a volume as a tar archive. A database is stopped first, or asked for a dump instead."""
+    """Write the content of a volume as a tar archive. Stop a database first, or have it write a dump instead."""
     path = _path(host_of(ctx.obj).root, name, there=True)
     if output == "-":
         if sys.stdout.isatty():
-            raise Failure("an archive is nothing for a terminal", code=WRONG_FILE, hint="-o FILE")
+            raise Failure("an archive cannot be written to a terminal", code=WRONG_FILE, hint="-o FILE")
         _run([*_TAR, "-C", path, "-c", "."])
         return
     # Under its name only when it is whole.
@@ -68,7 +68,7 @@ def export(ctx: click.Context, name: str, output: str) -> None:
             os.fsync(file.fileno())
         os.rename(part, output)
     except FileExistsError:
-        raise Failure(f"{part} is there already: another export is at work, or was killed", code=BUSY) from None
+        raise Failure(f"{part} already exists: another export is running, or was killed", code=BUSY) from None
     except OSError as error:
         raise Failure(f"{output}: {error.strerror}", code=CANNOT_CREATE) from None
     except BaseException:
@@ -82,14 +82,14 @@ def export(ctx: click.Context, name: str, output: str) -> None:
 @click.argument("file", metavar="FILE")
 @click.pass_context
 def import_(ctx: click.Context, name: str, file: str) -> None:
-    """Fill a volume, a new or an empty one, with what is in a tar archive (-: standard input)."""
+    """Fill a new or an empty volume from a tar archive (-: standard input)."""
     root = host_of(ctx.obj).root
     volumes = hook_loader.part("storage", "volumes")
     path = volumes.path_of(root, name) if name else ""
     if name and os.path.isdir(path):
         path = _path(root, name, there=True)
         if os.listdir(path):
-            raise Failure(f"volume {name} has something in it", code=BUSY, hint="import into a new one")
+            raise Failure(f"volume {name} is not empty", code=BUSY, hint="import into a new one")
     else:
         path = _path(root, name, there=False)
     source = sys.stdin.fileno() if file == "-" else _opened(file)

@@ -30,7 +30,7 @@ def group() -> None:
 
 _format = click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", help="How to print.")
 _timeout = click.option("--timeout", type=float, default=120.0, metavar="SECONDS", help="How long to wait.")
-_fencing = click.option("--without-fencing", is_flag=True, help="Say stonith-enabled=false: for trials only.")
+_fencing = click.option("--without-fencing", is_flag=True, help="Set stonith-enabled=false: for trials only.")
 
 
 # --- configuration ----------------------------------------------------------------------------------------------------
@@ -40,7 +40,7 @@ _fencing = click.option("--without-fencing", is_flag=True, help="Say stonith-ena
 @click.argument("words", metavar="FILE|NAME...", nargs=-1, required=True)
 @_fencing
 def export(words: Sequence[str], without_fencing: bool) -> None:
-    """Print these pods, all that the cluster is to have, as configuration for crm."""
+    """Print the configuration for crm of these pods, which are all that the cluster is to have."""
     wanted = rollout.read(words)
     statements = rollout.statements(wanted, None, fencing=not without_fencing)
     say(configuration.text(statements), nl=False)
@@ -51,7 +51,7 @@ def export(words: Sequence[str], without_fencing: bool) -> None:
 @click.argument("words", metavar="FILE|NAME...", nargs=-1, required=True)
 @_fencing
 def apply(words: Sequence[str], without_fencing: bool) -> None:
-    """Bring pod files to every host, and have the cluster run them beside the pods that it has."""
+    """Copy pod files to every host, and have the cluster run them beside its other pods."""
     state, before = pacemaker.state(), pacemaker.configured()
     known = files.manifest(pods.ETC)
     wanted = rollout.read(words, known)
@@ -97,7 +97,7 @@ def receive() -> None:
 
 @group.command(name="manifest", cls=Guarded, hidden=True)
 def manifest() -> None:
-    """Print one word for the files that this host has of the cluster."""
+    """Print a fingerprint of the cluster's files on this host."""
     say(files.fingerprint(pods.ETC))
 
 
@@ -107,7 +107,7 @@ def manifest() -> None:
 @group.command(name="machines", cls=Guarded)
 @_format
 def machines(form: str) -> None:
-    """List the hosts: their state, how many pods they run, whether their pod files are this host's."""
+    """List the hosts: their state, how many pods they run, whether their pod files equal this host's."""
     state = pacemaker.state()
     digests = rollout.digests(state, install.program())
     own = files.fingerprint(pods.ETC)
@@ -120,7 +120,7 @@ def machines(form: str) -> None:
         rows.append({**row, "metadata": metadata if form == "json" else [f"{k}={v}" for k, v in metadata.items()]})
     printed(rows, form)
     if not state.quorum:
-        tell("podrun: warning: this host is in no quorum: it runs nothing, and what it tells of others is old")
+        tell("podrun: warning: this host has no quorum: it runs nothing, and what it shows of others is out of date")
 
 
 def _older(digest: str, own: str) -> str:
@@ -141,7 +141,7 @@ def units(form: str) -> None:
         rows.append({**row, "systemd": active, "status": status})
     printed(rows, form)
     if not state.quorum:
-        tell("podrun: warning: this host is in no quorum: it runs nothing, and what it tells of others is old")
+        tell("podrun: warning: this host has no quorum: it runs nothing, and what it shows of others is out of date")
 
 
 def _standing(state: State) -> dict[tuple[str, str], tuple[str, str]]:
@@ -204,8 +204,8 @@ def status(name: str) -> int:
 
 @group.command(name="journal", cls=Guarded)
 @click.argument("name")
-@click.option("-f", "--follow", is_flag=True, help="Go on, also when the pod moves.")
-@click.option("-n", "--lines", type=click.IntRange(0, 1000000), default=None, help="Only the last ones.")
+@click.option("-f", "--follow", is_flag=True, help="Follow the output, also when the pod moves.")
+@click.option("-n", "--lines", type=click.IntRange(0, 1000000), default=None, help="Only so many last lines.")
 def journal(name: str, follow: bool, lines: int | None) -> None:
     """Print what a pod's containers have written, from whichever host it runs on."""
     state = pacemaker.state()
@@ -242,9 +242,7 @@ def _known(name: str, state: State) -> str:
     """The name of a pod of the cluster. Raises Failure for any other word."""
     valid_name(name)
     if all(unit.pod != name for unit in state.units):
-        raise Failure(
-            f"the cluster has no pod {name}", code=UNAVAILABLE, hint="'podrun cluster units' lists those it has"
-        )
+        raise Failure(f"the cluster has no pod {name}", code=UNAVAILABLE, hint="'podrun cluster units' lists its pods")
     return name
 
 
@@ -269,7 +267,7 @@ def move(name: str, machine: str, timeout: float) -> None:
     found = next((row for row in state.machines if row.name == hosts.checked(machine)), None)
     if found is None or found.state != "online":
         what = f"{machine} is {found.state}" if found else f"there is no host {machine}"
-        raise Failure(what, code=UNAVAILABLE, hint="'podrun cluster machines' lists those there are")
+        raise Failure(what, code=UNAVAILABLE, hint="'podrun cluster machines' lists the hosts")
     where = [unit.machine for unit in state.units if unit.pod == name and unit.machine]
     desired = next(unit.desired for unit in state.units if unit.pod == name)
     if desired != "started":
@@ -344,7 +342,7 @@ def _is_anywhere(name: str, state: State) -> bool:
 @click.argument("name")
 @_timeout
 def rm(name: str, timeout: float) -> None:
-    """Stop a pod, take it out of the cluster and its file off the hosts."""
+    """Stop a pod, remove it from the cluster and its file from the hosts."""
     state = pacemaker.state()
     known = files.manifest(pods.ETC)
     in_cluster = any(unit.pod == name for unit in state.units)
@@ -352,7 +350,7 @@ def rm(name: str, timeout: float) -> None:
         _known(name, state)
     left = rollout.read([], known, without=name)
     if needing := [pod.name for pod in left.pods if name in (pod.placement.machine_of, *pod.requires)]:
-        raise Failure(f"{', '.join(needing)} cannot be without it", code=BUSY, hint="remove these first")
+        raise Failure(f"{', '.join(needing)} cannot run without it", code=BUSY, hint="remove these first")
     if in_cluster:
         _stop(name, timeout)
         pacemaker.remove([*dict.fromkeys((_placed(name), configuration.resource(name)))])

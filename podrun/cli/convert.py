@@ -37,7 +37,7 @@ def group() -> None:
 
 
 _output = click.option("-o", "--output", metavar="DIR", help="Write files there instead of to standard output.")
-_force = click.option("--force", is_flag=True, help="With -o: replace files that are there.")
+_force = click.option("--force", is_flag=True, help="With -o: replace existing files.")
 _strict = click.option("--strict", is_flag=True, help="Exit with 78 when something is left to be done by hand.")
 
 
@@ -130,7 +130,7 @@ def _write(directory: str, texts: Mapping[str, str], force: bool) -> None:
     # To networks.toml only tables are added.
     there = [path for path in paths if os.path.lexists(path) and not path.endswith(f"/{NETWORKS}")]
     if there and not force:
-        raise Failure(f"{', '.join(there)} is there already", code=WRONG_FILE, hint="--force replaces it")
+        raise Failure(f"{', '.join(there)} already exists", code=WRONG_FILE, hint="--force replaces it")
     try:
         os.makedirs(directory, exist_ok=True)
         for path, text in paths.items():

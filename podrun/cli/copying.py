@@ -66,9 +66,9 @@ def _out(pack: Callable[[IO[bytes]], None], path: str, target: str) -> None:
     below = os.path.isdir(target)
     parent = target if below or whole else os.path.dirname(os.path.abspath(target))
     if not whole and not os.path.isdir(parent):
-        raise Failure(f"{parent} is no directory", code=CANNOT_CREATE)
+        raise Failure(f"{parent} is not a directory", code=CANNOT_CREATE)
     if target.endswith("/") and not below and not whole:
-        raise Failure(f"{target} is no directory", code=CANNOT_CREATE)
+        raise Failure(f"{target} is not a directory", code=CANNOT_CREATE)
     try:
         os.makedirs(parent, exist_ok=True)
         with tempfile.TemporaryFile() as spool:

@@ -20,7 +20,7 @@ from podrun.launcher.commands import host_of, name_of
 @click.option("--dry-run", "dry", is_flag=True, help="Say what is new, and how the pod would get it.")
 @click.pass_context
 def update(ctx: click.Context, words: Sequence[str], everything: bool, look: bool, dry: bool) -> int:
-    """Bring pods to what their images' names stand for now, and back again when that is not well."""
+    """Update pods to the images that their references name now; go back when a new version does not run well."""
     from podrun.launcher import update as updates
 
     updates.refuse_nothing(words, everything)
@@ -43,7 +43,7 @@ def history(ctx: click.Context, word: str, form: str) -> None:
     name = name_of(word, host)
     past = histories.read(host.root, name)
     if not past:
-        raise Failure(f"{name} has no history", code=UNAVAILABLE, hint='it begins with reload = "swap" or an [update]')
+        raise Failure(f"{name} has no history", code=UNAVAILABLE, hint='reload = "swap" or an [update] keeps one')
     now = histories.current(past)
     rows = [
         {

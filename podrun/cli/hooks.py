@@ -101,11 +101,11 @@ def describe(word: str, form: str) -> None:
     metavar="N",
     help="How often to kill each verb.",
 )
-@click.option("--here", is_flag=True, help="In the host's network and mounts, not in a corner of its own.")
+@click.option("--here", is_flag=True, help="In the host's network and mounts, not in namespaces of its own.")
 @_form
 @click.pass_context
 def test(ctx: click.Context, /, word: str, form: str, **given: Any) -> int:
-    """Put a hook through what happens to hooks: kill -9, time-outs, a second down, missing things.
+    """Test whether a hook keeps the contract: kill -9, time-outs, a second down, missing things.
 
     HOOK is a name, or the path of an executable. In an option's value, {scratch} stands for an empty directory.
     """
@@ -113,10 +113,10 @@ def test(ctx: click.Context, /, word: str, form: str, **given: Any) -> int:
 
 
 @hook.command(cls=_Guarded)
-@click.option("--language", type=click.Choice(["shell", "python"]), required=True, help="What to write it in.")
+@click.option("--language", type=click.Choice(["shell", "python"]), required=True, help="The language to write it in.")
 @click.argument("word", metavar="NAME")
 def new(word: str, language: str) -> None:
-    """Write a hook to begin with, and its test, into a directory NAME."""
+    """Write a sample hook and its test into a new directory NAME."""
     for path in scaffold.write(word, language):
         say(path)
 
@@ -257,7 +257,7 @@ def _assignment(word: str, scratch: str) -> tuple[str, Any]:
     if not (key and equals):
         raise Failure(f"--option {word!r}: expected KEY=VALUE", code=WRONG_FILE)
     if key == "hook":
-        raise Failure(f"--option {word!r}: the hook is what is tested", code=WRONG_FILE)
+        raise Failure(f"--option {word!r}: the hook is given by HOOK", code=WRONG_FILE)
     value = value.replace("{scratch}", scratch)
     try:
         return key, tomllib.loads(f"value = {value}")["value"]

@@ -50,11 +50,11 @@ def _host(ctx: click.Context) -> Host:
 
 
 @image.command("import", cls=Guarded)
-@click.option("--name", default="", metavar="NAME", help="What to call the one image, where the archive does not say.")
+@click.option("--name", default="", metavar="NAME", help="The image's name, where the archive has none.")
 @click.argument("path")
 @click.pass_context
 def import_(ctx: click.Context, path: str, name: str) -> None:
-    """Bring every image of an archive or an OCI layout into the store, by the names in it (-: standard input)."""
+    """Import every image of an archive or an OCI layout under the names in it (-: standard input)."""
     with pull.teller(quiet=False) as teller:
         images = pull.store().import_(_host(ctx).root, path, teller.notify, name)
     for found in images:
@@ -67,7 +67,7 @@ def import_(ctx: click.Context, path: str, name: str) -> None:
 @click.argument("name")
 @click.pass_context
 def tag(ctx: click.Context, ref: str, name: str) -> None:
-    """Give an image of the store one more name."""
+    """Add a name to a stored image."""
     found = pull.store().tag(_host(ctx).root, ref, name, os.getcwd())
     events.note(_host(ctx).run, "image", "tag", found.ref, id=found.digest)
     say(f"{found.digest}  {found.ref}")
@@ -77,7 +77,7 @@ def tag(ctx: click.Context, ref: str, name: str) -> None:
 @click.argument("refs", nargs=-1, required=True)
 @click.pass_context
 def untag(ctx: click.Context, refs: Sequence[str]) -> None:
-    """Remove names; what has no other name stays until 'podrun image prune'."""
+    """Remove names; an image without a name stays until 'podrun image prune'."""
     for ref in pull.store().untag(_host(ctx).root, list(refs), os.getcwd()):
         events.note(_host(ctx).run, "image", "untag", ref)
         say(ref)
@@ -97,7 +97,7 @@ def untag(ctx: click.Context, refs: Sequence[str]) -> None:
 def export(ctx: click.Context, ref: str, file: str, form: str) -> None:
     """Write an image into FILE (-: standard output), for skopeo, podman load and docker load."""
     if file == "-" and sys.stdout.isatty():
-        raise Failure("an archive is not for a terminal", code=WRONG_FILE, hint="name a file or use a pipe")
+        raise Failure("an archive cannot be written to a terminal", code=WRONG_FILE, hint="name a file or use a pipe")
     path = file if file == "-" else os.path.abspath(file)
     digest = pull.store().export(_host(ctx).root, ref, path, form, os.getcwd())
     events.note(_host(ctx).run, "image", "export", ref, id=digest)
@@ -125,12 +125,12 @@ def history(ctx: click.Context, ref: str, form: str) -> None:
 
 
 @click.command(cls=Guarded)
-@click.option("-u", "--username", default="", metavar="USER", help="As whom; asked for when it is not given.")
+@click.option("-u", "--username", default="", metavar="USER", help="The user name; asked for when it is not given.")
 @click.option("--password-stdin", is_flag=True, help="Read the password from standard input.")
 @click.argument("registry", default="docker.io")
 @click.pass_context
 def login(ctx: click.Context, registry: str, username: str, password_stdin: bool) -> None:
-    """Ask a registry whether it takes a name and a password, and keep them where docker keeps its own."""
+    """Check a user name and password with a registry, and store them where docker does."""
     user = username or click.prompt("Username", err=True)
     if password_stdin:
         password = sys.stdin.read().rstrip("\r\n")
@@ -253,7 +253,7 @@ def rm(ctx: click.Context, refs: Sequence[str]) -> None:
 
 @image.command(cls=Guarded)
 @click.option("-a", "--all", "unused", is_flag=True, help="Also images that no pod uses, up or not.")
-@click.option("-f", "--force", is_flag=True, help="Do not ask, and pass over pod files that cannot be read.")
+@click.option("-f", "--force", is_flag=True, help="Do not ask, and skip pod files that cannot be read.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
 @click.pass_context
 def prune(ctx: click.Context, unused: bool, force: bool, dry_run: bool) -> None:

@@ -56,7 +56,7 @@ def is_agreed(names: Sequence[str], what: str, *, force: bool, dry_run: bool) ->
     if force:
         return True
     if not sys.stdin.isatty():
-        raise Failure("nobody is there to be asked", code=WRONG_FILE, hint="--force removes, --dry-run shows")
+        raise Failure("there is no terminal to ask at", code=WRONG_FILE, hint="--force removes, --dry-run shows")
     return click.confirm("Remove?")
 
 
@@ -83,15 +83,15 @@ def texts(host: Host, *, force: bool = False) -> Iterator[PodText]:
         except Failure as failure:
             if force:
                 continue
-            what = f"what {path} needs is not known: {failure.what}"
-            raise Failure(what, code=BUSY, hint="mend it, or say --force") from None
+            what = f"cannot tell what {path} needs: {failure.what}"
+            raise Failure(what, code=BUSY, hint="correct it, or use --force") from None
     for path in sorted(glob.glob(f"{glob.escape(host.run)}/units/*.json")):
         try:
             yield transient.resolved(path)
         except (OSError, ValueError, TypeError, KeyError):
             if force:
                 continue
-            raise Failure(f"what {path} needs is not known", code=BUSY, hint="say --force") from None
+            raise Failure(f"cannot tell what {path} needs", code=BUSY, hint="--force removes all the same") from None
 
 
 def _files() -> set[str]:

@@ -203,7 +203,7 @@ def _locked(host: Host, held: contextlib.ExitStack) -> Iterator[str]:
 
 @command(click.Argument(["shell"], type=click.Choice(completion.SHELLS)))
 def completion_(host: Host, shell: str) -> None:
-    """Print what makes a shell complete podrun's commands, options and pods."""
+    """Print the script with which a shell completes podrun's commands, options and pods."""
     say(completion.script(podrun, shell))
 
 

@@ -74,7 +74,7 @@ def inspect(ctx: click.Context, name: str | None) -> None:
         return
     found = next((row for row in whole if row["name"] == name), None)
     if found is None:
-        raise Failure(f"there is no network {name}", code=UNAVAILABLE, hint="'podrun network ls' lists those there are")
+        raise Failure(f"there is no network {name}", code=UNAVAILABLE, hint="'podrun network ls' lists the networks")
     say(json.dumps(found, indent=2))
 
 
@@ -87,7 +87,7 @@ def inspect(ctx: click.Context, name: str | None) -> None:
 @click.option("--reach", multiple=True, metavar="NAME", help="A network whose pods these may call.")
 @click.option("--routed", is_flag=True, help="Other machines route the subnets to this host.")
 @click.option("-d", "--driver", type=click.Choice(["bridge"]), default="bridge", help="Accepted: there is no other.")
-@click.option("--ignore", is_flag=True, help="One that is there already is fine.")
+@click.option("--ignore", is_flag=True, help="Do nothing when it already exists.")
 @click.argument("name")
 @click.pass_context
 def create(ctx: click.Context, /, name: str, subnets: Sequence[str], driver: str, ignore: bool, **given: Any) -> None:
@@ -108,7 +108,7 @@ def create(ctx: click.Context, /, name: str, subnets: Sequence[str], driver: str
 
 
 @group.command(cls=Guarded)
-@click.option("-f", "--force", is_flag=True, help="One that is not there is fine.")
+@click.option("-f", "--force", is_flag=True, help="Do nothing when it does not exist.")
 @click.argument("names", nargs=-1, required=True)
 @click.pass_context
 def rm(ctx: click.Context, names: Sequence[str], force: bool) -> None:
@@ -127,7 +127,7 @@ def rm(ctx: click.Context, names: Sequence[str], force: bool) -> None:
 @click.option("--ip", "address", metavar="ADDRESS", help="Its IPv4 address there.")
 @click.option("--ip6", "address6", metavar="ADDRESS", help="Its IPv6 address there.")
 @click.option("--mac-address", "mac", metavar="MAC", help="The hardware address of the interface.")
-@click.option("--interface", metavar="NAME", help="What the pod calls the interface; default: eth1, eth2, ...")
+@click.option("--interface", metavar="NAME", help="The interface's name in the pod; default: eth1, eth2, ...")
 @click.option("--alias", "aliases", multiple=True, metavar="NAME", help="One more name of the pod there.")
 @click.argument("network")
 @click.argument("word", metavar="FILE|NAME", shell_complete=completion.words)
@@ -163,7 +163,7 @@ def disconnect(ctx: click.Context, network: str, word: str, force: bool) -> None
 @group.command(cls=Guarded)
 @click.pass_context
 def reload(ctx: click.Context) -> None:
-    """Make bridges, rules and published ports whole again, after somebody else has flushed the ruleset."""
+    """Restore bridges, rules and published ports after somebody has flushed the ruleset."""
     host = host_of(ctx.obj)
     for name in _hook("health").reload(host.run):
         say(name)

@@ -42,7 +42,7 @@ def number_of(text: str) -> int:
             name = str(first + int(offset or 0))
     number = int(name) if name.isascii() and name.isdigit() else signal.Signals.__members__.get(f"SIG{name}", 0)
     if not 0 < number <= 64:
-        raise Failure(f"{text!r} is no signal", code=WRONG_FILE, hint="such as TERM, HUP, USR1 or 15")
+        raise Failure(f"{text!r} is not a signal", code=WRONG_FILE, hint="such as TERM, HUP, USR1 or 15")
     return int(number)
 
 
@@ -86,7 +86,7 @@ def kill(ctx: click.Context, words: Sequence[str], wanted: str, every: bool, con
     number = number_of(wanted)
     host = host_of(ctx.obj)
     if bool(words) == every:
-        raise Failure("name the pods, or say --all", code=WRONG_FILE)
+        raise Failure("name the pods, or use --all", code=WRONG_FILE)
     if every:
         words = [name for name in journals.pods(host.run) if states.state(host.run, name) == "up"]
     for running in [Running(host, word, container) for word in words]:
@@ -209,7 +209,7 @@ unpause = _freezing("unpause", False, "Let the processes of a paused pod run aga
 def limits(
     ctx: click.Context, word: str, container: str, memory: str | None, cpus: float | None, pids: int | None
 ) -> None:
-    """Change limits of a running container; its pod file keeps what it says for the next start."""
+    """Change limits of a running container; the next start takes those of the pod file again."""
     from podrun.options import SIZE, Wrong
 
     wanted: dict[str, float] = {}

@@ -28,11 +28,9 @@ from podrun.podfile import loader
 ETC = "/etc/podrun"
 
 
-@command(
-    WORD, click.Option(["--security"], is_flag=True, help="Say instead what the pod is given of the host, in figures.")
-)
+@command(WORD, click.Option(["--security"], is_flag=True, help="Show what the pod exposes of the host, with a score."))
 def check(host: Host, word: str, security: bool) -> int:
-    """Say what is wrong with a pod file, and what would keep the pod from starting."""
+    """Check a pod file for mistakes, and for what would keep the pod from starting."""
     from podrun.systemd import settings
 
     text = loader.load(word, environ=host.environ, load_hook=hook_loader.load)
@@ -139,7 +137,7 @@ def trace(host: Host, word: str, form: str, svg: bool) -> None:
     name = name_of(word, host)
     found = journals.journals(host.run, name)
     if not found:
-        raise Failure("there is no such pod", code=UNAVAILABLE, hint="'podrun ps' lists those that there are")
+        raise Failure("there is no such pod", code=UNAVAILABLE, hint="'podrun ps' lists the pods")
     if svg:
         from podrun.cli import timeline_svg
 

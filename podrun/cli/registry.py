@@ -50,14 +50,14 @@ def get(ctx: click.Context, service: str, url: str, form: str) -> None:
     records = _records(asking, source, service)
     printed([_row(record) for record in records], form)
     if not any(record.ready for record in records):
-        what = f"{len(records)} of it registered, none ready" if records else "it is not registered"
+        what = f"{len(records)} registered, none ready" if records else "it is not registered"
         raise Failure(f"{service}: {what}", code=UNAVAILABLE, hint=f"'podrun registry wait {service}' waits for it")
 
 
 @group.command(cls=Guarded)
 @click.argument("service")
 @_REGISTRY
-@click.option("--min", "least", default=1, help="So many of it.")
+@click.option("--min", "least", default=1, help="How many instances have to be ready.")
 @click.option("--timeout", default="infinity", help="How long to wait, 30s for instance.")
 @click.pass_context
 def wait(ctx: click.Context, service: str, url: str, least: int, timeout: str) -> None:
@@ -91,7 +91,7 @@ def watch(ctx: click.Context, service: str, url: str) -> None:
 @_REGISTRY
 @click.pass_context
 def rm(ctx: click.Context, service: str, id: str, url: str) -> None:
-    """Remove the record ID of SERVICE. A pod that runs writes its own again, where somebody follows the registry."""
+    """Remove the record ID of SERVICE. The record of a running pod is written again where a follower runs."""
     asking, source = _opened(ctx, url)
     if not asking.remove(host_of(ctx.obj).run, source, service, id):
         raise Failure(f"{service} has no record {id}", code=UNAVAILABLE, hint=f"'podrun registry get {service}'")

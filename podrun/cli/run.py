@@ -195,7 +195,7 @@ def _free_port(address: str, protocol: str) -> int:
         try:
             sock.bind((address, 0))
         except OSError as error:
-            raise Failure(f"no port of {address} can be had: {error.strerror}", code=UNAVAILABLE) from None
+            raise Failure(f"no port of {address} is free: {error.strerror}", code=UNAVAILABLE) from None
         return int(sock.getsockname()[1])
 
 
@@ -205,7 +205,7 @@ def _noting(host: Host, name: str, own: Mapping[str, str]) -> Host:
     if not files:
         return host
     if os.path.lexists(taken := files.get("cidfile", "")):
-        raise Failure(f"--cidfile: {taken} is there already", code=CANNOT_CREATE, hint="is its pod still up?")
+        raise Failure(f"--cidfile: {taken} already exists", code=CANNOT_CREATE, hint="is its pod still up?")
 
     def watch(event: str, label: str) -> None:
         host.watch(event, label)

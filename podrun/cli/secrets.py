@@ -27,17 +27,17 @@ def group() -> None:
 
 
 @group.command(cls=Guarded)
-@click.option("--replace", is_flag=True, help="In the place of one that is there; pods see it when they start again.")
+@click.option("--replace", is_flag=True, help="Replace an existing one; pods see it when they start again.")
 @click.argument("name")
 @click.argument("file", default="-")
 @click.pass_context
 def create(ctx: click.Context, name: str, file: str, replace: bool) -> None:
-    """Keep what is in FILE, or comes on standard input, as the secret NAME."""
+    """Store FILE, or standard input, as the secret NAME."""
     store = _secrets()
     if file == "-":
         if sys.stdin.isatty():
             hint = f"printf %s WORD is in the shell's history; use a file or a pipe: podrun secret create {name} < FILE"
-            raise Failure("a secret is not typed at a terminal that shows it", code=WRONG_FILE, hint=hint)
+            raise Failure("a secret cannot be typed here: the terminal would show it", code=WRONG_FILE, hint=hint)
         content = sys.stdin.buffer.read(store.MOST + 1)
     else:
         try:
@@ -56,7 +56,7 @@ def create(ctx: click.Context, name: str, file: str, replace: bool) -> None:
 @click.option("-q", "--quiet", is_flag=True, help="Names only.")
 @click.pass_context
 def ls(ctx: click.Context, form: str, quiet: bool) -> None:
-    """List the secrets there are; nothing prints what is in them."""
+    """List the secrets; nothing prints their content."""
     rows = [row._asdict() for row in _secrets().listed(host_of(ctx.obj).root)]
     if quiet:
         for row in rows:
@@ -82,7 +82,7 @@ def rm(ctx: click.Context, names: Sequence[str], every: bool) -> None:
     """Forget secrets; pods that are up keep theirs until they end."""
     root = host_of(ctx.obj).root
     if bool(names) == every:
-        raise Failure("name the secrets, or say --all", code=WRONG_FILE)
+        raise Failure("name the secrets, or use --all", code=WRONG_FILE)
     for name in [row.name for row in _secrets().listed(root)] if every else names:
         _secrets().remove(root, name)
         say(name)

@@ -1,4 +1,4 @@
-"""``podrun check --security``: what a pod file gives away, in the manner of systemd-analyze security."""
+"""``podrun check --security``: what a pod file exposes, in the manner of systemd-analyze security."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MOST = 10.0
 
 
 def report(text: PodText, pod: Pod) -> Iterator[str]:
-    """The lines: one for each thing given away, the heaviest first, and the figure, from 0.0 to 10.0."""
+    """The lines: one for each exposure, the most serious first, and the figure, from 0.0 to 10.0."""
     found = sorted(exposures(text, pod), key=lambda pair: -pair[1].weight)
     width = max((len(exposure.what) + len(label) + 2 for label, exposure in found), default=0)
     for label, exposure in found:
@@ -30,7 +30,7 @@ def report(text: PodText, pod: Pod) -> Iterator[str]:
 
 
 def exposures(text: PodText, pod: Pod) -> Iterator[tuple[str, Exposure]]:
-    """Pairs of a step's label and what it gives away."""
+    """Pairs of a step's label and an exposure of it."""
     for record in text.steps:
         hook = hook_loader.load(record.hook)
         step = resolve(pod, hook, record._asdict())

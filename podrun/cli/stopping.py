@@ -52,7 +52,7 @@ down.params = [
 def _meant(ctx: click.Context, words: Sequence[str], every: bool) -> list[str]:
     def found() -> None:
         if bool(words) == every:
-            raise Failure("name the pods, or say --all", code=WRONG_FILE)
+            raise Failure("name the pods, or use --all", code=WRONG_FILE)
         names.extend(journals.pods(host_of(ctx.obj).run) if every else words)
 
     names: list[str] = []
@@ -95,7 +95,7 @@ def stop(
     host = host_of(ctx.obj)
     words = [*words, *map(_first_line, files)]
     if bool(words) == every:
-        raise Failure("name the pods, or say --all", code=WRONG_FILE)
+        raise Failure("name the pods, or use --all", code=WRONG_FILE)
     names = journals.pods(host.run) if every else [name_of(word, host) for word in words]
     return _undone(ctx, host, names, force=force, patience=patience)
 

@@ -28,7 +28,7 @@ def moment(text: str, option: str) -> float:
         return datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", text.strip())).timestamp()
     except ValueError:
         hint = "such as 10m, 2026-11-26T17:30:00Z or 1795714200"
-        raise Failure(f"{option} {text!r} is no time", code=WRONG_FILE, hint=hint) from None
+        raise Failure(f"{option} {text!r} is not a time", code=WRONG_FILE, hint=hint) from None
 
 
 def stamp(seconds: float) -> str:

@@ -34,7 +34,7 @@ def stats(ctx: click.Context, words: Sequence[str], form: str, once: bool, follo
     chosen = [name_of(word, host) for word in words]
     for name in chosen:
         if not journals.journals(host.run, name):
-            raise Failure(f"there is no pod {name}", code=UNAVAILABLE, hint="'podrun ps' lists those that there are")
+            raise Failure(f"there is no pod {name}", code=UNAVAILABLE, hint="'podrun ps' lists the pods")
     screen = sys.stdout.isatty() and not once
     while True:
         rows = _rows(host, chosen, form)

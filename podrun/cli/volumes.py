@@ -112,8 +112,8 @@ def rm(ctx: click.Context, names: Sequence[str], force: bool) -> None:
 
 
 @group.command(cls=Guarded)
-@click.option("-a", "--all", "named", is_flag=True, help="Named volumes, which is every one that podrun makes.")
-@click.option("-f", "--force", is_flag=True, help="Do not ask, and pass over pod files that cannot be read.")
+@click.option("-a", "--all", "named", is_flag=True, help="Named volumes too: podrun makes no others.")
+@click.option("-f", "--force", is_flag=True, help="Do not ask, and skip pod files that cannot be read.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
 @click.pass_context
 def prune(ctx: click.Context, named: bool, force: bool, dry_run: bool) -> None:

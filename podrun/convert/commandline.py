@@ -76,7 +76,7 @@ def options(container: Container, line: Sequence[str], origin: Origin) -> None:
     while at < len(line):
         _, at = _options(container, line, at, origin, strict=False)
         if at < len(line):
-            container.note(origin, f"{line[at]!r} is no option")
+            container.note(origin, f"{line[at]!r} is not an option")
             at += 1
 
 

@@ -56,7 +56,7 @@ class Container:
         if len(fields) == 1:
             self.anonymous(fields[0], [], origin)
         elif len(fields) > 3 or not all(fields[:2]):
-            self.note(origin, f"{text!r} is no mount: expected [SOURCE:]TARGET[:OPTIONS]")
+            self.note(origin, f"{text!r} is not a mount: expected [SOURCE:]TARGET[:OPTIONS]")
         else:
             self.mount(fields[0], fields[1], fields[2].split(",") if len(fields) == 3 else [], origin)
 

@@ -224,7 +224,7 @@ def ulimit(container: Container, value: str, origin: Origin) -> None:
 def userns(container: Container, value: str, origin: Origin) -> None:
     """--userns."""
     if value == "host":
-        container.note(origin, "host: so it is, unless the pod file says otherwise", by_hand=False)
+        container.note(origin, "host: that is podrun's default", by_hand=False)
     else:
         container.step.set("userns", value, origin)
 
@@ -306,7 +306,7 @@ def health_failure(container: Container, value: str, origin: Origin) -> None:
     if value == "restart" and "Restart" not in container.pod.sections.get("service", {}):
         container.pod.setting("service", "Restart", "on-failure")
     if value == "kill":
-        container.note(origin, "kill: podrun does just that", by_hand=False)
+        container.note(origin, "kill: podrun does so anyway", by_hand=False)
     if value == "stop":
         container.note(origin, "stop: podrun kills what fails its check; without Restart= it stays down", by_hand=False)
 

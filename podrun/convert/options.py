@@ -224,7 +224,7 @@ OPTIONS: dict[str, Meaning] = {
     "sig-proxy": Meaning(_needless("the foreground passes signals on"), True),
     "stop-signal": Meaning(_set("stop_signal")),
     "stop-timeout": Meaning(handlers.stop_timeout),
-    "storage-opt": Meaning(_none("the writable layer has the space of its file system", "use a volume with a quota")),
+    "storage-opt": Meaning(_none("the writable layer can use all of its file system", "use a volume with a quota")),
     "subgidname": Meaning(_none("podrun's containers use the host's ids")),
     "subuidname": Meaning(_none("podrun's containers use the host's ids")),
     "sysctl": Meaning(handlers.sysctl),

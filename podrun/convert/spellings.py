@@ -41,7 +41,7 @@ def restart(pod: Pod, policy: str, origin: Origin) -> None:
     words = {"no": "no", "on-failure": "on-failure", "always": "always", "unless-stopped": "always", "any": "always"}
     words |= {"none": "no"}
     if word not in words or (colon and not count.isdecimal()):
-        pod.note(origin, f"{policy!r} is no restart policy", "set Restart= in [service]")
+        pod.note(origin, f"{policy!r} is not a restart policy", "set Restart= in [service]")
         return
     pod.setting("service", "Restart", words[word])
     if colon and int(count):

@@ -98,7 +98,7 @@ def name_of(word: str, host: Host) -> str:
     try:
         return loader.load(word, environ=None, load_hook=hook_loader.load).name
     except Failure:
-        # Broken or gone: what it was started as is the best guess, and down has to work.
+        # The file is broken or gone. down has to work all the same: take the name that it was started under.
         return valid_name(_shown(word))
 
 
@@ -150,7 +150,7 @@ def _down(given: dict[str, Any], host: Host) -> int:
 
     name = given["word"] = name_of(given["word"], host)
     if not given["invocation"] and not launch.is_known(name, host):
-        host.report("there is no such pod, and nothing of it: nothing was undone")
+        host.report("there is no such pod: nothing was undone")
         return 0
     return launch.down(
         name,

@@ -301,7 +301,7 @@ def _by_launcher(launcher: Resident, name: str, host: Host, request: Request | N
     with open(f"/proc/{launcher.pid}/status", encoding="ascii", errors="replace") as file:
         caught = next((line.split()[1] for line in file if line.startswith("SigCgt:")), "0")
     if not int(caught, 16) >> (foreground.RELOAD - 1) & 1:
-        what = "it runs in the foreground of a podrun that is at work, or too old to be asked"
+        what = "it runs in the foreground of a podrun that is busy, or too old to be asked"
         raise Failure(what, code=BUSY, hint="try again, or end it there and start it again")
     before = len(history.read(host.root, name))
     _leave_request(name, host, request or Request(by=history.who(host.environ)))
@@ -321,14 +321,14 @@ def _ask_payload(text: PodText, name: str, host: Host) -> int:
     residents = launch.residents(host.run, name)
     if not text.reload or not residents:
         hint = 'set reload = "swap" in [pod], the name of a signal, or a command'
-        raise Failure("nothing says how it is reloaded", code=WRONG_FILE, hint=hint)
+        raise Failure("the pod file does not say how it is reloaded", code=WRONG_FILE, hint=hint)
     if isinstance(text.reload, str):
         import signal
 
         word = text.reload.upper().removeprefix("SIG")
         number = int(word) if word.isdecimal() else getattr(signal, f"SIG{word}", None)
         if number is None:
-            raise Failure(f"{text.reload!r} is no signal", code=WRONG_FILE)
+            raise Failure(f"{text.reload!r} is not a signal", code=WRONG_FILE)
         foreground.send(residents[-1], number)
         return 0
     return _inside(name, text.reload, host)

@@ -60,7 +60,7 @@ class Terminal:
             try:
                 termios.tcsetattr(0, termios.TCSADRAIN, self.before)
             except termios.error:
-                pass  # the terminal has gone
+                pass  # the terminal is gone
         if self.listener is not None:
             self.listener.close()
         self._unlink()
@@ -97,7 +97,7 @@ class Terminal:
                 size = fcntl.ioctl(0, termios.TIOCGWINSZ, bytes(8))
                 fcntl.ioctl(self.master, termios.TIOCSWINSZ, size)
         except OSError:
-            pass  # one of the two has gone
+            pass  # one of the two is gone
 
     def _copy(self) -> None:
         def end_of_input() -> None:

@@ -35,7 +35,7 @@ def start(text: PodText, host: Host) -> int:
         raise Failure("it is already up", code=BUSY, hint=f"'podrun down {text.name}' stops it")
     pod = _described(text)
     if notify.is_transient(name):
-        # A failed unit stays to be looked at, until the next start.
+        # A failed unit stays for inspection until the next start.
         _run(["systemctl", "reset-failed", name], quiet=True)
     path = write(text, host)
     podrun = units.Command(_program(), ("--root", host.root, "--run", host.run))
@@ -82,7 +82,7 @@ def _off_the_command_line(wanted: list[tuple[str, str]], text: PodText, path: st
         if key == "SetCredential":
             name, _, content = value.partition(":")
             if not name or set(name) & set("/%"):
-                raise Failure(f"SetCredential={name}: is no name of a credential", code=WRONG_FILE)
+                raise Failure(f"SetCredential={name}: is not the name of a credential", code=WRONG_FILE)
             _private(f"{stem}.{name}.credential", unit_environment.unescaped(content))
             kept.append(("LoadCredential", f"{name}:{stem}.{name}.credential"))
     return kept

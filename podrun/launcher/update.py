@@ -227,7 +227,7 @@ def _change(
     if states.state(host.run, text.name) != "up" or not _swaps(text, rules):
         _restart(text, header, host)
     took = time.monotonic() - left
-    hint = f"it is back on the version before after {took:.1f} s; 'podrun history {text.name}' has it"
+    hint = f"it is back on the previous version after {took:.1f} s; 'podrun history {text.name}' has it"
     raise Failure(why, code=STEP_FAILED, hint=hint)
 
 

@@ -67,8 +67,8 @@ SyslogIdentifier=podrun-update
 TimeoutStartSec=infinity
 """
 
-# Pods' units come after it, and do not need it: what it does not get done does not keep them from starting. It is
-# started at boot and never by a pod: later there are pods that live, which is nothing of its business.
+# Pods' units come after it, and do not need it: they start all the same when it fails. It is started at boot and never
+# by a pod: later there are living pods, which it must not touch.
 _GC = """# Made by podrun for all pods of this host.
 [Unit]
 Description=podrun: removal of what pods have left when the power went

@@ -153,7 +153,7 @@ def uninstall(name: str) -> list[str]:
 
 
 def starts_at_boot(texts: dict[str, str]) -> bool:
-    """Whether anything would start the pod by itself: an [Install] section of one of its units."""
+    """Whether anything starts the pod at boot: an [Install] section of one of its units."""
     return any("\n[Install]\n" in text for text in texts.values())
 
 

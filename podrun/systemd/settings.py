@@ -196,7 +196,7 @@ def _wrong(section: str, key: str, value: Any) -> str:
     if key in _UNITS:
         for word in text.split():
             if word.rpartition(".")[2] not in _TYPES:
-                return f"{key}: {word!r} is no name of a unit; did you mean '{word}.service'?"
+                return f"{key}: {word!r} is not the name of a unit; did you mean '{word}.service'?"
     return ""
 
 

@@ -47,7 +47,7 @@ def quoted(word: str, specifiers: str = "") -> str:
     Raises Wrong for what no command line can hold.
     """
     if "\0" in word or not _is_utf8(word):
-        raise Wrong(f"{word!r} cannot be a word of a command line")
+        raise Wrong(f"{word!r} cannot be a word in a command line")
     text = word.replace("\\", "\\\\").replace("%", "%%").replace("$", "$$").replace('"', '\\"')
     text = "".join(f"\\x{ord(c):02x}" if ord(c) < 32 or ord(c) == 127 else c for c in text) + specifiers
     plain = text and all(c.isalnum() or c in "/@._-+:=,%" for c in text)

@@ -103,11 +103,11 @@ def test_ps_prints_columns_by_name_and_lines_of_fields(two: Podrun) -> None:
         (["inspect", "-f", "{nmae}", "first"], "did you mean 'name'"),
         (["inspect", "-f", "{name[}", "first"], "is no path"),
         (["logs", "-n", "x", "first"], "a number of lines"),
-        (["logs", "--since", "yesteryear", "first"], "is no time"),
+        (["logs", "--since", "yesteryear", "first"], "is not a time"),
         (["exec", "-dt", "first", "true"], "leave out -d, or -t"),
         (["exec", "--env-file", "/no/such", "first", "true"], "/no/such"),
-        (["down"], "name the pods, or say --all"),
-        (["kill", "--all", "first"], "name the pods, or say --all"),
+        (["down"], "name the pods, or use --all"),
+        (["kill", "--all", "first"], "name the pods, or use --all"),
     ],
 )
 def test_what_is_spelled_wrong_is_told(two: Podrun, words: list[str], told: str) -> None:

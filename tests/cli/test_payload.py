@@ -47,7 +47,7 @@ def test_a_signal_reaches_the_payload(running: Podrun) -> None:
 def test_what_is_no_signal_is_refused(running: Podrun, signal: str) -> None:
     done = running("kill", "-s", signal, "cc")
     assert done.returncode == 78
-    assert "is no signal" in done.stderr
+    assert "is not a signal" in done.stderr
 
 
 def test_top_lists_the_containers_processes_by_their_own_numbers(running: Podrun) -> None:

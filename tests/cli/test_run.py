@@ -70,7 +70,7 @@ def test_the_payload_sees_what_docker_would_show_it(podrun: Podrun, options: str
         ("--timeout 5", "say 'timeout 5 podrun run ...'"),
         ("--uts host --isolation x", "--isolation: it is about Windows"),
         ("--restart sometimes", "expected no, on-failure"),
-        ("--cidfile /", "is there already"),
+        ("--cidfile /", "already exists"),
     ],
 )
 def test_what_podrun_does_not_have_says_what_to_do_instead(podrun: Podrun, options: str, what: str) -> None:

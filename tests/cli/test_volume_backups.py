@@ -47,10 +47,10 @@ def test_through_a_pipe(podrun: Podrun, data: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "what"),
     [
-        (["create", "data"], 75, "is there already"),
+        (["create", "data"], 75, "already exists"),
         (["create", "../x"], 78, "expected a volume's name"),
         (["export", "nosuch"], 69, "there is no volume"),
-        (["import", "data", "/dev/null"], 75, "has something in it"),
+        (["import", "data", "/dev/null"], 75, "is not empty"),
         (["import", "new", "/etc/passwd"], 65, "tar"),
         (["import", "new", "/no/such"], 69, "No such file"),
         (["import", "../../x", "/dev/null"], 78, "expected a volume's name"),

@@ -558,4 +558,4 @@ def test_the_picture_of_a_start_has_a_bar_for_every_step_at_its_time(podrun: Pod
 def test_there_is_no_trace_of_a_pod_that_is_not_there(podrun: Podrun, words: Any) -> None:
     done = podrun("trace", *words, "nobody")
     assert (done.returncode, done.stdout) == (69, "")
-    assert done.stderr == "podrun: nobody: there is no such pod; 'podrun ps' lists those that there are\n"
+    assert done.stderr == "podrun: nobody: there is no such pod; 'podrun ps' lists the pods\n"

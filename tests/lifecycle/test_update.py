@@ -144,7 +144,7 @@ def test_a_version_that_is_not_well_is_left_again_and_not_tried_twice(
     push("bad", **wrong)
     ended = web.podrun("update", "web")
     assert ended.returncode == 76, ended.stderr
-    assert "back on the version before" in ended.stderr
+    assert "back on the previous version" in ended.stderr
     assert word in ended.stderr
     assert web.get() == "one"
     assert [row["result"].partition(":")[0] for row in web.history()] == ["ok", "failed"]

@@ -40,7 +40,7 @@ def remove(name: str, run: str) -> None:
     """Removes the network's table, and its bridge. Raises Failure: UNAVAILABLE when there is none, BUSY naming pods."""
     declared = name in options.networks()
     if not declared and not any(row["name"] == name for row in inspect.networks(run)):
-        raise Failure(f"there is no network {name}", code=UNAVAILABLE, hint="'podrun network ls' lists those there are")
+        raise Failure(f"there is no network {name}", code=UNAVAILABLE, hint="'podrun network ls' lists the networks")
     if holders := sorted({row["pod"] for row in inspect.leases(run) if row["bridge"] == name and row["alive"]}):
         raise Failure(f"network {name} is in use by {', '.join(holders)}", code=BUSY, hint="stop them first")
     if declared:
