@@ -131,11 +131,15 @@ def history(ctx: click.Context, ref: str, form: str) -> None:
 @click.pass_context
 def login(ctx: click.Context, registry: str, username: str, password_stdin: bool) -> None:
     """Check a user name and password with a registry, and store them where docker does."""
-    user = username or click.prompt("Username", err=True)
-    if password_stdin:
-        password = sys.stdin.read().rstrip("\r\n")
-    else:
-        password = click.prompt("Password", hide_input=True, err=True)
+    try:
+        user = username or click.prompt("Username", err=True)
+        if password_stdin:
+            password = sys.stdin.read().rstrip("\r\n")
+        else:
+            password = click.prompt("Password", hide_input=True, err=True)
+    except click.Abort:
+        hint = "--username NAME --password-stdin"
+        raise Failure("nobody is there to be asked", code=WRONG_FILE, hint=hint) from None
     place = pull.store().login(registry, user, password)
     say(f"{registry}: logged in; kept in {place}")
 

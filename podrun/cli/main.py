@@ -40,7 +40,7 @@ from podrun.engine import hook_loader
 from podrun.engine import journal as journals
 from podrun.engine import state as states
 from podrun.engine.locks import Lock
-from podrun.errors import WRONG_FILE, Failure
+from podrun.errors import NOT_ALLOWED, WRONG_FILE, Failure
 from podrun.hook_extras import Collects
 from podrun.host import Host
 from podrun.launcher import launch
@@ -95,6 +95,27 @@ _METAVARS = {"word": "FILE|NAME", "ref": "REF"}
 def podrun(ctx: click.Context, /, **given: Any) -> None:
     """Start container pods the way systemd starts services: no daemon, no shim, nothing left resident."""
     ctx.obj = given
+    if os.geteuid() and ctx.invoked_subcommand not in FOR_ANYBODY:
+        code = guarded(lambda: _refuse_without_root(given), given)
+        if code:
+            ctx.exit(code)
+
+
+#: Commands that say something true to who is not root. All others would find nothing, and say that there is nothing.
+FOR_ANYBODY = (
+    "check", "completion", "convert", "doctor", "hook", "info", "login", "logout", "registry", "schema", "unit",
+    "version",
+)  # fmt: skip
+
+
+def _refuse_without_root(given: dict[str, Any]) -> int:
+    """Raises Failure (NOT_ALLOWED) if a directory with podrun's state is somebody else's."""
+    host = host_of(given)
+    for path in (f"{host.root}/images", f"{host.root}/volumes", f"{host.run}/locks", f"{host.run}/runtime"):
+        if os.path.isdir(path) and not os.access(path, os.R_OK | os.X_OK):
+            what = f"podrun needs root: {path} is open to nobody else"
+            raise Failure(what, code=NOT_ALLOWED, hint="sudo podrun ...")
+    return 0
 
 
 podrun.params = [*(_option(flag) for flag in GLOBAL), *podrun.params]

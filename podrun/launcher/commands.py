@@ -201,6 +201,8 @@ def subject(given: dict[str, Any]) -> str:
 def _follow(given: dict[str, Any], host: Host) -> int:
     from podrun.engine import hook_loader
 
+    if os.geteuid():
+        raise Failure("podrun needs root: it leads pods to services", code=NOT_ALLOWED, hint="sudo podrun ...")
     hook_loader.follower().become(host.run)
     return 0
 
