@@ -24,6 +24,7 @@ def run(arguments: Sequence[str]) -> int:
     os.umask(0o022)
     gc.set_threshold(_COLLECT_AT)
     bundle = bundles.install()
+    _leave_no_core()
     from podrun.launcher.arguments import plain
 
     recognised = plain(arguments)
@@ -46,7 +47,6 @@ def main() -> None:
     Nothing is left to finalise: taking the interpreter apart in order would cost 4 ms of every start.
     """
     _have_standard_streams()
-    _leave_no_core()
     try:
         code = run(sys.argv[1:])
     except KeyboardInterrupt:
@@ -72,9 +72,9 @@ def _leave_no_core() -> None:
 
     It is inherited by forked children and ends with execve(2): the payload's core dumps are its own business.
     """
-    import ctypes
+    from podrun import libc
 
-    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def _have_standard_streams() -> None:

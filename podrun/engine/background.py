@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import select
 import time
 
-from podrun import jsontext
+from podrun import jsontext, libc
 from podrun.engine.verbs import late, verb
 from podrun.errors import Failure, of_oserror
 from podrun.facts import accepted
@@ -120,7 +119,7 @@ def begin(
     try:
         forked()
         os.close(here)
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0)
+        libc.prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0)
         if os.getppid() != launcher:
             os._exit(1)
         try:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import time
 
+from podrun import libc
 from podrun.engine.processes import alive
 from podrun.errors import Interrupted
 from podrun.record import NamedTuple
@@ -47,7 +47,7 @@ class Resident(NamedTuple):
 
 def adopt_orphans() -> None:
     """Makes the containers' inits children of podrun once their runtime has exited (prctl(2), CHILD_SUBREAPER)."""
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def interruptible() -> None:

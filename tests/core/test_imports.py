@@ -27,8 +27,8 @@ with open(sys.argv[1], "w") as file:
 
 #: Built into the interpreter or a few hundred lines of C each, and what they bring along.
 CHEAP = {
-    "__future__", "_blake2", "_ctypes", "_json", "_operator", "_posixshmem", "_socket", "_struct", "binascii", "ctypes",
-    "ctypes._endian", "errno", "fcntl", "operator", "select", "struct", "time", "types", "math", "_signal", "array",
+    "__future__", "_blake2", "_ctypes", "_json", "_operator", "_posixshmem", "_socket", "_struct", "binascii",
+    "errno", "fcntl", "operator", "select", "struct", "time", "types", "math", "_signal", "array",
 }  # fmt: skip
 
 

@@ -119,6 +119,9 @@ def begin(tag: str, run: str, fd: int, plug: Plug | None, wish: Wish, made: str 
     share()
     _clear(tag, run)
     socket = rtnetlink.Socket() if plug else None
+    if plug:
+        # Before the fork: what a child imports does not come from podrun's bundle of modules.
+        from podrun_hooks.network.netlink import classifier  # noqa: F401
     proc = _own_proc()
 
     def make() -> None:

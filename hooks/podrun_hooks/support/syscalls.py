@@ -5,8 +5,11 @@ Flags are those of the uapi headers <linux/mount.h>, <linux/sched.h> and <linux/
 
 from __future__ import annotations
 
-import ctypes
 import os
+from struct import Struct
+
+from podrun import libc
+from podrun.libc import Long, checked
 
 # ``signal`` builds enums (3 ms): the start path takes the numbers from the module below it.
 TYPE_CHECKING = False
@@ -74,46 +77,37 @@ _RACES = 1000
 #: Signals whose handlers raise: what asks podrun to end, and a step's timeout.
 _RAISING = (_signal.SIGHUP, _signal.SIGINT, _signal.SIGTERM, _signal.SIGALRM)
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.syscall.restype = ctypes.c_long
+#: struct clone_args: flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid, set_tid_size,
+#: cgroup.
+_CLONE_ARGS = Struct("=11Q")
 
-
-def _checked(result: int, path: str | bytes | None = None) -> int:
-    if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), path)
-    return result
+_unshare, _setns, _mount, _umount2 = map(libc.function, ("unshare", "setns", "mount", "umount2"))
+_syncfs, _setfsuid, _setfsgid = map(libc.function, ("syncfs", "setfsuid", "setfsgid"))
 
 
 def _bytes(text: str | bytes | None) -> bytes | None:
     return os.fsencode(text) if text is not None else None
 
 
-def _syscall(number: int, *arguments: object, path: str | bytes | None = None) -> int:
-    # syscall(2) takes longs: a bare Python int would go as a 32-bit int and leave the register's upper half undefined.
-    wide = [ctypes.c_long(value) if isinstance(value, int) else value for value in arguments]
-    return _checked(_libc.syscall(ctypes.c_long(number), *wide), path)
-
-
 def unshare(flags: int) -> None:
     """unshare(2). Call it in a forked child only: the launcher itself stays in the host's namespaces."""
-    _checked(_libc.unshare(flags))
+    checked(_unshare(flags))
 
 
 def setns(fd: int, kind: int = 0) -> None:
     """setns(2), in a forked child only. ``kind``: the CLONE_NEW* that the descriptor must be of; 0: any."""
-    _checked(_libc.setns(fd, kind))
+    checked(_setns(fd, kind))
 
 
 def mount(source: str | None, target: str, fstype: str | None = None, flags: int = 0, data: str | None = None) -> None:
     """mount(2). ``data`` is cut at 4 KiB by the kernel: stack many layers with :func:`fsmount`."""
-    result = _libc.mount(_bytes(source), _bytes(target), _bytes(fstype), ctypes.c_ulong(flags), _bytes(data))
-    _checked(result, target)
+    result = _mount(_bytes(source), _bytes(target), _bytes(fstype), Long(flags), _bytes(data))
+    checked(result, target)
 
 
 def umount(target: str, flags: int = 0) -> None:
     """umount2(2)."""
-    _checked(_libc.umount2(_bytes(target), flags), target)
+    checked(_umount2(_bytes(target), flags), target)
 
 
 def fsmount(fstype: str, options: list[tuple[str, str | None]], attributes: int = 0) -> int:
@@ -122,13 +116,15 @@ def fsmount(fstype: str, options: list[tuple[str, str | None]], attributes: int 
     ``options`` are pairs of key and value, None for a flag. Raises OSError, with the kernel's own message where the
     file system left one in its context (fsopen(2) "message retrieval").
     """
-    context = _syscall(_SYS_FSOPEN, _bytes(fstype), 1, path=fstype)
+    context = libc.syscall(_SYS_FSOPEN, _bytes(fstype), 1, path=fstype)
     try:
         for key, value in options:
             command = FSCONFIG_SET_FLAG if value is None else FSCONFIG_SET_STRING
-            _syscall(_SYS_FSCONFIG, context, command, _bytes(key), _bytes(value), 0, path=f"{fstype}: {key}={value}")
-        _syscall(_SYS_FSCONFIG, context, FSCONFIG_CMD_CREATE, None, None, 0, path=fstype)
-        return _syscall(_SYS_FSMOUNT, context, 1, attributes, path=fstype)
+            libc.syscall(
+                _SYS_FSCONFIG, context, command, _bytes(key), _bytes(value), 0, path=f"{fstype}: {key}={value}"
+            )
+        libc.syscall(_SYS_FSCONFIG, context, FSCONFIG_CMD_CREATE, None, None, 0, path=fstype)
+        return libc.syscall(_SYS_FSMOUNT, context, 1, attributes, path=fstype)
     except OSError as error:
         try:
             error.strerror = os.read(context, 4096).decode(errors="replace").strip() or error.strerror
@@ -142,16 +138,16 @@ def fsmount(fstype: str, options: list[tuple[str, str | None]], attributes: int 
 def open_tree(path: str, *, clone: bool = True, recursive: bool = False, dirfd: int = AT_FDCWD) -> int:
     """A descriptor of the mount at ``path``; with ``clone`` a detached copy of it, as a bind mount is (kernel 5.2)."""
     flags = (OPEN_TREE_CLONE if clone else 0) | (AT_RECURSIVE if recursive else 0) | os.O_CLOEXEC
-    return _syscall(_SYS_OPEN_TREE, dirfd, _bytes(path), flags, path=path)
+    return libc.syscall(_SYS_OPEN_TREE, dirfd, _bytes(path), flags, path=path)
 
 
 def move_mount(fd: int, target: str | int) -> None:
     """Attaches a detached mount at a path, or at an open descriptor of a directory or file (kernel 5.2)."""
     if isinstance(target, int):
         flags = MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH
-        _syscall(_SYS_MOVE_MOUNT, fd, b"", target, b"", flags)
+        libc.syscall(_SYS_MOVE_MOUNT, fd, b"", target, b"", flags)
     else:
-        _syscall(_SYS_MOVE_MOUNT, fd, b"", AT_FDCWD, _bytes(target), MOVE_MOUNT_F_EMPTY_PATH, path=target)
+        libc.syscall(_SYS_MOVE_MOUNT, fd, b"", AT_FDCWD, _bytes(target), MOVE_MOUNT_F_EMPTY_PATH, path=target)
 
 
 class Naming:
@@ -168,8 +164,8 @@ class Naming:
             error.filename = self.path
 
 
-class _MountAttr(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_uint64) for name in ("attr_set", "attr_clr", "propagation", "userns_fd")]
+#: struct mount_attr: attr_set, attr_clr, propagation, userns_fd.
+_MOUNT_ATTR = Struct("=4Q")
 
 
 def mount_setattr(
@@ -179,41 +175,41 @@ def mount_setattr(
 
     ``userns``: the user namespace whose mapping MOUNT_ATTR_IDMAP applies.
     """
-    wanted = _MountAttr(attributes, clear, propagation, userns)
+    wanted = _MOUNT_ATTR.pack(attributes, clear, propagation, userns)
     flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
-    _syscall(_SYS_MOUNT_SETATTR, fd, b"", flags, ctypes.byref(wanted), ctypes.sizeof(wanted))
+    libc.syscall(_SYS_MOUNT_SETATTR, fd, b"", flags, wanted, len(wanted))
 
 
-class _OpenHow(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_uint64) for name in ("flags", "mode", "resolve")]
+#: struct open_how: flags, mode, resolve.
+_OPEN_HOW = Struct("=3Q")
 
 
 def openat2(dirfd: int, path: str | bytes, flags: int, *, mode: int = 0, resolve: int = RESOLVE_IN_ROOT) -> int:
     """openat2(2) (kernel 5.6), close-on-exec. RESOLVE_IN_ROOT: "/", ".." and symlinks stay below ``dirfd``."""
-    how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve)
+    how = _OPEN_HOW.pack(flags | os.O_CLOEXEC, mode, resolve)
     for _ in range(_RACES):
         try:
-            return _syscall(_SYS_OPENAT2, dirfd, _bytes(path), ctypes.byref(how), ctypes.sizeof(how), path=path)
+            return libc.syscall(_SYS_OPENAT2, dirfd, _bytes(path), how, len(how), path=path)
         except BlockingIOError:
             # EAGAIN: somebody, anywhere, has renamed or mounted something while a ".." was walked; to be tried again.
             continue
-    return _syscall(_SYS_OPENAT2, dirfd, _bytes(path), ctypes.byref(how), ctypes.sizeof(how), path=path)
+    return libc.syscall(_SYS_OPENAT2, dirfd, _bytes(path), how, len(how), path=path)
 
 
 def syncfs(fd: int) -> None:
     """syncfs(2): everything written to the file system of ``fd`` is on the disk; raises what the disk reported."""
-    _checked(_libc.syncfs(fd))
+    checked(_syncfs(fd))
 
 
 def prctl(option: int, value: int) -> int:
     """prctl(2) with one argument."""
-    return _checked(_libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0))
+    return checked(libc.prctl(option, Long(value), 0, 0, 0))
 
 
 def set_fs_ids(uid: int, gid: int) -> None:
     """setfsuid(2) and setfsgid(2): as whom files are looked up and made."""
-    _libc.setfsgid(ctypes.c_uint32(gid))
-    _libc.setfsuid(ctypes.c_uint32(uid))
+    _setfsgid(gid)
+    _setfsuid(uid)
 
 
 def fork(cgroup: str = "") -> int:
@@ -248,10 +244,8 @@ def _fork_into(cgroup: str) -> int:
     except OSError:
         return os.fork()
     try:
-        # struct clone_args: flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid,
-        # set_tid_size, cgroup.
-        arguments = (ctypes.c_uint64 * 11)(_CLONE_INTO_CGROUP, 0, 0, 0, _signal.SIGCHLD, 0, 0, 0, 0, 0, directory)
-        return _syscall(_SYS_CLONE3, ctypes.byref(arguments), ctypes.sizeof(arguments))
+        arguments = _CLONE_ARGS.pack(_CLONE_INTO_CGROUP, 0, 0, 0, _signal.SIGCHLD, 0, 0, 0, 0, 0, directory)
+        return libc.syscall(_SYS_CLONE3, arguments, len(arguments))
     except OSError:  # before Linux 5.7, or forbidden by a seccomp filter
         child = os.fork()
         if not child:
@@ -283,7 +277,7 @@ def die_with_parent(parent: int, signal: int = 9) -> None:
 
 def close_on_exec_from(first: int) -> None:
     """Marks every descriptor from ``first`` on close-on-exec (close_range(2), kernel 5.11)."""
-    _syscall(_SYS_CLOSE_RANGE, first, _ANY_FD, _CLOSE_RANGE_CLOEXEC)
+    libc.syscall(_SYS_CLOSE_RANGE, first, _ANY_FD, _CLOSE_RANGE_CLOEXEC)
 
 
 def heed_signals() -> None:
