@@ -72,6 +72,46 @@ def test_up_of_a_pod_file_adds_what_reading_toml_needs_and_nothing_the_second_ti
     podrun("down", "web", check=True)
 
 
+def calls(podrun: Podrun, *words: Any) -> dict[str, list[str]]:
+    """The programs that podrun runs, its forks, the bytecode of its own that it opens, the cgroups that it moves to."""
+    path = podrun.home / "calls"
+    traced = "trace=execve,clone,clone3,fork,vfork,openat"
+    argv = ["strace", "-f", "-qq", "-e", traced, "-e", "signal=none", "-o", str(path), *podrun.argv(*words)]
+    done = subprocess.run(
+        argv, env=podrun.environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    lines = path.read_text().splitlines()
+    own = lines[0].split()[0]
+    # A call that was interrupted is told twice; the first time it has its arguments.
+    first = [line for line in lines if "resumed>" not in line and "ENOENT" not in line]
+    return {
+        "execs": [line for line in first if "execve(" in line],
+        "forks": [line for line in first if line.split()[0] == own and ("clone" in line or "fork(" in line)],
+        "bytecode": [line for line in first if "openat(" in line and "/podrun" in line and ".pyc" in line],
+        "moves": [line for line in first if "cgroup.procs" in line and "O_WRONLY" in line],
+    }
+
+
+def test_a_start_and_its_undoing_run_fork_and_open_no_more_than_they_need(podrun: Podrun) -> None:
+    """Counts, as no clock is the same twice; what each of them would cost is in docs/adr."""
+    podrun.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    words = ("run", "--rm", "--name", "web", "host:", "true")
+    for _ in range(2):
+        podrun(*words, check=True)
+    start = calls(podrun, *words)
+    podrun("run", "-d", *words[2:-1], "sh", "-c", PATIENT, check=True)
+    podrun("down", "web", check=True)
+    podrun("run", "-d", *words[2:-1], "sh", "-c", PATIENT, check=True)
+    down = calls(podrun, "down", "web")
+    # podrun, the runtime, the payload; children that make the network, become the runtime, forbid device nodes.
+    assert (len(start["execs"]), len(start["forks"])) == (3, 3)
+    assert (len(down["execs"]), len(down["forks"])) == (1, 0)
+    # The packages themselves, __main__, the module of the bundle and the bundle.
+    assert max(len(start["bytecode"]), len(down["bytecode"])) <= 5, "\n".join(start["bytecode"] + down["bytecode"])
+    assert not start["moves"], "moving a process makes a start wait for a grace period of RCU, 10 ms"
+
+
 @pytest.mark.server
 def test_a_pull_that_finds_nothing_to_do_imports_no_http_client(podrun: Podrun) -> None:
     built = build.image(build.tar(build.file("a", b"a")))

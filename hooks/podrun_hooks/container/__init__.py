@@ -85,7 +85,7 @@ def down(step: Step, own: Facts) -> None:
         live.end(step)
     process = processes.of_container(place, own)
     if process:
-        runtimes.thaw(place)
+        runtimes.freeze(place, False)  # a container that 'podrun pause' has stopped could not end
         # A container that was created but never started has no payload to ask: its init waits at exec.fifo.
         signal = SIGKILL if os.path.exists(f"{place.state}/exec.fifo") else _stop_signal(step, place)
         timeout = step.pod.stop_timeout if step.options.stop_timeout is None else step.options.stop_timeout

@@ -19,15 +19,12 @@ _OPAQUE = ("trusted.overlay.opaque", "user.overlay.opaque")
 
 
 def freeze(place: Place, on: bool) -> None:
-    """Stops every process of the container's cgroup, or lets it run again. Raises Failure without a cgroup of its own.
-
-    cgroups(7): cgroup.freeze of v2, freezer.state of v1.
-    """
-    for path in runtime.cgroups(place):
-        for name, word in (("cgroup.freeze", str(int(on))), ("freezer.state", "FROZEN" if on else "THAWED")):
-            if os.path.exists(f"{path}/{name}"):
-                _put(f"{path}/{name}", word)
-                return
+    """Stops every process of the container's cgroup, or lets it run again. Raises Failure without such a cgroup."""
+    try:
+        if runtime.freeze(place, on):
+            return
+    except OSError as error:
+        raise Failure(f"{place.cgroup}: {error.strerror}", code=STEP_FAILED) from None
     raise Failure(
         "the container has no cgroup of its own",
         code=UNAVAILABLE,

@@ -436,18 +436,25 @@ def members(place: Place) -> list[int]:
     return sorted(pids - {0})
 
 
-def thaw(place: Place) -> None:
-    """Lets a container run again that ``podrun pause`` has stopped: it could not end else (cgroups(7))."""
-    for path in cgroups(place):
-        for name, word in (("cgroup.freeze", b"0"), ("freezer.state", b"THAWED")):
-            try:
-                fd = os.open(f"{path}/{name}", os.O_WRONLY | os.O_CLOEXEC)
-            except OSError:
-                continue
-            try:
-                os.write(fd, word)
-            finally:
-                os.close(fd)
+def freeze(place: Place, on: bool) -> bool:
+    """Stops every process of the container's cgroup, or lets it run again; False for a container without one.
+
+    cgroups(7): cgroup.freeze of v2, freezer.state of v1. Raises OSError.
+    """
+    own = place.cgroup
+    for path, words in (
+        (f"{_CGROUPS}{own}/cgroup.freeze", ("0", "1")),
+        (f"{_CGROUPS}/freezer{own}/freezer.state", ("THAWED", "FROZEN")),
+        (f"{_HYBRID}{own}/cgroup.freeze", ("0", "1")),
+    ):
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
+        with open(fd, "w", encoding="utf-8") as file:
+            file.write(words[on])
+        return True
+    return False
 
 
 def remove_cgroups(place: Place) -> None:
