@@ -27,6 +27,23 @@ _CODE_OF_ERRNO = {
     errno.EPERM: NOT_ALLOWED,
 }
 
+#: What the machine lacks for the moment, or what is broken of it: nothing that the user has written can help.
+_OF_THE_MACHINE = frozenset(
+    {
+        errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN, errno.EINTR, errno.EIO, errno.ENOSPC,
+        errno.EDQUOT, errno.ESTALE, errno.ETIMEDOUT,
+    }
+)  # fmt: skip
+
+
+def code_of(error: OSError, otherwise: int = WRONG_FILE) -> int:
+    """The exit code for an OSError about something that the user has named: ``otherwise``, unless it is the machine's.
+
+    WRONG_FILE would keep systemd from starting a unit again (RestartPreventExitStatus=).
+    """
+    number = error.errno or 0
+    return _CODE_OF_ERRNO.get(number, STEP_FAILED) if number in _OF_THE_MACHINE else otherwise
+
 
 class Failure(Exception):
     """Something that a person has to be told: what failed, what to do next, and the exit code.

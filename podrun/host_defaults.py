@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from podrun import ownership
-from podrun.errors import NOT_ALLOWED, WRONG_FILE, Failure
+from podrun.errors import NOT_ALLOWED, WRONG_FILE, Failure, code_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def read(file: str) -> dict[str, Any]:
     except ownership.Untrusted as error:
         raise Failure(error.about(file), code=NOT_ALLOWED, hint=error.hint("/etc/podrun")) from None
     except OSError as error:
-        raise Failure(f"{file}: {error.strerror}", code=WRONG_FILE) from None
+        raise Failure(f"{file}: {error.strerror}", code=code_of(error)) from None
     import tomllib
 
     try:

@@ -7,7 +7,7 @@ import os
 import stat
 
 from podrun import ownership
-from podrun.errors import WRONG_FILE, Failure
+from podrun.errors import WRONG_FILE, Failure, code_of
 from podrun.options import Wrong
 from podrun.record import NamedTuple
 
@@ -54,11 +54,11 @@ class Found(NamedTuple):
     instance: str
 
 
-def wrong(at: str, what: str, hint: str = "") -> Failure:
-    """A Failure (WRONG_FILE) in one line of bearable length: a file's own words go into messages."""
+def wrong(at: str, what: str, hint: str = "", code: int = WRONG_FILE) -> Failure:
+    """A Failure in one line of bearable length: a file's own words go into messages."""
     line = what if what.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in what)
     line = line if len(line) <= 400 else f"{line[:400]}..."
-    return Failure(f"{at}: {line}" if at else line, code=WRONG_FILE, hint=hint)
+    return Failure(f"{at}: {line}" if at else line, code=code, hint=hint)
 
 
 def shown(path: str) -> str:
@@ -127,7 +127,7 @@ def _read(path: str, owners: frozenset[int] | None) -> tuple[Source, int]:
         # ENXIO is what open(2) says of a socket.
         odd = isinstance(error, OSError) and error.errno == errno.ENXIO
         what = "it is not a plain file" if odd else getattr(error, "strerror", None) or str(error)
-        raise wrong(shown(path), what) from None
+        raise wrong(shown(path), what, code=code_of(error) if isinstance(error, OSError) else WRONG_FILE) from None
     try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
@@ -136,7 +136,7 @@ def _read(path: str, owners: frozenset[int] | None) -> tuple[Source, int]:
         while len(data) <= LIMIT >= status.st_size and (piece := os.read(fd, 65536)):
             data += piece
     except OSError as error:
-        raise wrong(shown(path), error.strerror or str(error)) from None
+        raise wrong(shown(path), error.strerror or str(error), code=code_of(error)) from None
     finally:
         os.close(fd)
     if max(len(data), status.st_size) > LIMIT:
@@ -158,7 +158,7 @@ def _drop_ins(directory: str, owners: frozenset[int]) -> list[Source]:
     except ownership.Untrusted as error:
         raise _unbelieved(directory, error) from None
     except OSError as error:
-        raise wrong(shown(directory), error.strerror or str(error)) from None
+        raise wrong(shown(directory), error.strerror or str(error), code=code_of(error)) from None
     try:
         names = sorted(name for name in os.listdir(fd) if name.endswith(".toml") and name[0] != ".")
     finally:

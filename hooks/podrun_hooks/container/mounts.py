@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import stat
 
-from podrun.errors import UNAVAILABLE, WRONG_FILE, Failure
+from podrun.errors import UNAVAILABLE, WRONG_FILE, Failure, code_of
 from podrun.hook import Facts
 from podrun.record import NamedTuple
 from podrun_hooks.container import rootfs
@@ -437,7 +437,7 @@ def _file_system(kind: str, source: str, options: Sequence[str], mapping: Mappin
     try:
         tree = syscalls.fsmount(kind, settings, given)
     except OSError as error:
-        raise Failure(f"a {kind} cannot be mounted: {error.strerror}", code=WRONG_FILE) from error
+        raise Failure(f"a {kind} cannot be mounted: {error.strerror}", code=code_of(error)) from error
     if mapping:
         owner = os.stat(f"/proc/self/fd/{tree}")
         uid, gid = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from podrun import ownership
-from podrun.errors import CANNOT_EXECUTE, WRONG_FILE, Failure
+from podrun.errors import CANNOT_EXECUTE, WRONG_FILE, Failure, code_of
 from podrun.hook import Facts
 from podrun.options import Wrong
 from podrun.record import NamedTuple
@@ -143,7 +143,7 @@ def _text(path: str) -> str:
     try:
         return ownership.read_any(path).decode("utf-8-sig")
     except OSError as error:
-        raise Failure(f"{path}: {error.strerror}", code=WRONG_FILE) from None
+        raise Failure(f"{path}: {error.strerror}", code=code_of(error)) from None
     except UnicodeDecodeError:
         raise Failure(f"{path} is not UTF-8", code=WRONG_FILE) from None
 

@@ -11,7 +11,7 @@ import time
 from _socket import AF_INET6, if_nametoindex, inet_ntop
 from errno import EBUSY, EEXIST, EHOSTUNREACH, EINVAL, ENOENT
 
-from podrun.errors import CANNOT_CREATE, WRONG_FILE, Failure
+from podrun.errors import CANNOT_CREATE, WRONG_FILE, Failure, code_of
 from podrun.record import NamedTuple
 from podrun_hooks.network import ledger as ledgers
 from podrun_hooks.network.child import Child
@@ -267,7 +267,8 @@ def set_sysctls(sysctls: Sequence[tuple[str, str]], proc: int | None = None) -> 
         try:
             _write(path, value, proc)
         except OSError as error:
-            raise Failure(f"sysctl {path.replace('/', '.')} = {value!r}: {error.strerror}", code=WRONG_FILE) from None
+            what = f"sysctl {path.replace('/', '.')} = {value!r}: {error.strerror}"
+            raise Failure(what, code=code_of(error)) from None
 
 
 def port_of(tag: str, inode: int) -> str:
@@ -398,7 +399,7 @@ def opened(path: str) -> int:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        raise Failure(f"{path}: {error.strerror}", code=WRONG_FILE) from None
+        raise Failure(f"{path}: {error.strerror}", code=code_of(error)) from None
     try:
         kind = fcntl.ioctl(fd, _NS_GET_NSTYPE)
     except OSError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from podrun import ownership
-from podrun.errors import NOT_ALLOWED, WRONG_FILE, Failure
+from podrun.errors import NOT_ALLOWED, WRONG_FILE, Failure, code_of
 
 
 def content(path: str, good: str, limit: int = 1 << 20) -> bytes:
@@ -20,7 +20,7 @@ def content(path: str, good: str, limit: int = 1 << 20) -> bytes:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise Failure(f"{path}: {error.strerror}", code=WRONG_FILE) from None
+        raise Failure(f"{path}: {error.strerror}", code=code_of(error)) from None
 
 
 def text(path: str, good: str, limit: int = 1 << 20) -> str:
@@ -40,7 +40,7 @@ def place(path: str, good: str, *, strict: bool = True) -> str:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise Failure(f"{path}: {error.strerror}", code=WRONG_FILE) from None
+        raise Failure(f"{path}: {error.strerror}", code=code_of(error)) from None
 
 
 def directory(path: str, good: str) -> int:

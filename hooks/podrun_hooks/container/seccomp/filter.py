@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from podrun.errors import WRONG_FILE, Failure
+from podrun.errors import WRONG_FILE, Failure, code_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def _content(path: str) -> bytes:
         with open(path, "rb", buffering=0) as file:
             return file.read()
     except OSError as error:
-        raise Failure(f"seccomp profile {path}: {error.strerror}", code=WRONG_FILE) from error
+        raise Failure(f"seccomp profile {path}: {error.strerror}", code=code_of(error)) from error
 
 
 def _publish(path: str, content: bytes) -> None:
