@@ -10,6 +10,7 @@ from podrun.engine import chain
 from podrun.engine import journal as journals
 from podrun.engine.journal import Entry, Writer
 from podrun.engine.segments import resolve
+from podrun.engine.verbs import failed
 from podrun.hook import Pod
 from podrun.hook_extras import RunsBeside, TakesOver, offers
 
@@ -114,7 +115,10 @@ def retire(run: str, key: str, world: Callbacks, drain: float) -> list[str]:
         hook = offers(world.load(step.hook), TakesOver)
         if hook and entry.at in ("up", "stopping"):
             world.watch("settling", step.label)
-            hook.settle(step, entry.facts, drain)
+            try:
+                hook.settle(step, entry.facts, drain)
+            except Exception as error:
+                raise failed(step.label, error) from error
     return chain.down(run, key, world)
 
 
@@ -125,7 +129,10 @@ def _take_over(run: str, key: str, other: str, world: Callbacks) -> None:
         counterpart = others.get((step.hook, step.name))
         if hook and counterpart and entry.facts:
             world.watch("taking over", step.label)
-            hook.take_over(step, entry.facts, counterpart[1], counterpart[0].facts)
+            try:
+                hook.take_over(step, entry.facts, counterpart[1], counterpart[0].facts)
+            except Exception as error:
+                raise failed(step.label, error) from error
             world.watch("taken over", step.label)
 
 
