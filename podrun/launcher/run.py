@@ -62,7 +62,7 @@ def by_id(ref: str, host: Host) -> str:
     digits = ref.removeprefix("sha256:")
     if not (12 <= len(digits) <= 64 and not digits.strip("0123456789abcdef")):
         return ref
-    found: str = hook_loader.part("image", "commands").named_by(host.root, ref)
+    found: str = hook_loader.part("image", "lookup").named_by(host.root, ref)
     return found
 
 

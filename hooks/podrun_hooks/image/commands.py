@@ -5,26 +5,24 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from collections.abc import Set as AbstractSet
 from typing import Any, NamedTuple
 
-from podrun.errors import BUSY, UNAVAILABLE, WRONG_FILE, Failure, of_oserror
-from podrun_hooks.image import manifest, reference
+from podrun.errors import WRONG_FILE, Failure, of_oserror
+from podrun_hooks.image import lookup, manifest, reference
 from podrun_hooks.image.fetch import Progress
-from podrun_hooks.image.layer.stream import chunks_in_time, malformed
+from podrun_hooks.image.layer.stream import chunks_in_time
 from podrun_hooks.image.pull import pull as _pull
 from podrun_hooks.image.reference import Reference
+from podrun_hooks.image.removal import Used as Used
+from podrun_hooks.image.removal import prune as prune
+from podrun_hooks.image.removal import rm as rm
+from podrun_hooks.image.removal import spelled as spelled
 from podrun_hooks.image.sources import host
 from podrun_hooks.image.store import layout, leftovers, publish
-from podrun_hooks.image.store.index import list_in_index, listed_digests
+from podrun_hooks.image.store.index import list_in_index
 from podrun_hooks.image.store.locks import locked
-from podrun_hooks.image.store.scratch import names_in, reclaim, remove, work
-from podrun_hooks.image.store.stack import attribute_layer_name, visible
-from podrun_hooks.image.store.unclaimed import forget_marks
+from podrun_hooks.image.store.scratch import work
 from podrun_hooks.image.trust.requirements import Verify, demands, proved
-
-#: Returns the images that pods use now: the digests in their facts, and each image step's ``ref`` in a journal.
-Used = Callable[[], AbstractSet[str]]
 
 
 class Listed(NamedTuple):
@@ -50,13 +48,6 @@ class Made(NamedTuple):
     size: int
     created_by: str
     comment: str
-
-
-class Removed(NamedTuple):
-    """The names that were removed, and the bytes that were freed on the disk."""
-
-    refs: list[str]
-    freed: int
 
 
 def _quietly(_assignments: str) -> None:
@@ -176,11 +167,11 @@ def tag(root: str, ref: str, name: str, cwd: str = "") -> layout.Image:
     if named.kind != reference.REGISTRY or named.digest:
         raise Failure(f"{name!r} cannot be a name: it is to be like registry.example/team/web:1.4", code=WRONG_FILE)
     with locked(root, "store", shared=True), work(root) as scratch:
-        for _, one in _found(root, ref, cwd):
+        for _, one in lookup.find(root, ref, cwd):
             # Drop the image's origin, so that no later pull compares with it: the name counts as pulled.
             made = one._replace(ref=named.text, source=[], remote=one.digest)
             publish.put_record(root, scratch, made)
-            content = _read(layout.blob(root, one.digest))
+            content = lookup.read(layout.blob(root, one.digest))
             found = manifest.manifest(content, manifest.Descriptor("", one.digest, len(content)), one.ref)
             if found.descriptor.media_type != manifest.OCI_MANIFEST:
                 content = manifest.as_oci(found)
@@ -197,7 +188,7 @@ def tag(root: str, ref: str, name: str, cwd: str = "") -> layout.Image:
 def untag(root: str, refs: list[str], cwd: str = "") -> list[str]:
     """Removes names; the images stay until ``prune``. Raises Failure (UNAVAILABLE) for a name that does not exist."""
     with locked(root, "store", shared=True), work(root) as scratch:
-        found = [pair for ref in refs for pair in _found(root, ref, cwd)]
+        found = [pair for ref in refs for pair in lookup.find(root, ref, cwd)]
         for path, one in found:
             os.unlink(path)
             list_in_index(root, scratch, reference.layout_name(reference.parse(one.ref)), None)
@@ -207,9 +198,9 @@ def untag(root: str, refs: list[str], cwd: str = "") -> list[str]:
 def _platform_of(root: str, stored: layout.Stored) -> dict[str, str]:
     """The platform in the image's configuration; the one that was asked for if the configuration cannot be read."""
     try:
-        content = _read(layout.blob(root, stored.digest))
+        content = lookup.read(layout.blob(root, stored.digest))
         found = manifest.manifest(content, manifest.Descriptor("", stored.digest, len(content)), stored.ref)
-        config = json.loads(_read(layout.blob(root, found.config.digest)))
+        config = json.loads(lookup.read(layout.blob(root, found.config.digest)))
         platform = {key: str(config.get(key) or "") for key in ("os", "architecture", "variant")}
     except (Failure, ValueError, AttributeError):
         platform = dict(zip(("os", "architecture", "variant"), [*stored.platform.split("/"), "", ""], strict=False))
@@ -232,16 +223,16 @@ def ls(root: str) -> list[Listed]:
             "/".join(_platform_of(root, one).values()),
             _size(root, one),
             one.pulled,
-            id_of(root, one),
+            lookup.id_of(root, one),
         )
-        for _, one in _records(root)
+        for _, one in lookup.records(root)
     )
 
 
 def _size(root: str, stored: layout.Stored) -> int:
     digests = {stored.digest}
     if os.path.exists(layout.blob(root, stored.digest)):
-        found = _manifest(root, stored.digest)
+        found = lookup.manifest_of(root, stored.digest)
         digests |= {found.config.digest, *(layer.digest for layer in found.layers)}
     paths = (layout.blob(root, digest) for digest in digests)
     blobs = sum(os.stat(path).st_blocks * 512 for path in paths if os.path.exists(path))
@@ -254,16 +245,16 @@ def inspect(root: str, ref: str, cwd: str = "") -> list[dict[str, Any]]:
     Raises Failure (UNAVAILABLE) if there is none.
     """
     shown = []
-    for _, one in _found(root, ref, cwd):
+    for _, one in lookup.find(root, ref, cwd):
         image = layout.image(root, one)
-        found = _manifest(root, one.digest)
+        found = lookup.manifest_of(root, one.digest)
         shown.append(
             {
                 **{key: value for key, value in one._asdict().items() if key not in ("layers", "source", "stdio")},
                 "id": found.config.digest,
                 "layers": image.layers,
-                "manifest": json.loads(_read(layout.blob(root, one.digest))),
-                "configuration": json.loads(_read(layout.blob(root, found.config.digest))),
+                "manifest": json.loads(lookup.read(layout.blob(root, one.digest))),
+                "configuration": json.loads(lookup.read(layout.blob(root, found.config.digest))),
             }
         )
     return shown
@@ -271,9 +262,9 @@ def inspect(root: str, ref: str, cwd: str = "") -> list[dict[str, Any]]:
 
 def history(root: str, ref: str, cwd: str = "") -> list[Made]:
     """The build steps of an image, the newest first. Raises Failure (UNAVAILABLE) if it is not in the store."""
-    _, stored = _found(root, ref, cwd)[0]
-    found = _manifest(root, stored.digest)
-    text = _read(layout.blob(root, found.config.digest))
+    _, stored = lookup.find(root, ref, cwd)[0]
+    found = lookup.manifest_of(root, stored.digest)
+    text = lookup.read(layout.blob(root, found.config.digest))
     diff_ids = manifest.configuration(text, len(found.layers), stored.ref).diff_ids
     listed = json.loads(text).get("history")
     steps = [step for step in listed if isinstance(step, dict)] if isinstance(listed, list) else []
@@ -297,10 +288,12 @@ def export(root: str, ref: str, path: str, form: str = "oci-archive", cwd: str =
     """Writes an image to a path, or standard output ("-"), in one of export.FORMATS; returns the image's digest."""
     from podrun_hooks.image import export as exporting
 
-    _, stored = _found(root, ref, cwd)[0]
-    names = [exporting.name_of(stored)] if stored.ref == _text_of(ref, cwd) else []
+    _, stored = lookup.find(root, ref, cwd)[0]
+    names = [exporting.name_of(stored)] if stored.ref == lookup.text_of(ref, cwd) else []
     if not any(names):
-        same = [one for _, one in _records(root) if one.digest == stored.digest and one.platform == stored.platform]
+        same = [
+            one for _, one in lookup.records(root) if one.digest == stored.digest and one.platform == stored.platform
+        ]
         names = [exporting.name_of(one) for one in same] or [""]
     if not any(names):
         names = [_only_name_in(root, stored.ref)]
@@ -322,28 +315,6 @@ def _only_name_in(root: str, ref: str) -> str:
         except (Failure, OSError):
             return ""
         return _name_in(f"{kind}:{named.path}{tags[0]}") if len(tags) == 1 else ""
-
-
-def rm(root: str, refs: list[str], used: Used, cwd: str = "") -> Removed:
-    """Removes names, and the data that no other name and no pod needs.
-
-    Raises Failure, having removed nothing: UNAVAILABLE for a name that does not exist, BUSY for one that a pod uses.
-    """
-    if not os.path.isdir(layout.base(root)):
-        raise Failure(f"{refs[0]} is not in the store" if refs else "nothing to remove", code=UNAVAILABLE)
-    with locked(root, "store", wait=False), work(root) as scratch:
-        wanted = [pair for ref in refs for pair in _found(root, ref, cwd)]
-        return _remove(root, scratch, wanted, used, strict=True)
-
-
-def prune(root: str, used: Used, unused: bool = False) -> Removed:
-    """Removes data that no name and no pod needs; with ``unused`` also names that no pod uses."""
-    if not os.path.isdir(layout.base(root)):
-        return Removed([], 0)
-    publish.prepare(root)
-    reclaim(root)
-    with locked(root, "store", wait=False), work(root) as scratch:
-        return _remove(root, scratch, list(_records(root)) if unused else [], used, strict=False)
 
 
 def collect(root: str) -> None:
@@ -383,166 +354,3 @@ def _registry(text: str) -> str:
     if prefix:
         raise Failure(f"{text!r}: a registry is host[:port]", code=WRONG_FILE)
     return host
-
-
-# --- finding
-
-
-def _records(root: str) -> list[tuple[str, layout.Stored]]:
-    directory = f"{layout.base(root)}/refs"
-    if not os.path.isdir(directory):
-        return []
-    pairs = ((f"{directory}/{name}", layout.read(f"{directory}/{name}")) for name in sorted(os.listdir(directory)))
-    return [(path, one) for path, one in pairs if one is not None]
-
-
-def _found(root: str, ref: str, cwd: str) -> list[tuple[str, layout.Stored]]:
-    """The records, with their paths, of a name (on every platform), a digest, or the first digits of a digest."""
-    digits = ref.removeprefix("sha256:")
-    records = _records(root)
-    text = _text_of(ref, cwd)
-    found = [pair for pair in records if pair[1].ref == text]
-    if not found and len(digits) >= 6:
-        found = [pair for pair in records if pair[1].digest.removeprefix("sha256:").startswith(digits)]
-        # Docker and podman call an image by the digest of its configuration.
-        found = found or [pair for pair in records if id_of(root, pair[1]).removeprefix("sha256:").startswith(digits)]
-    if not found:
-        raise Failure(f"{text or ref} is not in the store", code=UNAVAILABLE, hint="see podrun image ls")
-    return found
-
-
-def id_of(root: str, stored: layout.Stored) -> str:
-    """The digest of an image's configuration; "" for what has none."""
-    try:
-        return _manifest(root, stored.digest).config.digest
-    except (Failure, OSError):
-        return ""
-
-
-def named_by(root: str, ref: str) -> str:
-    """The name of the stored image with this id or digest, or the first digits of one; ``ref`` where it is a name."""
-    try:
-        return _found(root, ref, "")[0][1].ref
-    except Failure:
-        return ref
-
-
-def _text_of(ref: str, cwd: str) -> str:
-    """A name as the store's records spell it; "" if it is none."""
-    try:
-        return reference.parse(ref, cwd).text
-    except Failure:
-        return ""
-
-
-def _read(path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read(manifest.MAX_DOCUMENT + 1)
-    except FileNotFoundError:
-        raise malformed(f"the store lacks {os.path.basename(path)[:12]}; pull the image again") from None
-
-
-def _manifest(root: str, digest: str) -> manifest.Manifest:
-    content = _read(layout.blob(root, digest))
-    return manifest.manifest(content, manifest.Descriptor("", digest, len(content)), digest[:19])
-
-
-# --- removing
-
-
-def _remove(root: str, scratch: str, wanted: list[tuple[str, layout.Stored]], used: Used, *, strict: bool) -> Removed:
-    """Moves the names aside before it asks which are in use. A pod writes its intent into its journal before it reads a
-    name, so it is seen; a pod that finds no name has to pull, and waits for our lock."""
-    busy = {spelled(text) for text in used()}
-    free = [pair for pair in wanted if pair[1].ref not in busy and pair[1].digest not in busy]
-    if strict and len(free) < len(wanted):
-        ref = next(one.ref for path, one in wanted if (path, one) not in free)
-        raise Failure(f"{ref} is in use by a pod", code=BUSY, hint="podrun ps shows which")
-    aside = [(path, one, f"{scratch}/{number}") for number, (path, one) in enumerate(free)]
-    moved = []
-    gone = []
-    try:
-        for path, one, kept in aside:
-            if os.path.exists(path):
-                os.rename(path, kept)
-                moved.append((path, one, kept))
-        busy = {spelled(text) for text in used()}
-        for path, one, kept in moved:
-            if one.ref in busy or one.digest in busy:
-                if strict:
-                    raise Failure(f"{one.ref} is in use by a pod", code=BUSY, hint="podrun ps shows which")
-                os.rename(kept, path)
-            else:
-                gone.append(one)
-    except BaseException:
-        for path, _, kept in moved:
-            if os.path.exists(kept):
-                os.rename(kept, path)
-        raise
-    left = {one.ref for _, one in _records(root)}
-    for one in gone:
-        if one.ref not in left:
-            list_in_index(root, scratch, reference.layout_name(reference.parse(one.ref)), None)
-    return Removed([one.ref for one in gone], _garbage(root, scratch, busy))
-
-
-def spelled(text: str) -> str:
-    """The normalized spelling of an image's name; leaves digests and other texts as they are."""
-    try:
-        return text if reference.is_digest(text) or text.startswith("host:") else reference.parse(text).text
-    except Failure:
-        return text
-
-
-def _garbage(root: str, scratch: str, busy: AbstractSet[str]) -> int:
-    """Removes the blobs and layers that neither a record nor a digest in ``busy`` needs; returns the bytes freed."""
-    records = [one for _, one in _records(root)]
-    blobs = {digest.removeprefix("sha256:") for digest in listed_digests(root)}
-    layers: set[str] = {name for one in records for name in one.layers}
-    layers |= {f"host-{text.removeprefix('host:')}" for text in busy if text.startswith("host:")}
-    for digest in {one.digest for one in records} | {text for text in busy if reference.is_digest(text)}:
-        if not os.path.exists(layout.blob(root, digest)):
-            continue
-        found = _manifest(root, digest)
-        text = _read(layout.blob(root, found.config.digest))
-        diff_ids = manifest.configuration(text, len(found.layers), digest[:19]).diff_ids
-        blobs |= {digest[7:], found.config.digest[7:], *(layer.digest[7:] for layer in found.layers)}
-        layers |= {diff_id[7:] for diff_id in diff_ids}
-        layers.add(attribute_layer_name(visible(root, diff_ids)))
-    freed = 0
-    base = layout.base(root)
-    for name in os.listdir(f"{base}/blobs/sha256"):
-        if name not in blobs:
-            freed += os.lstat(f"{base}/blobs/sha256/{name}").st_blocks * 512
-            os.unlink(f"{base}/blobs/sha256/{name}")
-    for name in os.listdir(f"{base}/verified"):
-        if not os.path.exists(f"{base}/blobs/sha256/{name.partition('-')[0]}"):
-            os.unlink(f"{base}/verified/{name}")
-    for name in names_in(f"{base}/pairs"):
-        if name.partition("-")[0] not in blobs:
-            os.unlink(f"{base}/pairs/{name}")
-    now = host.ready(root)
-    layers |= {os.path.basename(path) for path in (now.layers if now else [])}
-    for name in os.listdir(f"{base}/layers"):
-        if name.removesuffix(".json") in layers:
-            continue
-        path = f"{base}/layers/{name}"
-        if name.endswith(".json"):
-            os.unlink(path)
-            continue
-        freed += _on_disk(path)
-        os.rename(path, f"{scratch}/{name}")
-        remove(f"{scratch}/{name}")
-    forget_marks(root)
-    return freed
-
-
-def _on_disk(path: str) -> int:
-    """Bytes of the files below a directory; a file with several hard links counts once."""
-    inodes: dict[int, int] = {}
-    for directory, _, names in os.walk(path):
-        for name in names:
-            status = os.lstat(f"{directory}/{name}")
-            inodes[status.st_ino] = status.st_blocks * 512
-    return sum(inodes.values())
