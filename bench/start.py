@@ -47,7 +47,7 @@ def rootfs(directory: Path) -> Path:
     shutil.copy("/bin/busybox", root / "bin/busybox")
     for applet in ("sh", "true", "sleep"):
         (root / "bin" / applet).symlink_to("busybox")
-    for name in ("dev", "proc", "sys", "etc", "tmp"):
+    for name in ("dev", "proc", "sys", "etc", "tmp", "usr"):
         (root / name).mkdir()
     return root
 
@@ -57,7 +57,7 @@ def bundle(podrun: list[str], environ: dict[str, str], root: Path, directory: Pa
     pod = directory / f"{runtime}.toml"
     pod.write_text(
         f'chain = [{{ hook = "image", ref = "dir:{root}" }}, {{ hook = "network" }},'
-        f' {{ hook = "container", command = ["sleep", "60"], runtime = "{runtime}" }}]'
+        f' {{ hook = "container", command = ["sleep", "60"], stop_signal = "KILL", runtime = "{runtime}" }}]'
     )
     subprocess.run([*podrun, "up", "-d", str(pod)], env=environ, check=True)
     config = json.loads((Path(environ["PODRUN_RUN"]) / f"pods/{runtime}/main/config.json").read_text())

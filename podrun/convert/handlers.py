@@ -222,11 +222,16 @@ def ulimit(container: Container, value: str, origin: Origin) -> None:
 
 
 def userns(container: Container, value: str, origin: Origin) -> None:
-    """--userns."""
-    if value == "host":
-        container.note(origin, "host: that is podrun's default", by_hand=False)
-    else:
-        container.step.set("userns", value, origin)
+    """--userns: the pod's, since its namespaces belong to it."""
+    word = value.partition(":")[0]
+    if word in ("auto", "host"):
+        container.pod.table["userns"] = word
+    if word == "host":
+        container.note(origin, "host: so it is, unless podrun.toml says otherwise", by_hand=False)
+    elif word != "auto":
+        container.note(origin, f"{value}: podrun has auto (a range of ids of the pod's own) and host", "say auto")
+    elif value != word:
+        container.note(origin, f"{value}: a pod's range has 65,536 ids", by_hand=False)
 
 
 def read_only_tmpfs(container: Container, value: str, origin: Origin) -> None:

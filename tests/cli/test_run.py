@@ -98,17 +98,24 @@ def test_open_ports_are_chosen_and_files_tell_name_and_pid(podrun: Podrun, home:
 def test_save_writes_all_of_it_and_what_it_writes_is_a_pod_file(podrun: Podrun, home: Path) -> None:
     path = home / "x.toml"
     options = "-it --ulimit core=0 --device /dev/null --shm-size 1g --health-cmd true -v data:/data --tz UTC".split()
-    options += ["--requires", "db", "--label", "a.b=${c}"]
+    options += ["--requires", "db", "--label", "a.b=${c}", "--userns", "auto"]
     podrun("run", "--save", str(path), "--name", "x", *options, "--restart", "always", "host:", "sh", check=True)
     saved = tomllib.loads(path.read_text())
     container = saved["chain"][-1]
-    assert saved["pod"] == {"name": "x", "requires": ["db"]}
+    assert saved["pod"] == {"name": "x", "requires": ["db"], "userns": "auto"}
     assert container["labels"] == {"a.b": "$${c}"}
     assert container["interactive"] is True
     assert container["live"]["exec"] == ["/bin/sh", "-c", "true"]
     assert {"ulimits", "devices", "shm_size", "volumes", "tz"} <= set(container)
     done = podrun("check", str(path))
-    assert done.returncode == 0, done.stdout + done.stderr
+    lacking = "userns: no ids are set aside"  # this host may have none
+    assert done.returncode == 0 or lacking in done.stdout, done.stdout + done.stderr
+
+
+def test_a_user_namespace_that_podrun_has_not_is_refused(podrun: Podrun) -> None:
+    done = podrun("run", "--userns", "keep-id", "host:", "true")
+    assert done.returncode == 78
+    assert "--userns: keep-id: podrun has auto (a range of ids of the pod's own) and host" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -43,9 +43,8 @@ def pod_of(unit: Unit, units: Units, environ: Mapping[str, str]) -> Pod:
             pod.note(origin, f"{container.network.values[key]!r}: the network is the pod's", "say it in the .pod")
         for text in shared.step.values.get("volumes", []):
             container.step.values.setdefault("volumes", []).append(text)
-        for key in ("shm_size", "userns"):
-            if key in shared.step.values:
-                container.step.values.setdefault(key, shared.step.values[key])
+        if "shm_size" in shared.step.values:
+            container.step.values.setdefault("shm_size", shared.step.values["shm_size"])
         pod.steps += container.finish()
     # What the pod mounts by a step of its own is for all containers: it stands before them.
     first = next((n for n, step in enumerate(pod.steps) if step.hook == "container"), len(pod.steps))
