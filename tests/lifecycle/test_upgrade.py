@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from support.busy import SERVER, Busy
 from support.launcher import HERE, Podrun
 from support.objects import listing, settled
 
@@ -101,8 +102,9 @@ def before(podrun: Podrun, home: Path, wheel: Path) -> Iterator[Podrun]:
     found = listing(podrun.run, podrun.root)
     yield old
     left = settled(podrun.run, podrun.root, found)
-    # This version's table knows which bridges are apart: such an element is the bridge's, like the bridge itself.
-    assert not {item for item in left if not re.search(r'"concat": \["(podrun-\w+)", "\1"\]', item)}
+    # This version's table knows which bridges are apart: such an element is the bridge's, like the bridge itself. And it
+    # writes down what has happened.
+    assert not {item for item in left if not re.search(r'"concat": \["(podrun-\w+)", "\1"\]|/run/events$', item)}
 
 
 def written(podrun: Podrun, home: Path, more: str = "") -> str:
@@ -167,4 +169,85 @@ def test_a_pod_is_started_anew_by_this_version(podrun: Podrun, before: Any, home
 def test_a_pod_of_a_command_line_is_stopped(podrun: Podrun, before: Any) -> None:
     before("run", "-d", "--name", "web", "host:", "sleep", "100", check=True)
     assert seen(podrun)["state"] == "up"
+    podrun("down", "web", check=True)
+
+
+# --- swaps and registrations, forwards and backwards ----------------------------------------------------------------
+
+SERVING = """
+[pod]
+stop_timeout = "5s"
+{pod}
+[[chain]]
+hook = "image"
+ref = "host:"
+[[chain]]
+hook = "network"
+publish = ["127.0.0.1:{port}:80"]
+[[chain]]
+hook = "container"
+command = ["/usr/bin/python3", "-c", '''{server}''']
+env = {{ VERSION = "{version}" }}
+ready = {{ tcp = ":80", timeout = "20s" }}
+[[chain]]
+hook = "register"
+service = "web"
+port = 80
+"""
+
+
+class Serving:
+    """A registered pod that answers, in its versions."""
+
+    def __init__(self, podrun: Podrun) -> None:
+        self.podrun, self.port, self.path = podrun, random.randint(20000, 30000), ""
+
+    def write(self, version: str, pod: str = "") -> str:
+        server = SERVER.replace("${", "$${")
+        self.path = self.podrun.file("web", SERVING.format(pod=pod, port=self.port, server=server, version=version))
+        return self.path
+
+    def get(self) -> str:
+        argv = ["curl", "-s", "-m", "5", f"http://127.0.0.1:{self.port}/"]
+        return subprocess.run(argv, capture_output=True, text=True, check=False).stdout
+
+    def address(self) -> str:
+        record = json.loads(self.podrun("registry", "get", "web", "--format", "json", check=True).stdout)
+        return str(record["place"])
+
+
+def test_a_pod_of_the_version_before_is_swapped_for_one_of_this(podrun: Podrun, before: Any) -> None:
+    web = Serving(podrun)
+    before("up", "-d", web.write("1"), check=True)
+    first, client = web.address(), Busy("127.0.0.1", web.port, 4, keep=False)
+    web.write("2", 'reload = "swap"')
+    podrun("reload", "web", check=True)
+    count = client.stop()
+    assert (count.failed, web.get()) == (0, "2"), count
+    assert web.address() not in ("", first)
+    podrun("down", "web", check=True)
+    assert podrun("registry", "get", "web").returncode == 69
+
+
+def test_what_this_version_has_started_is_stopped_by_the_one_before(podrun: Podrun, before: Any) -> None:
+    web = Serving(podrun)
+    podrun("up", "-d", web.write("1"), check=True)
+    assert web.address()
+    assert '"up"' in before("ps", "--format", "json", check=True).stdout
+    assert before("exec", "web", "printenv", "VERSION", check=True).stdout == "1\n"
+    before("down", "web", check=True)
+    assert not web.get()
+    # Small files that it does not know go with the pod's next end.
+    podrun("up", "-d", web.path, check=True)
+    podrun("down", "web", check=True)
+
+
+def test_a_pod_that_was_swapped_is_left_alone_by_the_version_before(podrun: Podrun, before: Any) -> None:
+    web = Serving(podrun)
+    podrun("up", "-d", web.write("1", 'reload = "swap"'), check=True)
+    web.write("2", 'reload = "swap"')
+    podrun("reload", "web", check=True)
+    for words in (["ps"], ["gc"], ["doctor"], ["down", "web"]):
+        before(*words)
+        assert web.get() == "2", words
     podrun("down", "web", check=True)

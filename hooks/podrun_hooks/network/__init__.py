@@ -120,10 +120,7 @@ def down(step: Step, own: Facts) -> None:
         names.remove(directory, names.mark(step), int(ledger.last("name") or -1))
         lease.release(directory, ledger)
     files.remove(step)
-    try:
-        os.unlink(ledger.path)
-    except FileNotFoundError:
-        pass
+    ledgers.end(step)
 
 
 def check(step: Step) -> list[Problem]:

@@ -42,11 +42,34 @@ def path_of(step: Step) -> str:
 def begin(step: Step) -> int:
     """Creates the step's ledger, notes its owner, and returns a descriptor that appends. It must not exist yet."""
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    if link := _link(step):
+        try:
+            os.symlink(f"+{step.pod.generation}/{os.path.basename(path_of(step))}", link)
+        except FileExistsError:
+            pass  # of a start that was killed
     fd = os.open(path_of(step), flags, 0o600)
     pod = step.pod
     with syscalls.Naming(path_of(step)):
         os.write(fd, f"pod {pod.key}\ntag {pod.tag}\ninvocation {pod.invocation}\nboot {boot_id()}\n".encode())
     return fd
+
+
+def end(step: Step) -> None:
+    """Removes the step's ledger, if there is one."""
+    for path in (path_of(step), _link(step)):
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            pass
+
+
+def _link(step: Step) -> str:
+    """The path of a link to a later generation's ledger; "" for the first generation.
+
+    Versions without swaps look for ledgers there: their ``gc`` takes what is in none for a dead pod's.
+    """
+    pod = step.pod
+    return f"{pod.run}/pods/{pod.name}/+{pod.generation}.{step.name}.network" if pod.generation > 1 else ""
 
 
 def further(path: str) -> int:
@@ -98,7 +121,7 @@ def of(run: str, pod: str) -> list[Ledger]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     later = sorted((name for name in names if name[0] == "+" and name[1:].isdecimal()), key=lambda name: int(name[1:]))
-    own = [read(f"{where}/{name}") for name in names if name.endswith(".network")]
+    own = [read(f"{where}/{name}") for name in names if name.endswith(".network") and name[0] != "+"]
     return [*own, *(ledger for name in later for ledger in of(run, f"{pod}/{name}"))]
 
 
