@@ -92,6 +92,15 @@ class RunsCommands(Protocol):
         """
 
 
+class HasTerminal(Protocol):
+    """``podrun attach``."""
+
+    def terminal_of(self, step: Step) -> Any:
+        """A connected socket (SOCK_SEQPACKET), None without a terminal. It gives the output as it comes; it takes
+        packets that begin with b"i", input, or b"s", a size (struct winsize).
+        """
+
+
 class ChecksHealth(Protocol):
     """``podrun healthcheck run``."""
 

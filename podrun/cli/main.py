@@ -13,6 +13,7 @@ import click
 from podrun import __version__
 from podrun.cli import (
     about,
+    attach,
     completion,
     convert,
     copying,
@@ -185,6 +186,7 @@ OF_MODULES = (
     logs.logs,
     listing.ps,
     events.events,
+    attach.attach,
     usage.stats,
     listing.inspect,
 )

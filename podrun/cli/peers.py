@@ -35,7 +35,6 @@ INSTEAD = {
     "service": "'podrun unit --install NAME' makes a service of systemd's",
     "auto-update": "'podrun update'",
     "checkpoint": "podrun freezes pods ('podrun pause'), and writes no checkpoints",
-    "attach": "'podrun logs -f NAME' shows the output, 'podrun exec -it NAME sh' gives a shell",
 }
 
 

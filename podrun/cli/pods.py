@@ -114,7 +114,7 @@ def exec_(host: Host, word: str, command: Sequence[str], container: str, **given
 )
 def wait(host: Host, words: Sequence[str], ignore: bool) -> int:
     """Wait until the pods' last containers have ended; of several print a status each."""
-    statuses = [_waited(host, name_of(word, host), ignore) for word in words]
+    statuses = [waited(host, name_of(word, host), ignore) for word in words]
     if len(words) > 1:
         for word, status in zip(words, statuses, strict=True):
             say(f"{word} {status}")
@@ -122,7 +122,8 @@ def wait(host: Host, words: Sequence[str], ignore: bool) -> int:
     return statuses[0]
 
 
-def _waited(host: Host, name: str, ignore: bool) -> int:
+def waited(host: Host, name: str, ignore: bool) -> int:
+    """The status of a pod's last container, once that has ended. Raises Failure (UNAVAILABLE) when it has none."""
     found = views.resident(host.run, name)
     waiting = launch.residents(host.run, name)
     if not waiting or found is None or found[0].header is None:

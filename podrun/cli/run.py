@@ -135,8 +135,9 @@ def extended(arguments: Sequence[str], host: Host) -> int:
     given: dict[str, Any] = {flag.key: flag.default if flag.value else False for flag in COMMANDS["run"].flags}
     given |= {"name": name, "ref": words.ref, "restart": own.get("restart", ""), "save": own.get("save", "")}
     given |= {key: key in own for key in ("detach", "interactive", "tty", "rm")}
-    if given["interactive"] and given["save"]:
-        next(step for step in pod["chain"] if step["hook"] == "container")["interactive"] = True
+    for key in ("interactive", "tty"):
+        if given[key] and (given["save"] or given["detach"]):
+            next(step for step in pod["chain"] if step["hook"] == "container")[key] = True
     if given["restart"]:
         for section, settings in run.restarting(given["restart"]).items():
             pod.setdefault(section, {}).update(settings)

@@ -36,16 +36,12 @@ def start(pod: dict[str, Any], given: dict[str, Any], host: Host) -> int:
         raise Failure(
             "--restart needs -d on a host that systemd runs", code=UNAVAILABLE, hint="systemd does the restarting"
         )
-    if given["detach"] and not given["tty"]:
+    if given["detach"]:
         from podrun.launcher import detach
 
         return detach.start(text, host)
     if not given["tty"]:
         return launch.up(text, host, interactive=given["interactive"])
-    if given["detach"]:
-        raise Failure(
-            "-t cannot be used with -d: nobody would be at the terminal", code=WRONG_FILE, hint="leave out -d, or -t"
-        )
     from podrun.launcher.terminal import Terminal
 
     directory = journals.directory(host.run, name)
@@ -77,8 +73,10 @@ def tables(given: dict[str, Any], host: Host) -> dict[str, Any]:
     }
     if given["entrypoint"] is not None:
         container["entrypoint"] = [given["entrypoint"]] if given["entrypoint"] else []
-    if given["interactive"] and given["save"]:
+    if given["interactive"] and (given["save"] or given["detach"]):
         container["interactive"] = True
+    if given["tty"] and (given["save"] or given["detach"]):
+        container["tty"] = True
     if given["env"]:
         container["env"] = environment(given["env"], host)
     pod: dict[str, Any] = {"pod": {"name": given["name"]}, "chain": [image, network, container]}

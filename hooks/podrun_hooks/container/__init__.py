@@ -207,6 +207,13 @@ def unhealthy(step: Step, own: Facts, facts: Facts) -> str | None:
     return once.attempt(step, process, facts, probe) if probe else None
 
 
+def terminal_of(step: Step) -> Any:
+    """A connection to the terminal of a running container, or None."""
+    from podrun_hooks.container import detached_terminal
+
+    return detached_terminal.connect(places.of(step))
+
+
 def pack(step: Step, own: Facts, path: str, out: IO[bytes]) -> None:
     """Writes what is at ``path`` in the running container as a tar stream."""
     from podrun_hooks.container import copying

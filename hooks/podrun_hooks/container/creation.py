@@ -94,8 +94,13 @@ def create(plan: Plan, facts: Facts) -> Created:
 
         sock = notify.opened(step, place)
     mapping = userns.of_facts(facts)
-    root, placed = -1, None
+    root, placed, waiting = -1, None, None
     try:
+        if options.tty and not step.pod.console:
+            from podrun_hooks.container import detached_terminal
+
+            waiting = detached_terminal.Waiting(place)
+            step = step._replace(pod=step.pod._replace(console=waiting.path))
         root = rootfs.stack(place, image["layers"], volatile=not options.persist, mapping=mapping)
         tree = Tree(root)
         placed = mounts.wanted(step, facts, image, tree, place, mapping)
@@ -118,6 +123,8 @@ def create(plan: Plan, facts: Facts) -> Created:
                 listening=plan.listening,
                 console=step.pod.console,
             )
+            if waiting:
+                output.copiers.append(waiting.begin(step, place, pid, output.fds[1]))
         finally:
             output.close()
     finally:
@@ -126,6 +133,8 @@ def create(plan: Plan, facts: Facts) -> Created:
                 os.close(fd)
         if placed is not None:
             placed.close()
+        if waiting:
+            waiting.close()
     return Created(pid, config, output, sock)
 
 

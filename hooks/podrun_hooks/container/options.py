@@ -336,6 +336,7 @@ class Options(NamedTuple):
         Kind(_log_files, {"type": "integer", "minimum": 0, "maximum": 99}), "how many rotated log files are kept", 3
     )
     interactive: bool = option(BOOLEAN, "give the container podrun's standard input", False)
+    tty: bool = option(BOOLEAN, "give the container a terminal of its own, which 'podrun attach' shows", False)
     runtime: str = option(choice("auto", "crun", "runc"), "the OCI runtime; auto: crun, else runc", "auto")
     annotations: dict[str, str] = option(table_of(TEXT), "annotations in the runtime's configuration", {})
     labels: dict[str, str] = option(table_of(TEXT), "the same as annotations, under docker's name", {})
