@@ -237,14 +237,16 @@ class Follower:
         self.followed: dict[Source, Followed] = {}
         self.suspects: list[Suspect] = []
         self._stamp = -1
+        self._settled = False
         self._read = 0.0
 
     def look(self, now: float) -> bool:
         """Reads the wishes when they have changed; True while there are any that need a follower."""
         stamp = wishes.stamp(self.run)
-        # What has been written within the same tick of the clock as the last look has the same time.
-        if stamp == self._stamp and now - self._read < 1.0:
+        if stamp == self._stamp and (self._settled or now - self._read < 1.0):
             return bool(self.followed)
+        # What is written within the same tick of the clock as this look has the same time.
+        self._settled = time.time() - stamp / 1e9 > 0.1
         self._stamp, self._read = stamp, now
         found = [wish for wish in wishes.everything(self.run) if wish.source.has_server]
         sources = {wish.source for wish in found}

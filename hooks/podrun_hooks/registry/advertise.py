@@ -69,7 +69,7 @@ def of_host(source: Source) -> str:
         return str(given)
     for target in (*source.endpoints, _ELSEWHERE):
         try:
-            family, _, _, _, address = _socket.getaddrinfo(target[0], target[1], 0, _socket.SOCK_DGRAM)[0]
+            family, _, _, _, address = _socket.getaddrinfo(target[0].encode(), target[1], 0, _socket.SOCK_DGRAM)[0]
             sock = _socket.socket(family, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC)
         except OSError:
             continue
