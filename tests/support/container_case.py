@@ -12,8 +12,8 @@ from podrun.hook import Pod, Step
 from podrun.host import tag
 from podrun.options import read
 from podrun_hooks import container
+from podrun_hooks.container import cgroups, processes, streams
 from podrun_hooks.container import paths as places
-from podrun_hooks.container import processes, runtime, streams
 
 BUSYBOX = "/bin/busybox"
 APPLETS = [
@@ -121,7 +121,7 @@ class Case:
         found += [
             f"mount {line}" for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(self.tmp) in line
         ]
-        found += [path for path in runtime.cgroups(place) if os.path.exists(path)]
+        found += [path for path in cgroups.of(place) if os.path.exists(path)]
         for top in (place.runtime, place.bundle, self.pod.storage):
             for directory, _, files in os.walk(top):
                 found += [f"{directory}/{file}" for file in files]

@@ -8,8 +8,8 @@ import time
 from podrun import jsontext
 from podrun.errors import BUSY, STEP_FAILED, Failure
 from podrun.unit_needs import Span, UnitNeeds
+from podrun_hooks.container import cgroups, processes, streams
 from podrun_hooks.container import paths as places
-from podrun_hooks.container import processes, streams
 from podrun_hooks.container import runtime as runtimes
 from podrun_hooks.container.options import Options as Options
 from podrun_hooks.container.processes import SIGKILL, Process
@@ -85,7 +85,7 @@ def down(step: Step, own: Facts) -> None:
         live.end(step)
     process = processes.of_container(place, own)
     if process:
-        runtimes.freeze(place, False)  # a container that 'podrun pause' has stopped could not end
+        cgroups.freeze(place, False)  # a container that 'podrun pause' has stopped could not end
         # A container that was created but never started has no payload to ask: its init waits at exec.fifo.
         signal = SIGKILL if os.path.exists(f"{place.state}/exec.fifo") else _stop_signal(step, place)
         timeout = step.pod.stop_timeout if step.options.stop_timeout is None else step.options.stop_timeout
@@ -95,7 +95,7 @@ def down(step: Step, own: Facts) -> None:
     step.status(f"removing {step.name}")
     # PID 1 of a namespace takes every process of it along. Who it was is only in doubt when up was killed.
     held = processes.kill_all(lambda: [] if own.get("process") else processes.with_mount(place.mark))
-    held += processes.kill_all(lambda: [found for pid in runtimes.members(place) if (found := processes.identify(pid))])
+    held += processes.kill_all(lambda: [found for pid in cgroups.members(place) if (found := processes.identify(pid))])
     if held:
         raise Failure(
             f"process {held[0].pid} of the container does not end", code=BUSY, hint="is it stuck in the kernel?"
@@ -291,7 +291,7 @@ def _remove_cgroups(place: Place, words: str) -> None:
     deadline = time.monotonic() + 5
     while True:
         try:
-            runtimes.remove_cgroups(place)
+            cgroups.remove(place)
             return
         except OSError as error:
             if time.monotonic() > deadline:

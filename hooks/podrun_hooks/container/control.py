@@ -6,7 +6,7 @@ import os
 import stat
 
 from podrun.errors import STEP_FAILED, UNAVAILABLE, Failure
-from podrun_hooks.container import runtime
+from podrun_hooks.container import cgroups
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ _OPAQUE = ("trusted.overlay.opaque", "user.overlay.opaque")
 def freeze(place: Place, on: bool) -> None:
     """Stops every process of the container's cgroup, or lets it run again. Raises Failure without such a cgroup."""
     try:
-        if runtime.freeze(place, on):
+        if cgroups.freeze(place, on):
             return
     except OSError as error:
         raise Failure(f"{place.cgroup}: {error.strerror}", code=STEP_FAILED) from None
@@ -41,7 +41,7 @@ def limit(place: Place, wanted: Mapping[str, float]) -> None:
             "pids": (("pids.max", int(value)),),
             "cpus": (("cpu.max", f"{quota} 100000"), ("cpu.cfs_quota_us", quota)),
         }[key]
-        places = [(f"{path}/{name}", word) for path in runtime.cgroups(place) for name, word in spelled]
+        places = [(f"{path}/{name}", word) for path in cgroups.of(place) for name, word in spelled]
         there = next(((file, word) for file, word in places if os.path.exists(file)), None)
         if there is None:
             what = f"the container has no cgroup of its own with the controller for {key}"

@@ -7,7 +7,7 @@ import os
 from podrun import jsontext
 from podrun.errors import STEP_FAILED, WRONG_FILE, Failure
 from podrun.record import NamedTuple
-from podrun_hooks.container import limits, mounts, rootfs, spec, streams
+from podrun_hooks.container import cgroups, limits, mounts, rootfs, spec, streams
 from podrun_hooks.container import paths as places
 from podrun_hooks.container import runtime as runtimes
 from podrun_hooks.container.options import of_healthcheck
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from podrun.hook import Facts, Step
+    from podrun_hooks.container.cgroups import Isolation
     from podrun_hooks.container.paths import Place
     from podrun_hooks.container.runtime import Runtime
-    from podrun_hooks.container.spec import Isolation
     from podrun_hooks.container.streams import Streams
 
 
@@ -67,7 +67,7 @@ def plan(step: Step, facts: Facts) -> Plan:
         step = step._replace(options=step.options._replace(live=of_healthcheck(image.get("config") or {})))
     runtime = runtimes.choose(step.options.runtime)
     timers = facts.get("syn_timer", {})
-    isolation = runtimes.isolation(step, place, runtime, timers=bool(timers))
+    isolation = cgroups.isolation(step, place, runtime.name, timers=bool(timers))
     listening, listen = _listening(os.environ)
     return Plan(step, place, image, runtime, isolation, timers, listening, listen, _watchdog(step))
 
@@ -144,10 +144,10 @@ def confine(plan: Plan, pid: int) -> None:
     own_cgroup = bool(isolation.cgroup)
     runtimes.confirm_directory(pid)
     if own_cgroup and step.pod.unit and not isolation.unified:
-        runtimes.remain_in_unit(pid)
+        cgroups.remain_in_unit(pid)
     if not isolation.devices_ruled:
         runtimes.forbid_devices(pid)
-    if plan.timers and (why := runtimes.shorten_timers(step, place, isolation, pid, plan.timers)):
+    if plan.timers and (why := cgroups.shorten_timers(step, place, isolation, pid, plan.timers)):
         step.status(f"connections to ambassadors are tried again after a second, as usual: {why}")
 
 
@@ -157,7 +157,7 @@ def _counted(plan: Plan) -> str:
     elsewhere = plan.isolation.cgroup or (plan.step.pod.unit and plan.isolation.unified)
     if plan.step.options.pids < 0 or elsewhere:
         return ""
-    return runtimes.counting(plan.place, limits.processes(plan.step.options))
+    return cgroups.counting(plan.place, limits.processes(plan.step.options))
 
 
 def _listening(environ: Mapping[str, str]) -> tuple[int, list[str]]:

@@ -6,9 +6,9 @@ import errno
 import os
 
 from podrun import jsontext
-from podrun.errors import CANNOT_CREATE, CANNOT_EXECUTE, STEP_FAILED, UNAVAILABLE, WRONG_FILE, Failure
+from podrun.errors import CANNOT_CREATE, CANNOT_EXECUTE, STEP_FAILED, UNAVAILABLE, Failure
 from podrun.record import NamedTuple
-from podrun_hooks.container import limits
+from podrun_hooks.container import cgroups
 from podrun_hooks.container.paths import PATH
 from podrun_hooks.support import subprocesses, syscalls
 
@@ -17,13 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
-    from podrun.hook import Step
     from podrun_hooks.container.paths import Place
-    from podrun_hooks.container.spec import Isolation
-
-_CGROUPS = "/sys/fs/cgroup"
-_HYBRID = f"{_CGROUPS}/unified"
-_CAP_SYS_RESOURCE = 24
 
 
 class Runtime(NamedTuple):
@@ -52,50 +46,6 @@ def choose(wanted: str) -> Runtime:
     raise Failure("there is no OCI runtime", code=UNAVAILABLE, hint="apt install crun")
 
 
-def isolation(step: Step, place: Place, runtime: Runtime, *, timers: bool = False) -> Isolation:
-    """Which cgroup the container gets and who enforces device rules there.
-
-    A container has a cgroup of its own where systemd delegated one, for limits, for ``timers`` (an ambassador's), and
-    where it has the host's processes, among which nothing else tells which are its own; runc cannot do without.
-    Raises Failure for a unit of cgroup v2 that delegates none.
-    """
-    from podrun_hooks.container.spec import Isolation
-
-    options = step.options
-    unified = os.path.exists(f"{_CGROUPS}/cgroup.controllers")
-    # On v2 device rules are a BPF program; loading it makes crun raise RLIMIT_MEMLOCK. On v1 they are a file.
-    able = not unified or _has_capability(_CAP_SYS_RESOURCE)
-    if step.pod.cgroup:
-        return Isolation(place.cgroup, True, able, unified, _counted(step.pod.cgroup, unified=unified))
-    if limits.has_any(options) or options.pid == "host" or runtime.name == "runc":
-        if step.pod.unit and unified:
-            # Outside of the unit's cgroup neither systemd nor the journal would know whose the container is.
-            what = f"{'runc' if runtime.name == 'runc' else 'a limit'} needs a cgroup that systemd delegates"
-            hint = f"Delegate=cpu memory pids io in the [Service] section of {step.pod.unit}"
-            raise Failure(what, code=WRONG_FILE, hint=hint)
-        return Isolation(place.cgroup, able, able, unified, _counted("", unified=unified))
-    if timers and unified and not step.pod.unit:
-        return Isolation(place.cgroup, able, able, unified, _counted("", unified=unified))
-    return Isolation("", False, False, unified)
-
-
-def _counted(cgroup: str, *, unified: bool) -> bool:
-    """Whether the cgroups below ``cgroup`` can have a limit of processes."""
-    if not unified:
-        return os.path.isdir(f"{_CGROUPS}/pids")
-    try:
-        with open(f"{_CGROUPS}/{cgroup.strip('/')}/cgroup.controllers", "rb", buffering=0) as file:
-            return b"pids" in file.read().split()
-    except OSError:
-        return False
-
-
-def _has_capability(number: int) -> bool:
-    with open("/proc/self/status", "rb", buffering=0) as file:
-        effective = file.read().partition(b"CapEff:")[2].split(None, 1)[0]
-    return bool(int(effective, 16) >> number & 1)
-
-
 def private(runtime: Runtime, then: Callable[[], None] | None = None) -> Callable[[], None]:
     """What a forked child does before it becomes the runtime: a private mount namespace, then ``then``.
 
@@ -110,7 +60,7 @@ def private(runtime: Runtime, then: Callable[[], None] | None = None) -> Callabl
             # Slave: what the host unmounts meanwhile is not held here, and nothing of ours gets out.
             syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_SLAVE)
         if hide:
-            syscalls.umount(_HYBRID, syscalls.MNT_DETACH)
+            syscalls.umount(cgroups.HYBRID, syscalls.MNT_DETACH)
         if then:
             then()
         syscalls.close_on_exec_from(3)
@@ -136,7 +86,7 @@ def entering(runtime: Runtime, place: Place) -> Callable[[], None]:
 
     def enter() -> None:
         if not _has_own_cgroup(config):
-            _enter_counted(place)
+            cgroups.enter_counted(place)
         before()
 
     return enter
@@ -155,7 +105,7 @@ def _has_own_cgroup(config: Mapping[str, Any]) -> bool:
 
 def _has_hybrid_controller() -> bool:
     try:
-        with open(f"{_HYBRID}/cgroup.controllers", "rb", buffering=0) as file:
+        with open(f"{cgroups.HYBRID}/cgroup.controllers", "rb", buffering=0) as file:
             return bool(file.read(64).strip())
     except OSError:
         return False
@@ -187,11 +137,11 @@ def create(
     if listening:
         variables["LISTEN_FDS"] = str(listening)
         argv += ["--preserve-fds", str(listening)] if runtime.name == "runc" else []
-    unified = bool(counted) and not counted.startswith(f"{_CGROUPS}/pids/")
+    unified = bool(counted) and not counted.startswith(f"{cgroups.TOP}/pids/")
 
     def enter() -> None:
         if counted and not unified:
-            _enter_counted(place)
+            cgroups.enter_counted(place)
         attach()
 
     ended = subprocesses.run(
@@ -232,85 +182,6 @@ def confirm_directory(pid: int) -> None:
         raise Failure(
             "the working directory is outside of the container", code=CANNOT_EXECUTE, hint="who put it there?"
         )
-
-
-def shorten_timers(step: Step, place: Place, isolation: Isolation, pid: int, timers: Mapping[str, Any]) -> str:
-    """Has the connections of a created container to its ambassadors try again soon; "", or why that cannot be.
-
-    The program belongs to a cgroup (v2): in podrun's own it would be for whoever called podrun, too.
-    """
-    from podrun_hooks.ambassador import syn_timer
-
-    if isolation.unified:
-        if not isolation.cgroup:
-            return "the container has no cgroup of its own: its unit delegates none"
-        return syn_timer.attach(f"{_CGROUPS}{isolation.cgroup}", timers)
-    if step.pod.unit:
-        return "with cgroup v1 a unit's processes share one cgroup of v2"
-    own = f"{_HYBRID}{place.cgroup}"
-    try:
-        os.makedirs(own, exist_ok=True)
-        with open(f"{own}/cgroup.procs", "w", encoding="utf-8") as file:
-            file.write(str(pid))
-    except OSError as error:
-        return f"{own}: {error.strerror}"
-    return syn_timer.attach(own, timers)
-
-
-def counting(place: Place, most: int) -> str:
-    """Makes the cgroup that only counts the processes of a container without a cgroup of its own, for :func:`create`.
-
-    0.2 ms; the runtime would make cgroups in every hierarchy. "" where the host counts none, or podrun may not.
-    """
-    try:
-        path = _counting(place)
-        os.makedirs(path, exist_ok=True)
-        with open(f"{path}/pids.max", "w", encoding="utf-8") as file:
-            file.write(str(most))
-    except OSError:
-        return ""
-    return path
-
-
-def _counting(place: Place) -> str:
-    """The cgroup that counts a container's processes. Raises OSError."""
-    if os.path.isdir(f"{_CGROUPS}/pids"):
-        return f"{_CGROUPS}/pids{place.cgroup}"
-    top = f"{_CGROUPS}{os.path.dirname(place.cgroup)}"
-    os.makedirs(top, exist_ok=True)
-    with open(f"{top}/cgroup.subtree_control", "w", encoding="utf-8") as file:
-        file.write("+pids")
-    return f"{_CGROUPS}{place.cgroup}"
-
-
-def _enter_counted(place: Place) -> None:
-    """In a forked child: be counted with the container, whose cgroup the runtime knows nothing of."""
-    for path in (f"{_CGROUPS}/pids{place.cgroup}/tasks", f"{_CGROUPS}{place.cgroup}/cgroup.procs"):
-        try:
-            with open(path, "w", encoding="utf-8") as file:
-                # A process that moves its only thread by "tasks" (v1) waits for nobody; every other way to move one
-                # waits for a grace period of RCU, 10 ms (cgroup_procs_write_start() in kernel/cgroup/cgroup.c).
-                file.write("0")
-            return
-        except OSError:
-            continue
-
-
-def remain_in_unit(pid: int) -> None:
-    """Moves a created container back into podrun's cgroup where that tells which unit a process is of (cgroup v1).
-
-    Runtimes move it in every hierarchy, systemd's own included; limits are a matter of the others.
-    """
-    with open("/proc/self/cgroup", encoding="utf-8") as file:
-        lines = [line.rstrip("\n").split(":", 2) for line in file]
-    for number, names, path in lines:
-        if number == "0" or names == "name=systemd":
-            top = _HYBRID if number == "0" else f"{_CGROUPS}/systemd"
-            try:
-                with open(f"{top}{path}/cgroup.procs", "w", encoding="utf-8") as file:
-                    file.write(str(pid))
-            except OSError:
-                continue  # not mounted, or the container has ended
 
 
 def forbid_devices(pid: int) -> None:
@@ -367,7 +238,7 @@ def delete(runtime: Runtime, place: Place) -> str:
     try:
         own_cgroup = _has_own_cgroup(_config(place))
     except (OSError, ValueError, KeyError):
-        own_cgroup = any(os.path.isdir(path) for path in cgroups(place))
+        own_cgroup = any(os.path.isdir(path) for path in cgroups.of(place))
     argv = [*runtime.command(place, own_cgroup=own_cgroup), "delete", "-f", place.id]
     ended = subprocesses.run(argv, env=environment(place), before=private(runtime))
     return ended.errors or f"status {ended.status}" if ended.status else ""
@@ -410,63 +281,6 @@ def exec_command(runtime: Runtime, place: Place, process_file: str, options: Seq
     """The command line that runs what ``process_file`` (OCI's "process" object) says in a started container."""
     own_cgroup = _has_own_cgroup(_config(place))
     return [*runtime.command(place, own_cgroup=own_cgroup), "exec", *options, "--process", process_file, place.id]
-
-
-def cgroups(place: Place) -> list[str]:
-    """Where the container's own cgroup may be: below the v2 mount, or below each of v1's."""
-    if os.path.exists(f"{_CGROUPS}/cgroup.controllers"):
-        return [f"{_CGROUPS}{place.cgroup}"]
-    try:
-        with os.scandir(_CGROUPS) as entries:
-            return [entry.path + place.cgroup for entry in entries if entry.is_dir(follow_symlinks=False)]
-    except FileNotFoundError:
-        return []
-
-
-def members(place: Place) -> list[int]:
-    """The pids in the container's own cgroup and in those below it."""
-    pids: set[int] = set()
-    for path in cgroups(place):
-        for directory, _, _ in os.walk(path):
-            try:
-                with open(f"{directory}/cgroup.procs", encoding="utf-8") as file:
-                    pids.update(map(int, file.read().split()))
-            except OSError:
-                continue
-    return sorted(pids - {0})
-
-
-def freeze(place: Place, on: bool) -> bool:
-    """Stops every process of the container's cgroup, or lets it run again; False for a container without one.
-
-    cgroups(7): cgroup.freeze of v2, freezer.state of v1. Raises OSError.
-    """
-    own = place.cgroup
-    for path, words in (
-        (f"{_CGROUPS}{own}/cgroup.freeze", ("0", "1")),
-        (f"{_CGROUPS}/freezer{own}/freezer.state", ("THAWED", "FROZEN")),
-        (f"{_HYBRID}{own}/cgroup.freeze", ("0", "1")),
-    ):
-        try:
-            fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            continue
-        with open(fd, "w", encoding="utf-8") as file:
-            file.write(words[on])
-        return True
-    return False
-
-
-def remove_cgroups(place: Place) -> None:
-    """Removes the container's cgroups and, when nothing else is in it, podrun's own above them."""
-    for path in cgroups(place):
-        for directory, _, _ in os.walk(path, topdown=False):
-            os.rmdir(directory)
-        if place.cgroup.startswith("/podrun/"):
-            try:
-                os.rmdir(os.path.dirname(path))
-            except OSError:
-                continue
 
 
 def _code_of(words: str) -> int:

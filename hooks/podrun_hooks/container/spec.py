@@ -8,7 +8,6 @@ from podrun import ownership
 from podrun.errors import CANNOT_EXECUTE, WRONG_FILE, Failure, code_of
 from podrun.hook import Facts
 from podrun.options import Wrong
-from podrun.record import NamedTuple
 from podrun_hooks.container import devices, executables, limits, mounts, users
 from podrun_hooks.container.options import CAPABILITIES, signal_number
 from podrun_hooks.container.paths import PATH
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from podrun.hook import Step
+    from podrun_hooks.container.cgroups import Isolation
     from podrun_hooks.container.mounts import Mounts
     from podrun_hooks.container.users import User
     from podrun_hooks.support.rooted_tree import Tree
@@ -41,21 +41,6 @@ _MASKED = [
     "/sys/devices/virtual/powercap", "/sys/firmware", "/sys/fs/selinux",
 ]  # fmt: skip
 _READ_ONLY = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
-
-
-class Isolation(NamedTuple):
-    """What the host can do for a container; :func:`podrun_hooks.container.runtime.isolation` finds it out."""
-
-    #: The container's own cgroup, or "": it stays in podrun's.
-    cgroup: str
-    #: Something enforces device rules: the runtime in that cgroup, or systemd's DevicePolicy= around it.
-    devices_ruled: bool
-    #: The runtime can be given device rules.
-    device_rules: bool
-    #: cgroup v2 alone is mounted.
-    unified: bool
-    #: Processes can be counted there: a host, or whoever delegates, may have no pids controller to give.
-    counted: bool = True
 
 
 def capabilities(options: Any, isolation: Isolation) -> frozenset[str]:

@@ -15,9 +15,8 @@ import pytest
 from podrun.errors import STEP_FAILED, UNAVAILABLE, WRONG_FILE, Failure
 from podrun.options import Wrong, read
 from podrun_hooks import container
+from podrun_hooks.container import cgroups, spec, users
 from podrun_hooks.container import paths as places
-from podrun_hooks.container import runtime as runtimes
-from podrun_hooks.container import spec, users
 from podrun_hooks.container.options import signal_number
 from podrun_hooks.support import subprocesses
 from support.container_case import Case, netns
@@ -278,7 +277,7 @@ def test_limits_are_in_force_and_the_cgroup_goes_with_the_container(tmp_path: Pa
 
 def _limit(case: Case, *names: str) -> list[str]:
     """What the kernel has in the files of these names in the container's own cgroups."""
-    files = [Path(path, name) for path in runtimes.cgroups(places.of(case.step())) for name in names]
+    files = [Path(path, name) for path in cgroups.of(places.of(case.step())) for name in names]
     return [file.read_text().strip() for file in files if file.exists()]
 
 
