@@ -86,7 +86,7 @@ class Consul:
         for entry in table[:MOST]:
             try:
                 record, created = _record(entry, service)
-            except (Wrong, KeyError, TypeError, ValueError, AttributeError) as error:
+            except (Wrong, KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
                 if wrong is not None:
                     wrong.append(f"{service}: {error}")
                 continue
@@ -97,9 +97,7 @@ class Consul:
 
     def services(self, *, seconds: float) -> list[str]:
         """The services of the catalog; the hosts' own ones are left out."""
-        table = self._json("/v1/catalog/services", seconds)
-        if not isinstance(table, dict):
-            raise Away("the answer is not a JSON object: is this Consul?")
+        table = self._table("/v1/catalog/services", seconds)
         return sorted(name for name in table if not name.startswith("podrun-host") and name != "consul")
 
     def remove(self, service: str, identity: str, *, seconds: float) -> bool:
@@ -178,7 +176,7 @@ class Consul:
         done = ["registered the host's check"] if anew else []
         expected = {_service_id(record.service, record.id): record for record in wanted.values()}
         there = {}
-        for name, entry in self._json("/v1/agent/services", seconds).items():
+        for name, entry in self._table("/v1/agent/services", seconds).items():
             meta = _meta(entry)
             if meta.get(f"{_FIELD}host") == os.uname().nodename and meta.get(f"{_FIELD}ttl") == f"{ttl:g}":
                 there[name] = meta
@@ -224,10 +222,12 @@ class Consul:
         status = {"Status": "passing" if record.ready else "critical"}
         self._call("PUT", f"/v1/agent/check/update/{name}:ready", status, seconds)
 
-    def _json(self, path: str, seconds: float) -> Any:
+    def _table(self, path: str, seconds: float) -> dict[str, Any]:
         answer = self._call("GET", path, None, seconds)
-        assert answer is not None
-        return answer.json()
+        table = answer.json() if answer else None
+        if not isinstance(table, dict):
+            raise Away("the answer is not a JSON object: is this Consul?")
+        return table
 
     def _call(
         self, method: str, path: str, body: Mapping[str, Any] | str | None, seconds: float, *, missing: bool = False

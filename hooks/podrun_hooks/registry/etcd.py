@@ -205,7 +205,10 @@ class Etcd:
         elif not repair:
             return []
         answer = self._call("lease/timetolive", {"ID": lease, "keys": True}, seconds) if alive else {}
-        held = {_plain(key) for key in answer.get("keys", [])}
+        keys = answer.get("keys", [])
+        if not isinstance(keys, list):
+            raise Away("the answer has another shape than etcd's")
+        held = {_plain(key) for key in keys}
         done = [] if alive else ["granted a new lease"]
         for key, record in wanted.items():
             if key not in held and self._put(key, record.text, lease, seconds, record.gen):
@@ -331,7 +334,7 @@ def _number(value: Any) -> int:
     """A 64-bit number, which etcd's gateway writes as a string. Raises Away."""
     try:
         return int(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise Away(f"the answer has {str(value)[:40]!r} in place of a number") from None
 
 
@@ -359,7 +362,7 @@ def _new_in(service: str, since: str) -> dict[str, Any]:
 def _revision(answer: Mapping[str, Any]) -> int:
     try:
         return int(answer["header"]["revision"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise Away("the answer has no revision: is this etcd?") from None
 
 
