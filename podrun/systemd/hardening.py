@@ -62,6 +62,8 @@ def _devices(steps: Sequence[Step]) -> Lines:
     """Which devices the unit's processes may open; no setting where a hook of somebody else's may hand some in."""
     if any(step.get("hook") not in HOOKS for step, _ in steps):
         return []
+    if any("=" in text and not text.startswith("/") for text in map(str, _words(steps, "devices"))):
+        return []  # what a name of CDI's brings is known at the start; the container's own device rules hold
     allowed: list[str] = []
     for text in map(str, _words(steps, "devices")):
         source, _, rest = text.partition(":")

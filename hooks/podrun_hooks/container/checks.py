@@ -97,8 +97,15 @@ def _files(options: Any) -> Iterator[Problem]:
     for path in options.env_files:
         if not os.path.isfile(path):
             yield Problem(f"{path}: there is no such file", WRONG_FILE, key="env_files")
+    if named := [text for text in options.devices if not text.startswith("/")]:
+        from podrun_hooks.container import cdi
+
+        try:
+            cdi.edits(named)
+        except Failure as failure:
+            yield Problem(failure.what, failure.code, failure.hint, key="devices")
     for text in options.devices:
-        if not os.path.exists(source := text.partition(":")[0]):
+        if text.startswith("/") and not os.path.exists(source := text.partition(":")[0]):
             yield Problem(f"the host has no {source}", UNAVAILABLE, key="devices")
     if options.tz:
         try:

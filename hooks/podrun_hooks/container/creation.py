@@ -6,6 +6,7 @@ import os
 
 from podrun import jsontext
 from podrun.errors import STEP_FAILED, WRONG_FILE, Failure
+from podrun.facts import accepted, merged
 from podrun.record import NamedTuple
 from podrun_hooks.container import cgroups, limits, mounts, rootfs, spec, streams
 from podrun_hooks.container import paths as places
@@ -86,6 +87,10 @@ def create(plan: Plan, facts: Facts) -> Created:
     """Makes the container's files and its init; what is open for that is closed again, also when it fails."""
     step, place, image = plan.step, plan.place, plan.image
     options = step.options
+    if named := [text for text in options.devices if not text.startswith("/")]:
+        from podrun_hooks.container import cdi
+
+        facts = merged([facts, accepted(cdi.edits(named))])
     places.prepare(place, persist=options.persist)
     rootfs.own_top(place, image["layers"])
     sock = None

@@ -25,7 +25,13 @@ _MOST = 4096
 
 
 def spelled(text: str) -> str:
-    """Checks "/dev/fuse", "/dev/fuse:/dev/x" or "/dev/fuse:/dev/x:rw"; raises Wrong."""
+    """Checks "/dev/fuse", "/dev/fuse:/dev/x" or "/dev/fuse:/dev/x:rw", or a name of CDI's; raises Wrong."""
+    if not text.startswith("/"):
+        from podrun_hooks.container import cdi
+
+        if not cdi.is_name(text):
+            raise Wrong(f"expected a device below /dev, or a name such as nvidia.com/gpu=all, not {text!r}")
+        return text
     source, target, access = _parts(text)
     for path in (source, target):
         if not path.startswith("/dev/") and path != "/dev":
@@ -49,6 +55,8 @@ def asked_for(texts: Sequence[str]) -> list[Facts]:
     """The device nodes (CDI) of a container's ``devices``; a directory means the devices in it. Raises Failure."""
     nodes: list[Facts] = []
     for text in texts:
+        if not text.startswith("/"):
+            continue  # cdi.py's
         source, target, access = _parts(text)
         found = [(source, target)]
         if os.path.isdir(source):

@@ -86,6 +86,9 @@ def _capabilities(options: Any, *, own_ids: bool) -> Iterator[Exposure]:
 
 def _devices(devices: list[str]) -> Iterator[Exposure]:
     for text in devices:
+        if not text.startswith("/"):
+            yield Exposure(f"what the host's CDI specification of {text} brings", 1.0, "leave it out")
+            continue
         path = text.partition(":")[0]
         try:
             block = stat.S_ISBLK(os.stat(path).st_mode)

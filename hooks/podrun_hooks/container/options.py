@@ -295,7 +295,9 @@ class Options(NamedTuple):
     oom_score_adj: int = option(limits.OOM_SCORE, "how soon the kernel kills it when memory is short", 0)
     shm_size: int = option(SIZE, "size of /dev/shm", 64 << 20)
     devices: list[str] = option(
-        list_of(checked(TEXT, device_nodes.spelled)), "devices in docker's spelling: /dev/x[:/dev/y][:rwm]", []
+        list_of(checked(TEXT, device_nodes.spelled)),
+        "devices in docker's spelling: /dev/x[:/dev/y][:rwm], or by CDI: nvidia.com/gpu=all",
+        [],
     )
     groups: list[str] = option(limits.GROUPS, "supplementary groups, numbers or names of the image", [])
     ipc: str = option(choice("private", "host"), "whose System V IPC and shared memory it uses", "private")
