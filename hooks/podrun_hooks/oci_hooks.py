@@ -126,7 +126,7 @@ _CLASSES = {
 
 
 def _fits(pattern: str, text: str) -> bool:
-    """Whether a POSIX extended regular expression matches somewhere. Raises Failure for what is none."""
+    """Whether a POSIX extended regular expression matches somewhere. Raises Failure for an invalid one."""
     import re
 
     for name, members in _CLASSES.items():
@@ -134,7 +134,7 @@ def _fits(pattern: str, text: str) -> bool:
     try:
         return re.search(pattern, text) is not None
     except (re.error, OverflowError, RecursionError) as error:
-        raise Failure(f"{pattern!r} is no regular expression: {error}", code=WRONG_FILE) from None
+        raise Failure(f"{pattern!r} is not a regular expression: {error}", code=WRONG_FILE) from None
 
 
 def _all(options: Options) -> list[Facts]:
@@ -175,7 +175,7 @@ def _of_file(path: str) -> list[Facts]:
         entry, when = _current(told) if isinstance(told, dict) and "version" in told else _first(told)
         entry = _believed(entry)
     except FileNotFoundError:
-        raise Failure(f"{path} leads nowhere", code=WRONG_FILE) from None
+        raise Failure(f"{path} is a dangling link", code=WRONG_FILE) from None
     except (Wrong, ValueError, RecursionError) as error:
         raise Failure(f"{path}: {error}", code=WRONG_FILE, hint="see oci-hooks(5)") from None
     except Failure as failure:

@@ -150,7 +150,7 @@ def check(step: Step) -> list[Problem]:
 
 
 def check_in_chain(step: Step, before: Sequence[Step]) -> list[Problem]:
-    """What is registered where other hosts read has to be published, or to be said to be reachable as it is."""
+    """A port in a record that other hosts read has to be published, or reachable by ``advertise``."""
     from podrun.hook import Problem
 
     options: Options = step.options
@@ -211,7 +211,7 @@ def explain(step: Step) -> list[str]:
 
 
 def collect(root: str, run: str, pods: Set[str], only_look: bool) -> list[str]:
-    """Removes what pods that are gone want of registries, and their records in the file registry."""
+    """Removes the wishes of pods that are gone, and their records in the file registry."""
     found = []
     directory = f"{run}/registry"
     for wish in wishes.everything(run):
@@ -256,7 +256,7 @@ def diagnose(root: str, run: str) -> Iterator[Finding]:
 
         if not begin.running(run):
             hint = f"systemctl start {begin.unit_of(run)}"
-            yield Finding("warn", "nobody follows the registry: records end with their leases", hint)
+            yield Finding("warn", "no follower runs: records end with their leases", hint)
 
 
 # --- what is done to a registry ------------------------------------------------------------------------------------
@@ -296,7 +296,7 @@ def withdraw(step: Step, source: Source, identity: str) -> bool:
 
 
 def _lead(run: str, source: Source, service: str) -> None:
-    """The record is written: whoever cannot be led to it is no reason to fail."""
+    """The record is written; an ambassador that cannot be led to it is no reason to fail."""
     if wishes.ambassadors(run, source, service):
         from podrun_hooks.ambassador import reach
 

@@ -34,9 +34,9 @@ default_name = ""
 
 #: Seconds between two looks, at a directory and at a server, and that one call may take.
 _LOOK_FILE, _LOOK_SERVER, _CALL = 0.02, 0.2, 1.5
-#: Seconds between two words to systemd, and how long it is asked to have patience from each.
+#: Seconds between two notifications of systemd, and the extension of the time-out that each asks for.
 _TELL, _EXTEND = 1.0, 30
-#: Seconds that a note outlives who wrote it.
+#: Seconds that a note outlives its author.
 _NOTE = 30.0
 
 
@@ -61,7 +61,7 @@ def up(step: Step, facts: Facts) -> Facts:
     del facts
     options: Options = step.options
     began = time.monotonic()
-    # A moment before the chain would end the step: it does not know what was waited for.
+    # A moment before the chain would end the step, which could not tell what was waited for.
     patience = step.timeout - min(0.1, step.timeout / 20) if step.timeout < float("inf") else step.timeout
     registry = _registry(step)
     waiter = _identity(step)
@@ -85,7 +85,7 @@ def up(step: Step, facts: Facts) -> Facts:
             except _Away as away:
                 trouble, circle = str(away), []
             if circle:
-                # The others are to find it as well, before this note of it is gone.
+                # The others have to find the circle, too, before this note is gone.
                 time.sleep(registry.look * 3)
                 raise Failure(
                     f"pods wait for each other: {' -> '.join(circle)}",
@@ -128,7 +128,7 @@ def down(step: Step, own: Facts) -> None:
 
 
 def exclusive(step: Step) -> str:
-    """Nothing: who waits has nothing."""
+    """Nothing: waiting holds no resource."""
     return ""
 
 

@@ -238,7 +238,7 @@ def read_only_tmpfs(container: Container, value: str, origin: Origin) -> None:
     """--read-only-tmpfs, which is podman's."""
     container.read_only_tmpfs = spellings.boolean(value)
     if not container.step.values.get("read_only"):
-        container.note(origin, "it is of use with a read-only root only", by_hand=False)
+        container.note(origin, "it matters with a read-only root only", by_hand=False)
 
 
 def user(container: Container, value: str, origin: Origin) -> None:

@@ -297,13 +297,13 @@ def test_networks_have_their_subnet_in_networks_toml_and_a_name_that_the_kernel_
 
 REFUSED = [
     ("services: [", "compose.yaml:1:"),
-    ("[]", "no mapping"),
+    ("[]", "not a mapping"),
     ("services: {}", "no service"),
     ("services: {web: {command: a}}", "neither image nor build"),
     ("services: {web: {image: a, image: b}}", "twice"),
     ("services: {web: {image: '${'}}", "'}'"),
     ("services: {web: {image: '${A:?must be set}'}}", "must be set"),
-    ("services: {web: {image: a, depends_on: [db]}, db: {image: a, depends_on: [web]}}", "circle"),
+    ("services: {web: {image: a, depends_on: [db]}, db: {image: a, depends_on: [web]}}", "cycle"),
     ("services: {web: {image: a, volumes: ['data:/d']}}", "data is not declared"),
     ("services: {web: {image: a, networks: [n]}}", "n is not declared"),
     ("services: {web: {image: a, secrets: [s]}}", "s is not declared"),

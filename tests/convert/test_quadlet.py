@@ -193,7 +193,7 @@ REFUSED = [
     ("web@Blue.container", "[Container]\nImage=a\n", "no instance"),
     ("web.container", "Image=a\n", "before the first section"),
     ("web.container", "[Container]\nImage\n", "web.container:2"),
-    ("web.container", "[Container\n", "no section"),
+    ("web.container", "[Container\n", "not a section"),
     ("web.container", "[Container]\nImage=a\nGroup=x\n", "User="),
     ("web.container", "[Container]\nImage=a\nReloadCmd=x\nReloadSignal=HUP\n", "exclude"),
     ("web.container", "[Container]\nImage=a\nPod=none.pod\n", "none.pod"),

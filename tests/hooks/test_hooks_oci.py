@@ -195,7 +195,7 @@ def test_the_format_without_a_version_needs_one_condition_only(home: Path, stock
         (("STOCK", {"allways": True}), "unknown condition 'allways'"),
         (("STOCK", {"always": 1}), "expected true or false"),
         (("STOCK", {"commands": "x"}), "expected regular expressions"),
-        (("STOCK", {"commands": ["("]}), "no regular expression"),
+        (("STOCK", {"commands": ["("]}), "not a regular expression"),
         (("/nowhere", {"always": True}), "there is no executable /nowhere"),
     ],
 )

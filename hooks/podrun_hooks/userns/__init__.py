@@ -28,7 +28,7 @@ default_name = ""
 
 
 class Options(NamedTuple):
-    """What the step takes."""
+    """The options of the step."""
 
     mode: str = option(choice("auto"), "auto: a range of 65,536 ids that no other pod has", "auto")
 
@@ -47,7 +47,7 @@ def up(step: Step, facts: Facts) -> Facts:
 
 
 def down(step: Step, own: Facts) -> None:
-    """Lets the namespaces go, then the range."""
+    """Unpins the namespaces, then releases the range."""
     userns.unpin(step.pod.directory)
     userns.release(step.pod.run, userns.ledger_of(step.pod.directory))
 

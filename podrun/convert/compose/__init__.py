@@ -33,7 +33,7 @@ def _convert(asked: Asked, images: Mapping[str, str]) -> Draft:
         raise Failure("the project has no service to convert", code=WRONG_FILE, hint="profiles: --profile NAME")
     unknown = [name for name in images if name not in services]
     if unknown:
-        raise Failure(f"--image names no service of the project: {', '.join(unknown)}", code=WRONG_FILE)
+        raise Failure(f"--image: the project has no service: {', '.join(unknown)}", code=WRONG_FILE)
     if asked.one_network:
         networks.join(services, draft)
     pods = {name: _pod_name(read, name, table) for name, table in services.items()}
@@ -99,7 +99,7 @@ def _sort(draft: Draft, context: service.Context) -> None:
     def visit(name: str, chain: tuple[str, ...]) -> None:
         if name in chain:
             cycle = " -> ".join([*chain[chain.index(name) :], name])
-            raise Failure(f"depends_on goes round in a circle: {cycle}", code=WRONG_FILE)
+            raise Failure(f"depends_on has a cycle: {cycle}", code=WRONG_FILE)
         if name in order or name not in context.services:
             return
         for other in project.depends_on(context.services[name]):

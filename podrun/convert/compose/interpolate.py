@@ -52,7 +52,7 @@ def interpolated(text: str, environ: Mapping[str, str], used: Callable[[str, str
                 at += 1
             done.append(_value(text[dollar + 1 : at], environ, used))
         else:
-            raise Failure(f"'$' in {text!r} begins no variable", code=WRONG_FILE, hint="write $$ for a plain $")
+            raise Failure(f"'$' in {text!r} does not begin a variable", code=WRONG_FILE, hint="write $$ for a plain $")
     return "".join([*done, text[at:]])
 
 
@@ -76,7 +76,7 @@ def _braced(inner: str, environ: Mapping[str, str], used: Callable[[str, str], N
     name, rest = inner[:length], inner[length:]
     operator = rest[:2] if rest[:2] in (":-", ":?", ":+") else rest[:1]
     if not name or name[0] not in _FIRST or (rest and operator not in (":-", ":?", ":+", "-", "?", "+")):
-        raise Failure(f"${{{inner}}} is no variable", code=WRONG_FILE, hint="write $$ for a plain $")
+        raise Failure(f"${{{inner}}} is not a variable", code=WRONG_FILE, hint="write $$ for a plain $")
     if not rest:
         return _value(name, environ, used)
     word = rest[len(operator) :]

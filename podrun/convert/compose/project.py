@@ -84,7 +84,7 @@ class _Reading:
             if document is None:
                 continue
             if not isinstance(document, Table):
-                raise Failure(f"{path}: expected services, networks, volumes; this is no mapping", code=WRONG_FILE)
+                raise Failure(f"{path}: expected services, networks, volumes; this is not a mapping", code=WRONG_FILE)
             whole = document if whole is None else merged(whole, document)
         whole = whole if whole is not None else Table(path)
         self.replaced(whole, "")
@@ -179,7 +179,7 @@ def _tell_variables(draft: Draft, reading: _Reading, path: str) -> None:
 
     where = Origin("", "variables")
     if names("set"):
-        draft.note(where, f"{names('set')}: the values of now are in the pod files", by_hand=False)
+        draft.note(where, f"{names('set')}: their present values are in the pod files", by_hand=False)
     if names("default"):
         draft.note(where, f"{names('default')}: not set, the defaults are in the pod files", by_hand=False)
     if names("open"):

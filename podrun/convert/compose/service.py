@@ -249,7 +249,7 @@ def _env_file(service: Service, value: Any, origin: Origin) -> None:
                 hint="say --allow-outside if the pod may read it",
             )
         if isinstance(entry, dict) and entry.get("required") is False and not os.path.exists(file):
-            service.pod.note(origin, f"{path} is not there, and need not be: left out", by_hand=False)
+            service.pod.note(origin, f"{path} does not exist, which is allowed: left out", by_hand=False)
             continue
         options.apply(service.container, "env-file", file, origin)
 

@@ -64,7 +64,7 @@ def _items(document: Any, path: str) -> list[Table]:
     if document is None:
         return []
     if not isinstance(document, Table) or not isinstance(document.get("kind"), str):
-        raise Failure(f"{path}: a document without a kind is no manifest", code=WRONG_FILE)
+        raise Failure(f"{path}: a document without a kind is not a manifest", code=WRONG_FILE)
     if document["kind"] == "List":
         return [inner for item in document.get("items") or [] for inner in _items(item, path)]
     return [document]

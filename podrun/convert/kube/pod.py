@@ -162,7 +162,7 @@ def _container(
 
 def _references(text: str, container: Container, origin: Origin) -> str:
     if "$(" in text.replace("$$(", ""):
-        container.note(origin, f"{text!r}: podrun replaces no $(NAME)", "have a shell do it, by $NAME")
+        container.note(origin, f"{text!r}: podrun does not replace $(NAME)", "have a shell do it, by $NAME")
     return text.replace("$$(", "$(")
 
 

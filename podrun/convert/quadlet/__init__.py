@@ -84,7 +84,7 @@ def _convert(unit: Unit, units: objects.Units, draft: Draft, environ: Mapping[st
         )
     else:
         raise Failure(
-            f"{unit.name}: [{unit.kind.title()}]: podrun has no artifacts that are no images",
+            f"{unit.name}: [{unit.kind.title()}]: podrun has images, and no other artifacts",
             code=WRONG_FILE,
             hint='put the files into an image, and mount it with source = "image:REF"',
         )

@@ -78,7 +78,7 @@ def _image(container: Container, unit: Unit, units: Units) -> None:
         container.image.set("ref", f"dir:{rootfs[-1][0]}", rootfs[-1][1])
         return
     if not image:
-        raise Failure(f"{unit.name}: neither Image nor Rootfs is there", code=WRONG_FILE)
+        raise Failure(f"{unit.name}: neither Image nor Rootfs is set", code=WRONG_FILE)
     text, origin = image[-1]
     ref = unitfile.unquoted(text)
     if ref.endswith(".image"):
@@ -271,7 +271,7 @@ def _read_only(setting: _Setting) -> None:
 
 def _read_only_tmpfs(setting: _Setting) -> None:
     if not setting.unit.last("Container", "ReadOnly"):
-        setting.note("it is of use with ReadOnly= only", by_hand=False)
+        setting.note("it matters with ReadOnly= only", by_hand=False)
 
 
 def _volatile_tmp(setting: _Setting) -> None:

@@ -206,7 +206,7 @@ def _network_key(step: Step, key: str, value: str, origin: Origin, note: Any) ->
         note(origin, "podrun's bridges always have IPv6", by_hand=False)
     elif key in ("Label", "NetworkDeleteOnStop", "DisableDNS"):
         why = {"Label": "a bridge has no labels", "DisableDNS": "podrun has no DNS server: names are in /etc/hosts"}
-        note(origin, why.get(key, "an unused bridge does not matter; `podrun network` shows them"), by_hand=False)
+        note(origin, why.get(key, "an unused bridge does no harm; `podrun network` shows them"), by_hand=False)
     elif key == "Internal":
         note(origin, "podrun has no bridge without a way out", "forbid it in your own nftables table")
     else:

@@ -41,7 +41,12 @@ def convert(unit: Unit, units: Units, pod: Pod) -> None:
                 elif section == "Service" and key in _USERS:
                     pod.note(place, f"{value}: podrun itself runs as root", "set user in the container step")
                 elif section == "Service" and key in _OWN:
-                    pod.note(place, f"{value}: podrun's unit has its own {key}=", "see docs/systemd.md", by_hand=False)
+                    pod.note(
+                        place,
+                        f"{value}: podrun's unit has its own {key}=",
+                        "see docs/reference/systemd.md",
+                        by_hand=False,
+                    )
                 elif section == "Unit" and key in _UNITS:
                     _add(pod, table, key, _services(value, unit, units))
                 else:

@@ -167,7 +167,7 @@ def parse(text: str, name: str) -> list[Assignment]:
         line = line.removesuffix("\\").rstrip()
         if line.startswith("["):
             if not line.endswith("]") or len(line) < 3:
-                raise Failure(f"{where}: {line!r} is no section", code=WRONG_FILE)
+                raise Failure(f"{where}: {line!r} is not a section", code=WRONG_FILE)
             section = line[1:-1]
             continue
         key, equals, value = line.partition("=")
