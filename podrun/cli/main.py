@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from typing import Any
@@ -41,6 +42,7 @@ from podrun.engine import hook_loader
 from podrun.engine import journal as journals
 from podrun.engine import state as states
 from podrun.engine.locks import Lock
+from podrun.engine.verbs import failed
 from podrun.errors import NOT_ALLOWED, WRONG_FILE, Failure
 from podrun.hook_extras import Collects
 from podrun.host import Host
@@ -194,22 +196,36 @@ OF_MODULES = (
 
 @command(click.Option(["--check", "only_check"], is_flag=True, help="Say what would be removed, remove nothing."))
 def gc(host: Host, only_check: bool) -> int:
-    """Undo pods that are dead, failed or from before the reboot, and remove what belongs to none."""
+    """Undo pods that are dead, failed or from before the reboot, and remove what belongs to none.
+
+    What cannot be undone or removed is told, and does not keep the rest.
+    """
     if only_check:
         for line in (lines := doctor.stale(host)):
             say(line)
         return 1 if lines else 0
+    failures: list[Failure] = []
     for name in journals.pods(host.run):
-        state = states.state(host.run, name)
-        if state in ("dead", "failed", "absent") and launch.sweep(name, host):
-            say(f"{name}: {state}")
+        try:
+            state = states.state(host.run, name)
+            if state in ("dead", "failed", "absent") and launch.sweep(name, host):
+                say(f"{name}: {state}")
+        except Exception as error:
+            failures.append(failed(name, error))
     cache.forget(cache.directory(host.run))
     exit_records.forget(host.run, journals.pods(host.run))
     with contextlib.ExitStack() as held:
         busy = {*_locked(host, held)}
         for hook, collecting in hook_loader.offering(Collects):
-            for line in collecting.collect(host.root, host.run, {*journals.pods(host.run), *busy}, False):
-                say(f"{hook}: {line}")
+            try:
+                for line in collecting.collect(host.root, host.run, {*journals.pods(host.run), *busy}, False):
+                    say(f"{hook}: {line}")
+            except Exception as error:
+                failures.append(failed(hook, error))
+    for failure in failures[:-1]:
+        host.report(str(failure))
+    if failures:
+        raise failures[-1]
     return 0
 
 
@@ -236,6 +252,9 @@ for declared in (*DECLARED, *payload.COMMANDS, *about.COMMANDS, *OF_MODULES):
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the click command line; returns the exit code."""
+    if "--debug" not in arguments:
+        # What a finaliser stumbles over when its constructor has failed (asyncio's, of pyroute2) helps nobody.
+        sys.unraisablehook = lambda _: None
     try:
         result = podrun.main(list(arguments), prog_name="podrun", standalone_mode=False)
         return result if isinstance(result, int) else 0

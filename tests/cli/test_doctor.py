@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -85,6 +86,23 @@ def test_dockers_forward_policy_is_a_warning_before_the_first_pod(podrun: Podrun
     assert done.returncode == 0, done.stderr
     assert states(done.stdout, "chain ip filter FORWARD drops what is forwarded") == ["warn"]
     assert "iptables -I FORWARD -i podrun-" in done.stdout
+
+
+def test_a_pod_that_cannot_be_undone_keeps_gc_from_nothing_else(podrun: Podrun, home: Path) -> None:
+    hook, stuck = home / "hook", home / "stuck"
+    hook.write_text(f"#!/bin/sh\ncat >/dev/null\n[ $PODRUN_VERB != down ] || [ ! -e {stuck} ] || exit 73\n")
+    hook.chmod(0o755)
+    for name, step in (("a", f'hook = "exec:{hook}"'), ("b", 'hook = "network"\nmode = "none"')):
+        chain = '[[chain]]\nhook = "image"\nref = "host:"\n[[chain]]\n{}\n[[chain]]\nhook = "container"\ncommand = ["true"]\n'
+        podrun("up", "-d", podrun.file(name, chain.format(step)), check=True)
+    stuck.touch()
+    done = podrun("gc")
+    assert done.returncode == 73, done.stderr
+    assert "podrun: a: exec:" in done.stderr
+    assert "b: dead" in done.stdout
+    assert [line.split()[0] for line in podrun("ps").stdout.splitlines()[1:]] == ["a"]
+    stuck.unlink()
+    assert "a: failed" in podrun("gc", check=True).stdout
 
 
 def test_what_nobody_needs_is_named_with_gc(podrun: Podrun) -> None:

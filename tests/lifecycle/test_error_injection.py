@@ -14,7 +14,7 @@ import pytest
 
 from support.each_call import ERRORS, FAILING, Tracer
 from support.launcher import Podrun
-from support.proofs import SEED, Rounds, Row, table
+from support.proofs import SECONDS, SEED, Rounds, Row, table
 from support.scenarios import COMMANDS, Scenario, chosen, scenario
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
@@ -53,7 +53,7 @@ def test_errors_at_every_system_call(podrun: Podrun, home: Path, follow: bool) -
     rows = []
     for name, kind in chosen().items():
         part = int(os.environ.get("PODRUN_PROVE_PART", "1"))
-        rows.append(_failed(kind, podrun, home, name, follow=follow, part=part))
+        rows.append(_failed(kind, podrun, home, name, follow=follow, seconds=SECONDS, part=part))
         print("\n" + table(rows[-1:]).splitlines()[1], *rows[-1].faults, sep="\n", flush=True)
     print(f"\nseed {SEED}\n{table(rows)}")
     assert not [fault for row in rows for fault in row.faults]

@@ -1,7 +1,7 @@
 """podrun is killed (-9) at its system calls: the next command finishes what it began, and nothing is left.
 
 ./dev test draws as many calls at random as fit into its time; ``./dev prove kill`` takes every one, and prints a table.
-PODRUN_PROVE_TIMES=25 takes them so many times.
+PODRUN_PROVE_TIMES=25 takes them so many times, PODRUN_PROVE_SECONDS ends each scenario after so long.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pytest
 
 from support.each_call import Tracer
 from support.launcher import Podrun
-from support.proofs import SEED, Rounds, Row, drawn, table
+from support.proofs import SECONDS, SEED, Rounds, Row, drawn, table
 from support.scenarios import COMMANDS, HOOKS, Scenario, chosen, scenario, while_stopping
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
@@ -67,7 +67,7 @@ def test_a_step_of_each_kind_killed_at_a_system_call_is_undone_by_one_down(
 def test_kill_at_every_system_call(podrun: Podrun, home: Path, follow: bool) -> None:
     rows = []
     for name, kind in chosen().items():
-        rows.append(_killed(kind, podrun, home, name, follow=follow))
+        rows.append(_killed(kind, podrun, home, name, follow=follow, seconds=SECONDS))
         print("\n" + table(rows[-1:]).splitlines()[1], *rows[-1].faults, sep="\n", flush=True)
     print(f"\nseed {SEED}\n{table(rows)}")
     assert not [fault for row in rows for fault in row.faults]

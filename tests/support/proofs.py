@@ -14,6 +14,8 @@ from support.scenarios import Scenario
 
 #: For the rounds that are drawn at random, and printed.
 SEED = os.environ.get("PODRUN_PROVE_SEED", "1")
+#: Of each scenario, at most; what is left out is drawn by the seed.
+SECONDS = float(os.environ.get("PODRUN_PROVE_SECONDS", "1e9"))
 #: Exit codes that a failed command may have (DESIGN, section 4); of what a container ended with, none is expected.
 CODES = frozenset({65, 69, 73, 75, 76, 77, 78, 126, 127})
 
