@@ -6,7 +6,7 @@ import json
 import subprocess
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from support.launcher import Podrun
 
@@ -161,6 +161,19 @@ class Own:
             self.stop(server)
 
 
+class Engine(Protocol):
+    """What can run a server."""
+
+    name: str
+
+    def start(self, server: Server) -> None: ...
+    def exec(self, server: Server, script: str) -> subprocess.CompletedProcess[str]: ...
+    def reload(self, server: Server) -> None: ...
+    def stop(self, server: Server) -> int: ...
+    def logs(self, server: Server) -> str: ...
+    def remove(self, server: Server) -> None: ...
+
+
 class Row(NamedTuple):
     """What became of one server under one engine."""
 
@@ -175,7 +188,7 @@ class Row(NamedTuple):
     stop_seconds: float
 
 
-def lived(engine: Peer | Own, server: Server) -> Row:
+def lived(engine: Engine, server: Server) -> Row:
     """Start, write, reload, stop, start again, read, stop."""
     try:
         engine.start(server)
@@ -203,11 +216,11 @@ def lived(engine: Peer | Own, server: Server) -> Row:
         engine.remove(server)
 
 
-def _answers(engine: Peer | Own, server: Server) -> bool:
+def _answers(engine: Engine, server: Server) -> bool:
     return engine.exec(server, f"exec 3<>/dev/tcp/127.0.0.1/{server.port}").returncode == 0
 
 
-def _until(true: object, server: Server, engine: Peer | Own, seconds: float = 60) -> None:
+def _until(true: object, server: Server, engine: Engine, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not true():  # type: ignore[operator]
         assert time.monotonic() < deadline, (engine.name, server.name, engine.logs(server)[-2000:])

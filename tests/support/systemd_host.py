@@ -34,6 +34,8 @@ MASKED = """serial-getty@ttyS0 getty@tty1 console-getty systemd-networkd-wait-on
     fsidd run-rpc_pipefs.mount""".split()
 TIMERS = "apt-daily apt-daily-upgrade dpkg-db-backup e2scrub_all fstrim systemd-tmpfiles-clean".split()
 
+#: Where the root of an image with all the servers is on a host that is booted for them.
+SERVERS_AT = "/servers"
 #: Modules of this Python that Debian has not, or not as new: pytest and its parts, cgroupspy. Pure Python, they run on
 #: the host's as well.
 MODULES = ("pytest", "_pytest", "py", "pluggy", "iniconfig", "packaging", "pygments", "cgroupspy")
@@ -294,6 +296,10 @@ class Boot:
         # The tree is an overlay already, and overlayfs takes no overlay for its writable layer.
         argv += [f"--bind={self.shared}:{SHARED}", "--tmpfs=/var/lib/podrun", "--tmpfs=/var/tmp", "--tmpfs=/srv"]
         argv += ["--tmpfs=/var/lib/containers", "--tmpfs=/var/lib/docker"]
+        if any("test_systemd_servers" in test for test in self.tests):
+            from support import servers
+
+            argv.append(f"--bind-ro={build(('libc6', *servers.PACKAGES))}/tree:{SERVERS_AT}")
         return [*argv, "systemd.show_status=0"]
 
     def _qemu(self, made: Path, image: Path) -> list[str]:
