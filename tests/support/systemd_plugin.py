@@ -105,6 +105,8 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
     if guest.wrong and item.nodeid not in guest.done:
         reports = [pytest.TestReport(item.nodeid, item.location, {kind: 1}, "failed", f"{kind}: {guest.wrong}", "call")]
     for report in reports:
+        if report.when == "call" and item.get_closest_marker("prove"):
+            print(report.capstdout, flush=True)  # its figures: what is proved by hand runs with -s
         item.ihook.pytest_runtest_logreport(report=report)
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
     # What the test before this one has left set up for it: the module, where that one ran here.
