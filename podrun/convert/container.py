@@ -62,9 +62,14 @@ class Container:
 
     def anonymous(self, target: str, options: list[str], origin: Origin) -> None:
         """A volume without a name: docker makes one that lives as long as the container."""
-        name = f"{self.pod.name.partition('@')[0]}{target.replace('/', '-').rstrip('-')}"
-        self.note(origin, f"a volume without a name became the volume {name}, which outlives the pod", by_hand=False)
-        self._mount(f"volume:{_volume_name(name)}", target, options, origin)
+        if options:
+            name = f"{self.pod.name.partition('@')[0]}{target.replace('/', '-').rstrip('-')}"
+            self.note(
+                origin, f"a volume without a name became the volume {name}, which outlives the pod", by_hand=False
+            )
+            self._mount(f"volume:{_volume_name(name)}", target, options, origin)
+        else:
+            self.step.append("volumes", target, origin)
 
     def mount(self, source: str, target: str, options: list[str], origin: Origin) -> None:
         """A path of the host (absolute, relative, "~/...") or a named volume."""

@@ -158,3 +158,16 @@ def test_network_ls_lists_what_run_accepts(podrun: Podrun) -> None:
     refused = podrun("run", "--network", f"{names[0]}x", "--tz", "UTC", "host:", "true")
     assert refused.returncode == 78
     assert f"did you mean '{names[0]}'?" in refused.stderr
+
+
+def test_a_volume_without_a_name_goes_with_its_container(podrun: Podrun, nothing_left: None) -> None:
+    script = "test ! -e /data/kept && echo first >/data/kept && stat -f -c %T /data"
+    for detached in ([], ["-d"]):
+        done = podrun(
+            "run", *detached, "--name", "one", "--network", "none", "-v", "/data", "host:", "sh", "-c", script
+        )
+        assert done.returncode == 0, done.stderr
+        assert "overlay" not in done.stdout
+        podrun("down", "one", check=True)
+    assert podrun("volume", "ls", "-q").stdout == ""
+    assert podrun("run", "-v", "/a/../b", "host:", "true").returncode == 78

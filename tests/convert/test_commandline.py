@@ -18,7 +18,7 @@ LINES = [
     ("-e A=1 --env B='2 3' -eC=4", "container", {"env": {"A": "1", "B": "2 3", "C": "4"}}),
     ("-e HOME", "container", {"env": {"HOME": "${HOME}"}}),
     ("-e 'A=${X} 5$'", "container", {"env": {"A": "$${X} 5$"}}),
-    ("-v /etc:/e:ro -v data:/d", "container", {"volumes": ["/etc:/e:ro", "data:/d"]}),
+    ("-v /etc:/e:ro -v data:/d -v /own", "container", {"volumes": ["/etc:/e:ro", "data:/d", "/own"]}),
     ("--mount type=bind,source=/etc,target=/e,readonly", "container", {"volumes": ["/etc:/e:ro"]}),
     ("--mount 'type=bind,source=/etc,\"target=/e,e\"'", "storage", {"source": "/etc"}),
     ("--network host", "network", {"mode": "host"}),

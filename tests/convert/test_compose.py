@@ -129,7 +129,7 @@ KEYS = [
     ("platform: linux/arm64\n    pull_policy: if_not_present", "image", {"platform": "linux/arm64", "pull": "missing"}),
     ("healthcheck: {test: curl -f localhost}", "container", {"live": {"exec": ["/bin/sh", "-c", "curl -f localhost"], "interval": "30s", "timeout": "30s"}}),
     ("healthcheck: {disable: true}", "container", {"live": None}),
-    ("volumes: ['/anon']", "container", {"volumes": ["shop-web-anon:/anon"]}),
+    ("volumes: ['/anon']", "container", {"volumes": ["/anon"]}),
     ("volumes: [{type: tmpfs, target: /t, tmpfs: {size: 1048576, mode: 0o1777}}]", "container", {"tmpfs": ["/t:size=1048576,mode=1777"]}),
     ("volumes: [{type: image, source: busybox, target: /i}]", "storage", {"source": "image:busybox", "target": "/i"}),
     ("configs: [{source: c, target: /etc/c, mode: 0440}]", "storage", {"source": "file:", "content": "a $${b}\n", "target": "/etc/c", "options": ["mode=440"]}),

@@ -8,6 +8,7 @@ from podrun.errors import NOT_ALLOWED, UNAVAILABLE, WRONG_FILE, Failure
 from podrun.hook import Problem
 from podrun_hooks.container import limits, mounts
 from podrun_hooks.container import runtime as runtimes
+from podrun_hooks.container.options import is_anonymous
 from podrun_hooks.support import subprocesses
 
 TYPE_CHECKING = False
@@ -130,6 +131,8 @@ def _volumes(step: Step) -> Iterator[Problem]:
     from podrun_hooks.support import userns
 
     for text in step.options.volumes:
+        if is_anonymous(text):
+            continue
         source = docker_source(text)
         yield from (found._replace(key="volumes") for found in missing(source))
         if step.pod.userns == "auto" and source.startswith("/"):

@@ -102,6 +102,6 @@ def _volumes(volumes: list[str]) -> Iterator[Exposure]:
     from podrun_hooks.storage import exposure
     from podrun_hooks.storage.docker_spelling import docker_source
 
-    for text in volumes:
+    for text in filter(lambda text: ":" in text, volumes):
         options = text.rpartition(":")[2].split(",") if text.count(":") > 1 else []
         yield from exposure.of_path(docker_source(text), read_only="ro" in options)

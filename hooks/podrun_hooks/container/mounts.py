@@ -15,6 +15,7 @@ from podrun.errors import UNAVAILABLE, WRONG_FILE, Failure, code_of
 from podrun.hook import Facts
 from podrun.record import NamedTuple
 from podrun_hooks.container import rootfs
+from podrun_hooks.container.options import is_anonymous
 from podrun_hooks.support import syscalls, userns
 from podrun_hooks.support.rooted_tree import Elsewhere, Tree, plain
 
@@ -112,7 +113,8 @@ def wanted(step: Step, facts: Facts, image: Facts, tree: Tree, place: Place, map
     """The mounts that image, facts and options ask for, detached; makes their targets in ``tree``. Raises Failure."""
     options = step.options
     asked = [*image.get("mounts", ()), *facts.get("mounts", ()), *_own_mounts(options, step.pod.root)]
-    if volumes := (image.get("config") or {}).get("Volumes"):
+    anonymous = filter(is_anonymous, options.volumes)
+    if volumes := dict.fromkeys([*((image.get("config") or {}).get("Volumes") or ()), *anonymous]):
         taken = {plain(mount["containerPath"]) for mount in asked}
         asked += _anonymous_volumes(volumes, taken, tree, place, mapping, options.read_only)
     if options.init:
@@ -200,6 +202,8 @@ def _own_mounts(options: Any, root: str) -> list[Facts]:
         from podrun_hooks.storage.docker_spelling import docker_source, from_docker, provide
 
         for text in options.volumes:
+            if is_anonymous(text):
+                continue
             fill = "nocopy" not in text.rpartition(":")[2].split(",")
             new = provide(docker_source(text), root, fill=fill)
             mounts.append(from_docker(text, root, fill=new))

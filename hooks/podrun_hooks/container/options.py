@@ -133,7 +133,16 @@ def _profile(text: str) -> str:
     raise Wrong(f"expected 'default', 'unconfined' or the absolute path of a profile, not {text!r}")
 
 
+def is_anonymous(text: str) -> bool:
+    """Whether one of ``volumes`` is a volume without a name, which goes with the container: "/target"."""
+    return text.startswith("/") and ":" not in text
+
+
 def _volume(text: str) -> str:
+    if is_anonymous(text):
+        if text == "/" or ".." in text.split("/"):
+            raise Wrong(f"expected /target or source:/target, not {text!r}")
+        return text
     from podrun_hooks.storage.docker_spelling import from_docker
 
     from_docker(text, "/")
@@ -272,7 +281,9 @@ class Options(NamedTuple):
     hostname: str = option(checked(TEXT, _host_name), "default: the pod's", "")
     read_only: bool = option(BOOLEAN, "mount the root read-only", False)
     volumes: list[str] = option(
-        list_of(checked(TEXT, _volume)), "mounts of this container in docker's spelling: /host:/target[:ro]", []
+        list_of(checked(TEXT, _volume)),
+        "mounts in docker's spelling, /host:/target[:ro]; /target alone is a volume that goes with the container",
+        [],
     )
     tmpfs: list[str] = option(
         list_of(checked(TEXT, _tmpfs)), "tmpfs mounts in docker's spelling: /target[:options]", []
