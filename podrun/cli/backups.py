@@ -94,9 +94,7 @@ def import_(ctx: click.Context, name: str, file: str) -> None:
         path = _path(root, name, there=False)
     source = sys.stdin.fileno() if file == "-" else _opened(file)
     try:
-        # What an image has is not copied over it.
-        volumes.provide(root, name, fill=False)
-        _run([*_TAR, "-C", path, "-x", "-p", "-f", "-"], stdin=source)
+        volumes.put(root, name, lambda place: _run([*_TAR, "-C", place, "-x", "-p", "-f", "-"], stdin=source))
     finally:
         if file != "-":
             os.close(source)

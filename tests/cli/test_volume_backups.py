@@ -60,6 +60,7 @@ def test_what_cannot_be_done_is_told(podrun: Podrun, data: Path, words: list[str
     done = podrun("volume", *words)
     assert done.returncode == code, done.stderr
     assert what in done.stderr
+    assert os.listdir(podrun.root / "volumes") == ["data"]
 
 
 def test_an_export_that_fails_leaves_no_file(podrun: Podrun, data: Path, home: Path) -> None:

@@ -9,6 +9,7 @@ from podrun.errors import STEP_FAILED, Failure
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from podrun_hooks.support.userns import Mapping
@@ -113,7 +114,48 @@ def copy_tree(source: int, place: str, mapping: Mapping | None) -> None:
     if ended.status:
         words = (ended.errors or "cp failed").splitlines()[0]
         raise Failure(f"the volume cannot be filled from the image: {words}", code=STEP_FAILED)
+    # After a power cut a file system may have the rename and not what was written before it.
+    _on_the_disk(copy)
     os.rename(copy, place)
+
+
+def put(root: str, name: str, write: Callable[[str], None]) -> None:
+    """Makes a volume, or fills an empty one, with what ``write`` writes into the directory that it is given.
+
+    It is visible when it is whole: a kill, a power cut or an exception of ``write`` leaves the volume as it was.
+    """
+    from podrun_hooks.support.rooted_tree import clear
+
+    place = path_of(root, name)
+    copy = f"{os.path.dirname(place)}/copy"
+    os.makedirs(f"{root}/volumes", mode=0o700, exist_ok=True)
+    os.makedirs(os.path.dirname(place), mode=0o755, exist_ok=True)
+    with _Locked(place):
+        clear(copy)
+        os.mkdir(copy, 0o755)
+        try:
+            os.chmod(copy, 0o755)
+            write(copy)
+            _on_the_disk(copy)
+            os.rename(copy, place)
+        except BaseException:
+            clear(copy)
+            if not os.path.isdir(place):
+                os.rmdir(os.path.dirname(place))
+            raise
+        # What an image has is not copied over it.
+        _used(place)
+
+
+def _on_the_disk(directory: str) -> None:
+    """Everything written to its file system is on the disk when this returns."""
+    from podrun_hooks.support import syscalls
+
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        syscalls.syncfs(fd)
+    finally:
+        os.close(fd)
 
 
 def _used(place: str) -> None:
