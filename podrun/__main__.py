@@ -30,6 +30,9 @@ def run(arguments: Sequence[str]) -> int:
     recognised = plain(arguments)
     if recognised is None:
         _hear_interrupts()
+        from podrun.host import add_site_packages
+
+        add_site_packages()
         from podrun.cli import main as cli
 
         return cli.main(arguments)

@@ -90,11 +90,16 @@ def _carried() -> Path:
 
 
 def _command(tree: Path) -> None:
-    """The command of the wheel, for Debian's interpreter alone: no variable and no directory of a user's matters."""
-    text = (CHECKOUT / "bin/podrun").read_text().replace("#!python\n", "#!/usr/bin/python3 -I\n", 1)
+    """The command of the wheel, for Debian's interpreter alone: no variable and no directory of a user's matters.
+
+    It begins without site (2 ms); podrun adds what that would have when a command needs it.
+    """
+    text = (CHECKOUT / "bin/podrun").read_text().replace("#!python\n", "#!/usr/bin/python3 -IS\n", 1)
     line = "from podrun.__main__ import main\n"
     assert line in text
-    text = text.replace(line, f'import sys\n\nsys.path.append("/{PRIVATE}")\n\n{line}', 1)
+    paths = f'sys.path += ["/{MODULES}", "/{PRIVATE}"]'
+    begin = f"import sys\n\n{paths}\n\nimport podrun\n{line}\npodrun.SITE_LEFT_OUT = True\n"
+    text = text.replace(line, begin, 1)
     _write(tree / COMMAND, text)
     (tree / COMMAND).chmod(0o755)
 

@@ -8,11 +8,13 @@ import sys
 from podrun.errors import INTERNAL, WRONG_FILE, Failure
 from podrun.hook import Pod, Step
 from podrun.hook_extras import offers
+from podrun.host import add_site_packages
 from podrun.options import Option, unknown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from importlib.metadata import EntryPoints
     from typing import Any, TypeVar
 
     from podrun.hook import Hook, Problem
@@ -56,9 +58,8 @@ def load(name: str) -> Hook:
     if executable(name):
         return _hook(EXECUTABLE)
     from contextlib import redirect_stdout
-    from importlib.metadata import entry_points
 
-    installed = entry_points(group=ENTRY_POINTS)
+    installed = _installed()
     if name not in installed.names:
         raise Failure(unknown(name, names(), "hook"), code=WRONG_FILE, hint="or exec:/path for an executable")
     try:
@@ -93,6 +94,14 @@ def odd(hook: Any) -> Iterator[str]:
         yield "has Options that are not a NamedTuple of option() fields"
     elif wrong := [key for key, field in declared.items() if not isinstance(field, Option)]:
         yield f"has options that are not made by option(): {', '.join(wrong)}"
+
+
+def _installed() -> EntryPoints:
+    """The hooks that installed packages bring."""
+    add_site_packages()
+    from importlib.metadata import entry_points
+
+    return entry_points(group=ENTRY_POINTS)
 
 
 def finds_nothing(step: Step) -> Sequence[Problem]:
@@ -140,19 +149,15 @@ def _is_executable(path: str) -> bool:
 
 def names() -> list[str]:
     """Every name that a pod file can give a hook without a path, in the order in which they are looked for."""
-    from importlib.metadata import entry_points
-
-    return list(dict.fromkeys([*FIRST_PARTY, *dropped_in(), *sorted(entry_points(group=ENTRY_POINTS).names)]))
+    return list(dict.fromkeys([*FIRST_PARTY, *dropped_in(), *sorted(_installed().names)]))
 
 
 def hidden() -> Iterator[tuple[str, str, str]]:
     """What a pod file cannot name, because another hook has its name: the name, where it is, and what hides it."""
-    from importlib.metadata import entry_points
-
     for name, path in _executables():
         if name in FIRST_PARTY:
             yield name, path, "podrun's own hook"
-    for point in entry_points(group=ENTRY_POINTS):
+    for point in _installed():
         if point.name in FIRST_PARTY:
             yield point.name, point.value, "podrun's own hook"
         elif path := executable(point.name):

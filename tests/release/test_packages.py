@@ -73,6 +73,18 @@ def test_the_package_carries_only_what_debian_lacks(unpacked: Any) -> None:
     } <= set(depends[1].split(", "))
 
 
+def test_the_command_begins_without_site_and_commands_find_what_site_finds(unpacked: Any, tmp_path: Path) -> None:
+    text = (unpacked / "usr/bin/podrun").read_text()
+    assert text.startswith("#!/usr/bin/python3 -IS\n")
+    command = tmp_path / "podrun"
+    command.write_text(text.replace('"/usr/lib/', f'"{unpacked}/usr/lib/'))
+    # click is in this interpreter's site-packages only.
+    argv = [sys.executable, "-IS", str(command)]
+    assert subprocess.run([*argv, "--version"], capture_output=True, text=True, timeout=60).stdout.startswith("podrun")
+    told = subprocess.run([*argv, "hook", "ls"], capture_output=True, text=True, timeout=60)
+    assert "container" in told.stdout, told.stderr
+
+
 def test_nothing_in_the_package_starts_stops_or_removes_a_pod(unpacked: Any) -> None:
     for name in ("postinst", "prerm", "postrm"):
         text = (unpacked / "DEBIAN" / name).read_text()
