@@ -91,8 +91,11 @@ def test_nothing_in_the_package_starts_stops_or_removes_a_pod(unpacked: Any) -> 
         lines = [
             line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith(("#", "echo"))
         ]
+        cache = "rm -f /usr/lib/python3/dist-packages/podrun/bundle.pyc*"
         assert not [
-            line for line in lines if re.search(r"systemctl .*(start|stop|restart)\b|rm -|rmdir|podrun (up|down)", line)
+            line
+            for line in lines
+            if line != cache and re.search(r"systemctl .*(start|stop|restart)\b|rm -|rmdir|podrun (up|down)", line)
         ]
         assert subprocess.run(["sh", "-n"], input=text, text=True).returncode == 0
 
