@@ -165,6 +165,9 @@ def _believe(fd: int, owners: frozenset[int], *, strict: bool, last: bool) -> No
         why, cure = f"can be changed by {who} (mode {stat.S_IMODE(mode):04o})", "chmod go-w"
     elif mode & stat.S_IWGRP and _has_acl(fd):
         why, cure = "can be changed by those whom its access control list names", "setfacl -b"
+    elif not os.major(found.st_dev) and (who := _of_nfs4(fd)):
+        # Network file systems have no device. What stands in a list of NFSv4 need not show in the mode (RFC 8881, 6.4).
+        why, cure = f"can be changed by {who}, as its NFSv4 access control list has it", ""
     else:
         return
     path = os.readlink(f"/proc/self/fd/{fd}")
@@ -178,3 +181,39 @@ def _has_acl(fd: int) -> bool:
         return bool(os.getxattr(f"/proc/self/fd/{fd}", "system.posix_acl_access"))
     except OSError:
         return False
+
+
+#: ACE4_* masks of RFC 8881, 6.2.1.3: write, append, delete a child, delete, change the list, the owner.
+_NFS4_CHANGES = 0x2 | 0x4 | 0x40 | 0x10000 | 0x40000 | 0x80000
+
+
+def _of_nfs4(fd: int) -> str:
+    """Who may change a file by its NFSv4 access control list, beside its owner and group; "" for nobody.
+
+    The group's rights are in the mode. A list that cannot be read names somebody.
+    """
+    try:
+        content = os.getxattr(f"/proc/self/fd/{fd}", "system.nfs4_acl")
+    except OSError as error:
+        # A file system without such lists, or a server that has none.
+        return "" if error.errno in (errno.EOPNOTSUPP, errno.ENODATA) else "somebody"
+    return nfs4_changer(content)
+
+
+def nfs4_changer(content: bytes) -> str:
+    """The same of the list as the kernel hands it out: entries in XDR (nfsace4)."""
+    words = [int.from_bytes(content[at : at + 4], "big") for at in range(0, len(content), 4)]
+    at = 1
+    try:
+        for _ in range(words[0]):
+            kind, _, mask, length = words[at : at + 4]
+            who = content[4 * (at + 4) : 4 * (at + 4) + length].decode()
+            at += 4 + -(-length // 4)
+            if len(who.encode()) != length:
+                return "somebody"
+            # Kind 0 allows; 1 denies, which takes nothing back that an entry before it has allowed.
+            if kind == 0 and mask & _NFS4_CHANGES and who not in ("OWNER@", "GROUP@"):
+                return who
+    except (ValueError, IndexError):
+        return "somebody"
+    return "" if 4 * at == len(content) else "somebody"

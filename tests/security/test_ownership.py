@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import struct
 import time
 from pathlib import Path
 from typing import Any
@@ -24,20 +23,10 @@ from podrun_hooks.image.registry.client import Client
 from podrun_hooks.image.trust.requirements import content_of
 from podrun_hooks.network import cni
 from podrun_hooks.network import options as networks
+from support.acls import BOB, acl, nfs4
 from support.launcher import Podrun
 
 pytestmark = pytest.mark.root
-
-BOB = 1234
-
-
-def acl(path: Path) -> None:
-    """Lets bob write by an access control list (acl(5), the kernel's form of it), with root as the group."""
-    user_obj, user, group_obj, mask, other, nobody = 1, 2, 4, 16, 32, 0xFFFFFFFF
-    entries = [(user_obj, 6, nobody), (user, 6, BOB), (group_obj, 4, nobody), (mask, 6, nobody), (other, 4, nobody)]
-    os.setxattr(
-        path, "system.posix_acl_access", struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *e) for e in entries)
-    )
 
 
 def bobs_link(path: Path) -> None:
@@ -307,3 +296,22 @@ def test_everything_that_root_reads_runs_or_writes_to_is_asked_about_its_directo
 @pytest.mark.parametrize("ask", ASKS)
 def test_what_is_roots_alone_passes(thing: Path, home: Path, ask: Any) -> None:
     ask(thing, home)
+
+
+@pytest.mark.parametrize(
+    ("content", "who"),
+    [
+        (nfs4((0, 0x1601FF, "OWNER@"), (0, 0x120089, "GROUP@"), (0, 0x120089, "EVERYONE@")), ""),
+        (nfs4((0, 0x1601FF, "OWNER@"), (0, 0x12, "bob@example"), (0, 0x120089, "EVERYONE@")), "bob@example"),
+        (nfs4((0, 0x40000, "1234")), "1234"),
+        (nfs4((0, 0x1200A9, "EVERYONE@"), (0, 0x2, "EVERYONE@")), "EVERYONE@"),
+        (nfs4((1, 0x2, "bob@example")), ""),
+        (nfs4((1, 0x2, "bob@example"), (0, 0x2, "bob@example")), "bob@example"),
+        (nfs4((0, 0x1, "OWNER@"))[:-2], "somebody"),
+        (nfs4((0, 0x1, "OWNER@")) + b"\0\0\0\0", "somebody"),
+        (b"\0\0\0\x05", "somebody"),
+        (b"", "somebody"),
+    ],
+)
+def test_a_list_of_nfs4_is_read_to_its_end_and_names_who_may_change_a_file(content: bytes, who: str) -> None:
+    assert ownership.nfs4_changer(content) == who

@@ -6,12 +6,12 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from podrun.errors import Failure
+from podrun.errors import UNAVAILABLE, Failure
 from podrun.hook import Pod, Problem, Step
 from podrun.hook_extras import Finding
 from podrun.identity import Identity
 from podrun_hooks.network import bridge as bridges
-from podrun_hooks.network import cni, files
+from podrun_hooks.network import cni, files, namespace
 from podrun_hooks.network import ledger as ledgers
 from podrun_hooks.network.bridge import Bridge
 from podrun_hooks.network.netlink import classifier, rtnetlink
@@ -51,6 +51,10 @@ def findings(root: str, run: str) -> Iterator[Finding]:
     except Failure as lacking:
         yield Finding("fail", lacking.what, lacking.hint, lacking.code)
         return
+    if namespace.cannot_filter():
+        yield Finding(
+            "fail", f"{namespace.NO_FILTER}: no pod starts on a bridge", namespace.NO_FILTER_HINT, UNAVAILABLE
+        )
     found = problems(run)
     for problem in found:
         yield Finding("fail", problem.what, problem.hint, problem.code)
@@ -74,6 +78,8 @@ def of_a_pod(step: Step, options: Options) -> list[Problem]:
     except Failure as lacking:
         # Fatal: nothing else lays the rules that keep pods apart.
         return [Problem(lacking.what, lacking.code, lacking.hint, key="mode")]
+    if namespace.cannot_filter():
+        return [Problem(namespace.NO_FILTER, UNAVAILABLE, namespace.NO_FILTER_HINT, key="mode")]
     if not options.dns and not files.has_server(files.resolv([], reachable_loopback=False)):
         found.append(Problem("no name server of the host can be reached from the pod", hint="give the step dns"))
     found += _blocked(options.bridge or bridges.default_name(step.pod), ruleset())

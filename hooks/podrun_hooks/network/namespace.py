@@ -11,7 +11,7 @@ import time
 from _socket import AF_INET6, if_nametoindex, inet_ntop
 from errno import EBUSY, EEXIST, EHOSTUNREACH, EINVAL, ENOENT
 
-from podrun.errors import CANNOT_CREATE, WRONG_FILE, Failure, code_of
+from podrun.errors import CANNOT_CREATE, UNAVAILABLE, WRONG_FILE, Failure, code_of
 from podrun.record import NamedTuple
 from podrun_hooks.network import ledger as ledgers
 from podrun_hooks.network.child import Child
@@ -47,6 +47,12 @@ _ANNOUNCING = (("net/ipv4/conf/default/arp_notify", "1"), ("net/ipv6/conf/defaul
 
 # Of links that are there already, and of those to come.
 _WITHOUT_IPV6 = (("net/ipv6/conf/all/disable_ipv6", "1"), ("net/ipv6/conf/default/disable_ipv6", "1"))
+
+#: What a kernel without the filter of a pod's port means: without it pods could pretend to be each other.
+NO_FILTER = "the kernel cannot filter what a pod sends (sch_ingress, cls_bpf)"
+NO_FILTER_HINT = (
+    "modprobe -a sch_ingress cls_bpf; or a kernel with NET_CLS_BPF; mode = 'none', 'host' and 'macvlan:' need neither"
+)
 
 #: Attempts to add routes, with 1, 2, 4 and 8 ms between them.
 _ATTEMPTS = 5
@@ -173,13 +179,18 @@ def plug_in(
     program = _program(mac, own) if plug.filtered else classifier.no_loopback()
     joining = [rtnetlink.change(name, master=bridge.ifindex), *([rtnetlink.hairpin(name)] if hairpin else [])]
     index = _index_of(name)
-    outside.send(
-        rtnetlink.veth(name, interface, netns, mac, index),
-        rtnetlink.change(name, alias=tag, mtu=wish.mtu, no_link_local=bridge.pool6 is not None),
-        *classifier.attached(index, program),
-        *(joining if plug.announced else []),
-        rtnetlink.change(name, up=True),
-    )
+    try:
+        outside.send(
+            rtnetlink.veth(name, interface, netns, mac, index),
+            rtnetlink.change(name, alias=tag, mtu=wish.mtu, no_link_local=bridge.pool6 is not None),
+            *classifier.attached(index, program),
+            *(joining if plug.announced else []),
+            rtnetlink.change(name, up=True),
+        )
+    except OSError as error:
+        if classifier.is_missing(error):
+            raise Failure(NO_FILTER, code=UNAVAILABLE, hint=NO_FILTER_HINT) from None
+        raise
     os.close(netns)
     address(interface, own, plug.of_bridge(1), wish, inside)
     if not plug.announced:
@@ -431,6 +442,23 @@ def addresses_in(netns: int) -> list[str]:
             return " ".join(socket.addresses())
 
     return Child(ask).join().split()
+
+
+def cannot_filter() -> bool:
+    """Whether a pod's port would have no filter, tried in a network namespace that nobody sees."""
+    from podrun_hooks.network.netlink import classifier
+
+    def ask() -> str:
+        syscalls.unshare(syscalls.CLONE_NEWNET)
+        with rtnetlink.Socket() as socket:
+            try:
+                # The loopback link, which is always number 1 (register_netdevice() of loopback_net_init()).
+                socket.send(*classifier.attached(1, classifier.no_loopback()))
+            except OSError as error:
+                return "no" if classifier.is_missing(error) else ""
+        return ""
+
+    return Child(ask).join() == "no"
 
 
 def is_netns(path: str) -> bool:

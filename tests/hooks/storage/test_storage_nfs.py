@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from podrun import ownership
+from support.acls import acl
 from support.launcher import Podrun
 from support.objects import listing, settled
 
@@ -89,3 +91,16 @@ def test_an_nfs_mount_that_is_busy_is_named_with_its_holder_and_the_next_down_fi
     podrun("down", "web", timeout=120, check=True)
     assert not mount.exists()
     assert (server / "greeting").exists()
+
+
+def test_a_list_that_the_mode_does_not_show_keeps_root_from_believing_a_file(server: Path) -> None:
+    (server / "roots").write_text("{}")
+    (server / "bobs").write_text("{}")
+    acl(server / "bobs")
+    sh("mkdir -p /mnt/listed; mount -t nfs -o vers=4.2,soft 127.0.0.1:/srv/shared /mnt/listed")
+    try:
+        assert ownership.read("/mnt/listed/roots") == b"{}"
+        with pytest.raises(ownership.Untrusted, match=r"can be changed by 1234.*NFSv4"):
+            ownership.read("/mnt/listed/bobs")
+    finally:
+        sh("umount /mnt/listed; rmdir /mnt/listed; rm /srv/shared/roots /srv/shared/bobs")

@@ -9,7 +9,7 @@ forwards anything. A program costs two messages; layouts are those of <linux/pkt
 from __future__ import annotations
 
 import sys
-from errno import EEXIST
+from errno import EEXIST, ENOENT, EOPNOTSUPP
 from struct import Struct, unpack
 
 from podrun.record import NamedTuple
@@ -43,6 +43,7 @@ _LONG, _HALF, _BYTE, _EQUAL, _RETURN = 0x20, 0x28, 0x30, 0x15, 0x06
 _VLAN_TAG_PRESENT = 0xFFFFF000 + 48  # SKF_AD_OFF + SKF_AD_VLAN_TAG_PRESENT
 _OK, _SHOT = 0, 2  # TC_ACT_*
 _PASS, _DROP = "pass", "drop"
+_WHAT = "filter what comes in"
 
 # Offsets from the start of an Ethernet frame.
 _SOURCE, _TYPE = 6, 12
@@ -161,9 +162,14 @@ def attached(ifindex: int, program: bytes) -> list[Message]:
     )
     rule = _TCMSG.pack(0, ifindex, 1, _INGRESS, _PRIORITY << 16 | _ALL_PROTOCOLS) + attribute(_TCA_KIND, b"bpf\0")
     return [
-        Message("filter what comes in (sch_ingress)", _RTM_NEWQDISC, flags, qdisc, (EEXIST,)),
-        Message("filter what comes in (cls_bpf)", _RTM_NEWTFILTER, flags, rule + options, (EEXIST,)),
+        Message(f"{_WHAT} (sch_ingress)", _RTM_NEWQDISC, flags, qdisc, (EEXIST,)),
+        Message(f"{_WHAT} (cls_bpf)", _RTM_NEWTFILTER, flags, rule + options, (EEXIST,)),
     ]
+
+
+def is_missing(error: OSError) -> bool:
+    """Whether a refusal of :func:`attached` means that the kernel has no such qdisc or classifier, nor their modules."""
+    return error.errno in (ENOENT, EOPNOTSUPP) and str(error.filename).startswith(_WHAT)
 
 
 def is_attached(socket: Socket, ifindex: int) -> bool:
