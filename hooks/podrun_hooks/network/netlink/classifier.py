@@ -168,7 +168,7 @@ def attached(ifindex: int, program: bytes) -> list[Message]:
 
 
 def is_missing(error: OSError) -> bool:
-    """Whether a refusal of :func:`attached` means that the kernel has no such qdisc or classifier, nor their modules."""
+    """Whether a refusal of :func:`attached` means that the kernel has no such qdisc or classifier, nor a module."""
     return error.errno in (ENOENT, EOPNOTSUPP) and str(error.filename).startswith(_WHAT)
 
 
