@@ -211,3 +211,28 @@ def test_a_pull_that_finds_nothing_to_do_tells_the_digest_and_asks_only_once(pod
     done = podrun("image", "pull", ref)
     assert done.returncode == 69
     assert "cannot be reached" in done.stderr
+
+
+def test_a_pod_whose_image_is_not_there_shows_the_pull_and_one_whose_image_is_there_shows_nothing(
+    podrun: Podrun, home: Path
+) -> None:
+    from support.image_servers import faulty
+
+    built = build.image(build.tar(build.file("a", b"a")))
+    with faulty(built) as server:
+        ref = f"{server.host}/web:1"
+        line = f"Pulling {server.host}/web:1\n"
+        file = podrun.file("web", f'chain = [ {{ hook = "image", ref = "{ref}" }} ]')
+        told = podrun("image", "pull", ref, check=True).stderr
+        assert told.startswith(line)
+        for words, ends in (
+            (["run", "--network", "none", "--name", "web", ref, "/nothing"], True),
+            (["up", file], False),
+            (["up", "-d", file], False),
+        ):
+            podrun("image", "rm", ref, check=True)
+            first, second = podrun(*words), (podrun("down", "web"), podrun(*words))[1]
+            podrun("down", "web")
+            assert line in first.stderr, words
+            assert "Pulling" not in second.stderr, words
+            assert (first.returncode == second.returncode != 0) is ends, first.stderr
