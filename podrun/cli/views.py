@@ -32,8 +32,11 @@ def no_container(run: str, name: str) -> Failure:
     return Failure(f"{name}: there is no such container", code=UNAVAILABLE, hint=hint)
 
 
-def inspect(run: str, name: str) -> dict[str, Any] | None:
-    """Everything that is known of a pod, as JSON; None when there is no such pod."""
+def inspect(run: str, name: str, *, limits: bool = True) -> dict[str, Any] | None:
+    """Everything that is known of a pod, as JSON; None when there is no such pod.
+
+    ``limits``: those that the kernel holds, too, which is a dozen files for each container.
+    """
     found = journals.journals(run, name)
     if not found:
         return None
@@ -43,7 +46,7 @@ def inspect(run: str, name: str) -> dict[str, Any] | None:
     residents = [entry for entry in entries if _is_resident(entry)]
     return {
         "name": name,
-        "state": states.state(run, name),
+        "state": states.state_of(run, name, found),
         "started": details.began(header, (residents or entries)[-1]) if entries else None,
         "file": header.file if header else None,
         "unit": (header.pod.unit or None) if header else None,
@@ -54,7 +57,7 @@ def inspect(run: str, name: str) -> dict[str, Any] | None:
         "networks": details.networks(entries),
         "hostname": given.get("hostname"),
         "ports": details.ports(given),
-        "containers": [_container(header, entry, given) for entry in residents],
+        "containers": [_container(header, entry, given, limits=limits) for entry in residents],
         "steps": [_step(entry) for entry in entries],
     }
 
@@ -63,7 +66,7 @@ def rows(run: str) -> list[dict[str, Any]]:
     """One row for each pod that is not absent; of several containers the last one counts."""
     shown = []
     for name in journals.pods(run):
-        whole = inspect(run, name)
+        whole = inspect(run, name, limits=False)
         if whole is None:
             continue
         last = whole["containers"][-1] if whole["containers"] else {}
@@ -217,7 +220,7 @@ def _is_resident(entry: Entry) -> bool:
     return bool(entry.process or "process" in entry.facts)
 
 
-def _container(header: Header | None, entry: Entry, given: dict[str, Any]) -> dict[str, Any]:
+def _container(header: Header | None, entry: Entry, given: dict[str, Any], *, limits: bool = True) -> dict[str, Any]:
     process = entry.facts.get("process") or entry.process or {}
     running = bool(process) and alive(process["pid"], process["start"])
     options = entry.step["options"]
@@ -236,7 +239,7 @@ def _container(header: Header | None, entry: Entry, given: dict[str, Any]) -> di
         "workdir": options.get("workdir") or None,
         "labels": details.labels(entry, given),
         "mounts": details.mounts(entry, given),
-        "limits": details.limits(entry, process.get("pid") if running else None),
+        "limits": details.limits(entry, process.get("pid") if running and limits else None),
         "log": entry.facts.get("log", {}).get("file"),
         "runtime": entry.facts.get("runtime"),
     }

@@ -15,6 +15,10 @@ def alive(pid: int, start: int) -> bool:
     return int(fields[19]) == start and fields[0] not in (b"Z", b"X")
 
 
+#: This boot's id, once it has been read: a process does not outlive its boot.
+_BOOT: list[str] = []
+
+
 def exit_status(pid: int) -> int | None:
     """How a child of podrun ended, 128+n by signal n; None while it runs or when it is no child. Reaps nothing."""
     try:
@@ -28,8 +32,10 @@ def exit_status(pid: int) -> int | None:
 
 def boot_id() -> str:
     """This boot's id (random(4)): what tells a journal of an earlier boot from today's."""
-    with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as file:
-        return file.read().strip()
+    if not _BOOT:
+        with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as file:
+            _BOOT.append(file.read().strip())
+    return _BOOT[0]
 
 
 def start_time(pid: int) -> int:

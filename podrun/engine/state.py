@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 def state(run: str, name: str) -> str:
     """absent, starting, up, dead, stopping or failed; see section "States" of docs/reference/command-line.md."""
-    found = journals.journals(run, name)
+    return state_of(run, name, journals.journals(run, name))
+
+
+def state_of(run: str, name: str, found: Sequence[Journal]) -> str:
+    """The same for who has read the pod's journals already."""
     if not found:
         return "absent"
     if locks.is_locked(run, name):
