@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 #: How the files follow from the host's: see :func:`follow_host`.
 OF_HOST = "of-host"
-_NAMES = ("hosts", "resolv.conf", "hostname", OF_HOST)
+NAMES = ("hosts", "resolv.conf", "hostname", OF_HOST)
 _RESOLV = "/etc/resolv.conf"
 _HOSTS = "/etc/hosts"
 #: Where systemd-resolved lists the servers behind its stub 127.0.0.53 (systemd-resolved.service(8)).
@@ -79,7 +79,7 @@ def follow_host(step: Step, options: Options, *, reachable_loopback: bool, hosts
 
 def remove(step: Step) -> None:
     """Removes the files of :func:`write`, as far as they exist."""
-    for name in _NAMES:
+    for name in NAMES:
         try:
             os.unlink(path_of(step, name))
         except OSError as error:

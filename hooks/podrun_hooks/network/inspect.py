@@ -12,7 +12,7 @@ from pyroute2 import IPRoute
 from podrun.hook import Pod
 from podrun.identity import Identity
 from podrun.options import read
-from podrun_hooks.network import attach, cni, lease, names, namespace, options
+from podrun_hooks.network import attach, cni, files, lease, names, namespace, options
 from podrun_hooks.network import bridge as bridges
 from podrun_hooks.network import ledger as ledgers
 from podrun_hooks.network.bridge import Bridge
@@ -258,7 +258,7 @@ def _collect_names(run: str, bridge: Bridge, keep: bool) -> list[dict[str, str]]
 def _remove_files(ledger: Ledger) -> None:
     """The ledger and the generated files beside it, which have its name with another suffix."""
     stem = ledger.path.removesuffix("network")
-    for path in (*(f"{stem}{name}" for name in ("hosts", "resolv.conf", "hostname")), ledger.path):
+    for path in (*(f"{stem}{name}" for name in files.NAMES), ledger.path):
         try:
             os.unlink(path)
         except FileNotFoundError:
