@@ -19,7 +19,8 @@ from typing import NamedTuple
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent), str(HERE.parent.parent / "hooks")]
 
-from support.cluster_hosts import Cluster, Machine, until  # noqa: E402
+from support.cluster_hosts import OUTSIDE, Cluster, Machine, until  # noqa: E402
+from support.power_switch import AGENT, PowerSwitch  # noqa: E402
 from support.systemd_host import Broken  # noqa: E402
 
 EXAMPLES = HERE.parent.parent / "examples/cluster"
@@ -121,11 +122,14 @@ class Trial:
 
 def loaded(trial: Trial) -> None:
     """a: from a loaded configuration to pods that are up."""
-    trial.podrun("apply", "--without-fencing", *(f"{PODS}/{name}.toml" for name in ("utils", "service1", "service2")))
+    files = [f"{PODS}/{name}.toml" for name in ("utils", "service1", "service2")]
+    done = trial.any().run("podrun", "cluster", "apply", "--without-fencing", *files, timeout=150)
+    warned = done.returncode == 0 and done.stderr.count("without fencing") == 1
     seconds = trial.up("service1", "service2")
     spread = trial.where("service1") != trial.where("service2")
     until(lambda: len(trial.where("utils")) == 3, 20)
-    trial.found("a", "loaded: both services up, apart; utils on three hosts", seconds, 10, right=spread)
+    right = spread and warned
+    trial.found("a", "loaded, with a warning: both services up, apart; utils on three hosts", seconds, 10, right=right)
 
 
 def waiting(trial: Trial) -> None:
@@ -240,6 +244,76 @@ def isolation(trial: Trial) -> None:
     one = seen == list(dict.fromkeys(seen)) and len(trial.where("service1")) == 1
     note = f"double run {double:.1f} s; the client saw {' -> '.join(seen)}"
     trial.found("f", "a host is cut off: its copy stops; the client sees one copy", seconds, 15, right=one, note=note)
+
+
+#: The processes of the cluster on a host, as a script sees them.
+DAEMONS = "$(pidof corosync pacemakerd pacemaker-based pacemaker-fenced pacemaker-execd pacemaker-attrd pacemaker-schedulerd pacemaker-controld)"
+
+
+def hangs(trial: Trial, seconds: float = 20) -> None:
+    """f: the cluster's processes hang on service1's host, and its copy lives on."""
+    hung = trial.apart_from_client()
+    others = [machine for machine in trial.cluster.machines if machine is not hung]
+    trial.client_goes_on()
+    before = len(trial.count()["seen"])
+    hung.sh(f"kill -STOP {DAEMONS}")
+    there = until(lambda: any(trial.is_active("service1", machine) for machine in others), 60)
+    until(lambda: len(trial.count()["seen"]) > before, 30, lambda: str(trial.count()))
+    time.sleep(seconds)
+    both = trial.is_active("service1", hung) and any(trial.is_active("service1", machine) for machine in others)
+    hung.sh(f"kill -CONT {DAEMONS}")
+    stopped = until(lambda: not trial.is_active("service1", hung), 60)
+    trial.cluster.settled()
+    until(lambda: len(trial.where("utils")) == 3, 90, lambda: str(trial.units()))
+    time.sleep(3)
+    trial.client_goes_on()
+    seen = trial.count()["seen"][before - 1 :]
+    one = seen == list(dict.fromkeys(seen)) and len(trial.where("service1")) == 1
+    note = f"another copy after {there:.1f} s, both for {seconds:g} s and until the host goes on ({stopped:.1f} s after that)"
+    note += f"; the client saw {' -> '.join(seen)}"
+    trial.found(
+        "f", "a host hangs, without fencing: two copies run, the client sees one", right=one and both, note=note
+    )
+
+
+def fenced(trial: Trial) -> None:
+    """f: the same with a fencing device: the host's power is cut before another copy starts."""
+    switch = PowerSwitch(
+        {machine.name: machine for machine in trial.cluster.machines}, trial.cluster.namespace, OUTSIDE
+    )
+    switch.start()
+    assert switch.ready.wait(10)
+    one = trial.any()
+    names = ",".join(machine.name for machine in trial.cluster.machines)
+    device = f"primitive switch stonith:fence_switch params ip={OUTSIDE} pcmk_host_list={names} op monitor interval=60s"
+    one.sh(f"crm -F configure {device}")
+    one.sh("crm -F configure property stonith-enabled=true stonith-action=off")
+    until(lambda: "switch" in one.sh("crm_mon -1") and "Started" in one.sh("crm_mon -1 | grep switch"), 30)
+    warned = one.run("podrun", "cluster", "apply", "service1", timeout=150)
+    quiet = warned.returncode == 0 and "fencing" not in warned.stdout + warned.stderr
+    hung = trial.apart_from_client()
+    others = [machine for machine in trial.cluster.machines if machine is not hung]
+    trial.client_goes_on()
+    before = trial.count()
+    began = time.monotonic()
+    hung.sh(f"kill -STOP {DAEMONS}")
+    there = until(
+        lambda: any(trial.is_active("service1", machine) for machine in others), 90, lambda: trial.cluster.why(others)
+    )
+    cut = switch.cut[0][1] - began if switch.cut else -1.0
+    back = there + trial.client_goes_on(60)
+    lost = int(str(trial.count()["failed"])) - int(str(before["failed"]))
+    hung.boot()
+    trial.cluster.settled()
+    until(lambda: len(trial.where("utils")) == 3, 90, lambda: str(trial.units()))
+    any_ = trial.any()
+    any_.sh("crm -F configure property stonith-enabled=false && crm -F resource stop switch")
+    any_.sh("crm -F configure delete --force switch")
+    note = f"power cut after {cut:.1f} s, no double run; the client goes on after {back:.1f} s, {lost} requests lost"
+    right = quiet and [name for name, _ in switch.cut] == [hung.name] and 0 < cut < there
+    trial.found(
+        "f", "a host hangs, with fencing: cut off first, then started elsewhere", there, 30, right=right, note=note
+    )
 
 
 def without_etcd(trial: Trial, away: float = 60) -> None:
@@ -429,6 +503,8 @@ def furnish(cluster: Cluster) -> None:
             (root / "root/pods" / path.name).write_text(path.read_text())
         subprocess.run(["cp", "-r", HERE.parent / "support", root / "opt/support"], check=True)
         (root / "etc/tmpfiles.d/count.conf").write_text("d /run/count 0755 root root\n")
+        (root / "usr/sbin/fence_switch").write_text(AGENT)
+        (root / "usr/sbin/fence_switch").chmod(0o755)
 
 
 def main(wanted: list[str]) -> int:
@@ -438,7 +514,7 @@ def main(wanted: list[str]) -> int:
         return 77
     steps: list[tuple[str, Callable[[Trial], None]]] = [
         ("ocf", ocf), ("a", loaded), ("b", waiting), ("c", views), ("-", at_rest), ("d", moves), ("e", power_off),
-        ("f", isolation), ("g", without_etcd), ("g", without_quorum), ("h", rolling),
+        ("f", isolation), ("f", hangs), ("f", fenced), ("g", without_etcd), ("g", without_quorum), ("h", rolling),
     ]  # fmt: skip
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     began = time.monotonic()
