@@ -120,10 +120,6 @@ def test_a_killed_podrun_leaves_nothing_after_down(podrun: Podrun, screen: Any) 
     assert not settled(podrun.run, podrun.root, before)
 
 
-def test_detached_there_is_nobody_at_the_terminal(podrun: Podrun) -> None:
-    assert podrun("run", "-d", "-t", "host:", "sh").returncode == 78
-
-
 def test_input_that_is_no_terminal_is_passed_with_i(podrun: Podrun) -> None:
     words = podrun.argv("run", "-i", "--rm", "--network", "none", "host:", "cat")
     done = subprocess.run(words, env=podrun.environ, input="hello\n", capture_output=True, text=True, timeout=30)

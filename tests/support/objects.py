@@ -70,7 +70,9 @@ def listing(run: Path, root: Path) -> set[str]:
 
 
 def _is_a_pods(path: str, place: Path) -> bool:
-    """False for what a podrun keeps whether it has pods or not: empty directories, the bridge's notes, a log of gc."""
+    """False for what a podrun keeps whether it has pods or not: empty directories, what has happened (events)."""
+    if path in (f"{place}/events", f"{place}/events.1"):
+        return False
     return not os.path.isdir(path) or "/pods/" in path.removeprefix(str(place)) or "/runtime/" in path
 
 
