@@ -99,6 +99,8 @@ class Rounds:
                 self.told(ended)
                 if self.scene.undoes_itself and ended.code:
                     self.nothing_left(here, ended.stderr)
+                if ended.code:
+                    self.scene.failed()
                 self.scene.end()
                 self.nothing_left(said=ended.stderr)
             except AssertionError as problem:

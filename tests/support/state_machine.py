@@ -269,8 +269,8 @@ class Pods(RuleBasedStateMachine):
             assert found.get(name, "absent") in self.may_be[name], "\n".join(self.said)
             self.may_be[name] = {found.get(name, "absent")}
         for name in self.written:
-            mark = self.podrun.root / "volumes" / name / "mark"
-            assert mark.read_text() == f"{name}\n", "\n".join([*self.said, f"the volume of {name} is empty"])
+            marks = [path.read_text() for path in (self.podrun.root / "volumes" / name).rglob("mark")]
+            assert marks == [f"{name}\n"], "\n".join([*self.said, f"the volume of {name} has {marks}"])
 
     def teardown(self) -> None:
         try:
