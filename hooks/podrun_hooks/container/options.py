@@ -248,7 +248,7 @@ def _one_probe(value: Any) -> Any:
     if sum(map(bool, (value.http, value.tcp, value.exec, notify))) != 1:
         words = "http, tcp, exec and notify" if hasattr(value, "notify") else "http, tcp and exec"
         raise Wrong(f"expected exactly one of {words}")
-    from podrun_hooks.container.probes.ready import target
+    from podrun_hooks.container.probes.targets import target
 
     for text in (value.http, value.tcp):
         if text:

@@ -14,7 +14,7 @@ import pytest
 
 from podrun.errors import STEP_FAILED, Failure
 from podrun_hooks.container import runtime as runtimes
-from podrun_hooks.container.probes import ready
+from podrun_hooks.container.probes import targets
 from support.container_case import Case, netns
 
 pytestmark = pytest.mark.root
@@ -43,7 +43,7 @@ def python(code: str, *arguments: str, **options: Any) -> subprocess.CompletedPr
     ],
 )
 def test_probe_targets_are_read(text: str, expected: tuple[str, int, str]) -> None:
-    assert tuple(ready.target(text)) == expected
+    assert tuple(targets.target(text)) == expected
 
 
 @pytest.mark.parametrize("runtime", ["crun", "runc"])

@@ -99,7 +99,7 @@ def _report(step: Step) -> list[str]:
 
 
 def _connecting(wanted: Any, addresses: Sequence[str]) -> list[str]:
-    from podrun_hooks.container.probes.ready import target
+    from podrun_hooks.container.probes.targets import target
 
     found = target(wanted.http or wanted.tcp)
     hosts = [found.host] if found.host else ["127.0.0.1", "::1", *(text.partition("/")[0] for text in addresses)]

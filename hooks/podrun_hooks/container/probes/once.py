@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from podrun_hooks.container.probes import prober
-from podrun_hooks.container.probes.ready import target
+from podrun_hooks.container.probes.targets import target
 from podrun_hooks.support import syscalls
 
 TYPE_CHECKING = False

@@ -6,10 +6,9 @@ import os
 import time
 
 from podrun.errors import STEP_FAILED, Failure
-from podrun.options import Wrong
-from podrun.record import NamedTuple
 from podrun_hooks.container import processes, streams
 from podrun_hooks.container.probes import notify, prober
+from podrun_hooks.container.probes.targets import target
 from podrun_hooks.support import syscalls
 
 TYPE_CHECKING = False
@@ -24,25 +23,6 @@ if TYPE_CHECKING:
 
 #: Seconds: the first pause between two attempts, how it grows, and what one attempt may take.
 _FIRST_PAUSE, _GROWTH, _ATTEMPT = 0.005, 1.5, 5.0
-
-
-class Target(NamedTuple):
-    """What a probe connects to. ``hosts`` "": every own address."""
-
-    host: str
-    port: int
-    path: str
-
-
-def target(text: str) -> Target:
-    """Reads ":80", "127.0.0.1:80", "[::1]:80" or ":80/healthz", "http://" in front allowed; raises Wrong."""
-    authority, slash, path = text.removeprefix("http://").partition("/")
-    host, _, port = authority.rpartition(":")
-    if ":" not in authority or not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
-        raise Wrong(f"expected HOST:PORT or :PORT, for http with a /PATH, not {text!r}")
-    if not all(" " < letter < "\x7f" for letter in path + host):
-        raise Wrong(f"{text!r}: a space or a letter beyond ASCII has to be escaped with %")
-    return Target(host.strip("[]"), int(port), slash + path or "/")
 
 
 def await_payload(step: Step, facts: Facts, place: Place, process: Process, output: Streams, sock: Any) -> None:
