@@ -67,7 +67,7 @@ def read(root: str, pod: str) -> list[Change]:
     try:
         with open(path_of(root, pod), encoding="utf-8") as file:
             lines = file.read().splitlines()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     found = []
     for line in lines:
@@ -89,7 +89,15 @@ def note(host: Host, text: PodText, how: str, by: str, began: float, *, result: 
     now = current(past)
     if how == "up" and now and (now.text, now.digests) == (change.text, change.digests):
         return now
-    path = path_of(host.root, text.name)
+    try:
+        _append(path_of(host.root, text.name), past, change)
+    except OSError as error:
+        # The pod is what it is: a full disk must not end it.
+        host.report(f"{path_of(host.root, text.name)}: {error.strerror}: its history lacks this change")
+    return change
+
+
+def _append(path: str, past: Sequence[Change], change: Change) -> None:
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
     fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
@@ -98,7 +106,6 @@ def note(host: Host, text: PodText, how: str, by: str, began: float, *, result: 
         os.close(fd)
     if len(past) >= _MOST:
         _shorten(path, [*past[1 - _MOST :], change])
-    return change
 
 
 def _shorten(path: str, changes: Sequence[Change]) -> None:

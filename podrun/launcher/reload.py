@@ -96,7 +96,7 @@ def change(text: PodText, header: Header, host: Host, request: Request) -> int:
         left = swap.recover(host.run, text.name, world)
         if left:
             host.report(f"a reload that was killed had left something behind; undone: {', '.join(left)}")
-        pod = _next(header.pod, text)
+        pod = next_of(header.pod, text)
         reasons = obstacles(text, pod, host)
         if not reasons:
             launch.refuse_problems(pod, text, text.steps, world, host)
@@ -200,6 +200,14 @@ def _leave_request(name: str, host: Host, request: Request) -> None:
     os.rename(f"{path}.new", path)
 
 
+def _withdraw_request(name: str, host: Host) -> None:
+    """Removes what nobody has taken: the next reload is not to find it."""
+    try:
+        os.unlink(_request_path(name, host))
+    except FileNotFoundError:
+        pass
+
+
 def obstacles(text: PodText, pod: Pod, host: Host) -> list[str]:
     """Why a pod is stopped and started instead of swapped: lines for people; none when it can be swapped."""
     residents = [step for step in text.steps if is_resident(hook_loader.load(step.hook), step.options)]
@@ -245,7 +253,8 @@ def _header(name: str, host: Host) -> Header:
     return header
 
 
-def _next(before: Pod, text: PodText) -> Pod:
+def next_of(before: Pod, text: PodText) -> Pod:
+    """The generation that would be started beside one that is up."""
     serving = before.generation
     number = swap.next_generation(before.run, before.name)
     pod = before._replace(
@@ -264,21 +273,30 @@ def _by_systemd(header: Header, host: Host, request: Request | None) -> int:
 
         # The variables of this terminal count, as they did for 'up -d'.
         transient.write(text, host)
-    if text and text.reload == "swap" and len({*units}) > 1:
-        host.report("it is stopped and started, because two generations cannot run at once: it has several units")
+    reasons = obstacles(text, next_of(header.pod, text), host) if text and text.reload == "swap" else []
+    reasons += ["it has several units"] if reasons and len({*units}) > 1 else []
+    if reasons:
+        _report_obstacles(reasons, host)
         return notify.ask("restart", units)
+    before = len(history.read(host.root, header.pod.name))
     _leave_request(header.pod.name, host, request or Request(by=history.who(host.environ)))
     code = notify.ask("reload", units)
+    _withdraw_request(header.pod.name, host)
     if code:
-        past = history.read(host.root, header.pod.name)
-        why = past[-1].why if past and past[-1].result == history.FAILED else f"see 'journalctl -u {units[0]}'"
-        raise Failure(f"{units[0]} was not reloaded: {why}", code=STEP_FAILED)
+        past = history.read(host.root, header.pod.name)[before:]
+        why = past[-1].why if past else f"see 'journalctl -u {units[0]}'"
+        hint = "" if past else f"if its unit is older than its file: podrun unit --install {header.pod.name}"
+        raise Failure(f"{units[0]} was not reloaded: {why}", code=STEP_FAILED, hint=hint)
     return code
 
 
-def _replaced(text: PodText, header: Header, host: Host, reasons: Sequence[str]) -> int:
+def _report_obstacles(reasons: Sequence[str], host: Host) -> None:
     for reason in reasons:
         host.report(f"it is stopped and started, because two generations cannot run at once: {reason}")
+
+
+def _replaced(text: PodText, header: Header, host: Host, reasons: Sequence[str]) -> int:
+    _report_obstacles(reasons, host)
     if header.pod.unit:
         # From within the unit's own ExecReload=, which its stop would wait for.
         return notify.ask("restart", [header.pod.unit], wait=False)
@@ -313,6 +331,7 @@ def _by_launcher(launcher: Resident, name: str, host: Host, request: Request | N
                 raise Failure(f"it was not reloaded: {past[-1].why}", code=STEP_FAILED)
             return 0
         time.sleep(0.05)
+    _withdraw_request(name, host)
     raise Failure("it has ended", code=UNAVAILABLE)
 
 

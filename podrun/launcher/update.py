@@ -64,7 +64,7 @@ def update(name: str, host: Host, *, look: bool = False, dry: bool = False) -> i
             host.report("it is up to date")
         return 0
     if dry:
-        host.report(f"it would be {'swapped' if _swaps(text, rules) else 'stopped and started'}")
+        host.report(f"it would be {'swapped' if _swaps(text, header, host, rules) else 'stopped and started'}")
         return 0
     if rules["from"] == "registry":
         _fetch(text, host)
@@ -127,8 +127,10 @@ def _pod(name: str, host: Host) -> tuple[Header, PodText]:
     return header, reload.today(header, host)
 
 
-def _swaps(text: PodText, rules: dict[str, Any]) -> bool:
-    return rules["mode"] == "swap" and text.reload == "swap"
+def _swaps(text: PodText, header: Header, host: Host, rules: dict[str, Any]) -> bool:
+    if rules["mode"] != "swap" or text.reload != "swap":
+        return False
+    return not reload.obstacles(text, reload.next_of(header.pod, text), host)
 
 
 # --- what there is -------------------------------------------------------------------------------------------------
@@ -209,8 +211,9 @@ def _change(
 ) -> None:
     """Swaps, or stops and starts, and watches. Raises Failure (76) when the pod has had to go back."""
     began = time.monotonic()
+    swaps = _swaps(text, header, host, rules)
     try:
-        if _swaps(text, rules):
+        if swaps:
             reload.reload(text.name, host, request=request)
         else:
             _restart(text, header, host)
@@ -219,12 +222,12 @@ def _change(
         return
     except Failure as failure:
         why = failure.what
-    if not _swaps(text, rules):
+    if not swaps:
         history.note(host, text, request.how, request.by, began, result=history.FAILED, why=why)
     # The name stands for the version before again, so that a restart takes that.
     history.bring_back(host.root, text, before)
     left = time.monotonic()
-    if states.state(host.run, text.name) != "up" or not _swaps(text, rules):
+    if states.state(host.run, text.name) != "up" or not swaps:
         _restart(text, header, host)
     took = time.monotonic() - left
     hint = f"it is back on the previous version after {took:.1f} s; 'podrun history {text.name}' has it"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import random
+import shutil
 import stat
 import subprocess
 import time
@@ -166,6 +167,28 @@ def test_a_version_that_ends_before_it_has_taken_over_costs_no_request(web: Web,
     assert ended.returncode == 76, ended.stderr
     assert "after it was ready" in ended.stderr
     assert (count.failed, {*count.versions}) == (0, {"one"}), count
+
+
+def test_a_pod_that_cannot_be_swapped_is_watched_as_well(web: Web, push: Any) -> None:
+    path = Path(web.path)
+    path.write_text(path.read_text().replace("ready =", "persist = true\nready ="))
+    web.podrun("restart", "web", check=True)
+    push("bad", ends=0.5)
+    assert "stopped and started" in web.podrun("update", "--dry-run", "web", check=True).stderr
+    ended = web.podrun("update", "web")
+    assert (ended.returncode, web.get()) == (76, "one"), ended.stderr
+    web.podrun("down", "web", check=True)
+    shutil.rmtree(web.podrun.root / "pods")
+
+
+def test_a_history_that_cannot_be_written_keeps_no_pod_from_starting(web: Web) -> None:
+    web.podrun("down", "web", check=True)
+    where = web.podrun.root / "history"
+    shutil.rmtree(where)
+    where.write_text("")
+    ended = web.podrun("up", "-d", web.path, check=True)
+    assert "its history lacks this change" in ended.stderr
+    where.unlink()
 
 
 @pytest.mark.parametrize("then", ["reload", "down"])

@@ -94,6 +94,16 @@ def test_a_version_that_fails_leaves_the_unit_as_it_was(web: Pods) -> None:
     web.nothing_left()
 
 
+def test_what_nobody_has_taken_is_not_left_for_the_next_reload(pods: Pods) -> None:
+    pods.install("web", IMAGE, _chain("1"))
+    assert systemctl("start", "web").returncode == 0, words("web")
+    _write(pods, "2")
+    ended = sh("podrun", "reload", "web")
+    assert (ended.returncode, _get()) == (76, "1")
+    assert "podrun unit --install web" in ended.stderr
+    assert not [*Path("/run/podrun/requests").glob("*")]
+
+
 def test_podrun_reload_has_systemd_reload_the_unit(web: Pods) -> None:
     _write(web, "2")
     assert sh("podrun", "reload", "web").returncode == 0
