@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 
+from podrun.errors import Failure
 from podrun_hooks.network import bridge as bridges
 from podrun_hooks.network import files, lease, names, namespace
 from podrun_hooks.network import ledger as ledgers
@@ -154,9 +155,9 @@ def _connections() -> bool:
 def _watch(step: Step, is_over: Callable[[], bool], seconds: float) -> None:
     """Polls ``is_over`` in the pod's namespace, for at most ``seconds``."""
     try:
-        netns = os.open(namespace.path_of(step.pod.tag), os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return
+        netns = namespace.opened(namespace.path_of(step.pod.tag))
+    except Failure:
+        return  # it is gone, or podrun was killed between umount(2) and unlink(2)
 
     def work() -> None:
         syscalls.setns(netns, syscalls.CLONE_NEWNET)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from podrun_hooks import network
-from podrun_hooks.network import cni
+from podrun_hooks.network import cni, ledger
 from support.network_case import Place, call, free_port, inside, run, seen, settled
 
 pytestmark = pytest.mark.root
@@ -272,3 +272,14 @@ def inner(facts: dict) -> set[str]:
         f"inner {line.split()[1].partition('@')[0]}"
         for line in run(*inside(facts["netns"]), "ip", "-o", "link").splitlines()
     }
+
+
+def test_a_replaced_generation_whose_undoing_was_killed_between_umount_and_unlink_is_undone(place: Place) -> None:
+    netns = place.up("web")["netns"]
+    fd = ledger.further(ledger.path_of(place.started["web"]))
+    ledger.note(fd, "holds", "no")
+    os.close(fd)
+    run("umount", netns)
+    network.settle(place.started["web"], {}, 1.0)
+    place.down("web")
+    assert not os.path.exists(netns)
