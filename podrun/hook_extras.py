@@ -196,21 +196,21 @@ class KeepsVersions(Protocol):
 
 
 class TakesOver(Protocol):
-    """The same, of steps with something that only one generation can have: published ports, a registry's record.
+    """For steps that own something that only one generation can have: published ports, a record in a registry.
 
-    ``up`` with ``step.pod.beside`` leaves that to the other generation; ``down`` leaves alone what has moved.
+    ``up`` of a step with ``step.pod.beside`` does not take it; ``down`` does not touch it once it has moved.
     """
 
     def take_over(self, step: Step, own: Facts, before: Step, before_own: Facts) -> None:
-        """Moves it from the step of another generation to this one's, in one step for whoever uses it.
+        """Moves it here from another generation's step; its users see one change.
 
-        It may have been done before, or in part: a swap that was killed is taken up or back by another call.
+        May be called again, also in the other direction, after a swap was killed anywhere in it.
         """
 
     def settle(self, step: Step, own: Facts, seconds: float) -> None:
-        """Before a generation is undone that has been replaced: waits until what was on its way to it has arrived.
+        """Waits, before a replaced generation is undone, until connections on their way to it have arrived.
 
-        ``seconds``: how long it may go on serving those it serves ([pod] drain).
+        ``seconds``: how long it may keep its clients ([pod] drain).
         """
 
 

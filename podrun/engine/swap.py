@@ -37,11 +37,11 @@ def swap(
 ) -> None:
     """Starts ``pod``, a generation beside the one that serves, moves to it what only one can have, undoes the other.
 
-    ``moved`` is called in between: from then on the new generation is the pod. ``proven`` and ``well`` come before that
-    and watch as long as they want to, or raise Failure to go back: ``proven`` while the new generation is ready and the
-    old one serves, ``well`` while the new one serves and the old one is still there.
-    The caller holds the pod's lock, and has called :func:`recover`. Raises Failure when the new generation does not
-    start, or is not well: then the old one serves on, as if nothing had been.
+    ``proven`` is called while the new generation is ready and the old one serves, ``well`` while the new one serves and
+    the old one is still there: both watch as long as they want to, and raise Failure to go back. Then ``moved`` is
+    called: from then on the new generation is the pod.
+    The caller holds the pod's lock and has called :func:`recover`. Raises Failure if the new generation does not start
+    or is not well; the old one serves on then.
     """
     before = journals.serving(pod.run, pod.name)
     chain.up(pod, file, steps, world)

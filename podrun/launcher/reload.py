@@ -60,7 +60,7 @@ def reload(name: str, host: Host, *, text: PodText | None = None, request: Reque
 
 
 def in_foreground(name: str, host: Host) -> None:
-    """What a podrun in the foreground does when another one asks it to; says what failed, and goes on."""
+    """Reloads the pod of a podrun in the foreground, at another one's request; reports a failure and goes on."""
     try:
         _here(name, host, _header(name, host), None, None)
     except Failure as failure:
@@ -83,7 +83,7 @@ def _here(name: str, host: Host, header: Header, text: PodText | None, request: 
 
 
 def change(text: PodText, header: Header, host: Host, request: Request) -> int:
-    """Makes of a pod that is up what ``text`` says: by a hot swap, else by stopping and starting it."""
+    """Turns a pod that is up into what ``text`` describes: by a hot swap, or by stopping and starting it."""
     foreground.interruptible()
     inside = bool(header.pod.unit)
     with Lock(host.run, text.name, wait=False) as lock:
@@ -134,7 +134,8 @@ def change(text: PodText, header: Header, host: Host, request: Request) -> int:
 def _supervise(name: str, pids: Sequence[int], host: Host) -> None:
     """Has systemd supervise the last of the processes from now on: the unit is never without a main process.
 
-    The watchdog is about that process, so the generation's own live probe answers it now. Nobody may have for a while.
+    systemd's watchdog is about that process, so from now on the live probe of its generation answers it. The WATCHDOG=1
+    bridges the time until that probe's next attempt.
     """
     if not pids:
         return
@@ -150,9 +151,9 @@ def _supervise(name: str, pids: Sequence[int], host: Host) -> None:
 
 
 def _settle_unit(name: str, host: Host) -> None:
-    """Tells systemd that the pod is up, whatever a payload that speaks to systemd itself has said as it ended.
+    """Tells systemd that the pod is up, because a replaced payload may have told it otherwise.
 
-    A STOPPING=1 of one that was replaced is kept until ExecReload= has ended, and ends the unit then.
+    systemd remembers a STOPPING=1 until ExecReload= has ended, and stops the unit then.
     """
     serving = journals.serving(host.run, name).partition("/+")[2] or "1"
     notify.notify(host.environ, f"READY=1\nSTATUS=up, generation {serving}")
@@ -181,7 +182,7 @@ def _request_path(name: str, host: Host) -> str:
 
 
 def _take_request(name: str, host: Host) -> Request:
-    """What was asked of systemd, once; else somebody has called systemctl, or this podrun, with nothing more to say."""
+    """Takes the request that another podrun has left; without one, somebody wants a plain reload."""
     try:
         with open(_request_path(name, host), encoding="utf-8") as file:
             found = Request(**jsontext.loads(file.read()))
@@ -201,7 +202,7 @@ def _leave_request(name: str, host: Host, request: Request) -> None:
 
 
 def _withdraw_request(name: str, host: Host) -> None:
-    """Removes what nobody has taken: the next reload is not to find it."""
+    """Removes a request that nobody has taken, or the next reload would take it."""
     try:
         os.unlink(_request_path(name, host))
     except FileNotFoundError:
@@ -209,7 +210,7 @@ def _withdraw_request(name: str, host: Host) -> None:
 
 
 def obstacles(text: PodText, pod: Pod, host: Host) -> list[str]:
-    """Why a pod is stopped and started instead of swapped: lines for people; none when it can be swapped."""
+    """Why a pod has to be stopped and started: lines for people; none if it can be swapped."""
     residents = [step for step in text.steps if is_resident(hook_loader.load(step.hook), step.options)]
     reasons = [f"{label_of(step._asdict())}: {why}" for step, why in swap.obstacles(pod, text.steps, hook_loader.load)]
     if text.type == "job":
@@ -336,7 +337,7 @@ def _by_launcher(launcher: Resident, name: str, host: Host, request: Request | N
 
 
 def _ask_payload(text: PodText, name: str, host: Host) -> int:
-    """What [pod] reload says but "swap", of a pod that no unit reloads."""
+    """Reloads a pod without a unit by a signal or a command, as [pod] reload says."""
     residents = launch.residents(host.run, name)
     if not text.reload or not residents:
         hint = 'set reload = "swap" in [pod], the name of a signal, or a command'

@@ -282,6 +282,6 @@ def pods_with_updates(host: Host) -> list[str]:
 
 
 def refuse_nothing(names: Sequence[str], everything: bool) -> None:
-    """Raises Failure when a command line names no pod and not all either."""
+    """Raises Failure if a command line neither names pods nor says --all."""
     if not names and not everything:
         raise Failure("no pod is named", code=WRONG_FILE, hint="give names, or --all for those with an [update]")
