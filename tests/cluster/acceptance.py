@@ -162,6 +162,10 @@ def views(trial: Trial) -> None:
     right = right and all(text.count("same") == 3 for text in machines)
     trial.found("c", "machines, units and the journal are the same from each host", right=right)
     print(units[0])
+    states = [trial.podrun("status", "service1", machine=machine) for machine in trial.cluster.machines]
+    right = all("Active: active (running)" in text and text.count("\n--- ") == 0 for text in states)
+    trial.found("c", "status from each host is what systemd says where the pod runs", right=right)
+    print(states[0])
 
 
 def moves(trial: Trial, times: int = 20) -> None:
