@@ -219,7 +219,7 @@ def collect(root: str, run: str, pods: Set[str], only_look: bool) -> list[str]:
             found.append(f"wish of {wish.pod}")
             if not only_look:
                 wishes.remove(run, wish.pod, wish.step)
-    for path in wishes.unfinished(run):
+    for path in wishes.unwanted(run):
         found.append(path)
         if not only_look:
             os.unlink(path)

@@ -39,6 +39,13 @@ CapabilityBoundingSet=CAP_NET_ADMIN CAP_SYS_ADMIN CAP_DAC_OVERRIDE
 NoNewPrivileges=yes
 LockPersonality=yes
 RestrictRealtime=yes
+RestrictSUIDSGID=yes
+RestrictNamespaces=net
+RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK
+SystemCallArchitectures=native
+SystemCallFilter=@system-service setns
+SystemCallErrorNumber=EPERM
+UMask=0077
 """
 
 

@@ -27,10 +27,11 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "pod
 
 PACKAGES = """systemd systemd-sysv dbus udev kmod procps iproute2 nftables curl busybox-static crun runc catatonit
     python3 python3-click python3-pyroute2 python3-zstandard python3-docker python3-psutil
-    apparmor tzdata wireguard-tools nfs-common nfs-kernel-server linux-image-cloud-amd64""".split()
+    apparmor tzdata wireguard-tools nfs-common nfs-kernel-server haproxy etcd-server
+    linux-image-cloud-amd64""".split()
 #: What a host does that has nobody to serve.
 MASKED = """serial-getty@ttyS0 getty@tty1 console-getty systemd-networkd-wait-online systemd-timesyncd
-    e2scrub_reap systemd-pstore apparmor rpcbind nfs-server nfs-mountd nfs-idmapd nfs-blkmap rpc-statd nfsdcld
+    haproxy etcd e2scrub_reap systemd-pstore apparmor rpcbind nfs-server nfs-mountd nfs-idmapd nfs-blkmap rpc-statd nfsdcld
     fsidd run-rpc_pipefs.mount""".split()
 TIMERS = "apt-daily apt-daily-upgrade dpkg-db-backup e2scrub_all fstrim systemd-tmpfiles-clean".split()
 

@@ -85,7 +85,11 @@ def _unit(run: str) -> bool:
         argv = ["/bin/systemctl", "start", "--no-block", name]
     else:
         settings = ["Type=notify", "Restart=always", "RestartSec=100ms", "WatchdogSec=30s", "OOMScoreAdjust=-500"]
-        settings += ["CapabilityBoundingSet=CAP_NET_ADMIN CAP_SYS_ADMIN CAP_DAC_OVERRIDE"]
+        # The same as podrun/systemd/following.py has in the installed unit.
+        settings += ["CapabilityBoundingSet=CAP_NET_ADMIN CAP_SYS_ADMIN CAP_DAC_OVERRIDE", "NoNewPrivileges=yes"]
+        settings += ["LockPersonality=yes", "RestrictRealtime=yes", "RestrictSUIDSGID=yes", "RestrictNamespaces=net"]
+        settings += ["RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK", "SystemCallArchitectures=native"]
+        settings += ["SystemCallFilter=@system-service setns", "SystemCallErrorNumber=EPERM", "UMask=0077"]
         argv = ["/usr/bin/systemd-run", "--quiet", "--no-block", "--collect", f"--unit={name}"]
         argv += ["--description=podrun: records and services of this host", *(f"--property={one}" for one in settings)]
         argv += ["--", *command(run, "unit")]

@@ -144,12 +144,15 @@ def ambassadors(run: str, source: Source, service: str) -> list[Ambassador]:
     ]
 
 
-def unfinished(run: str) -> list[str]:
-    """Files that nobody finishes any more: whoever began to write them a minute ago was killed."""
+def unwanted(run: str) -> list[str]:
+    """Files that nobody finishes any more (a minute old), and leases of registries that no pod uses."""
+    used = {wish.source.identity for wish in everything(run)}
     try:
-        found = [f"{directory(run)}/{name}" for name in os.listdir(directory(run)) if name.startswith(".")]
+        names = os.listdir(directory(run))
     except FileNotFoundError:
         return []
+    leases = [name for name in names if name.endswith(".lease") and name.partition("-")[0] not in used]
+    found = [f"{directory(run)}/{name}" for name in names if name.startswith(".") or name in leases]
     return [path for path in found if _age(path) > 60]
 
 
