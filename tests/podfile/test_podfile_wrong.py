@@ -98,7 +98,7 @@ def test_a_chain_that_is_none_is_refused(tmp_path: Path, text: str, message: str
         (CHAIN + "[[chains]]\n", ":3: unknown key 'chains'; did you mean 'chain'?"),
         (
             "\nnam = 'x'\n" + CHAIN,
-            ":2: unknown key 'nam' (known: pod, placement, update, chain, unit, service, install, socket)",
+            ":2: unknown key 'nam' (known: pod, placement, update, chain, unit, service, install, socket, timer)",
         ),
         ("[pod]\nnam = 'x'\n" + CHAIN, ":2: unknown key 'nam'; did you mean 'name'?"),
         (CHAIN + "optionl = true\n", ":3: unknown key 'optionl'; did you mean 'optional'?"),
