@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-import atheris  # type: ignore[import-not-found]
+import atheris  # type: ignore[import-untyped,import-not-found,unused-ignore]
 
 sys.path[:0] = [str(Path(__file__).parents[1])]
 with atheris.instrument_imports(include=["podrun", "podrun_hooks"]):

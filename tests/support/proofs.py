@@ -17,7 +17,7 @@ SEED = os.environ.get("PODRUN_PROVE_SEED", "1")
 #: Of each scenario, at most; what is left out is drawn by the seed.
 SECONDS = float(os.environ.get("PODRUN_PROVE_SECONDS", "1e9"))
 #: Exit codes that a failed command may have (DESIGN, section 4); of what a container ended with, none is expected.
-CODES = frozenset({65, 69, 73, 75, 76, 77, 78, 126, 127})
+CODES = frozenset({65, 69, 73, 75, 76, 77, 78, 125, 126, 127})
 
 
 class Row(NamedTuple):
@@ -61,7 +61,7 @@ class Rounds:
         self.calls = self.runs = self.hit = self.good = 0
         self.faults: list[str] = []
         self.began = time.monotonic()
-        self.before = scene.objects()
+        self.before = self.at_rest()
 
     def row(self) -> Row:
         return Row(self.name, self.calls, self.runs, self.hit, self.good, time.monotonic() - self.began, self.faults)
@@ -136,9 +136,19 @@ class Rounds:
         self.faults.append(" ".join(what.split()))
         podrun = self.scene.podrun
         podrun("down", "--force", "web")
-        podrun("gc")
         try:
             self.scene.end()
         except AssertionError as error:
             self.faults.append(f"and then: {error}")
-        self.before = self.scene.objects()
+        self.before = self.at_rest()
+
+    def at_rest(self) -> set[str]:
+        """The objects, once the kernel has dropped what it drops later."""
+        now = self.scene.objects()
+        deadline = time.monotonic() + 5
+        while time.monotonic() < deadline:
+            time.sleep(0.2)
+            before, now = now, self.scene.objects()
+            if now == before:
+                break
+        return now
