@@ -120,6 +120,9 @@ def ended(run: str, name: str) -> dict[str, Any] | None:
         "ended": last.at,
         "netns": None,
         "addresses": [],
+        "networks": [],
+        "hostname": None,
+        "ports": [],
         "containers": [
             {**told, "pid": None, "state": "ended", "ready": False, "status": ending.status, "ended": ending.at}
             for ending, told in containers

@@ -98,18 +98,19 @@ class Lines:
 
     def feed(self, block: bytes) -> Iterator[bytes]:
         """The pieces of lines, newlines included where they end, that are whole as far as can be told."""
-        return (piece for _, piece in self._pieces(block))
+        return (piece for _, piece, _ in self._pieces(block))
 
     def timed(self, block: bytes) -> Iterator[tuple[float, bytes]]:
         """Whole lines with their times, in seconds since 1970; one that was cut is put together again."""
-        for when, piece in self._pieces(block):
+        for when, piece, goes_on in self._pieces(block):
             self._when = self._when if self._begun else when
             self._begun += piece
-            if piece.endswith(b"\n"):
+            if not goes_on:
                 yield self._when, self._begun
                 self._begun = b""
 
-    def _pieces(self, block: bytes) -> Iterator[tuple[float, bytes]]:
+    def _pieces(self, block: bytes) -> Iterator[tuple[float, bytes, bool]]:
+        """(when, a piece, whether its line goes on in the next entry); the last line may end without a newline."""
         data = self._rest + block
         at = 0
         while (end := data.find(b"\n", at)) >= 0:
@@ -117,9 +118,10 @@ class Lines:
             if not line:
                 at = end + 1
                 if b"MESSAGE" in self._fields:
-                    cut = self._fields.get(b"_LINE_BREAK") in (b"line-max", b"eof")
+                    how = self._fields.get(b"_LINE_BREAK")
                     when = int(self._fields.get(b"__REALTIME_TIMESTAMP", b"0")) / 1e6
-                    yield when, self._fields[b"MESSAGE"] + (b"" if cut else b"\n")
+                    newline = b"" if how in (b"line-max", b"eof") else b"\n"
+                    yield when, self._fields[b"MESSAGE"] + newline, how == b"line-max"
                 self.cursor = self._fields.get(b"__CURSOR", b"").decode() or self.cursor
                 self._fields = {}
                 continue
