@@ -101,6 +101,16 @@ def lead(
     return lost
 
 
+def forget(lost: Sequence[tuple[Ambassador, Lost]]) -> None:
+    """Looks once more for connections that began while a map was changed: a busy processor may have paused one."""
+    with _Entering() as entering:
+        for wish, one in lost:
+            try:
+                flows.forget(entering.netfilter(wish.netns, wish.inode), [one])
+            except OSError:
+                continue
+
+
 def end(vanished: Sequence[tuple[Ambassador, Lost]]) -> int:
     """Ends the pods' connections to backends whose hosts have vanished; returns how many there were."""
     count = 0

@@ -49,6 +49,10 @@ _LINGER = 2.0
 _CALLS, _PATIENCE, _APART = 2, 1.0, 0.5
 
 
+#: Seconds after a move when connections that it overtook are looked for.
+_AGAIN = (0.1, 0.4, 1.0)
+
+
 class Followed:
     """One registry, and what of it the pods of this host want."""
 
@@ -236,6 +240,8 @@ class Follower:
         self.run = run
         self.followed: dict[Source, Followed] = {}
         self.suspects: list[Suspect] = []
+        #: Backends whose connections are looked for once more, and when.
+        self.lost: list[tuple[float, list[tuple[Ambassador, Lost]]]] = []
         self._stamp = -1
         self._settled = False
         self._read = 0.0
@@ -268,7 +274,13 @@ class Follower:
         for followed in self.followed.values():
             followed.hear(now)
             if now >= followed.due():
-                self.suspects += [Suspect(wish, lost) for wish, lost in followed.act(now) if lost.proto == 6]
+                gone = [(wish, lost) for wish, lost in followed.act(now) if lost.proto == 6]
+                self.suspects += [Suspect(wish, lost) for wish, lost in gone]
+                self.lost += [(now + later, gone) for later in _AGAIN if gone]
+        for at, gone in self.lost:
+            if now >= at:
+                reach.forget([(wish, lost) for wish, lost in gone if wish.via == "nft"])
+        self.lost = [(at, gone) for at, gone in self.lost if now < at]
         self._ask(now)
 
     def _ask(self, now: float) -> None:
@@ -283,7 +295,9 @@ class Follower:
     def sleep(self, now: float) -> None:
         """Returns when something is due, when a registry tells of a change, or when the wishes are to be looked at."""
         soonest = min([followed.due() for followed in self.followed.values()], default=now + POLL * 2)
-        seconds = 0.05 if self.suspects else max(0.0, min(soonest - now, POLL if self.followed else POLL * 2))
+        seconds = (
+            0.05 if self.suspects or self.lost else max(0.0, min(soonest - now, POLL if self.followed else POLL * 2))
+        )
         listening = [followed.client.bell for followed in self.followed.values() if not followed.rung]
         bell.wait([fd for one in listening for fd in one.descriptors()], seconds)
 
