@@ -11,7 +11,7 @@ from podrun.errors import BUSY, UNAVAILABLE, Failure
 from podrun_hooks.image import lookup, manifest, reference
 from podrun_hooks.image.sources import host
 from podrun_hooks.image.store import layout, publish
-from podrun_hooks.image.store.index import list_in_index, listed_digests
+from podrun_hooks.image.store.index import list_in_index, listed_digests, listed_names
 from podrun_hooks.image.store.locks import locked
 from podrun_hooks.image.store.scratch import names_in, reclaim, remove, work
 from podrun_hooks.image.store.stack import attribute_layer_name, visible
@@ -79,10 +79,10 @@ def _remove(root: str, scratch: str, wanted: list[tuple[str, layout.Stored]], us
             if os.path.exists(kept):
                 os.rename(kept, path)
         raise
-    left = {one.ref for _, one in lookup.records(root)}
-    for one in gone:
-        if one.ref not in left:
-            list_in_index(root, scratch, reference.layout_name(reference.parse(one.ref)), None)
+    left = {reference.layout_name(reference.parse(one.ref)) for _, one in lookup.records(root)}
+    # Those, too, whose record went with a removal that was killed before it came here.
+    for name in listed_names(root) - left:
+        list_in_index(root, scratch, name, None)
     return Removed([one.ref for one in gone], _garbage(root, scratch, busy))
 
 

@@ -39,6 +39,19 @@ def test_ls_and_inspect_show_what_is_stored(tmp_path: Path, layered: tuple[str, 
     assert caught.value.code == UNAVAILABLE
 
 
+def test_what_a_killed_removal_has_left_in_the_index_goes_with_the_next_prune(
+    tmp_path: Path, layered: tuple[str, build.Built]
+) -> None:
+    root = str(tmp_path / "root")
+    commands.pull(root, f"oci:{layered[0]}:v1")
+    for record in Path(root, "images/refs").rglob("*"):
+        if record.is_file():
+            record.unlink()  # it had come so far
+    commands.prune(root, nothing)
+    assert json.loads(Path(root, "images/index.json").read_text())["manifests"] == []
+    assert not list(Path(root, "images/blobs/sha256").iterdir())
+
+
 def test_removing_an_image_removes_what_no_other_needs(tmp_path: Path) -> None:
     root = str(tmp_path / "root")
     images = {"a": build.image(BASE, build.tar(build.file("a"))), "b": build.image(BASE, build.tar(build.file("b")))}

@@ -30,11 +30,20 @@ def list_in_index(root: str, scratch: str, name: str, descriptor: dict[str, Any]
 
 def listed_digests(root: str) -> set[str]:
     """The digests of the manifests that index.json lists."""
+    return {str(item.get("digest")) for item in _listed(root)}
+
+
+def listed_names(root: str) -> set[str]:
+    """The names that it lists."""
+    return {_name_of(item) for item in _listed(root)}
+
+
+def _listed(root: str) -> list[dict[str, Any]]:
     try:
         with open(f"{layout.base(root)}/index.json", encoding="utf-8") as file:
-            return {str(item.get("digest")) for item in json.load(file)["manifests"]}
+            return list(json.load(file)["manifests"])
     except (FileNotFoundError, ValueError, LookupError):
-        return set()
+        return []
 
 
 def _name_of(item: dict[str, Any]) -> str:
