@@ -134,6 +134,8 @@ class Own:
 
     def start(self, server: Server) -> None:
         text = (
+            # The tests' own default is a second, which a machine that is busy takes for a graceful stop.
+            '[pod]\nstop_timeout = "20s"\n'
             f'[[chain]]\nhook = "image"\nref = "{self.image}"\n[[chain]]\nhook = "network"\nmode = "none"\n'
             f'[[chain]]\nhook = "container"\ncommand = {json.dumps(["sh", "-c", server.script])}\n'
             f'volumes = ["{server.name}-data:/data"]\nstop_signal = "{server.stop}"\n'
