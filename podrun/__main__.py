@@ -54,11 +54,11 @@ def main() -> None:
         code = run(sys.argv[1:])
     except KeyboardInterrupt:
         code = 130  # before there was anything to report
-    except OSError as error:
+    except (OSError, ImportError) as error:
         if "--debug" in sys.argv:
             raise
-        # A module of podrun's own could not be read (no descriptors, no memory): what reports is not there yet.
-        sys.stderr.write(f"podrun: {error.filename or 'its modules'}: {error.strerror}; nothing was done\n")
+        # A module could not be read (no descriptors, no memory, not allowed): what reports is not there yet.
+        sys.stderr.write(f"podrun: its modules cannot be loaded: {error}; nothing was done\n")
         code = 125
     for stream in (sys.stdout, sys.stderr):
         try:
