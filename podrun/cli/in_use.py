@@ -24,6 +24,7 @@ from podrun.launcher import transient
 from podrun.podfile import loader
 from podrun.podfile.loader import PodText
 from podrun.systemd import units
+from podrun.systemd.following import NO_PODS
 
 #: Where units may lie that name a pod file outside /etc/podrun (systemd.unit(5)).
 _UNITS = (units.INSTALLED, "/run/systemd/system", "/run/systemd/transient", "/usr/local/lib/systemd/system")
@@ -95,7 +96,7 @@ def texts(host: Host, *, force: bool = False) -> Iterator[PodText]:
 
 
 def _files() -> set[str]:
-    found = set(glob.glob(f"{units.ETC}/*.toml"))
+    found = {path for path in glob.glob(f"{units.ETC}/*.toml") if os.path.basename(path) not in NO_PODS}
     for directory in _UNITS:
         for path in glob.glob(f"{directory}/*.service"):
             try:
