@@ -232,8 +232,9 @@ def _header(line: Mapping[str, Any]) -> Header:
 
 def _header_of_another_version(path: str, version: int) -> Header:
     """What is known of a journal that a newer podrun has written: whose it is."""
-    pod, segment = os.path.basename(os.path.dirname(path)), os.path.basename(path).removesuffix(".journal")
-    return Header(Pod(pod, "", ""), segment, 0, "", "", 0, 0, version)
+    *_, before, last, file = path.split("/")
+    pod = Pod(before, "", "", generation=int(last[1:])) if last.startswith("+") else Pod(last, "", "")
+    return Header(pod, file.removesuffix(".journal"), 0, "", "", 0, 0, version)
 
 
 def refuse_newer(found: Sequence[Journal]) -> None:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 
 from podrun.errors import BUSY, Failure
+
+#: Who asks whether the lock is held (:func:`is_locked`) has it for a moment: seconds between attempts, and how many.
+_MOMENT, _ATTEMPTS = 0.005, 20
 
 
 class Lock:
@@ -19,12 +23,11 @@ class Lock:
         os.makedirs(f"{run}/locks", mode=0o700, exist_ok=True)
         self.fd = os.open(f"{run}/locks/{pod}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(self.fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            self.close()
-            raise Failure(
-                "another podrun is working on it", code=BUSY, hint=f"see 'podrun ps', or wait: 'podrun down {pod}' does"
-            ) from None
+            if wait:
+                fcntl.flock(self.fd, fcntl.LOCK_EX)
+            elif not _taken(self.fd):
+                hint = f"see 'podrun ps', or wait: 'podrun down {pod}' does"
+                raise Failure("another podrun is working on it", code=BUSY, hint=hint)
         except BaseException:
             self.close()
             raise
@@ -40,6 +43,19 @@ class Lock:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _taken(fd: int) -> bool:
+    """Takes the lock; False when somebody holds it for longer than to look."""
+    for attempt in range(_ATTEMPTS):
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if attempt < _ATTEMPTS - 1:
+                time.sleep(_MOMENT)
+        else:
+            return True
+    return False
 
 
 def is_locked(run: str, pod: str) -> bool:

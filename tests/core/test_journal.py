@@ -1,6 +1,9 @@
 """The journal: what is written before and after each act, and what a kill in between leaves readable."""
 
+import fcntl
 import os
+import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -83,6 +86,15 @@ def test_a_second_lock_is_refused_and_the_first_is_seen(tmp_path: Path) -> None:
     assert not locks.is_locked(run, "web")
 
 
+def test_who_only_asks_for_the_state_makes_nobody_busy(tmp_path: Path) -> None:
+    run = str(tmp_path)
+    Lock(run, "web", wait=False).close()
+    with open(tmp_path / "locks/web") as asking:
+        fcntl.flock(asking, fcntl.LOCK_SH)
+        threading.Timer(0.02, fcntl.flock, (asking, fcntl.LOCK_UN)).start()
+        Lock(run, "web", wait=False).close()
+
+
 def test_a_lock_dies_with_the_launcher_although_a_child_lives(tmp_path: Path) -> None:
     lock = Lock(str(tmp_path), "web", wait=False)
     here, there = os.pipe()
@@ -108,6 +120,10 @@ def test_a_journal_of_a_newer_podrun_is_that_ones_to_undo(tmp_path: Path) -> Non
     text = '{"v":2,"who":"web"}\n{"did":"something"}\n'
     path.write_text(text)
     assert read(str(path)).header.version == 2
+    os.mkdir(tmp_path / "run/pods/web/+3")
+    shutil.copy(path, later := tmp_path / "run/pods/web/+3/pod.journal")
+    assert read(str(later)).header.pod.key == "web/+3"
+    shutil.rmtree(later.parent)
     assert states.state(f"{tmp_path}/run", "web") == "failed"
     with pytest.raises(Failure, match=r"a newer podrun has started it \(journal version 2, known is 1\)"):
         chain.undo(f"{tmp_path}/run", "web", hooks.world(), force=True)
