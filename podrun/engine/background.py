@@ -8,7 +8,7 @@ import time
 
 from podrun import jsontext, libc
 from podrun.engine.verbs import late, verb
-from podrun.errors import Failure, of_oserror
+from podrun.errors import STEP_FAILED, Failure, of_oserror
 from podrun.facts import accepted
 from podrun.record import NamedTuple
 
@@ -131,7 +131,9 @@ def begin(
             failure = of_oserror(error)
             told = {"failure": [failure.what, failure.code, failure.hint, ""]}
         except Exception as error:
-            told = {"failure": [f"the hook failed: {type(error).__name__}: {error}", 76, "--debug shows where", ""]}
+            # The traceback stays in this process.
+            what, hint = f"the hook failed: {type(error).__name__}: {error}", "without 'background' --debug shows where"
+            told = {"failure": [what, STEP_FAILED, hint, ""]}
         with open(there, "w", encoding="utf-8") as pipe:
             pipe.write(jsontext.dumps(told))
     finally:

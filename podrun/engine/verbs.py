@@ -11,6 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal as _signal
     from collections.abc import Callable
+    from types import FrameType
     from typing import BinaryIO
 
     from podrun.hook import Step
@@ -50,8 +51,12 @@ class verb:  # noqa: N801  # reads as a word: with verb(step)
         seconds = self.step.timeout
         if seconds != float("inf"):
 
-            def interrupt(*_: object) -> None:
-                raise late(seconds)
+            def interrupt(_number: int, frame: FrameType | None) -> None:
+                code = frame.f_code if frame else None
+                if code is verb.__enter__.__code__:  # it has not begun: __exit__ would not be called
+                    _signal.setitimer(_signal.ITIMER_REAL, 0.001)
+                elif code is not verb.__exit__.__code__:  # there it is over, and what is put back must be put back
+                    raise late(seconds)
 
             self.before = _signal.signal(_signal.SIGALRM, interrupt)
             _signal.setitimer(_signal.ITIMER_REAL, seconds)

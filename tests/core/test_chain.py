@@ -2,8 +2,10 @@
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ import pytest
 from podrun.engine import background, chain, processes
 from podrun.engine import journal as journals
 from podrun.engine import state as states
+from podrun.engine.verbs import verb
 from podrun.errors import CANNOT_CREATE, NOT_FOUND, STEP_FAILED, Failure, Interrupted
 from podrun.facts import merged
 from podrun.options import Wrong
@@ -261,6 +264,20 @@ def test_a_step_that_takes_too_long_is_interrupted(hooks: Any, tmp_path: Path) -
     hooks.add("a", during=lambda *_: time.sleep(30))
     with pytest.raises(Failure, match=r"a: timed out after 0.1 s"):
         up(hooks, tmp_path, step("a", timeout=0.1))
+
+
+def test_a_step_that_ends_just_as_its_time_does_leaves_nothing_behind(hooks: Any) -> None:
+    stdout, handler = sys.stdout, signal.getsignal(signal.SIGALRM)
+    for n in range(2000):
+        text = SimpleNamespace(timeout=0.0002, report=print)
+        end = time.monotonic() + text.timeout - n % 100 / 1e6 + 5e-5
+        try:
+            with verb(text):
+                while time.monotonic() < end:
+                    pass
+        except Failure:
+            pass
+        assert (sys.stdout, signal.getsignal(signal.SIGALRM)) == (stdout, handler)
 
 
 def test_undoing_uses_the_options_of_the_start_not_todays(hooks: Any, tmp_path: Path) -> None:
