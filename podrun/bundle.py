@@ -175,13 +175,16 @@ def _replace(content: bytes) -> None:
 
 
 def _compiled(module: Any) -> tuple[Source, bytes] | None:
-    """What a module's source is, and its code; None without a source, or when that changes meanwhile."""
+    """What a module's source is, and its code; None without a source, or when that changes meanwhile.
+
+    Compiled anew: a file of __pycache__ is believed by the second of the source's mtime, which an edit may share.
+    """
     spec: Any = getattr(module, "__spec__", None)
     if not spec or not isinstance(spec.loader, _frozen_importlib_external.SourceFileLoader):
         return None
     try:
         before = _source(spec.origin)
-        code = spec.loader.get_code(spec.name)
+        code = spec.loader.source_to_code(spec.loader.get_data(spec.origin), spec.origin)
         after = _source(spec.origin)
     except (OSError, SyntaxError, ImportError):
         return None

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import marshal
 import os
+import py_compile
 import shutil
 import subprocess
 import sys
@@ -11,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from podrun import bundle
 from support.launcher import HERE
 
 #: Says where the launcher's code comes from, its file, and how many modules had to be looked for.
@@ -145,6 +149,22 @@ def test_a_module_comes_from_its_source_when_the_bundle_is_not_its_or_not_to_be_
     # The next start makes it good.
     _start(tree)
     assert _spied(tree)[0] == "True"
+
+
+def test_the_bundle_takes_no_code_from_bytecode_of_an_earlier_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "edited_within_a_second.py"
+    path.write_text("X = 1\n")
+    os.utime(path, (1e9, 1e9))
+    py_compile.compile(str(path))
+    path.write_text("X = 2\n")
+    os.utime(path, (1e9, 1e9))
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module(path.stem)
+    kept = bundle._compiled(module)
+    assert kept
+    assert (module.X, 2 in marshal.loads(kept[1]).co_consts) == (1, True)
 
 
 def test_a_copy_of_the_tree_runs_its_own_code(tree: Path, tmp_path: Path) -> None:
