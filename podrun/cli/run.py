@@ -122,7 +122,7 @@ def extended(arguments: Sequence[str], host: Host) -> int:
     """Starts the pod of a command line; returns the exit code."""
     words = taken_apart(arguments)
     own = words.own
-    name = own.get("name") or run.name_for(words.ref)
+    name = own.get("name") or run.name_for(words.ref, host)
     if bad := name.strip("abcdefghijklmnopqrstuvwxyz0123456789-@"):
         what = f"a pod cannot be called {name!r}: {bad[0]!r} is not among a-z, 0-9 and -"
         raise Failure(what, code=WRONG_FILE, hint="its name is also a unit's, a host's and a cgroup's")

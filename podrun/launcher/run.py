@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def run(given: dict[str, Any], host: Host) -> int:
     """Starts the pod of a ``run`` command line (the parameters of podrun.arguments); returns the exit code."""
-    given["name"] = given["name"] or name_for(given["ref"])
+    given["name"] = given["name"] or name_for(given["ref"], host)
     given["ref"] = by_id(given["ref"], host)
     return start(tables(given, host), given, host)
 
@@ -88,7 +88,7 @@ def restarting(policy: str) -> dict[str, Any]:
     word, colon, count = policy.partition(":")
     words = {"no": "no", "on-failure": "on-failure", "always": "always", "unless-stopped": "always"}
     if word not in words or (colon and (word != "on-failure" or not count.isdecimal())):
-        raise Failure(f"--restart {policy!r}: expected no, on-failure, on-failure:N or always", code=WRONG_FILE)
+        raise Failure(f"--restart {policy!r}: expected {', '.join(words)} or on-failure:N", code=WRONG_FILE)
     # systemd counts starts, docker restarts.
     limit = {"unit": {"StartLimitBurst": int(count) + 1, "StartLimitIntervalSec": "infinity"}} if colon else {}
     return {"service": {"Restart": words[word]}, **limit}
@@ -123,11 +123,14 @@ def environment(pairs: list[str], host: Host) -> dict[str, str]:
     return values
 
 
-def name_for(ref: str) -> str:
-    """A name nobody has chosen: the image's own word and four random digits."""
+def name_for(ref: str, host: Host) -> str:
+    """A name that nobody has chosen and no pod has now: the image's own word and four random hexadecimal digits."""
     word = ref.partition("@")[0].rstrip("/").rpartition("/")[2].partition(":")[0] or ref.partition(":")[0]
     plain = "".join(letter if letter.isalnum() and letter.isascii() else "-" for letter in word.lower()).strip("-")
-    return f"{plain[:40] or 'pod'}-{os.urandom(2).hex()}"
+    while True:
+        name = f"{plain[:40] or 'pod'}-{os.urandom(2).hex()}"
+        if not os.path.lexists(journals.directory(host.run, name)):
+            return name
 
 
 def _save(path: str, pod: dict[str, Any]) -> None:
@@ -136,7 +139,9 @@ def _save(path: str, pod: dict[str, Any]) -> None:
 
     text = tomltext.pod_file(pod, tomltext.literal, tomltext.quoted)
     try:
-        with open(path, "x", encoding="utf-8") as file:
+        # Environment variables of a pod file may be secrets.
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with open(fd, "w", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
         raise Failure(f"{path} exists", code=WRONG_FILE, hint="--save does not overwrite") from None

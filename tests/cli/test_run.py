@@ -69,7 +69,7 @@ def test_the_payload_sees_what_docker_would_show_it(podrun: Podrun, options: str
         ("--ulimit nofile", "expected a limit"),
         ("--timeout 5", "say 'timeout 5 podrun run ...'"),
         ("--uts host --isolation x", "--isolation: it is about Windows"),
-        ("--restart sometimes", "expected no, on-failure"),
+        ("--restart sometimes", "expected no, on-failure, always, unless-stopped or on-failure:N"),
         ("--cidfile /", "already exists"),
     ],
 )
@@ -100,6 +100,7 @@ def test_save_writes_all_of_it_and_what_it_writes_is_a_pod_file(podrun: Podrun, 
     options = "-it --ulimit core=0 --device /dev/null --shm-size 1g --health-cmd true -v data:/data --tz UTC".split()
     options += ["--requires", "db", "--label", "a.b=${c}", "--userns", "auto"]
     podrun("run", "--save", str(path), "--name", "x", *options, "--restart", "always", "host:", "sh", check=True)
+    assert path.stat().st_mode & 0o777 == 0o600  # -e may hold secrets
     saved = tomllib.loads(path.read_text())
     container = saved["chain"][-1]
     assert saved["pod"] == {"name": "x", "requires": ["db"], "userns": "auto"}
