@@ -255,8 +255,8 @@ def given_up(error: BaseException, pod: Pod, world: Callbacks, only: str) -> Bas
     world.main_process(os.getpid())
     try:
         labels = down(pod.run, pod.key, world, only=only)
-    except Failure as second:
-        told = f"undoing it stopped: {second}"
+    except (Failure, OSError) as second:
+        told = f"undoing it stopped: {of_oserror(second) if isinstance(second, OSError) else second}"
     else:
         told = f"undone: {', '.join(labels)}" if labels else "nothing was left to undo"
     if isinstance(error, OSError):

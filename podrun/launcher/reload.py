@@ -12,7 +12,7 @@ from podrun.engine import state as states
 from podrun.engine.locks import Lock
 from podrun.engine.processes import alive
 from podrun.engine.segments import label_of, resolve
-from podrun.errors import BUSY, STEP_FAILED, UNAVAILABLE, WRONG_FILE, Failure
+from podrun.errors import BUSY, STEP_FAILED, UNAVAILABLE, WRONG_FILE, Failure, of_oserror
 from podrun.hook import is_resident
 from podrun.hook_extras import RunsCommands, offers
 from podrun.identity import Identity
@@ -63,8 +63,8 @@ def in_foreground(name: str, host: Host) -> None:
     """Reloads the pod of a podrun in the foreground, at another one's request; reports a failure and goes on."""
     try:
         _here(name, host, _header(name, host), None, None)
-    except Failure as failure:
-        host.report(f"{failure}; the pod goes on as it was")
+    except (Failure, OSError) as error:
+        host.report(f"{of_oserror(error) if isinstance(error, OSError) else error}; the pod goes on as it was")
 
 
 def _here(name: str, host: Host, header: Header, text: PodText | None, request: Request | None) -> int:
@@ -74,8 +74,9 @@ def _here(name: str, host: Host, header: Header, text: PodText | None, request: 
         began = time.monotonic()
         try:
             code = change(text, header, host, request)
-        except Failure as failure:
-            history.note(host, text, request.how, request.by, began, result=history.FAILED, why=failure.what)
+        except (Failure, OSError) as error:
+            why = (of_oserror(error) if isinstance(error, OSError) else error).what
+            history.note(host, text, request.how, request.by, began, result=history.FAILED, why=why)
             raise
         history.note(host, text, request.how, request.by, began)
         return code

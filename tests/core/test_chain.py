@@ -113,6 +113,20 @@ def test_a_failed_undoing_is_told_with_the_failure_that_led_to_it(hooks: Any, tm
         up(hooks, tmp_path, step("a"), step("b"))
 
 
+def test_an_undoing_that_the_kernel_refuses_does_not_hide_why_it_was_begun(hooks: Any, tmp_path: Path) -> None:
+    journal = tmp_path / "run/pods/web/pod.journal"
+
+    def link(*_: Any) -> None:
+        journal.rename(tmp_path / "elsewhere")
+        journal.symlink_to(tmp_path / "elsewhere")
+        raise Failure("no such image", code=NOT_FOUND)
+
+    hooks.add("a", during=link)
+    with pytest.raises(Failure, match=r"a: no such image; undoing it stopped: .*pod.journal: Too many") as failed:
+        up(hooks, tmp_path, step("a"))
+    assert failed.value.code == NOT_FOUND
+
+
 def test_a_background_step_is_joined_before_the_step_that_takes_its_facts(hooks: Any, tmp_path: Path) -> None:
     hooks.add("slow", {"image": "app"}, during=lambda *_: time.sleep(0.2))
     seen = []
