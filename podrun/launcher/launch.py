@@ -71,7 +71,6 @@ def up(
         invocation=host.environ.get("INVOCATION_ID") or os.urandom(16).hex(),
         attached=not detach,
         interactive=interactive and not detach,
-        console=terminal.path if terminal else "",
         cgroup=cgroup,
         unit=notify.own_unit() if taking_over else "",
         userns=text.userns,
@@ -93,6 +92,8 @@ def up(
             notify.leave_room(cgroup)
         began = time.monotonic()
         try:
+            if terminal:
+                pod = pod._replace(console=terminal.listen(host.run, pod.name))
             chain.up(pod, text.file, text.steps, world, only=segment)
             foreground.hold()
         except Failure as failure:
@@ -101,6 +102,11 @@ def up(
         except Interrupted as interrupted:
             # It may have come when the chain was whole, and chain.up past the point where it would have undone it.
             raise interrupted if interrupted.hint else chain.given_up(interrupted, pod, world, segment) from None
+        if terminal:
+            try:
+                terminal.begin()
+            except Exception as error:
+                raise chain.given_up(error, pod, world, segment) from error
         if text.reload == "swap" or text.update:
             from podrun.launcher import history
 
@@ -109,8 +115,6 @@ def up(
         if taking_over:
             notify.notify(host.environ, f"READY=1\nSTATUS=up, {len(steps)} step{'s' * (len(steps) != 1)}")
             notify.barrier(host.environ)
-        if terminal:
-            terminal.begin()
     return _attend(pod, host, reload) if staying else 0
 
 
@@ -336,6 +340,7 @@ def located(text: PodText, host: Host, hook: str, name: str, key: str) -> str:
 
 def _attend(pod: Pod, host: Host, reload: Callable[[str, Host], None] | None) -> int:
     """Waits in the foreground for the payload, then undoes the pod; returns the payload's status."""
+    started = residents(pod.run, pod.name)
 
     def reloaded() -> Sequence[Resident]:
         if reload:
@@ -343,9 +348,10 @@ def _attend(pod: Pod, host: Host, reload: Callable[[str, Host], None] | None) ->
         return residents(pod.run, pod.name)
 
     try:
-        status, _ = foreground.wait(residents(pod.run, pod.name), reloaded)
+        status, _ = foreground.wait(started, reloaded)
     except Interrupted as interrupted:
-        status = _stop(pod, host, residents(pod.run, pod.name), interrupted.signal)
+        # Another podrun may have undone the pod meanwhile: then its journals name nobody any more.
+        status = _stop(pod, host, residents(pod.run, pod.name) or started, interrupted.signal)
     events.note(host.run, "pod", "died", pod.name, id=pod.invocation, exit=status)
     down(pod.name, host, invocation=pod.invocation)
     foreground.last_words(1.0)

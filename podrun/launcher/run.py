@@ -44,13 +44,8 @@ def start(pod: dict[str, Any], given: dict[str, Any], host: Host) -> int:
         return launch.up(text, host, interactive=given["interactive"])
     from podrun.launcher.terminal import Terminal
 
-    directory = journals.directory(host.run, name)
-    os.makedirs(directory, mode=0o700, exist_ok=True)
-    try:
-        with Terminal(directory) as terminal:
-            return launch.up(text, host, interactive=True, terminal=terminal)
-    finally:
-        journals.remove_directory(host.run, name)
+    with Terminal() as terminal:
+        return launch.up(text, host, interactive=True, terminal=terminal)
 
 
 def by_id(ref: str, host: Host) -> str:

@@ -13,7 +13,7 @@ import socket
 import termios
 import tty
 
-from podrun.engine.journal import CONSOLE
+from podrun.engine import journal as journals
 from podrun.errors import Failure
 from podrun.relay import Channel, copy
 
@@ -22,33 +22,20 @@ if TYPE_CHECKING:
     from types import FrameType
     from typing import Any
 
-#: The socket's name in the pod's directory.
-SOCKET = CONSOLE
 _SIGWINCH = 28
 
 
 class Terminal:
-    """Our terminal, lent to a payload. Use as a context manager around start and wait; ``path`` goes to the runtime."""
+    """Our terminal, lent to a payload. Use as a context manager around start and wait."""
 
-    def __init__(self, directory: str) -> None:
-        self.directory = directory
+    def __init__(self) -> None:
         self.master = -1
         self.before: list[Any] | None = None
         self.ended = _thread.allocate_lock()
-        self.listener: socket.socket | None = None
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.place = -1
 
-    @property
-    def path(self) -> str:
-        """Where the runtime connects to; short, however long the run directory's path is (sun_path holds 108 bytes)."""
-        return f"/proc/{os.getpid()}/fd/{self.place}/{SOCKET}"
-
     def __enter__(self) -> Terminal:
-        self.place = os.open(self.directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._unlink()
-        self.listener.bind(self.path)
-        self.listener.listen(1)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -61,14 +48,32 @@ class Terminal:
                 termios.tcsetattr(0, termios.TCSADRAIN, self.before)
             except termios.error:
                 pass  # the terminal is gone
-        if self.listener is not None:
-            self.listener.close()
-        self._unlink()
-        os.close(self.place)
+        self.listener.close()
+        if self.place >= 0:
+            os.close(self.place)
+
+    def listen(self, run: str, pod: str) -> str:
+        """Waits for the runtime at the path that it returns, in the pod's directory. The caller holds the pod's lock.
+
+        The path is short, however long the run directory's is (sun_path holds 108 bytes). Who undoes the pod removes
+        the socket.
+        """
+        directory = journals.directory(run, pod)
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        self.place = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        path = f"/proc/{os.getpid()}/fd/{self.place}/{journals.CONSOLE}"
+        try:
+            if os.path.lexists(path):  # of a podrun that was killed
+                os.unlink(path)
+            self.listener.bind(path)
+            self.listener.listen(1)
+        except OSError:
+            journals.remove_directory(run, pod)
+            raise
+        return path
 
     def begin(self) -> None:
         """Takes the master that the runtime has sent, and starts copying."""
-        assert self.listener is not None
         self.listener.settimeout(5)
         try:
             with self.listener.accept()[0] as peer:
@@ -83,8 +88,11 @@ class Terminal:
         signal.signal(signal.SIGWINCH, self.resize)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGWINCH})
         if os.isatty(0):
-            self.before = termios.tcgetattr(0)
-            tty.setraw(0)
+            try:
+                self.before = termios.tcgetattr(0)
+                tty.setraw(0)
+            except termios.error as error:
+                raise Failure(f"the terminal: {error.args[1]}") from error
         self.ended.acquire()
         _thread.start_new_thread(self._copy, ())
 
@@ -111,9 +119,3 @@ class Terminal:
             pass
         finally:
             self.ended.release()
-
-    def _unlink(self) -> None:
-        try:
-            os.unlink(f"{self.directory}/{SOCKET}")
-        except FileNotFoundError:
-            pass

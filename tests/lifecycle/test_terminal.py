@@ -9,6 +9,7 @@ import select
 import signal
 import struct
 import subprocess
+import sys
 import termios
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from podrun.engine.locks import Lock
 from support.launcher import Podrun
 from support.objects import listing, settled
 
@@ -118,6 +120,32 @@ def test_a_killed_podrun_leaves_nothing_after_down(podrun: Podrun, screen: Any) 
     assert f"file {podrun.run}/pods/web/console" in left
     podrun("down", "web", check=True)
     assert not settled(podrun.run, podrun.root, before)
+
+
+def test_a_second_start_leaves_the_terminal_of_the_first_one_alone(podrun: Podrun, screen: Any) -> None:
+    console = podrun.run / "pods/web/console"
+    console.parent.mkdir(parents=True)
+    console.touch()
+    with Lock(str(podrun.run), "web", wait=False):
+        assert screen("run", "-it", "--name", "web", "host:", "true").process.wait(10) == 75
+    assert console.exists()
+    podrun("down", "web", check=True)
+
+
+def test_a_start_is_undone_when_the_runtime_sends_no_terminal(podrun: Podrun) -> None:
+    script = """if True:
+        import sys
+        from podrun.__main__ import main
+        from podrun.launcher.terminal import Terminal
+        Terminal.__init__.__globals__["socket"].recv_fds = lambda *_: (b"", [], 0, None)
+        main()
+        """
+    words = [sys.executable, "-c", script, "run", "-it", "--name", "web", "host:", "sleep", "60"]
+    done = subprocess.run(
+        words, env=podrun.environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30
+    )
+    assert "the runtime sent no terminal; undone: container" in done.stderr
+    assert not (podrun.run / "pods/web").exists()
 
 
 def test_input_that_is_no_terminal_is_passed_with_i(podrun: Podrun) -> None:
