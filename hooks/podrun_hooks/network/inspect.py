@@ -222,23 +222,30 @@ def _collect_links(run: str, keep: bool) -> list[dict[str, str]]:
 
 def _collect_ports(run: str, bridge: Bridge, keep: bool) -> list[dict[str, str]]:
     """Elements of the table whose pod is dead."""
+    # Nobody else takes a dead pod's port over meanwhile (ports.holder): it would be deleted as the new pod's.
+    lock = bridges.held(run, fcntl.LOCK_SH if keep else fcntl.LOCK_EX)
+    try:
+        return [port for name in _MAPS for port in _collect_map(run, bridge, name, keep)]
+    finally:
+        os.close(lock)
+
+
+def _collect_map(run: str, bridge: Bridge, name: str, keep: bool) -> list[dict[str, str]]:
+    ended = subprocesses.run([subprocesses.find("nft", "nftables"), "-nj", "list", "map", "inet", bridge.table, name])
+    if ended.status:
+        return []
+    found = next(item["map"] for item in json.loads(ended.output)["nftables"] if "map" in item)
+    # Read after the map: a start notes its ports before it adds them.
     alive = [ledger for ledger in ledgers.everywhere(run) if ledgers.alive(run, ledger)]
     tags = {element.comment for ledger in alive for element in noted(ledger)}
     gone = []
-    for name in _MAPS:
-        ended = subprocesses.run(
-            [subprocesses.find("nft", "nftables"), "-nj", "list", "map", "inet", bridge.table, name]
-        )
-        if ended.status:
+    for key, _ in found.get("elem", []):
+        fields = [str(field) for field in key["elem"]["val"]["concat"]]
+        if key["elem"].get("comment") in tags:
             continue
-        found = next(item["map"] for item in json.loads(ended.output)["nftables"] if "map" in item)
-        for key, _ in found.get("elem", []):
-            fields = [str(field) for field in key["elem"]["val"]["concat"]]
-            if key["elem"].get("comment") in tags:
-                continue
-            gone.append({"kind": "port", "name": " ".join(fields), "pod": key["elem"].get("comment", "")})
-            if not keep:
-                ruleset.delete_element(bridge.table, name, fields)
+        gone.append({"kind": "port", "name": " ".join(fields), "pod": key["elem"].get("comment", "")})
+        if not keep:
+            ruleset.delete_element(bridge.table, name, fields)
     return gone
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import socket
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from podrun.errors import BUSY, WRONG_FILE, Failure
-from podrun_hooks.network import inspect
+from podrun_hooks.network import bridge, inspect
+from podrun_hooks.network.publish import ports, spec
 from support.network_case import Place, call, free_port, inside, outside_host, plain, run
 
 pytestmark = pytest.mark.root
@@ -202,6 +206,29 @@ def test_the_port_of_a_dead_pod_is_taken_over(place: Any, pod: Any) -> None:
     assert call("", "127.0.0.1", port).startswith("web2 to ")
     place.down("web2")
     inspect.collect(place.run)
+
+
+def test_a_port_that_somebody_else_has_reclaimed_meanwhile_is_not_reclaimed_again(place: Any, pod: Any) -> None:
+    port = free_port()
+    pod(publish=[f"{port}:80"])
+    step = place.started["web"]
+    away = Path(f"{place.home}/away")
+    Path(step.pod.directory).rename(away)
+    held = bridge.held(place.run, fcntl.LOCK_EX)
+    child = os.fork()
+    if not child:
+        try:
+            os.close(held)
+            other = step.pod._replace(name="other")
+            found = ports.holder(other, bridge.table(step.pod), spec.parse(f"{port}:80"), reclaim=True)
+            os._exit(0 if found == "pod web" else 3)
+        finally:
+            os._exit(4)
+    time.sleep(0.2)
+    away.rename(step.pod.directory)
+    os.close(held)
+    assert os.waitpid(child, 0)[1] == 0
+    assert call("", "127.0.0.1", port).startswith("web-tcp to ")
 
 
 def test_a_local_end_of_a_connection_is_no_holder_of_a_port(place: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _socket
+import fcntl
 import os
 
 from podrun.errors import BUSY, STEP_FAILED, Failure
@@ -105,16 +106,32 @@ def holder(pod: Pod, table: str, publish: Publish, *, reclaim: bool = False) -> 
     With ``reclaim``, it deletes elements of dead pods that it meets.
     """
     socket = nfnetlink.socket()
-    for element in _rivals(publish):
-        found = nfnetlink.find(socket, table, element.map, element.key)
+    for rival in _rivals(publish):
+        found = nfnetlink.find(socket, table, rival.map, rival.key)
         if not found:
             continue
         name = _owner(pod.run, found)
+        if reclaim and not name:
+            name = _reclaim(pod.run, table, found)
         if name and name != pod.name:
             return f"pod {name}"
-        if reclaim and not name:
-            nfnetlink.delete(socket, table, [found])
     return _listener(publish)
+
+
+def _reclaim(run: str, table: str, dead: Element) -> str:
+    """Deletes a dead pod's element; returns the pod that has taken its place meanwhile, or "".
+
+    The kernel deletes by the key, whoever's element it is by then: one podrun at a time looks again and deletes.
+    """
+    lock = bridges.held(run, fcntl.LOCK_EX)
+    try:
+        found = nfnetlink.find(nfnetlink.socket(), table, dead.map, dead.key)
+        name = _owner(run, found) if found else ""
+        if found and not name:
+            nfnetlink.delete(nfnetlink.socket(), table, [found])
+    finally:
+        os.close(lock)
+    return name
 
 
 def _owner(run: str, element: Element) -> str:
