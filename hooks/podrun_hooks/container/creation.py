@@ -93,14 +93,13 @@ def create(plan: Plan, facts: Facts) -> Created:
         facts = merged([facts, accepted(cdi.edits(named))])
     places.prepare(place, persist=options.persist)
     rootfs.own_top(place, image["layers"])
-    sock = None
-    if options.ready and options.ready.notify:
-        from podrun_hooks.container.probes import notify
-
-        sock = notify.opened(step, place)
     mapping = userns.of_facts(facts)
-    root, placed, waiting = -1, None, None
+    root, placed, waiting, sock = -1, None, None, None
     try:
+        if options.ready and options.ready.notify:
+            from podrun_hooks.container.probes import notify
+
+            sock = notify.opened(step, place)
         if options.tty and not step.pod.console:
             from podrun_hooks.container import detached_terminal
 
@@ -132,6 +131,10 @@ def create(plan: Plan, facts: Facts) -> Created:
                 output.copiers.append(waiting.begin(step, place, pid, output.fds[1]))
         finally:
             output.close()
+    except BaseException:
+        if sock is not None:
+            sock.close()
+        raise
     finally:
         for fd in (root, mapping.namespace if mapping else -1):
             if fd >= 0:

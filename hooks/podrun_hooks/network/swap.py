@@ -88,7 +88,12 @@ def take_over(step: Step, own: Facts, before: Step) -> None:
     """
     if step.options.mode == "host":
         return  # nothing leads to it but its own sockets
-    new, old = _side(step), _side(before)
+    new = _side(step)
+    try:
+        old = _side(before)
+    except BaseException:
+        os.close(new.fd)
+        raise
     ledger = new.ledger
     try:
         # Both ledgers now say that the ports are not theirs, so a process that restores or checks ports skips these.
