@@ -55,6 +55,10 @@ def reload(name: str, host: Host, *, text: PodText | None = None, request: Reque
     if header.pod.unit and header.pod.invocation != host.environ.get("INVOCATION_ID"):
         return _by_systemd(header, host, request)
     if launcher := _in_another_terminal(header):
+        # What that one would find wrong with the file only its own terminal would show; a signal can be sent from here.
+        asked = None if request and request.text else text or today(header, host)
+        if asked and asked.reload != "swap" and (request is None or request.how == "reload"):
+            return _ask_payload(asked, name, host)
         return _by_launcher(launcher, name, host, request)
     return _here(name, host, header, text, request)
 

@@ -201,6 +201,21 @@ def test_the_foreground_keeps_no_zombies(podrun: Podrun, nothing_left: None) -> 
     assert process.wait(10) == 0
 
 
+def test_a_reload_of_another_terminals_pod_sends_its_signal_or_says_what_is_wrong(podrun: Podrun) -> None:
+    path = Path(pod(podrun, f"trap 'echo again' USR1; {WAITS}"))
+    path.write_text(path.read_text().replace("[pod]", '[pod]\nreload = "USR1"'))
+    process = podrun.start("up", str(path), stdout=subprocess.PIPE)
+    until(lambda: state(podrun) == "up")
+    time.sleep(0.2)  # sh has its trap
+    podrun("reload", "web", check=True, timeout=10)
+    assert process.stdout
+    assert process.stdout.readline() == "again\n"
+    path.write_text(path.read_text().replace("USR1", "USR1\noops"))
+    assert podrun("reload", "web", timeout=10).returncode == 78
+    process.terminate()
+    assert process.wait(10) == 0
+
+
 # --- full disks, missing descriptors, strange circumstances --------------------------------------------------------
 
 
