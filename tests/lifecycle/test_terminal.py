@@ -111,7 +111,8 @@ def test_a_window_that_changes_its_size_tells_the_payload(screen: Any) -> None:
 
 def test_a_killed_podrun_leaves_nothing_after_down(podrun: Podrun, screen: Any) -> None:
     before = listing(podrun.run, podrun.root)
-    terminal = screen("run", "-it", "--name", "web", "host:", "sh")
+    # The terminal goes with podrun, and what does not ignore that (SIGHUP) ends by itself.
+    terminal = screen("run", "-it", "--name", "web", "host:", "sh", "-c", "trap '' HUP; echo '#'; exec sleep 60")
     terminal.until("#")
     terminal.process.kill()
     terminal.process.wait()
