@@ -19,9 +19,6 @@ from typing import NamedTuple
 from start import PEERS, bundle, imported, rootfs, run
 
 PROGRAM = str(Path(sys.executable).parent / "podrun")
-#: Ends when it is told to, so that no engine waits for its time-out.
-IDLE = ["sh", "-c", "trap 'exit 0' TERM; sleep 1000 & wait"]
-SERVER = ["sh", "-c", "trap 'exit 0' TERM; busybox httpd -p 80 -h /www; sleep 1000 & wait"]
 
 
 class Engine(NamedTuple):

@@ -23,8 +23,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import report
-from contenders import IDLE, PROGRAM, SERVER, Engine, engines
-from many import answers
+from contenders import PROGRAM, Engine, engines
+from many import IDLE, SERVER, answers
 from report import Figures
 from start import reach_v1, run
 

@@ -25,6 +25,7 @@ from start import PEERS, imported, reach_v1, rootfs, run
 AT_A_TIME = 8
 #: Ends when it is told to, so that no engine waits for its time-out.
 IDLE = ["sh", "-c", "trap 'exit 0' TERM; sleep 1000 & wait"]
+SERVER = ["sh", "-c", "trap 'exit 0' TERM; busybox httpd -p 80 -h /www; sleep 1000 & wait"]
 
 
 class Engine(NamedTuple):
@@ -89,7 +90,7 @@ def first_answer(engine: Engine, name: str, port: int) -> float:
     """Milliseconds from the command to the first 200."""
     began = time.perf_counter()
     process = subprocess.Popen(
-        engine.start(name, port, ["busybox", "httpd", "-f", "-p", "80", "-h", "/www"]),
+        engine.start(name, port, SERVER),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
     )
