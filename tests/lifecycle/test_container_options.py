@@ -58,7 +58,7 @@ def test_all_of_them_together_detached(podrun: Podrun, nothing_left: None, runti
         ('umask = "8"', "octal"),
         ("oom_score_adj = 2000", "from -1000 to 1000"),
         ('memory = "64M"\nmemory_swap = "32M"', "memory and swap together"),
-        ('memory_swap = "32M"', "there is no memory"),
+        ('memory_swap = "32M"', "memory is not set"),
         ('cpuset = "3-1"', "expected processors"),
     ],
 )

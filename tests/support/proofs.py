@@ -69,7 +69,7 @@ class Rounds:
     def kill(self, calls: Iterable[Call], seconds: float = 1e9) -> None:
         """Kills the command at one call after the other; every other time it is done again before it is undone."""
         for number, call in enumerate(calls):
-            if self.runs and time.monotonic() - self.began > seconds:
+            if self.hit and time.monotonic() - self.began > seconds:
                 return
             try:
                 self.scene.begin()
@@ -87,7 +87,7 @@ class Rounds:
     def fail(self, errors: Iterable[tuple[Call, str]], seconds: float = 1e9) -> None:
         """Has one call after the other fail."""
         for call, error in errors:
-            if self.runs and time.monotonic() - self.began > seconds:
+            if self.hit and time.monotonic() - self.began > seconds:
                 return
             try:
                 self.scene.begin()

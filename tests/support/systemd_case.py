@@ -73,6 +73,7 @@ class Pods:
         assert done.returncode == 0, done.stderr
         made = [Path(line) for line in done.stdout.splitlines() if line.startswith("/")]
         self.files += made
+        made = [path for path in made if path.name != "podrun-gc.service"]  # the host's, not the pod's
         self.units += [path.name for path in made]
         # A unit that nothing refers to is forgotten when it ends, with its result.
         systemctl("add-wants", "multi-user.target", *(path.name for path in made if "@." not in path.name))

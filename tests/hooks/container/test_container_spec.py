@@ -110,7 +110,7 @@ def test_a_user_that_cannot_be_is_refused_in_the_pod_file(text: str) -> None:
         {"env": {"A=B": "x"}},
         {"hostname": "not valid"},
         {"privileged": True},
-        {"tty": True},
+        {"tty": "yes"},
         {"volumes": ["nothing"]},
         {"tmpfs": ["relative"]},
     ],

@@ -6,6 +6,7 @@ unit has a watchdog (which also notices when the probe itself has gone), else by
 
 from __future__ import annotations
 
+import _frozen_importlib_external
 import os
 import sys
 
@@ -140,8 +141,9 @@ def _become(step: Step, argv: Sequence[str], before: Any, netns: str, kept: Sequ
 
 def _programs() -> list[str]:
     """The prober as a program: its bytecode where there is one, which spares the process the compiler's memory."""
-    cached = getattr(prober, "__cached__", None)
-    return [cached, prober.__file__] if cached and os.path.exists(cached) else [prober.__file__]
+    # Not __cached__: that is the file with all modules of the start path, where the module has come from it.
+    cached = _frozen_importlib_external.cache_from_source(prober.__file__)
+    return [cached, prober.__file__] if os.path.exists(cached) else [prober.__file__]
 
 
 def found(step: Step) -> list[Process]:
