@@ -121,8 +121,8 @@ def test_a_slow_server_has_the_whole_time_out() -> None:
 
         threading.Thread(target=answer, daemon=True).start()
         hosts = [str(server.getsockname()[1]), "/", "127.0.0.1", "127.0.0.2", "127.0.0.3"]
-        assert prober._anywhere(hosts, 20, -1) == ""
-        assert prober._anywhere(hosts, 0.1, -1) == f"127.0.0.1:{hosts[0]}: no answer within 0.1 s"
+        assert prober.anywhere(hosts, 20, -1) == ""
+        assert prober.anywhere(hosts, 0.1, -1) == f"127.0.0.1:{hosts[0]}: no answer within 0.1 s"
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def begin(step: Step, facts: Facts, process: Process, log: Facts) -> Process:
         # The unit's watchdog is about its main process: another generation's as long as this one starts beside it.
         numbers = [life, systemd, int(not step.pod.beside), wanted.interval, wanted.timeout, wanted.retries]
         report = prober.SEPARATOR.join([wishes.directory(step.pod.run), f"{step.pod.name}.", str(host), *_report(step)])
-        argv = [sys.executable, "-IS", _programs()[0], places.of(step).mark, label, *map(str, numbers), report, *words]
+        argv = [sys.executable, "-IS", _program(), places.of(step).mark, label, *map(str, numbers), report, *words]
         child = syscalls.fork()
         if not child:
             try:
@@ -139,11 +139,27 @@ def _become(step: Step, argv: Sequence[str], before: Any, netns: str, kept: Sequ
     os.execve(argv[0], list(argv), runtime.environment(places.of(step)))
 
 
-def _programs() -> list[str]:
-    """The prober as a program: its bytecode where there is one, which spares the process the compiler's memory."""
-    # Not __cached__: that is the file with all modules of the start path, where the module has come from it.
-    cached = _frozen_importlib_external.cache_from_source(prober.__file__)
-    return [cached, prober.__file__] if os.path.exists(cached) else [prober.__file__]
+def _program() -> str:
+    """The prober as a program: its bytecode, which spares the process the compiler's memory, where it is the source's.
+
+    Python asks that of what it imports, not of what it is told to run: size and mtime of the source are in the header
+    of bytecode (PEP 552). __cached__ says nothing: the module may have come from the file with all modules.
+    """
+    source, cached = _programs()
+    try:
+        with open(cached, "rb") as file:
+            header = file.read(16)
+    except OSError:
+        return source
+    found = os.stat(source)
+    times = (int(found.st_mtime) & 0xFFFFFFFF).to_bytes(4, "little") + (found.st_size & 0xFFFFFFFF).to_bytes(
+        4, "little"
+    )
+    return cached if header == _frozen_importlib_external.MAGIC_NUMBER + bytes(4) + times else source
+
+
+def _programs() -> tuple[str, str]:
+    return prober.__file__, _frozen_importlib_external.cache_from_source(prober.__file__)
 
 
 def found(step: Step) -> list[Process]:
