@@ -354,6 +354,8 @@ class Cluster:
             "etcd.service": "/lib/systemd/system/etcd.service",
             "ssh.service": "/lib/systemd/system/ssh.service",
         }.items():
+            if target.startswith("/lib/"):
+                (root / "etc/systemd/system" / unit).unlink(missing_ok=True)  # masked in the image
             (wants / unit).unlink(missing_ok=True)
             os.symlink(target, wants / unit)
         for unit in MASKED:
