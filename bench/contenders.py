@@ -116,7 +116,7 @@ def engines(directory: Path, environ: dict[str, str]) -> Iterator[tuple[dict[str
                 found.append(_peer(name, PEERS[name], beside))
         left_out = []
         for engine in list(found):
-            done = run(*engine.once, check=False, env=environ)
+            done = run(*engine.once, check=False)
             if done.returncode:
                 found.remove(engine)
                 left_out.append(f"{engine.name}: {' '.join((done.stderr or done.stdout).split())[:200]}")

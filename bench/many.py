@@ -79,7 +79,7 @@ def must(argv: Sequence[str]) -> None:
 def answers(port: int) -> bool:
     """Whether 127.0.0.1:port says 200 to a GET."""
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=1) as connection:
+        with socket.create_connection(("127.0.0.1", port), timeout=0.1) as connection:
             connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
             return b" 200 " in connection.recv(64)
     except OSError:
