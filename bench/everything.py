@@ -191,15 +191,16 @@ def main() -> None:
             run("mount", "--bind", str(directory / name), f"/etc/{name}")
     try:
         with engines(directory, dict(os.environ)) as (found, left_out):
-            left_out.append("docker's first answer: over a second on the bench's own bridge, for a reason not found")
+            left_out.append("docker's first answer: a second on the bench's own bridge, for a reason not found")
             for line in left_out:
                 print(f"left out: {line}", file=sys.stderr)
             (directory / "rootfs/big").write_bytes((b"x" * 99 + b"\n") * 10486)
             whole = [engine for engine in found.values() if engine.start]
+            # On the bridge that the bench makes for it docker's port answers after a second; why, has not been found.
+            quick = [engine for engine in whole if engine.name != "docker"]
             parts: list[tuple[str, Callable[[], None]]] = [
                 ("starts", lambda: starts(list(found.values()), figures, given.rounds)),
-                # On the bridge that the bench makes for it docker's port answers after a second; why has not been found.
-                ("first answers", lambda: first_answers([e for e in whole if e.name != "docker"], figures, given.rounds)),
+                ("first answers", lambda: first_answers(quick, figures, given.rounds)),
                 ("a published port", lambda: through_a_port(whole, figures, 3)),
                 ("several at a time", lambda: at_a_time(whole, figures, max(16, given.pods // 10))),
                 ("output", lambda: logs(whole, figures, 200)),
