@@ -76,9 +76,14 @@ def of_tag(tag: str, run: str = RUN) -> Identity:
     return Identity(f"{name}@{instance}" if instance else name)
 
 
-def _prefix(run: str) -> str:
+def of_run(word: str, run: str) -> str:
+    """A name that a host has once for each run directory: ``word``, with a hash where it is not the usual one."""
     if run == RUN:
-        return "podrun-"
+        return word
     from _blake2 import blake2s
 
-    return f"podrun-{blake2s(run.encode(), digest_size=2).hexdigest()}-"
+    return f"{word}-{blake2s(run.encode(), digest_size=2).hexdigest()}"
+
+
+def _prefix(run: str) -> str:
+    return f"{of_run('podrun', run)}-"

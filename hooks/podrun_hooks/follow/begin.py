@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import fcntl
 import os
-import sys
 
+from podrun.identity import of_run
 from podrun_hooks.registry import wishes
 from podrun_hooks.support import syscalls
+from podrun_hooks.support.subprocesses import program, silent
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from podrun.hook import Step
 
-RUN = "/run/podrun"
 #: What ``[defaults]``, tests and people without systemd say: "no".
 _VARIABLE = "PODRUN_SYSTEMD"
 #: What this process follows already: several steps of a pod need one child.
@@ -64,18 +64,12 @@ def lock_of(run: str) -> str:
 
 def unit_of(run: str) -> str:
     """The unit's name; other run directories have units of their own."""
-    if run == RUN:
-        return "podrun-follow.service"
-    from _blake2 import blake2s
-
-    return f"podrun-follow-{blake2s(run.encode(), digest_size=2).hexdigest()}.service"
+    return f"{of_run('podrun-follow', run)}.service"
 
 
 def command(run: str, kind: str) -> list[str]:
     """The follower's command line: an interpreter without site, to which everything it imports is given."""
-    places = [path for path in sys.path if os.path.isdir(f"{path}/podrun_hooks") or os.path.isdir(f"{path}/podrun")]
-    code = f"import sys; sys.path[:0] = {places!r}; from podrun_hooks.follow.process import main; main(sys.argv[1:])"
-    return [sys.executable, "-IS", "-c", code, run, kind]
+    return [*program("podrun_hooks.follow.process"), run, kind]
 
 
 def _unit(run: str) -> bool:
@@ -93,16 +87,12 @@ def _unit(run: str) -> bool:
         argv = ["/usr/bin/systemd-run", "--quiet", "--no-block", "--collect", f"--unit={name}"]
         argv += ["--description=podrun: records and services of this host", *(f"--property={one}" for one in settings)]
         argv += ["--", *command(run, "unit")]
-    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     try:
-        actions = [(os.POSIX_SPAWN_DUP2, null, fd) for fd in (0, 1, 2)]
-        pid = os.posix_spawn(argv[0], argv, {"PATH": "/usr/bin:/bin"}, file_actions=actions)
+        status = silent(argv)
     except OSError:
         return False
-    finally:
-        os.close(null)
     # Another pod may have been quicker: then the unit is there, which is all that is wanted.
-    return os.waitpid(pid, 0)[1] == 0 or running(run) == "unit" or os.path.exists(f"/run/systemd/transient/{name}")
+    return status == 0 or running(run) == "unit" or os.path.exists(f"/run/systemd/transient/{name}")
 
 
 def _start(run: str, kind: str) -> int:

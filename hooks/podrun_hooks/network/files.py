@@ -72,9 +72,9 @@ def follow_host(step: Step, options: Options, *, reachable_loopback: bool, hosts
     ) as file:
         file.write(jsontext.dumps(told))
     if os.path.isdir("/run/systemd/system"):  # sd_booted(3)
-        from podrun_hooks.network import host_files
+        from podrun_hooks.network import host_watch
 
-        host_files.watch(step.pod.run)
+        host_watch.watch(step.pod.run, (_RESOLV, UPSTREAM, _HOSTS))
 
 
 def remove(step: Step) -> None:

@@ -7,7 +7,6 @@ leaves the namespace, tells, and ends.
 from __future__ import annotations
 
 import os
-import sys
 
 from podrun.errors import Failure
 from podrun_hooks.registry import wishes
@@ -51,11 +50,9 @@ def _tell(run: str, wish: Registration) -> None:
 
 def command(run: str, pod: str) -> list[str]:
     """The command line of the program, without its last two words: "1" or "0", and the host's namespace."""
-    places = [path for path in sys.path if os.path.isdir(f"{path}/podrun_hooks") or os.path.isdir(f"{path}/podrun")]
-    code = (
-        f"import sys; sys.path[:0] = {places!r}; from podrun_hooks.registry.readiness import main; main(sys.argv[1:])"
-    )
-    return [sys.executable, "-IS", "-c", code, run, pod]
+    from podrun_hooks.support.subprocesses import program
+
+    return [*program("podrun_hooks.registry.readiness"), run, pod]
 
 
 def main(words: Sequence[str]) -> None:

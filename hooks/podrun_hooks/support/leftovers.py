@@ -10,7 +10,7 @@ import contextlib
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
-from podrun_hooks.support.rooted_tree import OWNER
+from podrun_hooks.support.rooted_tree import OWNER, names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Set
@@ -29,11 +29,11 @@ class Leftover(NamedTuple):
 def of(root: str, run: str, pods: Set[str]) -> list[Leftover]:
     """The leftovers of this run directory's pods; ``pods``: those that there are."""
     found = []
-    for pod in _names(f"{root}/pods"):
+    for pod in names(f"{root}/pods"):
         if pod in pods:
             continue
         above = f"{root}/pods/{pod}"
-        later = [name for name in _names(above) if name[0] == "+" and name[1:].isdecimal()]
+        later = [name for name in names(above) if name[0] == "+" and name[1:].isdecimal()]
         for generation, directory in [(1, above), *((int(name[1:]), f"{above}/{name}") for name in later)]:
             found += [Leftover(pod, generation, name, f"{directory}/{name}") for name in _claimed(directory, run)]
     return found
@@ -48,16 +48,9 @@ def forget(leftover: Leftover) -> None:
 
 
 def _claimed(directory: str, run: str) -> Iterator[str]:
-    for name in _names(directory):
+    for name in names(directory):
         try:
             if os.readlink(f"{directory}/{name}/{OWNER}") == run:
                 yield name
         except OSError:
             continue
-
-
-def _names(directory: str) -> list[str]:
-    try:
-        return sorted(os.listdir(directory))
-    except (FileNotFoundError, NotADirectoryError):
-        return []

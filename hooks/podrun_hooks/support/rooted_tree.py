@@ -26,6 +26,14 @@ class Elsewhere(Exception):  # no failure: the runtime resolves the rest of the 
         self.path = path
 
 
+def names(directory: str) -> list[str]:
+    """The names in a directory, sorted; none where there is no such directory."""
+    try:
+        return sorted(os.listdir(directory))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
 def plain(path: str) -> str:
     """An absolute path without empty parts and dots."""
     return "/" + "/".join(part for part in path.split("/") if part not in ("", "."))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import select
+import sys
 
 from podrun.errors import UNAVAILABLE, Failure
 from podrun.record import NamedTuple
@@ -13,6 +14,7 @@ from podrun_hooks.support import syscalls
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from typing import Any
 
 
 #: Bytes of output that are kept, and milliseconds between two looks at how many there are.
@@ -34,6 +36,28 @@ def find(program: str, package: str, path: str = "/usr/sbin:/usr/bin:/sbin:/bin:
         if os.access(candidate, os.X_OK):
             return candidate
     raise Failure(f"{program} is not installed", code=UNAVAILABLE, hint=f"apt install {package}")
+
+
+def import_path() -> list[str]:
+    """The directories that podrun's packages come from, for an interpreter without site."""
+    return [path for path in sys.path if os.path.isdir(f"{path}/podrun_hooks") or os.path.isdir(f"{path}/podrun")]
+
+
+def program(module: str) -> list[str]:
+    """The command line that calls ``main`` of a module with the words after it, in an interpreter without site."""
+    code = f"import sys; sys.path[:0] = {import_path()!r}; from {module} import main; main(sys.argv[1:])"
+    return [sys.executable, "-IS", "-c", code]
+
+
+def silent(argv: Sequence[str]) -> int:
+    """Runs a program without input or output; its wait status. Raises OSError where it cannot be run."""
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        actions: list[Any] = [(os.POSIX_SPAWN_DUP2, null, fd) for fd in (0, 1, 2)]
+        pid = os.posix_spawn(argv[0], list(argv), {"PATH": "/usr/bin:/bin"}, file_actions=actions)
+    finally:
+        os.close(null)
+    return os.waitpid(pid, 0)[1]
 
 
 def run(
