@@ -21,59 +21,70 @@ from start import PEERS, bundle, imported, rootfs, run
 PROGRAM = str(Path(sys.executable).parent / "podrun")
 
 
-class Engine(NamedTuple):
-    """The command lines of an engine; a bare runtime has ``once`` alone."""
+#: Ends when it is told to, so that no engine waits for its time-out.
+IDLE = ["sh", "-c", "trap 'exit 0' TERM; sleep 1000 & wait"]
+SERVER = ["sh", "-c", "trap 'exit 0' TERM; busybox httpd -p 80 -h /www; sleep 1000 & wait"]
 
-    name: str
+
+class Engine(NamedTuple):
+    """The command lines of an engine."""
+
     #: Starts `true` in a container and removes it.
     once: list[str]
     #: (name, port to publish or 0, command) -> argv; returns when the payload runs.
-    start: Callable[[str, int, Sequence[str]], list[str]] | None = None
-    remove: Callable[[str], list[str]] | None = None
-    execute: Callable[[str], list[str]] | None = None
-    ps: list[str] | None = None
+    start: Callable[[str, int, Sequence[str]], list[str]]
+    remove: Callable[[str], list[str]]
+    execute: Callable[[str], list[str]]
+    ps: list[str]
     #: Commands by which its own processes are known, beside a payload.
-    beside: tuple[str, ...] = ()
+    beside: tuple[str, ...]
 
 
-def _podrun(root: Path) -> list[Engine]:
-    ref = f"dir:{root}"
-
-    def start(name: str, port: int, command: Sequence[str]) -> list[str]:
-        publish = ["-p", f"127.0.0.1:{port}:80"] if port else []
-        return [PROGRAM, "run", "-d", "--name", name, *publish, ref, *command]
-
-    once = [PROGRAM, "run", "--rm", "--name", "once"]
-    return [
-        Engine(
-            "podrun", [*once, ref, "true"], start, lambda name: [PROGRAM, "down", name],
-            lambda name: [PROGRAM, "exec", name, "true"], [PROGRAM, "ps"], ("podrun",),
-        ),
-        Engine("podrun userns=auto", [*once, "--userns", "auto", ref, "true"]),
-    ]  # fmt: skip
+def podrun(root: Path) -> Engine:
+    return _engine(PROGRAM, ["--name", "once"], f"dir:{root}", ["down"], ("podrun",))
 
 
-def _peer(name: str, extra: Sequence[str], beside: tuple[str, ...]) -> Engine:
+def peer(name: str) -> Engine:
+    """Podman or docker, with the image that start.imported() has brought."""
+    beside = {"podman": ("conmon",), "docker": ("dockerd", "containerd")}[name]
+    return _engine(name, [], "podrun-bench:1", ["rm", "-f"], beside, PEERS[name])
+
+
+def _engine(
+    program: str, name: list[str], image: str, remove: list[str], beside: tuple[str, ...], extra: Sequence[str] = ()
+) -> Engine:
     def start(pod: str, port: int, command: Sequence[str]) -> list[str]:
         publish = ["-p", f"127.0.0.1:{port}:80"] if port else []
-        return [name, "run", "-d", "--name", pod, *extra, *publish, "podrun-bench:1", *command]
+        return [program, "run", "-d", "--name", pod, *extra, *publish, image, *command]
 
     return Engine(
-        name, [name, "run", "--rm", *extra, "podrun-bench:1", "true"], start, lambda pod: [name, "rm", "-f", pod],
-        lambda pod: [name, "exec", pod, "true"], [name, "ps"], beside,
-    )  # fmt: skip
+        [program, "run", "--rm", *name, *extra, image, "true"],
+        start,
+        lambda pod: [program, *remove, pod],
+        lambda pod: [program, "exec", pod, "true"],
+        [program, "ps"],
+        beside,
+    )
 
 
-def _bare(directory: Path, root: Path, environ: dict[str, str]) -> Iterator[Engine]:
+def with_page(directory: Path) -> Path:
+    """A root file system with what SERVER serves."""
+    root = rootfs(directory)
+    (root / "www").mkdir()
+    (root / "www/index.html").write_text("hello\n")
+    return root
+
+
+def _bare(directory: Path, root: Path, environ: dict[str, str]) -> Iterator[tuple[str, list[str]]]:
     for runtime in ("crun", "runc"):
         if shutil.which(runtime):
             place = bundle([PROGRAM], environ, root, directory, runtime)
             manager = ["--cgroup-manager=disabled"] if runtime == "crun" else []
             state = ["--root", str(directory / f"state-{runtime}")]
-            yield Engine(f"bare {runtime}", [runtime, *manager, *state, "run", "-b", str(place), f"b-{runtime}"])
+            yield f"bare {runtime}", [runtime, *manager, *state, "run", "-b", str(place), f"b-{runtime}"]
     if shutil.which("systemd-nspawn"):
         words = ["--quiet", "--register=no", "--keep-unit", "--private-network", "--as-pid2", "-D", str(root)]
-        yield Engine("systemd-nspawn", ["systemd-nspawn", *words, "/bin/true"])
+        yield "systemd-nspawn", ["systemd-nspawn", *words, "/bin/true"]
 
 
 @contextlib.contextmanager
@@ -101,25 +112,34 @@ def dockerd(directory: Path) -> Iterator[None]:
             daemon.wait()
 
 
+class Contenders(NamedTuple):
+    """Who takes part, by name; ``once``: the bare runtimes, too. ``left_out``: a line for each who does not."""
+
+    once: dict[str, list[str]]
+    engines: dict[str, Engine]
+    left_out: list[str]
+
+
 @contextlib.contextmanager
-def engines(directory: Path, environ: dict[str, str]) -> Iterator[tuple[dict[str, Engine], list[str]]]:
-    """The engines by name, and for each that is left out a line that says so."""
-    root = rootfs(directory)
-    (root / "www").mkdir()
-    (root / "www/index.html").write_text("hello\n")
+def contenders(directory: Path, environ: dict[str, str]) -> Iterator[Contenders]:
+    root = with_page(directory)
+    found = Contenders({}, {"podrun": podrun(root)}, [])
     with contextlib.ExitStack() as undo:
         undo.enter_context(dockerd(directory))
-        found = [*_podrun(root), *_bare(directory, root, environ)]
-        for name, beside in {"podman": ("conmon",), "docker": ("dockerd", "containerd")}.items():
+        for name in PEERS:
             if imported(name, root, directory):
                 undo.callback(run, name, "rmi", "-f", "podrun-bench:1", check=False)
-                found.append(_peer(name, PEERS[name], beside))
-        left_out = []
-        for engine in list(found):
-            done = run(*engine.once, check=False)
+                found.engines[name] = peer(name)
+            else:
+                found.left_out.append(f"{name}: not here, or it does not answer")
+        own = found.engines["podrun"].once
+        everybody = {name: engine.once for name, engine in found.engines.items()}
+        everybody |= {"podrun userns=auto": [*own[:-2], "--userns", "auto", *own[-2:]]}
+        for name, argv in {**everybody, **dict(_bare(directory, root, environ))}.items():
+            done = run(*argv, check=False)
             if done.returncode:
-                found.remove(engine)
-                left_out.append(f"{engine.name}: {' '.join((done.stderr or done.stdout).split())[:200]}")
-        known = {engine.name for engine in found} | {line.partition(":")[0] for line in left_out}
-        left_out += [f"{name}: not here, or it does not answer" for name in ("podman", "docker") if name not in known]
-        yield {engine.name: engine for engine in found}, left_out
+                found.engines.pop(name, None)
+                found.left_out.append(f"{name}: {' '.join((done.stderr or done.stdout).split())[:200]}")
+            else:
+                found.once[name] = argv
+        yield found

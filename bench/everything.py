@@ -21,14 +21,13 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import report
-from contenders import PROGRAM, Engine, engines
-from many import IDLE, SERVER, answers
+from contenders import IDLE, PROGRAM, SERVER, Engine, contenders
+from many import AT_A_TIME, answers, first_answer, together
 from report import Figures
 from start import reach_v1, run
-
-AT_A_TIME = 8
 
 
 def private() -> None:
@@ -51,100 +50,73 @@ def timed(argv: Sequence[str]) -> tuple[float, float]:
     return took * 1000, (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) * 1000
 
 
-def shuffled(found: Sequence[Engine]) -> list[Engine]:
-    return random.sample(list(found), len(found))
+def shuffled(found: dict[str, Any]) -> list[tuple[str, Any]]:
+    return random.sample(list(found.items()), len(found))
 
 
-def starts(found: Sequence[Engine], figures: Figures, rounds: int) -> None:
+def starts(found: dict[str, list[str]], figures: Figures, rounds: int) -> None:
     """`true` in a container that is removed, everybody in each round."""
     for turn in range(rounds + 1):
-        for engine in shuffled(found):
-            took, spent = timed(engine.once)
+        for name, argv in shuffled(found):
+            took, spent = timed(argv)
             if turn:  # the first round warms up
-                figures.add("start and end", "ms", engine.name, took)
-                figures.add("start and end, processor time", "ms", engine.name, spent)
+                figures.add("start and end", "ms", name, took)
+                figures.add("start and end, processor time", "ms", name, spent)
         took, _ = timed([sys.executable, "-I", "-S", "-c", ""])
         figures.add("start and end", "ms", "the interpreter alone", took)
 
 
-def first_answers(found: Sequence[Engine], figures: Figures, rounds: int) -> None:
+def first_answers(found: dict[str, Engine], figures: Figures, rounds: int) -> None:
     """From the command to the first 200 through a published port, and the removal of that pod."""
     for turn in range(rounds + 1):
-        for engine in shuffled(found):
-            assert engine.start and engine.remove and engine.execute
-            name = f"answer{turn}"
-            began = time.perf_counter()
-            process = subprocess.Popen(engine.start(name, 18080, SERVER), stdout=subprocess.DEVNULL)
-            while not answers(18080):
-                if time.perf_counter() - began > 30 or process.poll():
-                    sys.exit(f"{engine.name} does not answer")
-                time.sleep(0.0005)
-            took = (time.perf_counter() - began) * 1000
-            process.wait()
-            ran = timed(engine.execute(name))[0]
-            removed = timed(engine.remove(name))[0]
+        for name, engine in shuffled(found):
+            pod = f"answer{turn}"
+            took = first_answer(engine, pod, 18080)
+            ran = timed(engine.execute(pod))[0]
+            removed = timed(engine.remove(pod))[0]
             if turn:
-                figures.add("first answer over HTTP", "ms", engine.name, took)
-                figures.add("exec", "ms", engine.name, ran)
-                figures.add("removal", "ms", engine.name, removed)
+                figures.add("first answer over HTTP", "ms", name, took)
+                figures.add("exec", "ms", name, ran)
+                figures.add("removal", "ms", name, removed)
 
 
-def through_a_port(found: Sequence[Engine], figures: Figures, rounds: int) -> None:
-    """Requests a second and latency by wrk, straight to the pod's own address and through its published port."""
+def through_a_port(found: dict[str, Engine], figures: Figures, rounds: int) -> None:
+    """Requests a second by wrk through a published port."""
     for turn in range(rounds):
-        for engine in shuffled(found):
-            assert engine.start and engine.remove
-            name = f"port{turn}"
-            timed(engine.start(name, 18081, SERVER))
+        for name, engine in shuffled(found):
+            pod = f"port{turn}"
+            timed(engine.start(pod, 18081, SERVER))
             while not answers(18081):
                 time.sleep(0.01)
             done = run("wrk", "-t1", "-c8", "-d3s", "--latency", "http://127.0.0.1:18081/")
             rate = next(line for line in done.stdout.splitlines() if "Requests/sec" in line)
-            figures.add(
-                "requests through a published port (wrk, 8 connections)", "1/s", engine.name, float(rate.split()[1])
-            )
-            timed(engine.remove(name))
+            figures.add("requests through a published port (wrk, 8 connections)", "1/s", name, float(rate.split()[1]))
+            timed(engine.remove(pod))
 
 
-def at_a_time(found: Sequence[Engine], figures: Figures, count: int) -> None:
+def at_a_time(found: dict[str, Engine], figures: Figures, count: int) -> None:
     """Pods a second, AT_A_TIME starts running at any moment."""
-    for engine in shuffled(found):
-        assert engine.start and engine.remove
-        names = [f"together{number}" for number in range(count)]
-        waiting = [engine.start(name, 0, IDLE) for name in names]
-        began = time.perf_counter()
-        running: dict[int, subprocess.Popen[bytes]] = {}
-        while waiting or running:
-            while waiting and len(running) < AT_A_TIME:
-                process = subprocess.Popen(waiting.pop(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-                running[process.pid] = process
-            pid, status = os.wait()
-            running.pop(pid, None)
-            if status:
-                sys.exit(f"{engine.name}: a start ended with {os.waitstatus_to_exitcode(status)}")
-        figures.add(f"{AT_A_TIME} starts at a time", "1/s", engine.name, count / (time.perf_counter() - began))
-        for name in names:
-            timed(engine.remove(name))
+    for name, engine in shuffled(found):
+        figures.add(f"{AT_A_TIME} starts at a time", "1/s", name, together(engine, count))
 
 
-def the_nth(found: Sequence[Engine], figures: Figures, most: dict[str, int]) -> None:
+def the_nth(found: dict[str, Engine], figures: Figures, most: dict[str, int]) -> None:
     """Start after start without a removal: the first, the 10th ...; then ps of all, and the memory beside them."""
-    for engine in shuffled(found):
-        assert engine.start and engine.remove and engine.ps
-        count = most.get(engine.name, 0)
+    for name, engine in shuffled(found):
+        count = most[name]
         before = resident(engine)
-        names = [f"nth{number}" for number in range(1, count + 1)]
-        took = [timed(engine.start(name, 0, IDLE))[0] for name in names]
+        pods = [f"nth{number}" for number in range(1, count + 1)]
+        took = [timed(engine.start(pod, 0, IDLE))[0] for pod in pods]
         for n in (1, 10, 100, 1000):
             if n <= count:
                 # The median of those around it: one start is an anecdote.
                 around = took[max(0, n - 1 - n // 20) : n + n // 20]
-                figures.add(f"start number {n:,}", "ms", engine.name, sorted(around)[len(around) // 2])
+                figures.add(f"start number {n:,}", "ms", name, sorted(around)[len(around) // 2])
         for _ in range(5):
-            figures.add(f"ps of {most['podrun']:,} pods (peers: a tenth)", "ms", engine.name, timed(engine.ps)[0])
-        figures.add("memory beside a payload (PSS)", "MB", engine.name, (resident(engine) - before) / count)
-        for name in names:
-            timed(engine.remove(name))
+            figures.add(f"ps of {most['podrun']:,} pods (peers: a tenth)", "ms", name, timed(engine.ps)[0])
+        figures.add("memory beside a payload (PSS)", "MB", name, (resident(engine) - before) / count)
+        for pod in pods:
+            timed(engine.remove(pod))
 
 
 def resident(engine: Engine) -> float:
@@ -160,16 +132,14 @@ def resident(engine: Engine) -> float:
     return total / 1000
 
 
-def logs(found: Sequence[Engine], figures: Figures, megabytes: int) -> None:
+def logs(found: dict[str, Engine], figures: Figures, megabytes: int) -> None:
     """What a payload can write a second when its output is kept and nobody looks."""
     script = f"i=0; while [ $i -lt {megabytes} ]; do busybox cat /big; i=$((i+1)); done"
-    for engine in shuffled(found):
-        assert engine.start and engine.remove
+    for name, engine in shuffled(found):
         began = time.perf_counter()
         timed(engine.start("log", 0, ["sh", "-c", script]))
-        wait = [PROGRAM, "wait", "log"] if engine.name == "podrun" else [engine.name, "wait", "log"]
-        timed(wait)
-        figures.add("output that is kept", "MB/s", engine.name, megabytes / (time.perf_counter() - began))
+        timed([engine.ps[0], "wait", "log"])
+        figures.add("output that is kept", "MB/s", name, megabytes / (time.perf_counter() - began))
         timed(engine.remove("log"))
 
 
@@ -190,24 +160,22 @@ def main() -> None:
         if os.path.exists(f"/etc/{name}"):
             run("mount", "--bind", str(directory / name), f"/etc/{name}")
     try:
-        with engines(directory, dict(os.environ)) as (found, left_out):
+        with contenders(directory, dict(os.environ)) as (once, whole, left_out):
             left_out.append("docker's first answer: a second on the bench's own bridge, for a reason not found")
             for line in left_out:
                 print(f"left out: {line}", file=sys.stderr)
             (directory / "rootfs/big").write_bytes((b"x" * 99 + b"\n") * 10486)
-            whole = [engine for engine in found.values() if engine.start]
             # On the bridge that the bench makes for it docker's port answers after a second; why, has not been found.
-            quick = [engine for engine in whole if engine.name != "docker"]
+            quick = {name: engine for name, engine in whole.items() if name != "docker"}
+            most = {name: given.pods if name == "podrun" else given.pods // 10 for name in whole}
             parts: list[tuple[str, Callable[[], None]]] = [
-                ("starts", lambda: starts(list(found.values()), figures, given.rounds)),
+                ("starts", lambda: starts(once, figures, given.rounds)),
                 ("first answers", lambda: first_answers(quick, figures, given.rounds)),
                 ("a published port", lambda: through_a_port(whole, figures, 3)),
                 ("several at a time", lambda: at_a_time(whole, figures, max(16, given.pods // 10))),
                 ("output", lambda: logs(whole, figures, 200)),
-                ("one after another", lambda: the_nth(
-                    whole, figures, {"podrun": given.pods, "podman": given.pods // 10, "docker": given.pods // 10}
-                )),
-            ]  # fmt: skip
+                ("one after another", lambda: the_nth(whole, figures, most)),
+            ]
             for what, part in parts:
                 print(f"{what} ...", file=sys.stderr, flush=True)
                 part()

@@ -15,58 +15,27 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from start import PEERS, imported, reach_v1, rootfs, run
+from contenders import IDLE, SERVER, Engine, peer, podrun, with_page
+from start import PEERS, imported, reach_v1, run
 
 AT_A_TIME = 8
-#: Ends when it is told to, so that no engine waits for its time-out.
-IDLE = ["sh", "-c", "trap 'exit 0' TERM; sleep 1000 & wait"]
-SERVER = ["sh", "-c", "trap 'exit 0' TERM; busybox httpd -p 80 -h /www; sleep 1000 & wait"]
-
-
-class Engine(NamedTuple):
-    """How one engine is told to start a pod and to remove it."""
-
-    #: (name, port to publish or 0, command of the container) -> argv
-    start: Callable[[str, int, Sequence[str]], list[str]]
-    #: name -> argv
-    remove: Callable[[str], list[str]]
-
-
-def podrun(root: Path) -> Engine:
-    program = str(Path(sys.executable).parent / "podrun")
-
-    def start(name: str, port: int, command: Sequence[str]) -> list[str]:
-        publish = ["-p", f"127.0.0.1:{port}:80"] if port else []
-        return [program, "run", "-d", "--name", name, *publish, f"dir:{root}", *command]
-
-    return Engine(start, lambda name: [program, "down", name])
-
-
-def peer(engine: str, extra: Sequence[str]) -> Engine:
-    def start(name: str, port: int, command: Sequence[str]) -> list[str]:
-        publish = ["-p", f"127.0.0.1:{port}:80"] if port else []
-        return [engine, "run", "-d", "--name", name, *extra, *publish, "podrun-bench:1", *command]
-
-    return Engine(start, lambda name: [engine, "rm", "-f", name])
 
 
 @contextmanager
 def engines(directory: Path) -> Iterator[dict[str, Engine]]:
     """The engines to compare, by name; each has the image."""
-    root = rootfs(directory)
-    (root / "www").mkdir()
-    (root / "www/index.html").write_text("hello\n")
+    root = with_page(directory)
     found = {"podrun": podrun(root)}
     with ExitStack() as undo:
-        for engine, extra in PEERS.items():
+        for engine in PEERS:
             if imported(engine, root, directory):
                 undo.callback(run, engine, "rmi", "-f", "podrun-bench:1", check=False)
-                found[engine] = peer(engine, extra)
+                found[engine] = peer(engine)
         yield found
 
 
@@ -87,20 +56,16 @@ def answers(port: int) -> bool:
 
 
 def first_answer(engine: Engine, name: str, port: int) -> float:
-    """Milliseconds from the command to the first 200."""
+    """Milliseconds from the command to the first 200; the pod stays."""
     began = time.perf_counter()
-    process = subprocess.Popen(
-        engine.start(name, port, SERVER),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-    )
+    argv = engine.start(name, port, SERVER)
+    process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     while not answers(port):
         if time.perf_counter() - began > 30 or process.poll():
             sys.exit(f"{name} does not answer")
         time.sleep(0.0005)
     took = (time.perf_counter() - began) * 1000
     process.wait()
-    must(engine.remove(name))
     return took
 
 
@@ -167,6 +132,7 @@ def measured(found: dict[str, Engine], rounds: int, count: int) -> list[Row]:
     for number in range(rounds + 1):
         for name, engine in found.items():
             took = first_answer(engine, f"bench{number}", 18080)
+            must(engine.remove(f"bench{number}"))
             if number:
                 answers_after[name].append(took)
     starts, removals = {}, {}

@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,7 +78,7 @@ def another_host() -> Iterator[str]:
         yield other
 
 
-class Tool:
+class Tool(ABC):
     """How somebody starts the server of an image, brings it up to date, and ends it."""
 
     name = ""
@@ -87,14 +88,14 @@ class Tool:
     def __init__(self, ref: str) -> None:
         self.ref = ref
 
-    def start(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def start(self) -> None: ...
 
-    def update(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def update(self) -> None: ...
 
-    def stop(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def stop(self) -> None: ...
 
 
 class Podrun(Tool):
