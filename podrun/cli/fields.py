@@ -70,10 +70,9 @@ def write(rows: Sequence[dict[str, Any]], form: str, columns: Sequence[str], *, 
     if form == "json":
         printed(rows, "json")
     elif "{" in form:
-        if "{{" in form:
-            raise Failure("--format takes no Go templates", code=WRONG_FILE, hint="'{name}' is a field's value")
+        template = braced(form)
         for row in rows:
-            say(line(form, row))
+            say(line(template, row))
     else:
         names = list(columns) if form == "table" else [name.strip() for name in form.split(",")]
         table = [{name: value(row, name) for name in names} for row in rows]

@@ -13,6 +13,7 @@ import click
 
 from podrun.cli import completion, views
 from podrun.cli.output import Guarded, printed, say
+from podrun.cli.stopping import named_or_all
 from podrun.engine import hook_loader
 from podrun.engine import journal as journals
 from podrun.engine import state as states
@@ -85,8 +86,7 @@ def kill(ctx: click.Context, words: Sequence[str], wanted: str, every: bool, con
     """Send a signal to the first process of a pod's container."""
     number = number_of(wanted)
     host = host_of(ctx.obj)
-    if bool(words) == every:
-        raise Failure("name the pods, or use --all", code=WRONG_FILE)
+    named_or_all(words, every)
     if every:
         words = [name for name in journals.pods(host.run) if states.state(host.run, name) == "up"]
     for running in [Running(host, word, container) for word in words]:

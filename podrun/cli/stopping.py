@@ -49,10 +49,15 @@ down.params = [
 ]
 
 
+def named_or_all(words: Sequence[str], every: bool) -> None:
+    """Raises Failure (WRONG_FILE) unless pods are named, or all are meant."""
+    if bool(words) == every:
+        raise Failure("name the pods, or use --all", code=WRONG_FILE)
+
+
 def _meant(ctx: click.Context, words: Sequence[str], every: bool) -> list[str]:
     def found() -> None:
-        if bool(words) == every:
-            raise Failure("name the pods, or use --all", code=WRONG_FILE)
+        named_or_all(words, every)
         names.extend(journals.pods(host_of(ctx.obj).run) if every else words)
 
     names: list[str] = []
@@ -94,8 +99,7 @@ def stop(
     """Undo pods, as 'down' does, and print their names."""
     host = host_of(ctx.obj)
     words = [*words, *map(_first_line, files)]
-    if bool(words) == every:
-        raise Failure("name the pods, or use --all", code=WRONG_FILE)
+    named_or_all(words, every)
     names = journals.pods(host.run) if every else [name_of(word, host) for word in words]
     return _undone(ctx, host, names, force=force, patience=patience)
 
