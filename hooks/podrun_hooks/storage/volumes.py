@@ -89,6 +89,7 @@ def _directory(tree: Any, target: str) -> int:
 
 def copy_tree(source: int, place: str, mapping: Mapping | None) -> None:
     """Copies the directory at a descriptor, owners and all, to ``place``, which appears when it is whole."""
+    from podrun_hooks.support import syscalls
     from podrun_hooks.support.rooted_tree import clear
     from podrun_hooks.support.subprocesses import find, run
 
@@ -115,7 +116,7 @@ def copy_tree(source: int, place: str, mapping: Mapping | None) -> None:
         words = (ended.errors or "cp failed").splitlines()[0]
         raise Failure(f"the volume cannot be filled from the image: {words}", code=STEP_FAILED)
     # After a power cut a file system may have the rename and not what was written before it.
-    _on_the_disk(copy)
+    syscalls.syncfs(copy)
     os.rename(copy, place)
 
 
@@ -124,6 +125,7 @@ def put(root: str, name: str, write: Callable[[str], None]) -> None:
 
     It is visible when it is whole: a kill, a power cut or an exception of ``write`` leaves the volume as it was.
     """
+    from podrun_hooks.support import syscalls
     from podrun_hooks.support.rooted_tree import clear
 
     place = path_of(root, name)
@@ -136,7 +138,7 @@ def put(root: str, name: str, write: Callable[[str], None]) -> None:
         try:
             os.chmod(copy, 0o755)
             write(copy)
-            _on_the_disk(copy)
+            syscalls.syncfs(copy)
             os.rename(copy, place)
         except BaseException:
             clear(copy)
@@ -145,17 +147,6 @@ def put(root: str, name: str, write: Callable[[str], None]) -> None:
             raise
         # What an image has is not copied over it.
         _used(place)
-
-
-def _on_the_disk(directory: str) -> None:
-    """Everything written to its file system is on the disk when this returns."""
-    from podrun_hooks.support import syscalls
-
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        syscalls.syncfs(fd)
-    finally:
-        os.close(fd)
 
 
 def _used(place: str) -> None:

@@ -196,9 +196,13 @@ def openat2(dirfd: int, path: str | bytes, flags: int, *, mode: int = 0, resolve
     return libc.syscall(_SYS_OPENAT2, dirfd, _bytes(path), how, len(how), path=path)
 
 
-def syncfs(fd: int) -> None:
-    """syncfs(2): everything written to the file system of ``fd`` is on the disk; raises what the disk reported."""
-    checked(_syncfs(fd))
+def syncfs(path: str) -> None:
+    """syncfs(2): all written to the file system of ``path`` is on the disk; raises what the disk reported."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        checked(_syncfs(fd))
+    finally:
+        os.close(fd)
 
 
 def prctl(option: int, value: int) -> int:

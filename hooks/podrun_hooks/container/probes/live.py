@@ -103,8 +103,8 @@ def _connecting(wanted: Any, addresses: Sequence[str]) -> list[str]:
     from podrun_hooks.container.probes.targets import target
 
     found = target(wanted.http or wanted.tcp)
-    hosts = [found.host] if found.host else ["127.0.0.1", "::1", *(text.partition("/")[0] for text in addresses)]
-    return ["http" if wanted.http else "tcp", str(found.port), found.path if wanted.http else "", *hosts]
+    path = found.path if wanted.http else ""
+    return ["http" if wanted.http else "tcp", str(found.port), path, *found.hosts(addresses)]
 
 
 def _connected(environ: Mapping[str, str]) -> int:

@@ -55,8 +55,7 @@ def _wrong(step: Step, process: Process, facts: Facts, probe: Any) -> str:
         netns = facts.get("netns") or f"/proc/{process.pid}/ns/net"
         if netns != "host":
             syscalls.setns(os.open(netns, os.O_RDONLY | os.O_CLOEXEC), syscalls.CLONE_NEWNET)
-        own = [str(address).partition("/")[0] for address in facts.get("addresses", ())]
-        hosts = [wanted.host] if wanted.host else ["127.0.0.1", "::1", *own]
+        hosts = wanted.hosts(facts.get("addresses", ()))
         return prober.anywhere([str(wanted.port), wanted.path if probe.http else "", *hosts], probe.timeout, life)
     except prober.Over:
         return "the container has ended"

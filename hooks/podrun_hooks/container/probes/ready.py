@@ -70,7 +70,7 @@ def wait(
     if not child:
         try:
             syscalls.die_with_parent(parent)
-            _probe(probe, netns, [address.partition("/")[0] for address in addresses], command, errors)
+            _probe(probe, netns, addresses, command, errors)
         finally:
             os._exit(0)
     try:
@@ -131,7 +131,7 @@ def _over(process: Process, tail: Callable[[], str]) -> Failure:
 
 
 def _probe(
-    probe: Any, netns: str, addresses: list[str], command: Callable[[Sequence[str]], tuple[int, str]], errors: int
+    probe: Any, netns: str, addresses: Sequence[str], command: Callable[[Sequence[str]], tuple[int, str]], errors: int
 ) -> None:
     """The child's half: attempts until one succeeds, the latest error always in ``errors``."""
     try:
@@ -152,7 +152,7 @@ def _probe(
         os.pwrite(errors, f"{error}".encode()[:1000], 0)
 
 
-def _attempt(probe: Any, addresses: list[str], command: Callable[[Sequence[str]], tuple[int, str]]) -> str:
+def _attempt(probe: Any, addresses: Sequence[str], command: Callable[[Sequence[str]], tuple[int, str]]) -> str:
     """One attempt; returns what went wrong, "" for success."""
     if probe.exec:
         status, words = command(probe.exec)
@@ -162,9 +162,8 @@ def _attempt(probe: Any, addresses: list[str], command: Callable[[Sequence[str]]
             else ""
         )
     wanted = target(probe.http or probe.tcp)
-    hosts = [wanted.host] if wanted.host else ["127.0.0.1", "::1", *addresses]
     first = ""
-    for host in hosts:
+    for host in wanted.hosts(addresses):
         error = prober.connect(host, wanted.port, wanted.path if probe.http else "", _ATTEMPT)
         if not error:
             return ""

@@ -5,6 +5,10 @@ from __future__ import annotations
 from podrun.options import Wrong
 from podrun.record import NamedTuple
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 
 class Target(NamedTuple):
     """What a probe connects to. ``hosts`` "": every own address."""
@@ -12,6 +16,10 @@ class Target(NamedTuple):
     host: str
     port: int
     path: str
+
+    def hosts(self, addresses: Sequence[str]) -> list[str]:
+        """What is tried, in order: the one host, else the loopback addresses and the pod's own (CIDR, or without)."""
+        return [self.host] if self.host else ["127.0.0.1", "::1", *(text.partition("/")[0] for text in addresses)]
 
 
 def target(text: str) -> Target:

@@ -47,15 +47,6 @@ def prepare(root: str) -> None:
 # --- publishing
 
 
-def sync(path: str) -> None:
-    """Flushes everything written so far to the file system of ``path`` to the disk."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        syscalls.syncfs(fd)
-    finally:
-        os.close(fd)
-
-
 def _sync_directory(path: str) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -133,7 +124,7 @@ def publish_written(
         if os.path.isdir(layer.unpacked):
             with open(f"{layer.scratch}/about", "w", encoding="utf-8") as file:
                 json.dump(about, file, separators=(",", ":"))
-    sync(scratch)
+    syscalls.syncfs(scratch)
     of_layers = {layer.digest: layer.blob for layer, _ in layers if os.path.exists(layer.blob)}
     note_marks(root, map(blob_mark, of_layers))
     note_marks(root, (layer_mark(layer.name) for layer, _ in layers if layer.digest and os.path.isdir(layer.unpacked)))
