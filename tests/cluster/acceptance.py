@@ -240,14 +240,19 @@ def isolation(trial: Trial) -> None:
     double = max(0.0, seconds - up["there"]) if "there" in up else 0.0
     until(lambda: len(trial.count()["seen"]) > before, 90, lambda: str(trial.count()))
     cut.isolate(False)
-    trial.cluster.settled()
-    until(lambda: len(trial.where("utils")) == 3, 90, lambda: str(trial.units()))
-    time.sleep(5)
-    trial.client_goes_on()
-    seen = trial.count()["seen"][before - 1 :]
-    one = seen == list(dict.fromkeys(seen)) and len(trial.where("service1")) == 1
+    seen, one = seen_since(trial, before, 5)
     note = f"double run {double:.1f} s; the client saw {' -> '.join(seen)}"
     trial.found("f", "a host is cut off: its copy stops; the client sees one copy", seconds, 15, right=one, note=note)
+
+
+def seen_since(trial: Trial, before: int, pause: float) -> tuple[list[str], bool]:
+    """All hosts are back: whom the client has seen since, and whether it was one after the other and is one now."""
+    trial.cluster.settled()
+    until(lambda: len(trial.where("utils")) == 3, 90, lambda: str(trial.units()))
+    time.sleep(pause)
+    trial.client_goes_on()
+    seen = trial.count()["seen"][before - 1 :]
+    return seen, seen == list(dict.fromkeys(seen)) and len(trial.where("service1")) == 1
 
 
 #: The processes of the cluster on a host, as a script sees them.
@@ -267,12 +272,7 @@ def hangs(trial: Trial, seconds: float = 20) -> None:
     both = trial.is_active("service1", hung) and any(trial.is_active("service1", machine) for machine in others)
     hung.sh(f"kill -CONT {DAEMONS}")
     stopped = until(lambda: not trial.is_active("service1", hung), 60)
-    trial.cluster.settled()
-    until(lambda: len(trial.where("utils")) == 3, 90, lambda: str(trial.units()))
-    time.sleep(3)
-    trial.client_goes_on()
-    seen = trial.count()["seen"][before - 1 :]
-    one = seen == list(dict.fromkeys(seen)) and len(trial.where("service1")) == 1
+    seen, one = seen_since(trial, before, 3)
     note = f"another copy after {there:.1f} s, both for {seconds:g} s and until the host goes on ({stopped:.1f} s after that)"
     note += f"; the client saw {' -> '.join(seen)}"
     trial.found(
