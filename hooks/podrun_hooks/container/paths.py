@@ -172,10 +172,9 @@ def move_to_memory(place: Place) -> None:
 
 
 def _leave_memory(place: Place) -> None:
-    if os.path.islink(place.upper) or os.path.islink(place.work):
-        for link in (place.upper, place.work):
-            if os.path.islink(link):
-                os.unlink(link)
+    for link in (place.upper, place.work):
+        if os.path.islink(link):
+            os.unlink(link)
     clear(place.memory)
 
 
