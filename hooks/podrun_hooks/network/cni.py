@@ -6,6 +6,7 @@ configuration has changed since.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 
@@ -82,8 +83,8 @@ def add(step: Step, fd: int, netns: int, path: str, name: str) -> tuple[list[str
         "result": None,
     }
     where = path_of(step)
-    _write(where, state)
     ledgers.note(fd, "cni", where)
+    _write(where, state)
     result = None
     for plugin in network["plugins"]:
         step.status(f"CNI plugin {plugin['type']}")
@@ -106,7 +107,9 @@ def release(ledger: Ledger) -> None:
         state = read(where)
         if state:
             delete(state)
-            os.unlink(where)
+        for path in (f"{where}.new", where):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
 
 
 def delete(state: Mapping[str, Any]) -> None:

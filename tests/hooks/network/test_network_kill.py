@@ -24,7 +24,7 @@ ROUNDS = int(os.environ.get("PODRUN_KILL_ROUNDS", "30"))
 
 # Argument 1: the notification at which it kills itself, or after how many seconds it is killed ("t0.002").
 _VICTIM = """
-import os, signal, sys
+import os, signal, sys, time
 sys.path[:0] = {path!r}
 from podrun.hook import Pod, Step, read
 from podrun_hooks import network
@@ -42,7 +42,9 @@ pod = Pod("web", {root!r}, {run!r}, {tag!r}, invocation="x")
 step = Step(pod, "network", {name!r}, read(network.Options, {table!r}), tell)
 if point.startswith("t"):
     signal.setitimer(signal.ITIMER_REAL, float(point[1:]))  # nobody handles SIGALRM: it ends the process like SIGKILL
+began = time.monotonic()
 network.{verb}(step, {facts!r})
+print(time.monotonic() - began)
 """
 
 
@@ -63,6 +65,22 @@ def table() -> Any:
 
 def victim(place: Place, verb: str, point: str, table: dict, facts: dict | None = None) -> bool:
     """Runs the verb in a process that is killed; False when it came to its end before. ``facts``: a further step's."""
+    return not attempt(place, verb, point, table, facts)
+
+
+def moments(place: Place, verb: str, table: dict, facts: dict | None = None) -> Iterator[float]:
+    """Random moments of a verb, in seconds from its begin: between nothing and what it takes here when nobody kills it."""
+    dice = random.Random(os.environ.get("PODRUN_KILL_SEED"))
+    if verb == "down":
+        place.up("web", **table)
+    took = attempt(place, verb, "", table, facts)
+    network.down(place.started["web network-2" if facts else "web"], {})
+    while True:
+        yield dice.uniform(0.0001, took)
+
+
+def attempt(place: Place, verb: str, point: str, table: dict, facts: dict | None = None) -> float:
+    """Runs the verb in a process that is killed at ``point``; the seconds that the verb took, 0 when it was killed."""
     name = "network-2" if facts else "network"
     step = place.step("web", name, **table)
     place.started["web network-2" if facts else "web"] = step
@@ -77,10 +95,9 @@ def victim(place: Place, verb: str, point: str, table: dict, facts: dict | None 
         facts=facts or {},
         configuration=cni.CONFIGURATION,
     )
-    process = subprocess.Popen([sys.executable, "-c", code, point], stderr=subprocess.PIPE, text=True)
-    _, errors = process.communicate()
-    assert process.returncode in (0, -9, -14), errors
-    return process.returncode != 0
+    ended = subprocess.run([sys.executable, "-c", code, point], capture_output=True, text=True)
+    assert ended.returncode in (0, -9, -14), ended.stderr
+    return float(ended.stdout) if ended.returncode == 0 else 0.0
 
 
 def points(place: Place, verb: str, table: dict, least: int) -> Iterator[Any]:
@@ -121,12 +138,10 @@ def test_killed_at_every_notification_of_down_the_next_down_finishes(place: Any,
 @pytest.mark.parametrize("verb", ["up", "down"])
 def test_killed_at_random_moments_one_down_leaves_nothing(place: Any, table: Any, verb: str) -> None:
     before = seen(place)
-    dice = random.Random(os.environ.get("PODRUN_KILL_SEED"))
     killed = 0
-    for _ in range(ROUNDS):
+    for _, moment in zip(range(ROUNDS), moments(place, verb, table), strict=False):
         if verb == "down":
             place.up("web", **table)
-        moment = dice.uniform(0.0001, 0.008 if verb == "up" else 0.004)
         killed += victim(place, verb, f"t{moment}", table)
         network.down(place.started["web"], {})
         assert not settled(place, before), f"{verb} killed after {moment * 1000:.2f} ms"
@@ -198,10 +213,8 @@ def test_killed_at_random_moments_a_further_step_leaves_nothing(place: Any, wire
     facts = place.up("web")
     tables = {"bridge": {}, "macvlan": {"mode": f"macvlan:{wire}", "address": "198.51.100.7/24"}}
     before = seen(place) | inner(facts)
-    dice = random.Random(os.environ.get("PODRUN_KILL_SEED"))
     killed = 0
-    for _ in range(ROUNDS):
-        moment = dice.uniform(0.0001, 0.01)
+    for _, moment in zip(range(ROUNDS), moments(place, "up", tables[kind], facts), strict=False):
         killed += victim(place, "up", f"t{moment}", tables[kind], facts)
         network.down(place.started["web network-2"], {})
         assert not settled(place, before), f"killed after {moment * 1000:.2f} ms"
@@ -251,16 +264,17 @@ def test_killed_at_every_notification_beside_stock_cni_plugins_one_down_leaves_n
     assert point > (4 if verb == "up" else 1)
 
 
-def test_killed_at_random_moments_while_cni_plugins_work_one_down_leaves_nothing(place: Any, stock: Any) -> None:
+@pytest.mark.parametrize("verb", ["up", "down"])
+def test_killed_at_random_moments_while_cni_plugins_work_one_down_leaves_nothing(
+    place: Any, stock: Any, verb: str
+) -> None:
+    table = {"mode": "cni:lan"}
     before = seen(place)
-    dice = random.Random(os.environ.get("PODRUN_KILL_SEED"))
     killed = 0
-    for n in range(max(10, ROUNDS // 3)):
-        verb = ("up", "down")[n % 2]
+    for _, moment in zip(range(max(5, ROUNDS // 6)), moments(place, verb, table), strict=False):
         if verb == "down":
-            place.up("web", mode="cni:lan")
-        moment = dice.uniform(0.0001, 0.15)
-        killed += victim(place, verb, f"t{moment}", {"mode": "cni:lan"})
+            place.up("web", **table)
+        killed += victim(place, verb, f"t{moment}", table)
         network.down(place.started["web"], {})
         assert (settled(place, before), stock()) == (set(), set()), f"{verb} killed after {moment * 1000:.2f} ms"
     assert killed
