@@ -17,12 +17,14 @@ from podrun.options import unknown
 _COLUMNS = ("name", "status", "image", "command", "ports", "addresses", "unit")
 _FILTERS = ("name", "id", "label", "status", "state", "exited", "health", "image", "ancestor", "unit", "file")
 #: Docker's words for states.
-_STATES = {"running": "up", "exited": "ended", "stopped": "ended", "created": "starting", "removing": "stopping"}
+_STATES = {"running": "up", "exited": "ended", "stopped": "ended", "removing": "stopping"}
 _SORTED_BY = {"names": "name", "created": "started", "runningfor": "started", "size": "name"}
 
 
 @click.command(cls=Guarded)
-@click.option("-a", "--all", "also_ended", is_flag=True, help="Those too that have ended in their units.")
+@click.option(
+    "-a", "--all", "also_ended", is_flag=True, help="Those too that have ended in their units, or were created only."
+)
 @click.option("-q", "--quiet", is_flag=True, help="Names only.")
 @click.option("--filter", "filters", multiple=True, metavar="KEY=VALUE", help="Only these; see below.")
 @click.option("--sort", default="", metavar="FIELD", help="By name, started, status, image, command, ...")
@@ -44,7 +46,7 @@ def ps(
     noheading: bool,
     form: str,
 ) -> None:
-    """List the pods that are not absent; -a: and those that have ended in their units.
+    """List the pods that are not absent; -a: and those that have ended in their units, or were created only.
 
     Filters: name (a regular expression), id, label (KEY or KEY=VALUE), status, exited (a code), health, image, unit,
     file. Several values of one key: one of them; labels: all of them.
@@ -56,6 +58,8 @@ def ps(
     ended = {"ended", "exited", "stopped"} & {*wanted.get("status", ()), *wanted.get("state", ())}
     if also_ended or last or ended or "exited" in wanted:
         rows += views.ended_rows(host.run)
+    if also_ended or last or "created" in {*wanted.get("status", ()), *wanted.get("state", ())}:
+        rows += views.created_rows(host)
     rows = [row for row in rows if all(_meets(row, key, values) for key, values in wanted.items())]
     if last:
         rows = sorted(rows, key=lambda row: row["started"] or 0.0, reverse=True)[:last]
@@ -110,7 +114,7 @@ def inspect(ctx: click.Context, words: Sequence[str], form: str) -> None:
     found = []
     for word in words:
         name = name_of(word, host)
-        whole = views.inspect(host.run, name) or views.ended(host.run, name)
+        whole = views.inspect(host.run, name) or views.ended(host.run, name) or views.created(host, name)
         if whole is None:
             what = "there is no such pod" if len(words) == 1 else f"there is no pod {name}"
             raise Failure(what, code=UNAVAILABLE, hint="'podrun ps -a' lists the pods")

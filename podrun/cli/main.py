@@ -163,20 +163,19 @@ class _Later(click.Group):
 podrun.add_command(_Later("cluster", "podrun.cli.cluster", "Pods on several hosts, placed by Pacemaker."))
 
 
-def _run() -> click.Command:
+def _run(name: str, doc: str) -> click.Command:
     """The table's options for help and completion; every option of docker's for what is typed."""
     from podrun.cli.run import Run, extended
 
-    plain = _planned("run", "Start a pod without a file, in docker's spelling.")
-
     @click.pass_context
     def callback(ctx: click.Context, /, arguments: list[str]) -> None:
-        ctx.exit(guarded(lambda: extended(arguments, host_of(ctx.obj)), ctx.obj))
+        ctx.exit(guarded(lambda: extended(arguments, host_of(ctx.obj), create=name == "create"), ctx.obj))
 
-    return Run("run", callback=callback, params=plain.params, help=plain.help)
+    return Run(name, callback=callback, params=_planned("run", doc).params, help=doc)
 
 
-podrun.add_command(_run())
+podrun.add_command(_run("run", "Start a pod without a file, in docker's spelling."))
+podrun.add_command(_run("create", "Keep what 'run' would start, for 'podrun start'; print the pod's name."))
 podrun.add_command(doctor.command)
 OF_MODULES = (
     generations.update,

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import click
 
-from podrun.cli import completion, images, stopping
-from podrun.cli.output import Guarded, say
-from podrun.launcher.commands import act
+from podrun.cli import creating, images, stopping
 
 #: One command for another: the words that a peer's word stands for.
 SAME = {
@@ -23,7 +20,6 @@ INSTEAD = {
     "commit": "podrun makes no images of containers: write a Containerfile, and build it with buildah",
     "push": "podrun pushes nothing: 'podrun image export' and skopeo copy do",
     "search": "podrun searches no registry",
-    "create": "a pod file is what create makes elsewhere: 'podrun run --save FILE' writes one",
     "rename": "a pod has the name of its file",
     "compose": "'podrun convert compose FILE' makes pod files of it",
     "generate": "'podrun unit NAME' prints units, 'podrun run --save FILE' a pod file",
@@ -60,16 +56,6 @@ class Group(click.Group):
             raise
 
 
-@click.command("start", cls=Guarded)
-@click.argument("words", metavar="FILE|NAME...", nargs=-1, required=True, shell_complete=completion.words)
-@click.pass_context
-def start(ctx: click.Context, words: Sequence[str]) -> None:
-    """Start pods and return when they are ready, as 'up -d' does, several at once."""
-    for word in words:
-        given = {"word": word, "detach": True, "segment": "", "resolved": False}
-        if code := act("up", {**ctx.obj, **given}):
-            ctx.exit(code)
-        say(word)
-
-
-WORDS = {"load": images.load, "save": images.save, "stop": stopping.stop, "rm": stopping.stop, "start": start}
+WORDS = {
+    "load": images.load, "save": images.save, "stop": stopping.stop, "rm": stopping.rm, "start": creating.start,
+}  # fmt: skip

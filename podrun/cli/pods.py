@@ -22,7 +22,7 @@ from podrun.facts import merged
 from podrun.hook import Pod
 from podrun.hook_extras import ChecksHealth, RunsCommands, offers
 from podrun.host import Host
-from podrun.launcher import detach, foreground, launch, run
+from podrun.launcher import detach, foreground, launch, run, transient
 from podrun.launcher.commands import host_of, name_of
 from podrun.podfile import loader
 from podrun.systemd import events, exit_records, notify
@@ -46,23 +46,12 @@ def _restarted(host: Host, word: str, patience: float | None) -> int:
         return notify.ask("restart", [journal.header.pod.unit for journal in found if journal.header])
     if header and not header.file:
         text = _as_it_was_run(header.pod, host)
-    elif not header and (kept := _as_it_ended(host, name)):
+    elif not header and (kept := transient.kept(name, host)):
         text = kept
     else:
         text = loader.load(header.file if header else word, environ=host.environ, load_hook=hook_loader.load)
     launch.down(name, host, patience=patience)
     return detach.start(text, host)
-
-
-def _as_it_ended(host: Host, name: str) -> loader.PodText | None:
-    """The pod of a ``run -d`` that has ended in its unit: what that was started from is kept until 'down' or 'gc'."""
-    from podrun.launcher import transient
-
-    try:
-        text = transient.resolved(transient.path_of(name, host))
-    except FileNotFoundError:
-        return None
-    return None if text.file else text
 
 
 def _as_it_was_run(pod: Pod, host: Host) -> loader.PodText:

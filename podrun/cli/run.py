@@ -118,8 +118,8 @@ def _is_unset(value: Any, environ: Mapping[str, str]) -> bool:
     return type(value) is str and is_open(value) and value[len(OPEN) : -len(CLOSE)] not in environ
 
 
-def extended(arguments: Sequence[str], host: Host) -> int:
-    """Starts the pod of a command line; returns the exit code."""
+def extended(arguments: Sequence[str], host: Host, *, create: bool = False) -> int:
+    """Starts the pod of a command line; returns the exit code. ``create``: only keeps it, for 'podrun start'."""
     words = taken_apart(arguments)
     own = words.own
     name = own.get("name") or run.name_for(words.ref, host)
@@ -135,13 +135,14 @@ def extended(arguments: Sequence[str], host: Host) -> int:
     given: dict[str, Any] = {flag.key: flag.default if flag.value else False for flag in COMMANDS["run"].flags}
     given |= {"name": name, "ref": words.ref, "restart": own.get("restart", ""), "save": own.get("save", "")}
     given |= {key: key in own for key in ("detach", "interactive", "tty", "rm")}
+    given["create"] = create
     for key in ("interactive", "tty"):
-        if given[key] and (given["save"] or given["detach"]):
+        if given[key] and (given["save"] or given["detach"] or create):
             next(step for step in pod["chain"] if step["hook"] == "container")[key] = True
     if given["restart"]:
         for section, settings in run.restarting(given["restart"]).items():
             pod.setdefault(section, {}).update(settings)
-    _limit_time(pod, own.get("timeout", ""), detached=given["detach"])
+    _limit_time(pod, own.get("timeout", ""), detached=given["detach"] or create)
     if "replace" in own and not given["save"]:
         launch.down(name, host)
     return run.start(pod, given, _noting(host, name, own))

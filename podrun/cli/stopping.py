@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
@@ -10,11 +10,13 @@ import click
 from podrun.cli import completion
 from podrun.cli.output import Guarded, say
 from podrun.engine import journal as journals
-from podrun.errors import WRONG_FILE, Failure
+from podrun.engine import state as states
+from podrun.errors import BUSY, UNAVAILABLE, WRONG_FILE, Failure
 from podrun.host import Host
-from podrun.launcher import launch
+from podrun.launcher import launch, transient
 from podrun.launcher.arguments import COMMANDS
 from podrun.launcher.commands import act, guarded, host_of, name_of
+from podrun.systemd import events, exit_records
 
 _words = click.argument("words", metavar="[FILE|NAME]...", nargs=-1, shell_complete=completion.words)
 _every = click.option("-a", "--all", "every", is_flag=True, help="All pods.")
@@ -66,24 +68,35 @@ def _meant(ctx: click.Context, words: Sequence[str], every: bool) -> list[str]:
     return names
 
 
-def _undone(ctx: click.Context, host: Host, words: Sequence[str], **more: Any) -> int:
+def _undone(ctx: click.Context, host: Host, words: Sequence[str], undo: Callable[[str], object]) -> int:
     """Undoes one after the other and names those that are undone; goes on after a failure, and returns its code."""
 
     def one(name: str) -> None:
-        launch.down(name, host, **more)
+        if not launch.is_known(name, host):
+            raise Failure("there is no such pod", code=UNAVAILABLE, hint="'podrun ps -a' lists the pods")
+        undo(name)
         say(name)
 
     codes = [guarded(lambda name=name: one(name), {**ctx.obj, "word": name}) for name in words]  # type: ignore[misc]
     return next((code for code in codes if code), 0)
 
 
+def _chosen(host: Host, words: Sequence[str], files: Sequence[str], every: Sequence[str] | None) -> list[str]:
+    """The pods that are named, by --cidfile too, or ``every``: all that there are. Raises Failure (WRONG_FILE)."""
+    words = [*words, *map(_first_line, files)]
+    named_or_all(words, every is not None)
+    return [name_of(word, host) for word in words] if every is None else [*every]
+
+
+_files = click.option("--cidfile", "files", multiple=True, metavar="FILE", help="The name in it: from 'run --cidfile'.")
+_ignore = click.option("-i", "--ignore", is_flag=True, help="A pod that is not there is no failure.")
+
+
 @click.command("stop", cls=Guarded)
 @_every
 @_patience
-@click.option("--cidfile", "files", multiple=True, metavar="FILE", help="The name in it: what 'run --cidfile' wrote.")
-@click.option("-i", "--ignore", is_flag=True, help="Accepted: a pod that is not there is no failure anyway.")
-@click.option("-v", "--volumes", is_flag=True, help="Accepted: anonymous volumes go with their pod.")
-@click.option("-f", "--force", is_flag=True, help="Go on when a step cannot be undone.")
+@_files
+@_ignore
 @_words
 @click.pass_context
 def stop(
@@ -93,15 +106,48 @@ def stop(
     patience: float | None,
     files: Sequence[str],
     ignore: bool,
-    volumes: bool,
-    force: bool,
 ) -> int:
-    """Undo pods, as 'down' does, and print their names."""
+    """Undo pods, as 'down' does, and print their names; 'start' starts what 'create' or 'run -d' made once more."""
     host = host_of(ctx.obj)
-    words = [*words, *map(_first_line, files)]
-    named_or_all(words, every)
-    names = journals.pods(host.run) if every else [name_of(word, host) for word in words]
-    return _undone(ctx, host, names, force=force, patience=patience)
+    names = _chosen(host, words, files, journals.pods(host.run) if every else None)
+    names = [name for name in names if not ignore or launch.is_known(name, host)]
+    return _undone(ctx, host, names, lambda name: launch.down(name, host, patience=patience, keep=True))
+
+
+@click.command("rm", cls=Guarded)
+@click.option("-a", "--all", "every", is_flag=True, help="All pods, those too that have ended.")
+@click.option("-f", "--force", is_flag=True, help="Those too that are up; one that is not there is no failure.")
+@_patience
+@_files
+@_ignore
+@click.option("-v", "--volumes", is_flag=True, help="Accepted: anonymous volumes go with their pod.")
+@_words
+@click.pass_context
+def rm(
+    ctx: click.Context,
+    words: Sequence[str],
+    every: bool,
+    force: bool,
+    patience: float | None,
+    files: Sequence[str],
+    ignore: bool,
+    volumes: bool,
+) -> int:
+    """Remove pods that have ended or were created, and all that is kept of them; with -f those that are up, too."""
+    host = host_of(ctx.obj)
+
+    def remove(name: str) -> None:
+        if not force and (state := states.state(host.run, name)) in ("up", "starting"):
+            hint = f"'podrun stop {name}' first, or 'podrun rm -f {name}'"
+            raise Failure(f"it is {state}", code=BUSY, hint=hint)
+        launch.down(name, host, patience=patience)
+        exit_records.drop(host.run, name)
+        events.note(host.run, "pod", "remove", name)
+
+    everyone = {*journals.pods(host.run), *exit_records.names(host.run), *transient.created(host)} if every else None
+    names = _chosen(host, words, files, None if everyone is None else sorted(everyone))
+    names = [name for name in names if not (ignore or force) or launch.is_known(name, host)]
+    return _undone(ctx, host, names, remove)
 
 
 def _first_line(path: str) -> str:

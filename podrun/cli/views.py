@@ -13,6 +13,7 @@ from podrun.engine.segments import label_of, resolve, segments
 from podrun.errors import UNAVAILABLE, Failure
 from podrun.facts import merged
 from podrun.hook_extras import Explains, offers
+from podrun.launcher import transient
 from podrun.options import without_secrets
 from podrun.systemd import exit_records
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from podrun.engine.journal import Entry, Header, Journal
     from podrun.hook import Pod
+    from podrun.host import Host
     from podrun.podfile.loader import PodText
 
 
@@ -156,6 +158,58 @@ def ended_rows(run: str) -> list[dict[str, Any]]:
                 "unit": whole["unit"],
                 "file": whole["file"],
                 "id": whole["invocation"],
+            }
+        )
+    return rows
+
+
+def created(host: Host, name: str) -> dict[str, Any] | None:
+    """What is known of a pod that ``podrun create`` made and nobody has started, in the form of :func:`inspect`."""
+    text = transient.kept(name, host) if transient.is_created(name, host) else None
+    if text is None:
+        return None
+    images = [step.options.get("ref") for step in text.steps if "ref" in step.options]
+    return {
+        **dict.fromkeys(("started", "file", "unit", "invocation", "netns", "hostname")),
+        "name": name,
+        "state": "created",
+        **{key: [] for key in ("addresses", "networks", "ports", "steps")},
+        "containers": [
+            {
+                "name": step.name,
+                "pid": None,
+                "state": "created",
+                "ready": False,
+                "image": images[-1] if images else None,
+                "command": [*(step.options.get("entrypoint") or ()), *(step.options.get("command") or ())],
+                "labels": step.options.get("labels") or {},
+            }
+            for step in text.steps
+            if step.hook == "container"
+        ],
+    }
+
+
+def created_rows(host: Host) -> list[dict[str, Any]]:
+    """A row of ``ps -a`` for each pod that ``podrun create`` made, and that has not been started since."""
+    started = {*journals.pods(host.run), *exit_records.names(host.run)}
+    known = [whole for name in transient.created(host) if name not in started and (whole := created(host, name))]
+    rows = []
+    for whole in sorted(known, key=lambda whole: str(whole["name"])):
+        last = whole["containers"][-1] if whole["containers"] else {}
+        nothing = dict.fromkeys(("health", "pid", "started", "exit", "unit", "file", "id"))
+        rows.append(
+            {
+                **nothing,
+                "name": whole["name"],
+                "state": "created",
+                "status": "Created",
+                "containers": len(whole["containers"]),
+                "image": last.get("image"),
+                "command": " ".join(last.get("command") or ()),
+                "ports": [],
+                "addresses": [],
+                "labels": last.get("labels") or {},
             }
         )
     return rows

@@ -154,11 +154,13 @@ def down(
     force: bool = False,
     segment: str = "",
     patience: float | None = None,
+    keep: bool = False,
 ) -> int:
     """Undoes a pod, or one segment; 0 also when there is nothing to undo.
 
     With ``invocation``, only what this one started: a start that lost, 75, must not undo the winner's pod.
-    ``patience``: seconds that each container has to end, instead of what the pod file says.
+    ``patience``: seconds that each container has to end, instead of what the pod file says. ``keep``: so that ``podrun
+    start`` can start it again, what a pod without a file was started from stays.
     """
     foreground.interruptible()
     try:
@@ -183,7 +185,7 @@ def down(
             chain.undo(host.run, name, callbacks(host, lock), force=force, only=segment)
             if own and own[0].header:
                 events.note(host.run, "pod", "stop", name, segment=segment, id=own[0].header.pod.invocation)
-            if not (invocation or segment) and os.path.isdir(f"{host.run}/units"):
+            if not (invocation or segment or keep) and os.path.isdir(f"{host.run}/units"):
                 from podrun.systemd import exit_records
 
                 exit_records.forget_start(host.run, name)
@@ -211,6 +213,7 @@ def is_known(name: str, host: Host) -> bool:
         exit_records.all_of(host.run, name)
         or notify.made_of(name)
         or notify.is_transient(f"{Identity(name).tag(host.run)}.service")
+        or os.path.exists(f"{host.run}/units/{Identity(name).text}.json")
         or os.path.exists(f"/etc/podrun/{name}.toml")
     )
 

@@ -6,10 +6,10 @@ import os
 
 from podrun.engine import hook_loader
 from podrun.engine import journal as journals
-from podrun.errors import UNAVAILABLE, WRONG_FILE, Failure
+from podrun.errors import BUSY, UNAVAILABLE, WRONG_FILE, Failure
 from podrun.launcher import launch
 from podrun.podfile import loader
-from podrun.systemd import notify
+from podrun.systemd import events, notify
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,13 +32,23 @@ def start(pod: dict[str, Any], given: dict[str, Any], host: Host) -> int:
     if given["save"]:
         _save(given["save"], pod)
         return 0
+    if given.get("create"):
+        from podrun.launcher import transient
+
+        transient.create(text, host)
+        events.note(host.run, "pod", "create", name)
+        print(name, flush=True)
+        return 0
     if given["restart"] not in ("", "no") and not (given["detach"] and notify.booted()):
         raise Failure(
             "--restart needs -d on a host that systemd runs", code=UNAVAILABLE, hint="systemd does the restarting"
         )
     if given["detach"]:
-        from podrun.launcher import detach
+        from podrun.launcher import detach, transient
 
+        if transient.is_created(name, host):
+            hint = f"'podrun start {name}' starts it, 'podrun rm {name}' removes it"
+            raise Failure("a pod of this name was created", code=BUSY, hint=hint)
         return detach.start(text, host)
     if not given["tty"]:
         return launch.up(text, host, interactive=given["interactive"])

@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import sys
 
+from podrun import identity as identities
 from podrun import jsontext
 from podrun.engine import state as states
 from podrun.errors import BUSY, CANNOT_CREATE, INTERNAL, UNAVAILABLE, WRONG_FILE, Failure
 from podrun.identity import Identity
 from podrun.options import Wrong
 from podrun.podfile.loader import PodText, StepText
-from podrun.systemd import notify, syntax, units
+from podrun.systemd import exit_records, notify, syntax, units
 from podrun.systemd.generator import declared
 
 TYPE_CHECKING = False
@@ -137,6 +138,42 @@ def write(text: PodText, host: Host) -> str:
         file.write(jsontext.dumps(told))
     os.rename(f"{path}.new", path)
     return path
+
+
+def kept(name: str, host: Host) -> PodText | None:
+    """What a pod without a file was started from, or created as, while that is kept; None: it is not."""
+    try:
+        text = resolved(path_of(name, host))
+    except FileNotFoundError:
+        return None
+    return None if text.file else text
+
+
+def create(text: PodText, host: Host) -> None:
+    """Keeps a pod for ``podrun start`` without starting it. Raises Failure (BUSY) when there is one of that name."""
+    if states.state(host.run, text.name) != "absent" or is_created(text.name, host):
+        hint = f"'podrun rm {text.name}' removes it"
+        raise Failure("there is a pod of this name already", code=BUSY, hint=hint)
+    write(text, host)
+    _private(_mark(text.name, host), "")
+
+
+def is_created(name: str, host: Host) -> bool:
+    """Whether ``podrun create`` made the pod, and nobody has removed it."""
+    return os.path.exists(_mark(name, host))
+
+
+def created(host: Host) -> list[str]:
+    """The pods that ``podrun create`` made."""
+    try:
+        found = os.listdir(f"{host.run}/units")
+    except FileNotFoundError:
+        return []
+    return [identities.of_text(name).pod for name in found if name.endswith(exit_records.CREATED)]
+
+
+def _mark(name: str, host: Host) -> str:
+    return f"{host.run}/units/{Identity(name).text}{exit_records.CREATED}"
 
 
 def _described(text: PodText) -> units.Pod:

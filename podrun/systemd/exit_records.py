@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from podrun.engine.journal import Journal
 
 
+#: What the name of the empty file ends in that stands beside what 'podrun create' has written for a start.
+CREATED = ".created"
+
+
 class Ending(NamedTuple):
     """The end of one invocation of a unit. ``status`` is as a shell shows it, 128+n for signal n; None: unknown yet."""
 
@@ -138,14 +142,18 @@ def names(run: str) -> list[str]:
 
 
 def forget(run: str, pods: Sequence[str]) -> None:
-    """Removes the endings of what is none of ``pods``, and what their units were started from (podrun.transient)."""
+    """Removes the endings of what is none of ``pods``, and what their units were started from (podrun.transient).
+
+    A pod that was created and not removed is kept.
+    """
     for place in ("ended", "units"):
         try:
             found = os.listdir(f"{run}/{place}")
         except FileNotFoundError:
             continue
+        wanted = {*pods, *(identities.of_text(name).pod for name in found if name.endswith(CREATED))}
         for name in found:
-            if identities.of_text(name.removesuffix(".json")).pod not in pods:
+            if identities.of_text(name.removesuffix(".json")).pod not in wanted:
                 os.unlink(f"{run}/{place}/{name}")
 
 
