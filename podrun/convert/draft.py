@@ -33,9 +33,11 @@ class Note(NamedTuple):
     hint: str = ""
     #: False: the pod does the same as before, only otherwise. True: something is missing until it is done by hand.
     by_hand: bool = True
+    #: "left out: memory" where this podrun takes the value in no key; ``what`` is why.
+    left_out: str = ""
 
     def __str__(self) -> str:
-        place = ": ".join(part for part in self.origin if part)
+        place = ": ".join(part for part in (*self.origin, self.left_out) if part)
         kind = "by hand" if self.by_hand else "note"
         return f"{kind}: {place}: {self.what}" + (f"; {self.hint}" if self.hint else "")
 
@@ -89,9 +91,9 @@ class Pod:
         """The name of its file."""
         return f"{self.name}.toml"
 
-    def note(self, origin: Origin, what: str, hint: str = "", *, by_hand: bool = True) -> None:
+    def note(self, origin: Origin, what: str, hint: str = "", *, by_hand: bool = True, left_out: str = "") -> None:
         """Adds a note, once."""
-        note = Note(origin, what, hint, by_hand)
+        note = Note(origin, what, hint, by_hand, left_out)
         if note not in self.notes:
             self.notes.append(note)
 

@@ -103,7 +103,12 @@ def _needless(why: str) -> Handler:
 
 
 def _decimal(value: str) -> object:
-    return value if is_open(value) else float(value)
+    if is_open(value):
+        return value
+    try:
+        return float(value)
+    except ValueError:
+        raise ValueError("expected a number such as 1.5") from None
 
 
 _CGROUP = "the container has cgroups of its own, delegated by its unit"

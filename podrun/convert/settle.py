@@ -69,7 +69,7 @@ def _fits(pod: Pod, step: Step, key: str, option: Option) -> bool:
     value = step.values[key]
     unwritable = _unwritable(step, value)
     if unwritable:
-        pod.note(step.origin(key, None, pod.origin), f"left out: {key}: {unwritable}")
+        pod.note(step.origin(key, None, pod.origin), unwritable, left_out=f"left out: {key}")
         return False
     while True:
         # What waits for the start cannot be read yet.
@@ -84,12 +84,12 @@ def _fits(pod: Pod, step: Step, key: str, option: Option) -> bool:
         except Wrong as wrong:
             inner = wrong.where[0] if wrong.where else None
             if not isinstance(value, dict | list) or inner is None:
-                pod.note(step.origin(key, None, pod.origin), f"left out: {key}: {wrong.what}")
+                pod.note(step.origin(key, None, pod.origin), wrong.what, left_out=f"left out: {key}")
                 return False
             item = readable[inner]
             what = f"{inner}: {wrong.what}" if isinstance(value, dict) else f"{_shown(key, item)}: {wrong.what}"
             origin = step.origin(key, inner if isinstance(value, dict) else item, pod.origin)
-            pod.note(origin, f"left out of {key}: {what}")
+            pod.note(origin, what, left_out=f"left out of {key}")
             if isinstance(value, dict):
                 del value[inner]
             else:

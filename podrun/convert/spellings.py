@@ -95,4 +95,9 @@ def shell(command: str) -> list[str]:
 
 def number(value: str) -> object:
     """A whole number, unless it waits for the start. Raises ValueError."""
-    return value if is_open(value) else int(value)
+    if is_open(value):
+        return value
+    try:
+        return int(value)
+    except ValueError:
+        raise ValueError("expected a whole number") from None

@@ -150,9 +150,27 @@ def _volume(text: str) -> str:
 
 
 def _tmpfs(text: str) -> str:
-    if not text.startswith("/") or ".." in text.split("/"):
+    target, _, given = text.partition(":")
+    if not text.startswith("/") or ".." in target.split("/"):
         raise Wrong(f"expected /target or /target:options, not {text!r}")
+    for word in given.split(","):
+        key, equals, value = word.partition("=")
+        if equals and not _fits_tmpfs(key, value):
+            raise Wrong(
+                f"{word!r} in {text!r} is no option of tmpfs(5): there are size=64M, mode=1777, uid=, gid=, nr_inodes="
+            )
     return text
+
+
+def _fits_tmpfs(key: str, value: str) -> bool:
+    """Whether tmpfs(5) has the option with such a value; what else a kernel knows (huge=, mpol=) it checks itself."""
+    if key in ("size", "nr_blocks", "nr_inodes"):
+        value = value[:-1] if value[-1:].upper() in ("K", "M", "G", "%" if key == "size" else "K") else value
+    elif key == "mode":
+        return value.isascii() and value.isdigit() and not set(value) & {"8", "9"} and len(value) < 6
+    elif key not in ("uid", "gid"):
+        return key in ("huge", "mpol")
+    return value.isascii() and value.isdigit() and len(value) < 20
 
 
 def _zone(text: str) -> str:

@@ -42,6 +42,8 @@ def spelled(text: str) -> str:
         if not word or ":" in word or word.startswith("-") or not word.isprintable() or set(word) & set(" /,"):
             raise Wrong(f"expected a user such as 'www-data', '1000' or '1000:1000', not {text[:100]!r}")
         if word.isdigit() and not _is_number(word):
+            if not word.isascii():
+                raise Wrong(f"expected a user such as 'www-data', '1000' or '1000:1000', not {text[:100]!r}")
             raise Wrong(f"{word[:20]} is not a uid or gid: the largest is {_LAST}")
     return text
 
