@@ -86,10 +86,10 @@ def test_what_podrun_does_not_have_says_what_to_do_instead(podrun: Podrun, optio
         ("-m ²m --tz UTC", "--memory: expected a size such as '256M' (systemd.resource-control(5)), not '²M'"),
         ("--cpus two", "--cpus: 'two': expected a number such as 1.5"),
         ("--pids-limit ²", "--pids-limit: '²': expected a whole number"),
-        ("--dns nowhere", "--dns: 'nowhere' is not an IP address"),
+        ("--dns nowhere", "--dns: 'nowhere': 'nowhere' is not an IP address"),
         ("--tmpfs /x:sise=5", "'sise=5' in '/x:sise=5' is no option of tmpfs(5)"),
         ("--tmpfs /x:size=²", "'size=²' in '/x:size=²' is no option of tmpfs(5)"),
-        ("--user １０００", "expected a user such as 'www-data', '1000' or '1000:1000', not '１０００'"),
+        ("--user ¹²", "expected a user such as 'www-data', '1000' or '1000:1000', not '¹²'"),
     ],
 )
 def test_a_value_that_is_none_is_refused_by_the_option_that_has_it(podrun: Podrun, options: str, said: str) -> None:
