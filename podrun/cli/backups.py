@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
 
 import click
 
+from podrun import atomic
 from podrun.cli.output import Guarded, say
 from podrun.engine import hook_loader
 from podrun.errors import BUSY, CANNOT_CREATE, MALFORMED, UNAVAILABLE, WRONG_FILE, Failure
@@ -60,21 +62,13 @@ def export(ctx: click.Context, name: str, output: str) -> None:
             raise Failure("an archive cannot be written to a terminal", code=WRONG_FILE, hint="-o FILE")
         _run([*_TAR, "-C", path, "-c", "."])
         return
-    # Under its name only when it is whole.
-    part = f"{output}.part"
+    if os.path.exists(output) and not os.path.isfile(output):
+        raise Failure(f"{output} is not a plain file", code=WRONG_FILE, hint="'-o -' writes to standard output")
     try:
-        with open(part, "xb") as file:
-            _run([*_TAR, "-C", path, "-c", "."], stdout=file.fileno())
-            os.fsync(file.fileno())
-        os.rename(part, output)
-    except FileExistsError:
-        raise Failure(f"{part} already exists: another export is running, or was killed", code=BUSY) from None
+        atomic.replace(output, lambda fd: _run([*_TAR, "-C", path, "-c", "."], stdout=fd), None, sync=True)
     except OSError as error:
-        raise Failure(f"{output}: {error.strerror}", code=CANNOT_CREATE) from None
-    except BaseException:
-        if os.path.exists(part):
-            os.unlink(part)
-        raise
+        code = BUSY if error.errno == errno.EBUSY else CANNOT_CREATE
+        raise Failure(f"{output}: {error.strerror}", code=code) from None
 
 
 @click.command("import", cls=Guarded)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from podrun import atomic
 from podrun.cli.output import Guarded, say
 from podrun.engine import hook_loader
 from podrun.errors import CANNOT_CREATE, INTERNAL, WRONG_FILE, Failure
@@ -135,10 +136,7 @@ def _write(directory: str, texts: Mapping[str, str], force: bool) -> None:
         os.makedirs(directory, exist_ok=True)
         for path, text in paths.items():
             # Environment variables of a pod file may be secrets; a link at the path is replaced, not followed.
-            fd, new = tempfile.mkstemp(prefix=".convert-", dir=directory)
-            with open(fd, "w", encoding="utf-8") as file:
-                file.write(text)
-            os.rename(new, path)
+            atomic.replace(path, text)
     except OSError as error:
         raise Failure(f"{error.filename}: {error.strerror}", code=CANNOT_CREATE) from None
     for path in paths:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 
 import click
 
-from podrun import __version__
+from podrun import __version__, atomic
 from podrun.cli import (
     about,
     attach,
@@ -212,6 +213,10 @@ def gc(host: Host, only_check: bool) -> int:
         except Exception as error:
             failures.append(failed(name, error))
     cache.forget(cache.directory(host.run))
+    root, run = glob.escape(host.root), glob.escape(host.run)
+    for place in (f"{root}/*/", f"{run}/*/", f"{run}/*/*/"):
+        for directory in glob.glob(place):
+            atomic.sweep(directory)
     exit_records.forget(host.run, journals.pods(host.run))
     with contextlib.ExitStack() as held:
         busy = {*_locked(host, held)}

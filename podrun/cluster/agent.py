@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 
+from podrun import atomic
 from podrun.errors import UNAVAILABLE, Failure
 from podrun.systemd import generator
 from podrun.systemd.install import program
@@ -45,8 +46,4 @@ def required() -> None:
 
 def _write(path: str, text: str, mode: int) -> None:
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    fd = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
-    with open(fd, "w", encoding="utf-8") as file:
-        os.fchmod(fd, mode)
-        file.write(text)
-    os.rename(f"{path}.new", path)
+    atomic.replace(path, text, mode)

@@ -14,6 +14,7 @@ import os
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from podrun import atomic
 from podrun.errors import BUSY, CANNOT_CREATE, MALFORMED, Failure
 
 if TYPE_CHECKING:
@@ -183,16 +184,7 @@ def _has(etc: str, name: str, wanted: str) -> bool:
 
 def _write(etc: str, name: str, text: str) -> None:
     with _directory(etc, name, create=True) as (fd, last):
-        temporary = f".{last}.new"
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary, dir_fd=fd)
-        file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=fd)
-        with open(file, "w", encoding="utf-8") as opened:
-            opened.write(text)
-            opened.flush()
-            os.fsync(file)
-        os.rename(temporary, last, src_dir_fd=fd, dst_dir_fd=fd)
-        os.fsync(fd)
+        atomic.replace(last, text, dir_fd=fd, sync=True)
 
 
 def _remove(etc: str, name: str) -> None:

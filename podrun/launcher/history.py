@@ -105,14 +105,10 @@ def _append(path: str, past: Sequence[Change], change: Change) -> None:
     finally:
         os.close(fd)
     if len(past) >= _MOST:
-        _shorten(path, [*past[1 - _MOST :], change])
+        from podrun import atomic
 
-
-def _shorten(path: str, changes: Sequence[Change]) -> None:
-    fd = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with open(fd, "w", encoding="utf-8") as file:
-        file.writelines(jsontext.dumps(change._asdict()) + "\n" for change in changes)
-    os.rename(f"{path}.new", path)
+        kept = [*past[1 - _MOST :], change]
+        atomic.replace(path, "".join(jsontext.dumps(change._asdict()) + "\n" for change in kept))
 
 
 def current(changes: Sequence[Change]) -> Change | None:

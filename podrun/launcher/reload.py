@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from podrun import jsontext
+from podrun import atomic, jsontext
 from podrun.engine import hook_loader, swap
 from podrun.engine import journal as journals
 from podrun.engine import state as states
@@ -200,18 +200,12 @@ def _take_request(name: str, host: Host) -> Request:
 def _leave_request(name: str, host: Host, request: Request) -> None:
     path = _request_path(name, host)
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-    fd = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with open(fd, "w", encoding="utf-8") as file:
-        file.write(jsontext.dumps(request._asdict()))
-    os.rename(f"{path}.new", path)
+    atomic.replace(path, jsontext.dumps(request._asdict()))
 
 
 def _withdraw_request(name: str, host: Host) -> None:
     """Removes a request that nobody has taken, or the next reload would take it."""
-    try:
-        os.unlink(_request_path(name, host))
-    except FileNotFoundError:
-        pass
+    atomic.remove(_request_path(name, host))
 
 
 def obstacles(text: PodText, pod: Pod, host: Host) -> list[str]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import sys
 
+from podrun import atomic, jsontext
 from podrun import identity as identities
-from podrun import jsontext
 from podrun.engine import state as states
 from podrun.errors import BUSY, CANNOT_CREATE, INTERNAL, UNAVAILABLE, WRONG_FILE, Failure
 from podrun.identity import Identity
@@ -77,23 +77,16 @@ def _off_the_command_line(wanted: list[tuple[str, str]], text: PodText, path: st
         # systemd.exec(5), EnvironmentFile=: between double quotes a backslash keeps these as they are.
         escapes = str.maketrans({letter: f"\\{letter}" for letter in '"\\`$'})
         lines = (f'{name}="{value.translate(escapes)}"\n' for name, value in found.items())
-        _private(f"{stem}.env", "".join(lines))
+        atomic.replace(f"{stem}.env", "".join(lines))
         kept.append(("EnvironmentFile", f"{stem}.env"))
     for key, value in wanted:
         if key == "SetCredential":
             name, _, content = value.partition(":")
             if not name or set(name) & set("/%"):
                 raise Failure(f"SetCredential={name}: is not the name of a credential", code=WRONG_FILE)
-            _private(f"{stem}.{name}.credential", unit_environment.unescaped(content))
+            atomic.replace(f"{stem}.{name}.credential", unit_environment.unescaped(content))
             kept.append(("LoadCredential", f"{name}:{stem}.{name}.credential"))
     return kept
-
-
-def _private(path: str, content: str) -> None:
-    fd = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with open(fd, "w", encoding="utf-8") as file:
-        file.write(content)
-    os.rename(f"{path}.new", path)
 
 
 def start_made(text: PodText, source: str, host: Host) -> int:
@@ -133,10 +126,7 @@ def write(text: PodText, host: Host) -> str:
     path = path_of(text.name, host)
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
     told = {**text._asdict(), "steps": [step._asdict() for step in text.steps]}
-    fd = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with open(fd, "w", encoding="utf-8") as file:
-        file.write(jsontext.dumps(told))
-    os.rename(f"{path}.new", path)
+    atomic.replace(path, jsontext.dumps(told))
     return path
 
 

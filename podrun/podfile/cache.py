@@ -63,14 +63,12 @@ class Results:
         return tables if isinstance(tables, dict) else None
 
     def _keep(self) -> None:
+        from podrun import atomic
+
         try:
             os.makedirs(self.place, mode=0o700, exist_ok=True)
             for path, content in self.new if _is_ours(self.place) else ():
-                unfinished = f"{path}.{os.getpid()}"
-                fd = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-                with open(fd, "w", encoding="utf-8") as file:
-                    file.write(content)
-                os.rename(unfinished, path)
+                atomic.replace(path, content)
         except OSError:
             pass  # a full or read-only disk is reported where it matters
 

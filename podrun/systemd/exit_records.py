@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import time
 
+from podrun import atomic, jsontext
 from podrun import identity as identities
-from podrun import jsontext
 from podrun.identity import Identity
 from podrun.record import NamedTuple
 from podrun.systemd import events
@@ -62,11 +62,7 @@ def note(
         events.note(run, "pod", "died", name, segment=segment, id=invocation, exit=status)
     path = _path(run, name, segment)
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-    # No pod's name begins with a dot.
-    unfinished = f"{run}/ended/.{os.path.basename(path)}"
-    with open(unfinished, "w", encoding="utf-8") as file:
-        file.write(jsontext.dumps(ending._asdict()))
-    os.rename(unfinished, path)
+    atomic.replace(path, jsontext.dumps(ending._asdict()))
 
 
 def _status(told: str) -> int | None:
@@ -118,10 +114,7 @@ def read(run: str, name: str, segment: str = "") -> Ending | None:
 def drop(run: str, name: str, segment: str = "") -> None:
     """Forgets the last ending: what is asked for from now on is that of the start under way."""
     for part in _segments(run, name) if segment in ("", "pod") else [segment]:
-        try:
-            os.unlink(_path(run, name, part))
-        except FileNotFoundError:
-            pass
+        atomic.remove(_path(run, name, part))
 
 
 def all_of(run: str, name: str) -> list[Ending]:
@@ -153,7 +146,7 @@ def forget(run: str, pods: Sequence[str]) -> None:
             continue
         wanted = {*pods, *(identities.of_text(name).pod for name in found if name.endswith(CREATED))}
         for name in found:
-            if identities.of_text(name.removesuffix(".json")).pod not in wanted:
+            if identities.of_text(name.removesuffix(".json")).pod not in wanted and not name.startswith("."):
                 os.unlink(f"{run}/{place}/{name}")
 
 
@@ -168,6 +161,7 @@ def forget_start(run: str, name: str) -> None:
         # A dot of a pod's name is doubled there.
         if file.startswith(f"{text}.") and not file.startswith(f"{text}.."):
             os.unlink(f"{run}/units/{file}")
+    atomic.sweep(f"{run}/units")
 
 
 def _identities(run: str) -> list[Identity]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from podrun import __version__
+from podrun import __version__, atomic
 from podrun.engine import hook_loader
 from podrun.errors import Failure
 from podrun.hook_extras import HasUnitNeeds, offers
@@ -76,10 +76,7 @@ def text(podrun: str, known: Mapping[str, Known] = HOOKS, etc: str = ETC) -> str
 def install(podrun: str) -> str:
     """Puts the generator where systemd runs it at boot and at daemon-reload; returns where that is."""
     os.makedirs(os.path.dirname(PATH), exist_ok=True)
-    with open(f"{PATH}.new", "w", encoding="utf-8") as file:
-        file.write(text(podrun, {**HOOKS, **declared(hook_loader.names())}))
-    os.chmod(f"{PATH}.new", 0o755)
-    os.rename(f"{PATH}.new", PATH)
+    atomic.replace(PATH, text(podrun, {**HOOKS, **declared(hook_loader.names())}), 0o755)
     return PATH
 
 

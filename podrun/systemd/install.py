@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 
-from podrun import PROGRAM, host_defaults
+from podrun import PROGRAM, atomic, host_defaults
 from podrun.engine import hook_loader
 from podrun.errors import BUSY, NOT_ALLOWED, UNAVAILABLE, WRONG_FILE, Failure
 from podrun.hook_extras import HasUnitNeeds, offers
@@ -114,9 +114,7 @@ def install(texts: dict[str, str]) -> list[str]:
             raise Failure(what, code=NOT_ALLOWED, hint="give the pod another name")
     for name, text in texts.items():
         path = f"{unit_files.INSTALLED}/{name}"
-        with open(f"{path}.new", "w", encoding="utf-8") as file:
-            file.write(text)
-        os.rename(f"{path}.new", path)
+        atomic.replace(path, text, 0o644)
         done.append(path)
     wanted = [name for name, text in texts.items() if syntax.links(name, text)]
     subprocess.run(["systemctl", "daemon-reload"], check=False)
@@ -147,7 +145,7 @@ def uninstall(name: str) -> list[str]:
             raise Failure(f"{unit} is active", code=BUSY, hint=f"systemctl stop {unit}")
     subprocess.run(["systemctl", "disable", "--quiet", *made], check=False)
     for path in paths:
-        os.unlink(path)
+        atomic.remove(path)
     subprocess.run(["systemctl", "daemon-reload"], check=False)
     return [f"removed {path}" for path in paths]
 

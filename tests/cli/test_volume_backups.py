@@ -50,6 +50,7 @@ def test_through_a_pipe(podrun: Podrun, data: Path) -> None:
         (["create", "data"], 75, "already exists"),
         (["create", "../x"], 78, "expected a volume's name"),
         (["export", "nosuch"], 69, "there is no volume"),
+        (["export", "-o", "/dev/null", "data"], 78, "is not a plain file"),
         (["import", "data", "/dev/null"], 75, "is not empty"),
         (["import", "new", "/etc/passwd"], 65, "tar"),
         (["import", "new", "/no/such"], 69, "No such file"),
@@ -66,4 +67,4 @@ def test_what_cannot_be_done_is_told(podrun: Podrun, data: Path, words: list[str
 def test_an_export_that_fails_leaves_no_file(podrun: Podrun, data: Path, home: Path) -> None:
     done = podrun("volume", "export", "-o", str(home / "no" / "x.tar"), "data")
     assert done.returncode == 73
-    assert not list(home.glob("*.part"))
+    assert not list(home.glob("*x.tar*"))

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 
+from podrun import atomic
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,9 +43,6 @@ def mounts(step: Step) -> list[dict[str, Any]]:
 def write(path: str, targets: Sequence[Target]) -> None:
     """Replaces its content; a pod that is going has none any more."""
     text = "".join(f"{target.addr} {target.port} {target.weight}\n" for target in targets)
-    directory, _, name = path.rpartition("/")
-    unfinished = f"{directory}/.{name}"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         with open(path, encoding="ascii") as before:
             if before.read() == text:
@@ -51,21 +50,14 @@ def write(path: str, targets: Sequence[Target]) -> None:
     except FileNotFoundError:
         pass
     try:
-        with open(os.open(unfinished, flags, 0o644), "w", encoding="ascii") as file:
-            os.fchmod(file.fileno(), 0o644)
-            file.write(text)
-        os.rename(unfinished, path)
+        atomic.replace(path, text, 0o644)
     except FileNotFoundError:
         pass
 
 
 def end(step: Step) -> None:
     """Removes the file and its directory."""
-    for name in (step.options.service, f".{step.options.service}"):
-        try:
-            os.unlink(f"{_directory(step)}/{name}")
-        except FileNotFoundError:
-            pass
+    atomic.remove(f"{_directory(step)}/{step.options.service}")
     try:
         os.rmdir(_directory(step))
     except FileNotFoundError:

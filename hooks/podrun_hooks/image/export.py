@@ -14,7 +14,8 @@ import tarfile
 from collections.abc import Sequence
 from typing import IO
 
-from podrun.errors import CANNOT_CREATE, Failure, of_oserror
+from podrun import atomic
+from podrun.errors import WRONG_FILE, Failure, of_oserror
 from podrun_hooks.image import manifest, reference
 from podrun_hooks.image.layer.stream import chunks_of, compression, decompressed, malformed
 from podrun_hooks.image.manifest import Descriptor
@@ -35,20 +36,17 @@ def export(root: str, stored: layout.Stored, names: Sequence[str], path: str, fo
         _write(root, stored, names, sys.stdout.buffer, form)
         sys.stdout.buffer.flush()
         return
-    part = f"{path}.{os.getpid()}.part"
-    try:
-        with open(part, "xb") as file:
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise Failure(f"{path} is not a plain file", code=WRONG_FILE, hint="'-' writes to standard output")
+
+    def write(fd: int) -> None:
+        with open(fd, "wb", closefd=False) as file:
             _write(root, stored, names, file, form)
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(part, path)
-    except FileExistsError:
-        raise Failure(f"{part} is in the way", code=CANNOT_CREATE) from None
+
+    try:
+        atomic.replace(path, write, None, sync=True)
     except OSError as error:
         raise of_oserror(error, "exporting") from None
-    finally:
-        if os.path.exists(part):
-            os.unlink(part)
 
 
 def _write(root: str, stored: layout.Stored, names: Sequence[str], file: IO[bytes], form: str) -> None:

@@ -15,7 +15,6 @@ from podrun_hooks.network import ledger
 from podrun_hooks.network.lease import Subnet, subnet
 from podrun_hooks.network.netlink import nfnetlink, rtnetlink
 from podrun_hooks.network.publish.ruleset import NEWEST_SET
-from podrun_hooks.support import syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -210,6 +209,7 @@ def has_rules(table: str) -> bool:
 
 def _made(run: str, table: str, name: str, wanted: str, wanted6: str, manner: Manner) -> Bridge:
     """Creates whatever is missing of a bridge, under a lock; each part may exist already."""
+    from podrun import atomic
     from podrun_hooks.network import names
     from podrun_hooks.network.publish import spec
     from podrun_hooks.network.publish.ruleset import lay
@@ -237,11 +237,10 @@ def _made(run: str, table: str, name: str, wanted: str, wanted6: str, manner: Ma
         lay(bridge.table, bridge.name, bridge.pools, manner, before, gone)
         if not had_table:
             spec.restore(run, bridge.table)
-        with syscalls.Naming(f"{where}/base.new"), open(f"{where}/base.new", "w", encoding="utf-8") as file:
-            file.write(f"{ledger.boot_id()}\n{bridge.ifindex}\n{pool}\n{bridge.pool6 or ''}\n{bridge.table}\n")
-            words = ["routed" if manner.routed else "", "any_source" if manner.any_source else ""]
-            file.write(" ".join([*filter(None, words), *(f"reach={name}" for name in manner.reach)]) + "\n")
-        os.rename(f"{where}/base.new", f"{where}/base")
+        words = ["routed" if manner.routed else "", "any_source" if manner.any_source else ""]
+        words = [*filter(None, words), *(f"reach={name}" for name in manner.reach)]
+        lines = [ledger.boot_id(), bridge.ifindex, pool, bridge.pool6 or "", bridge.table, " ".join(words)]
+        atomic.replace(f"{where}/base", "".join(f"{line}\n" for line in lines), 0o644)
         return bridge
     finally:
         os.close(lock)
@@ -356,10 +355,9 @@ def _forward(run: str, *, ipv6: bool) -> dict[int, list[str]]:
 
 
 def _remember(run: str, version: int, links: Sequence[str]) -> None:
-    path = f"{run}/network/.before{version}"
-    with open(f"{path}.new", "w", encoding="utf-8") as file:
-        file.write("\n".join([ledger.boot_id(), *links]) + "\n")
-    os.rename(f"{path}.new", path)
+    from podrun import atomic
+
+    atomic.replace(f"{run}/network/.before{version}", "\n".join([ledger.boot_id(), *links]) + "\n", 0o644)
 
 
 def _remembered(run: str, version: int) -> list[str]:

@@ -6,10 +6,10 @@ configuration has changed since.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 
+from podrun import atomic
 from podrun.errors import CANNOT_CREATE, STEP_FAILED, UNAVAILABLE, WRONG_FILE, Failure
 from podrun_hooks.network import attach
 from podrun_hooks.network import ledger as ledgers
@@ -84,7 +84,7 @@ def add(step: Step, fd: int, netns: int, path: str, name: str) -> tuple[list[str
     }
     where = path_of(step)
     ledgers.note(fd, "cni", where)
-    _write(where, state)
+    atomic.replace(where, json.dumps(state))
     result = None
     for plugin in network["plugins"]:
         step.status(f"CNI plugin {plugin['type']}")
@@ -93,7 +93,7 @@ def add(step: Step, fd: int, netns: int, path: str, name: str) -> tuple[list[str
         except Answer as answer:
             what = f"CNI network {name}: {plugin['type']}: {answer}"
             raise Failure(what, code=CANNOT_CREATE if answer.code < 100 else STEP_FAILED) from None
-        _write(where, {**state, "result": result})
+        atomic.replace(where, json.dumps({**state, "result": result}))
     step.status(f"CNI network {name} is joined")
     result = result or {}
     dns = result.get("dns") or {}
@@ -107,9 +107,7 @@ def release(ledger: Ledger) -> None:
         state = read(where)
         if state:
             delete(state)
-        for path in (f"{where}.new", where):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
+        atomic.remove(where)
 
 
 def delete(state: Mapping[str, Any]) -> None:
@@ -264,13 +262,6 @@ def _free_name(netns: int) -> str:
 
 def _version(network: Mapping[str, Any]) -> tuple[int, ...]:
     return tuple(int(part) for part in str(network.get("cniVersion", "0.2.0")).split(".") if part.isdecimal())
-
-
-def _write(where: str, state: Mapping[str, Any]) -> None:
-    fd = os.open(f"{where}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with syscalls.Naming(where), open(fd, "w", encoding="utf-8") as file:
-        json.dump(state, file)
-    os.rename(f"{where}.new", where)
 
 
 def _only(table: Mapping[str, Any], *keys: str) -> dict[str, Any]:

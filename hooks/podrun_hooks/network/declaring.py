@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tomllib
 
-from podrun import jsontext
+from podrun import atomic, jsontext
 from podrun.errors import BUSY, CANNOT_CREATE, UNAVAILABLE, WRONG_FILE, Failure
 from podrun.options import Wrong, read
 from podrun_hooks.network import inspect, options
@@ -83,11 +83,7 @@ def _write(text: str) -> None:
     os.makedirs(directory, mode=0o755, exist_ok=True)
     place = trusted.directory(directory, "/etc/podrun")
     try:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(f".{name}.new", flags, 0o644, dir_fd=place)
-        with open(fd, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.rename(f".{name}.new", name, src_dir_fd=place, dst_dir_fd=place)
+        atomic.replace(name, text, 0o644, dir_fd=place)
     except OSError as error:
         raise Failure(f"{options.NETWORKS}: {error.strerror}", code=CANNOT_CREATE) from None
     finally:

@@ -11,6 +11,7 @@ import errno
 import os
 import stat
 
+from podrun import atomic
 from podrun.hook import Wrong
 from podrun_hooks.registry.record import LARGEST, MOST, Record, parse
 
@@ -27,29 +28,23 @@ def path_of(directory: str, service: str, identity: str) -> str:
 def put(directory: str, record: Record) -> None:
     """Writes a record in the place of an earlier one."""
     path = path_of(directory, record.service, record.id)
-    unfinished = _unfinished(path)
     for attempt in range(8):
         os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
         try:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-            with open(os.open(unfinished, flags, 0o644), "w", encoding="utf-8") as file:
-                file.write(record.text + "\n")
+            atomic.replace(path, record.text + "\n", 0o644)
+            return
         except FileNotFoundError:
             # The service's last other record went, and its directory with it.
             if attempt == 7:
                 raise
-            continue
-        os.rename(unfinished, path)
-        return
 
 
 def delete(directory: str, service: str, identity: str, gen: str = "") -> bool:
     """Removes a record, with ``gen`` only one of that invocation; True when it was there and has been removed."""
     path = path_of(directory, service, identity)
-    _unlink(_unfinished(path))
     found = read(directory, service, identity)
     theirs = found is not None and gen and found.gen != gen
-    removed = not theirs and _unlink(path)
+    removed = not theirs and atomic.remove(path)
     try:
         os.rmdir(os.path.dirname(path))
     except OSError as error:
@@ -120,16 +115,3 @@ def _record(path: str, service: str) -> Record:
     if found.service != service or f"{found.id}.json" != os.path.basename(path):
         raise Wrong(f"it says that it is {found.id} of {found.service}")
     return found
-
-
-def _unfinished(path: str) -> str:
-    directory, _, name = path.rpartition("/")
-    return f"{directory}/.{name}"
-
-
-def _unlink(path: str) -> bool:
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        return False
-    return True

@@ -10,7 +10,7 @@ import fcntl
 import os
 import time
 
-from podrun import jsontext
+from podrun import atomic, jsontext
 from podrun.identity import Identity, of_text
 from podrun.record import NamedTuple
 from podrun_hooks.registry import source as sources
@@ -83,21 +83,12 @@ def write(run: str, wish: Registration | Ambassador) -> None:
     table: dict[str, Any] = {"v": 1, "kind": kind, **wish._asdict(), "source": sources.to_json(wish.source)}
     if isinstance(wish, Registration):
         table["record"] = wish.record._asdict()
-    unfinished = f"{directory(run)}/.{os.path.basename(path)}"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-    with open(os.open(unfinished, flags, 0o600), "w", encoding="utf-8") as file:
-        file.write(jsontext.dumps(table))
-    os.rename(unfinished, path)
+    atomic.replace(path, jsontext.dumps(table))
 
 
 def remove(run: str, pod: str, step: str) -> None:
     """Removes a step's wish; nothing when it is gone."""
-    path = path_of(run, pod, step)
-    for one in (path, f"{directory(run)}/.{os.path.basename(path)}"):
-        try:
-            os.unlink(one)
-        except FileNotFoundError:
-            pass
+    atomic.remove(path_of(run, pod, step))
 
 
 def read(run: str, pod: str, step: str) -> Registration | Ambassador | None:
@@ -188,13 +179,8 @@ class Leases:
     def keep(self, source: Source, ttl: float, lease: str) -> None:
         """Writes down a lease that has been granted."""
         os.makedirs(self._directory, mode=0o700, exist_ok=True)
-        path = self._path(source, ttl)
         # Two steps may be granted one at the same time: the later one counts, and the follower moves the records there.
-        unfinished = f"{self._directory}/.{os.urandom(8).hex()}"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        with open(os.open(unfinished, flags, 0o600), "w", encoding="utf-8") as file:
-            file.write(lease)
-        os.rename(unfinished, path)
+        atomic.replace(self._path(source, ttl), lease)
 
     def forget(self, source: Source) -> None:
         """Forgets the leases of a registry that nobody uses any more: they end by themselves."""
@@ -204,10 +190,7 @@ class Leases:
             return
         for name in names:
             if name.startswith(f"{source.identity}-") and name.endswith(".lease"):
-                try:
-                    os.unlink(f"{self._directory}/{name}")
-                except FileNotFoundError:
-                    continue
+                atomic.remove(f"{self._directory}/{name}")
 
     def _path(self, source: Source, ttl: float) -> str:
         return f"{self._directory}/{source.identity}-{ttl:g}.lease"

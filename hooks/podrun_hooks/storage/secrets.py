@@ -11,6 +11,7 @@ import binascii
 import os
 import stat
 
+from podrun import atomic
 from podrun.errors import CANNOT_CREATE, NOT_ALLOWED, UNAVAILABLE, WRONG_FILE, Failure
 from podrun.options import Wrong
 from podrun.record import NamedTuple
@@ -47,15 +48,11 @@ def create(root: str, name: str, content: bytes, *, replace: bool = False) -> Se
     os.makedirs(directory, mode=0o700, exist_ok=True)
     program = _program()
     kept = _creds(program, "encrypt", name, content) if program else content
-    for old in _files_of(root, name) if replace else ():
-        os.unlink(old)
     path = f"{directory}/{name}{_ENCRYPTED if program else _PLAIN}"
-    fd = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with open(fd, "wb") as file:
-        file.write(kept)
-        file.flush()
-        os.fsync(fd)
-    os.rename(f"{path}.new", path)
+    atomic.replace(path, kept, sync=True)
+    for other in _files_of(root, name):
+        if other != path:
+            os.unlink(other)
     return Secret(name, os.stat(path).st_mtime, bool(program))
 
 
@@ -79,7 +76,7 @@ def remove(root: str, name: str) -> None:
     if not _file_of(root, name):
         raise missing(name)
     for path in _files_of(root, name):
-        os.unlink(path)
+        atomic.remove(path)
 
 
 def read(root: str, name: str) -> bytes:

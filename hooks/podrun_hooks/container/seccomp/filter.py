@@ -73,7 +73,11 @@ def _cached(profile: str, root: str, capabilities: frozenset[str], form: str, ne
     except ValueError as error:
         raise Failure(f"seccomp profile {profile}: {error}", code=WRONG_FILE) from None
     if made:
-        _publish(path, made)
+        from podrun import atomic
+
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        # A power cut could leave an empty file under a valid name, and no container would be protected.
+        atomic.replace(path, made, sync=True)
     return made
 
 
@@ -83,26 +87,6 @@ def _content(path: str) -> bytes:
             return file.read()
     except OSError as error:
         raise Failure(f"seccomp profile {path}: {error.strerror}", code=code_of(error)) from error
-
-
-def _publish(path: str, content: bytes) -> None:
-    """Writes a file that a reader sees whole or not at all."""
-    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-    temporary = f"{path}.{os.getpid()}"
-    try:
-        with open(temporary, "wb") as file:
-            os.fchmod(file.fileno(), 0o600)
-            file.write(content)
-            file.flush()
-            # Without it a power cut may leave an empty file under a valid name, and no container would be protected.
-            os.fsync(file.fileno())
-        os.rename(temporary, path)
-    except BaseException:
-        try:
-            os.unlink(temporary)
-        except FileNotFoundError:
-            pass
-        raise
 
 
 def _libseccomp(machine: str) -> str:

@@ -13,6 +13,7 @@ import shutil
 import warnings
 from typing import Any, NamedTuple
 
+from podrun import atomic
 from podrun.errors import NOT_ALLOWED, UNAVAILABLE, WRONG_FILE, Failure, of_oserror
 from podrun_hooks.support import trusted
 
@@ -204,13 +205,7 @@ def _write(path: str, config: dict[str, Any]) -> None:
     try:
         os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
         trusted.place(os.path.dirname(path), "/root/.docker", strict=False)
-        new = f"{path}.{os.getpid()}"
-        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        with open(fd, "w", encoding="utf-8") as opened:
-            json.dump(config, opened, indent=2)
-            opened.flush()
-            os.fsync(fd)
-        os.rename(new, path)
+        atomic.replace(path, json.dumps(config, indent=2), sync=True)
     except PermissionError as error:
         raise Failure(f"{path}: {error.strerror}", code=NOT_ALLOWED) from None
     except OSError as error:
