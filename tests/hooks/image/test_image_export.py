@@ -140,6 +140,8 @@ def test_an_export_that_fails_leaves_no_file(tmp_path: Path, root: str) -> None:
     with pytest.raises(Failure) as caught:
         commands.export(root, "nothing/such", str(tmp_path / "out.tar"))
     assert caught.value.code == UNAVAILABLE
+    with pytest.raises(Failure, match="/dev/null is not a plain file"):
+        commands.export(root, ref, "/dev/null")
 
 
 def test_the_archive_holds_every_blob_once(tmp_path: Path, root: str) -> None:
