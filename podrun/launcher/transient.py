@@ -145,7 +145,7 @@ def create(text: PodText, host: Host) -> None:
         hint = f"'podrun rm {text.name}' removes it"
         raise Failure("there is a pod of this name already", code=BUSY, hint=hint)
     write(text, host)
-    _private(_mark(text.name, host), "")
+    atomic.replace(_mark(text.name, host), "")
 
 
 def is_created(name: str, host: Host) -> bool:
