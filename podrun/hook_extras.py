@@ -87,8 +87,8 @@ class RunsCommands(Protocol):
     """``podrun exec``."""
 
     def exec_into(self, step: Step, own: Facts, argv: Sequence[str], **wanted: Any) -> NoReturn:
-        """Becomes a command inside the step's process; ``wanted``: any of tty, env, env_files, user, workdir,
-        privileged, detach. Raises Failure.
+        """Becomes a command inside the step's process; ``wanted``: any of interactive, tty, env, env_files,
+        user, workdir, privileged, detach. Raises Failure.
         """
 
 

@@ -62,7 +62,7 @@ def _as_it_was_run(pod: Pod, host: Host) -> loader.PodText:
 
 
 @command(
-    click.Option(["-i", "--interactive"], is_flag=True, help="Accepted: standard input is always passed on."),
+    click.Option(["-i", "--interactive"], is_flag=True, help="Give the command podrun's standard input."),
     click.Option(["-t", "--tty"], is_flag=True, help="Give the command a terminal."),
     click.Option(["-d", "--detach"], is_flag=True, help="Do not wait for it; its output is dropped."),
     click.Option(["--privileged"], is_flag=True, help="With all capabilities; the system call filter stays."),
@@ -89,7 +89,7 @@ def exec_(host: Host, word: str, command: Sequence[str], container: str, **given
     running = offers(hook, RunsCommands)
     if running is None:
         raise Failure(f"{step.label}: its hook cannot run commands in it")
-    wanted = {key: given[key] for key in ("tty", "user", "workdir", "privileged", "detach")}
+    wanted = {key: given[key] for key in ("interactive", "tty", "user", "workdir", "privileged", "detach")}
     wanted["env_files"] = [os.path.abspath(path) for path in given["env_files"]]
     if given["detach"] and given["tty"]:
         raise Failure("-t is for a command that somebody waits for", code=WRONG_FILE, hint="leave out -d, or -t")

@@ -360,5 +360,5 @@ def _inside(name: str, argv: Sequence[str], host: Host) -> int:
             hook = hook_loader.load(entry.step["hook"])
             running = offers(hook, RunsCommands)
             if running and journal.header and "process" in entry.facts:
-                running.exec_into(resolve(journal.header.pod, hook, entry.step), entry.facts, argv)
+                running.exec_into(resolve(journal.header.pod, hook, entry.step), entry.facts, argv, interactive=False)
     raise Failure("it has no container that runs commands", code=UNAVAILABLE)

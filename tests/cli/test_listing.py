@@ -178,6 +178,20 @@ def test_exec_d_leaves_a_command_that_ends_with_the_container(two: Podrun, user:
     assert two("exec", "-d", "second", "no-such-command").returncode == 127
 
 
+@pytest.mark.parametrize(("options", "printed"), [((), "0"), (("-i",), "6"), (("-t",), "")])
+def test_exec_reads_podruns_input_with_i_only(two: Podrun, options: tuple[str, ...], printed: str) -> None:
+    script = "tty" if "-t" in options else "wc -c"
+    argv = two.argv("exec", *options, "second", "sh", "-c", script)
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as source:
+        assert source.stdin and source.stdout
+        source.stdin.write(b"words\n")
+        source.stdin.close()
+        done = subprocess.run(argv, env=two.environ, stdin=source.stdout, capture_output=True, text=True, timeout=30)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip() == printed or printed == ""
+        assert source.stdout.read() == (b"" if "-i" in options else b"words\n"), "who comes next in a loop reads it"
+
+
 def test_exec_t_needs_no_terminal(two: Podrun) -> None:
     assert two("exec", "-t", "second", "tty").stdout.startswith("/dev/pts/")
 

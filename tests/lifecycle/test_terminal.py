@@ -196,7 +196,7 @@ def test_signals_to_exec_are_the_commands(screen: Any, web: Any, words: Any, nam
 
 
 @pytest.mark.parametrize(
-    "words", [("run", "-it", "--name", "app", "host:"), ("exec", "-t", "web")], ids=["run", "exec"]
+    "words", [("run", "-it", "--name", "app", "host:"), ("exec", "-it", "web")], ids=["run", "exec"]
 )
 def test_a_long_paste_while_the_payload_writes_keeps_nobody_waiting(screen: Any, web: Any, words: Any) -> None:
     terminal = screen(*words, "sh", "-c", "stty raw -echo; echo ready; head -c 200000 | tee /dev/stderr | wc -c")
@@ -215,7 +215,7 @@ def test_a_long_paste_while_the_payload_writes_keeps_nobody_waiting(screen: Any,
 
 
 def test_a_terminal_that_goes_away_ends_exec_without_an_internal_error(podrun: Podrun, web: Any) -> None:
-    terminal = Screen(podrun, "exec", "-t", "web", "sh", "-c", "echo ready; cat")
+    terminal = Screen(podrun, "exec", "-it", "web", "sh", "-c", "echo ready; cat")
     terminal.until("ready")
     terminal.close()
     os.kill(terminal.process.pid, signal.SIGHUP)

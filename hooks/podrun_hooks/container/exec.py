@@ -25,9 +25,12 @@ if TYPE_CHECKING:
     from podrun_hooks.container.runtime import Runtime
 
 
-def become(step: Step, process: Process, argv: Sequence[str], *, detach: bool = False, **wanted: Any) -> NoReturn:
+def become(
+    step: Step, process: Process, argv: Sequence[str], *, interactive: bool = True, detach: bool = False, **wanted: Any
+) -> NoReturn:
     """Runs ``argv`` with podrun's own streams and exits with its status; ``wanted`` as for :func:`process_of`.
 
+    Without ``interactive`` it has no input: in a shell's loop it would eat what the loop reads.
     ``detach``: does not wait for it. It has the container's /dev/null for streams, and ends with the container.
     """
     place = places.of(step)
@@ -55,7 +58,7 @@ def become(step: Step, process: Process, argv: Sequence[str], *, detach: bool = 
     if detach:
         nothing = _nothing(process)
         os._exit(start(["--detach"], (nothing, nothing, nothing)))
-    os._exit(relay.run(place, start, tty=bool(wanted.get("tty"))))
+    os._exit(relay.run(place, start, tty=bool(wanted.get("tty")), interactive=interactive))
 
 
 def _nothing(process: Process) -> int:

@@ -59,6 +59,8 @@ def find_command(
     def may_search(directory: os.stat_result) -> bool:
         return searcher or _may_execute(directory, who)
 
+    # What execve(2) would say stands in brackets: scripts look for the words.
+    denied, missing = os.strerror(errno.EACCES).lower(), os.strerror(errno.ENOENT).lower()
     for candidate in candidates:
         try:
             fd, _ = tree.find(candidate, may_search)
@@ -71,7 +73,7 @@ def find_command(
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
                 raise  # it may well be there
             if error.errno == errno.EACCES:
-                refused = refused or f"{candidate} is out of reach for user {user.uid}"
+                refused = refused or f"{candidate} is out of reach for user {user.uid} ({denied})"
             continue
         try:
             why = _not_executable(fd, who, tree, override=override)
@@ -83,24 +85,25 @@ def find_command(
     if refused:
         raise Failure(refused, code=CANNOT_EXECUTE)
     hint = "" if "/" in name else f"PATH is {variables['PATH']!r}"
-    raise Failure(f"{name!r} is not in the image", code=NOT_FOUND, hint=hint)
+    raise Failure(f"{name!r} is not in the image ({missing})", code=NOT_FOUND, hint=hint)
 
 
 def _not_executable(fd: int, user: User, tree: Tree, *, override: bool) -> str:
     """Why ``user`` cannot execute the file; "": nothing speaks against it."""
     about = os.fstat(fd)
+    denied = os.strerror(errno.EACCES).lower()
     if not stat.S_ISREG(about.st_mode):
-        return "is not a file"
+        return f"is {'a directory' if stat.S_ISDIR(about.st_mode) else 'not a file'} ({denied})"
     if not about.st_mode & 0o111:
-        return "is not executable"
+        return f"is not executable ({denied})"
     if os.fstatvfs(fd).f_flag & os.ST_NOEXEC:
-        return "is in a mount that is noexec"
+        return f"is in a mount that is noexec ({denied})"
     if override or _may_execute(about, user):
         return _refused(fd, tree)
     try:
         os.getxattr(f"/proc/self/fd/{fd}", "system.posix_acl_access")
     except OSError:
-        return "is not executable for this user"
+        return f"is not executable for this user ({denied})"
     return ""  # an access control list says more than the mode: the kernel decides
 
 

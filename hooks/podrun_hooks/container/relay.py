@@ -31,9 +31,12 @@ else:
 _PASSED_ON = tuple(getattr(_signal, f"SIG{name}") for name in "HUP INT QUIT TERM USR1 USR2 CONT".split())
 
 
-def run(place: Place, start: Callable[[list[str], tuple[int, int, int]], int], *, tty: bool) -> int:
+def run(
+    place: Place, start: Callable[[list[str], tuple[int, int, int]], int], *, tty: bool, interactive: bool = True
+) -> int:
     """Has ``start`` run the command (options of the runtime's exec, streams) and waits for it; returns its exit code.
 
+    ``interactive``: it gets podrun's standard input; else it reads the end of it at once, and nothing from a terminal.
     ``start`` returns the runtime's status; what the runtime had to say is on standard error by then.
     """
     syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
@@ -41,15 +44,21 @@ def run(place: Place, start: Callable[[list[str], tuple[int, int, int]], int], *
     options = ["--detach", "--pid-file", pid_file]
     try:
         if tty:
-            return _with_terminal(place, start, options, pid_file)
-        return _with_pipes(start, options, pid_file)
+            return _with_terminal(place, start, options, pid_file, interactive=interactive)
+        return _with_pipes(start, options, pid_file, interactive=interactive)
     finally:
         _unlink(pid_file)
 
 
-def _with_pipes(start: Callable[[list[str], tuple[int, int, int]], int], options: list[str], pid_file: str) -> int:
+def _with_pipes(
+    start: Callable[[list[str], tuple[int, int, int]], int], options: list[str], pid_file: str, *, interactive: bool
+) -> int:
     # Both outputs are one pipe where they are one file: what is written in order has to arrive in order.
-    leader = {fd: 1 if fd == 2 and _same(1, 2) else fd for fd in (0, 1, 2) if _is_kept_outside(fd)}
+    leader = {
+        fd: 1 if fd == 2 and _same(1, 2) else fd
+        for fd in (0, 1, 2)
+        if _is_kept_outside(fd) or (fd == 0 and not interactive)
+    }
     pipes = {fd: os.pipe2(os.O_CLOEXEC) for fd in {*leader.values()}}
     ours = {fd: pipe[0 if fd else 1] for fd, pipe in pipes.items()}
     theirs = {fd: pipe[1 if fd else 0] for fd, pipe in pipes.items()}
@@ -58,6 +67,8 @@ def _with_pipes(start: Callable[[list[str], tuple[int, int, int]], int], options
     for fd in theirs.values():
         os.close(fd)
     channels = []
+    if not interactive:
+        os.close(ours.pop(0))
     if 0 in ours:
         os.set_blocking(ours[0], False)
         channels.append(Channel(0, ours[0], lambda: os.close(ours[0])))
@@ -66,7 +77,12 @@ def _with_pipes(start: Callable[[list[str], tuple[int, int, int]], int], options
 
 
 def _with_terminal(
-    place: Place, start: Callable[[list[str], tuple[int, int, int]], int], options: list[str], pid_file: str
+    place: Place,
+    start: Callable[[list[str], tuple[int, int, int]], int],
+    options: list[str],
+    pid_file: str,
+    *,
+    interactive: bool,
 ) -> int:
     import termios
 
@@ -81,11 +97,11 @@ def _with_terminal(
         _unlink(f"{place.written}/console-{os.getpid()}")
     os.set_blocking(master, False)
     terminal.resize(master)
-    before = terminal.raw(0)
+    before = terminal.raw(0) if interactive else None
     try:
-        keyboard = Channel(0, master, lambda: terminal.end_of_input(master))
+        keyboard = [Channel(0, master, lambda: terminal.end_of_input(master))] if interactive else []
         screen = Channel(master, 1)
-        return _attend(process, [keyboard, screen], [screen], lambda: terminal.resize(master))
+        return _attend(process, [*keyboard, screen], [screen], lambda: terminal.resize(master))
     finally:
         if before is not None:
             try:

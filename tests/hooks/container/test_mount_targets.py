@@ -276,7 +276,7 @@ def test_the_hosts_dev_null_is_not_given_to_the_user_of_an_exec(podrun: Any, tmp
     step = f'{{ hook = "container", command = ["sleep", "60"], stop_timeout = "0s", runtime = "{runtime}" }}'
     podrun("up", "-d", podrun.file("web", f"chain = [ {image}, {step} ]"), check=True)
     uid = 70000 + os.getpid() % 10000
-    done = podrun("exec", "-u", str(uid), "web", "sh", "-c", "read x; echo $?; exec 3>&0")
+    done = podrun("exec", "-i", "-u", str(uid), "web", "sh", "-c", "read x; echo $?; exec 3>&0")
     assert done.stdout == "1\n", "it reads as /dev/null does"
     assert os.stat("/dev/null").st_uid != uid
     with open("/dev/null", "wb") as null:
