@@ -38,4 +38,10 @@ def command(*parameters: click.Parameter) -> Callable[[Callable[..., int | None]
 WORD = click.Argument(["word"], metavar="FILE|NAME", shell_complete=completion.words)
 FORMAT = click.Option(["--format", "form"], type=click.Choice(["table", "json"]), default="table", help="How to print.")
 QUIET = click.Option(["-q", "--quiet"], is_flag=True, help="Names only.")
-CONTAINER = click.Option(["-c", "--container"], default="", metavar="NAME", help="Which container; default: the last.")
+CONTAINER = click.Option(
+    ["-c", "--container"],
+    default="",
+    metavar="NAME",
+    help="Which container; default: the last.",
+    shell_complete=completion.containers,
+)

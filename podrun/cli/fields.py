@@ -1,12 +1,13 @@
-"""``--format``: a table, JSON Lines, columns by name, ``{fields}`` in a line; and what ``--filter`` compares."""
+"""``--format``: a table, JSON Lines, columns by name, ``{fields}`` in a line, a Go template; and ``--filter``."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from podrun.cli import templates
 from podrun.cli.output import printed, say
 from podrun.errors import WRONG_FILE, Failure
 from podrun.options import unknown
@@ -65,14 +66,33 @@ def line(template: str, record: Any) -> str:
     return re.sub(r"\{([^{}]*)\}", lambda match: shown(value(record, match[1])), template)
 
 
-def write(rows: Sequence[dict[str, Any]], form: str, columns: Sequence[str], *, heading: bool = True) -> None:
-    """Prints rows as ``form`` says: "table" (of ``columns``), "json", "name,state" or "{name} is {state}"."""
+#: What --help says of it.
+FORMATS = "table, json, FIELD,FIELD, '{FIELD} ...' or a Go template."
+#: Gives a record the names that docker and podman have for its fields: podrun.cli.docker_names.
+Naming = Callable[[Mapping[str, Any]], templates.Struct]
+
+
+def write(
+    rows: Sequence[dict[str, Any]],
+    form: str,
+    columns: Sequence[str],
+    naming: Naming,
+    *,
+    heading: bool = True,
+    kind: str = "",
+) -> None:
+    """Prints rows as ``form`` says: "table" (of ``columns``), "json", "name,state", "{name} is {state}" or a template.
+
+    ``kind`` is the word before ID in a heading of docker's.
+    """
     if form == "json":
         printed(rows, "json")
+    elif templates.is_template(form) or form.startswith("table "):
+        for text in templates.lines(form, [*map(naming, rows)], heading=heading, kind=kind):
+            say(text)
     elif "{" in form:
-        template = braced(form)
         for row in rows:
-            say(line(template, row))
+            say(line(form, row))
     else:
         names = list(columns) if form == "table" else [name.strip() for name in form.split(",")]
         table = [{name: value(row, name) for name in names} for row in rows]
@@ -80,6 +100,17 @@ def write(rows: Sequence[dict[str, Any]], form: str, columns: Sequence[str], *, 
             printed(table, "table")
         else:
             _plain(table)
+
+
+def write_one(record: Mapping[str, Any], form: str, naming: Naming) -> None:
+    """Prints a record as ``form`` says: "json", a path, "{paths} in a line" or a template. Raises Failure."""
+    if form == "json":
+        say(json.dumps(record, indent=2))
+    elif templates.is_template(form):
+        for text in templates.lines(form, [naming(record)]):
+            say(text)
+    else:
+        say(line(form if "{" in form else f"{{{form}}}", record))
 
 
 def _plain(table: Sequence[Mapping[str, Any]]) -> None:
@@ -117,10 +148,3 @@ def matches(pattern: str, text: str) -> bool:
         return bool(re.search(pattern, text))
     except re.error as error:
         raise Failure(f"{pattern!r} is no pattern: {error}", code=WRONG_FILE) from None
-
-
-def braced(form: str) -> str:
-    """A line's template; a path alone is one, too. Raises Failure (WRONG_FILE)."""
-    if "{{" in form:
-        raise Failure("--format takes no Go templates", code=WRONG_FILE, hint="'{name}' is a field's value")
-    return form if "{" in form else f"{{{form}}}"

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 
 import click
 
+from podrun.cli import completion
 from podrun.cli.output import Guarded, printed, say
 from podrun.errors import UNAVAILABLE, Failure
 from podrun.launcher.commands import host_of, name_of
 
 
 @click.command(cls=Guarded)
-@click.argument("words", nargs=-1, metavar="[FILE|NAME]...")
+@click.argument("words", nargs=-1, metavar="[FILE|NAME]...", shell_complete=completion.words)
 @click.option("--all", "everything", is_flag=True, help="Every pod that is up and whose file has an [update].")
 @click.option("--check", "look", is_flag=True, help="Only say what is new.")
 @click.option("--dry-run", "dry", is_flag=True, help="Say what is new, and how the pod would get it.")
@@ -32,7 +33,7 @@ def update(ctx: click.Context, words: Sequence[str], everything: bool, look: boo
 
 
 @click.command(cls=Guarded)
-@click.argument("word", metavar="FILE|NAME")
+@click.argument("word", metavar="FILE|NAME", shell_complete=completion.words)
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", help="How to print.")
 @click.pass_context
 def history(ctx: click.Context, word: str, form: str) -> None:
@@ -65,7 +66,7 @@ def history(ctx: click.Context, word: str, form: str) -> None:
 
 
 @click.command(cls=Guarded)
-@click.argument("word", metavar="FILE|NAME")
+@click.argument("word", metavar="FILE|NAME", shell_complete=completion.words)
 @click.argument("generation", type=int, default=0, required=False)
 @click.pass_context
 def rollback(ctx: click.Context, word: str, generation: int) -> int:

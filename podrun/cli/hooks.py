@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from podrun.cli import completion
 from podrun.cli.output import say
 from podrun.conformance import scaffold
 from podrun.engine import hook_loader
@@ -26,7 +27,7 @@ from podrun.options import REQUIRED, schema_of
 from podrun.podfile import loader
 
 _form = click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", help="How to print.")
-_word = click.argument("word", metavar="HOOK")
+_word = click.argument("word", metavar="HOOK", shell_complete=completion.hooks)
 
 
 class _Guarded(click.Command):

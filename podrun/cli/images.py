@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import fnmatch
-import json
 import os
 import sys
-import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import click
 
-from podrun.cli import fields, in_use
-from podrun.cli.output import Guarded, human, printed, say
+from podrun.cli import completion, image_listing, in_use
+from podrun.cli.output import Guarded, human, say
 from podrun.engine import hook_loader
 from podrun.engine import journal as journals
 from podrun.engine import state as states
-from podrun.errors import UNAVAILABLE, WRONG_FILE, Failure
+from podrun.errors import WRONG_FILE, Failure
 from podrun.hook_extras import UsesImages, offers
 from podrun.host import Host
 from podrun.launcher import pull
@@ -45,13 +43,17 @@ def image() -> None:
     """The image store."""
 
 
+for command in image_listing.COMMANDS:
+    image.add_command(command)
+
+
 def _host(ctx: click.Context) -> Host:
     return host_of(ctx.obj)
 
 
 @image.command("import", cls=Guarded)
 @click.option("--name", default="", metavar="NAME", help="The image's name, where the archive has none.")
-@click.argument("path")
+@click.argument("path", type=click.Path())
 @click.pass_context
 def import_(ctx: click.Context, path: str, name: str) -> None:
     """Import every image of an archive or an OCI layout under the names in it (-: standard input)."""
@@ -63,7 +65,7 @@ def import_(ctx: click.Context, path: str, name: str) -> None:
 
 
 @image.command(cls=Guarded)
-@click.argument("ref")
+@click.argument("ref", shell_complete=completion.images)
 @click.argument("name")
 @click.pass_context
 def tag(ctx: click.Context, ref: str, name: str) -> None:
@@ -74,7 +76,7 @@ def tag(ctx: click.Context, ref: str, name: str) -> None:
 
 
 @image.command(cls=Guarded)
-@click.argument("refs", nargs=-1, required=True)
+@click.argument("refs", nargs=-1, required=True, shell_complete=completion.images)
 @click.pass_context
 def untag(ctx: click.Context, refs: Sequence[str]) -> None:
     """Remove names; an image without a name stays until 'podrun image prune'."""
@@ -91,8 +93,8 @@ def untag(ctx: click.Context, refs: Sequence[str]) -> None:
     default="oci-archive",
     help="docker-archive: plain layers, for docker before 23 and zstd.",
 )
-@click.argument("ref")
-@click.argument("file")
+@click.argument("ref", shell_complete=completion.images)
+@click.argument("file", type=click.Path())
 @click.pass_context
 def export(ctx: click.Context, ref: str, file: str, form: str) -> None:
     """Write an image into FILE (-: standard output), for skopeo, podman load and docker load."""
@@ -102,113 +104,6 @@ def export(ctx: click.Context, ref: str, file: str, form: str) -> None:
     digest = pull.store().export(_host(ctx).root, ref, path, form, os.getcwd())
     events.note(_host(ctx).run, "image", "export", ref, id=digest)
     say(digest, err=file == "-")
-
-
-@image.command(cls=Guarded)
-@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", help="How to print.")
-@click.argument("ref")
-@click.pass_context
-def history(ctx: click.Context, ref: str, form: str) -> None:
-    """Show how an image was made, the newest step first."""
-    rows = [row._asdict() for row in pull.store().history(_host(ctx).root, ref, os.getcwd())]
-    if form == "table":
-        rows = [
-            {
-                "layer": row["layer"][7:19] or None,
-                "created": row["created"][:19].replace("T", " "),
-                "size": human(row["size"]),
-                "created by": row["created_by"][:80],
-            }
-            for row in rows
-        ]
-    printed(rows, form)
-
-
-@click.command(cls=Guarded)
-@click.option("-u", "--username", default="", metavar="USER", help="The user name; asked for when it is not given.")
-@click.option("--password-stdin", is_flag=True, help="Read the password from standard input.")
-@click.argument("registry", default="docker.io")
-@click.pass_context
-def login(ctx: click.Context, registry: str, username: str, password_stdin: bool) -> None:
-    """Check a user name and password with a registry, and store them where docker does."""
-    try:
-        user = username or click.prompt("Username", err=True)
-        if password_stdin:
-            password = sys.stdin.read().rstrip("\r\n")
-        else:
-            password = click.prompt("Password", hide_input=True, err=True)
-    except click.Abort:
-        hint = "--username NAME --password-stdin"
-        raise Failure("nobody is there to be asked", code=WRONG_FILE, hint=hint) from None
-    place = pull.store().login(registry, user, password)
-    say(f"{registry}: logged in; kept in {place}")
-
-
-@click.command(cls=Guarded)
-@click.argument("registry", default="docker.io")
-@click.pass_context
-def logout(ctx: click.Context, registry: str) -> None:
-    """Forget the name and password for a registry."""
-    found = pull.store().logout(registry)
-    say(f"{registry}: {'logged out' if found else 'was not logged in'}")
-
-
-@image.command(cls=Guarded)
-@click.option("--format", "form", default="table", metavar="FORMAT", help="table, json, FIELD,FIELD or '{FIELD} ...'.")
-@click.option("-q", "--quiet", is_flag=True, help="Digests only.")
-@click.option("--no-trunc", is_flag=True, help="Digests in full.")
-@click.option("--noheading", is_flag=True, help="Without the line of headings.")
-@click.argument("name", default="")
-@click.pass_context
-def ls(ctx: click.Context, form: str, quiet: bool, no_trunc: bool, noheading: bool, name: str) -> None:
-    """List the images in the store; those of one NAME, with or without its tag."""
-    rows = [row._asdict() for row in pull.store().ls(_host(ctx).root)]
-    if name:
-        wanted = pull.store().spelled(name)
-        rows = [row for row in rows if wanted in (row["ref"], f"{row['ref'].rpartition(':')[0]}:latest")]
-    if quiet:
-        for row in rows:
-            say(row["digest"])
-        return
-    if form == "table":
-        rows = [
-            {
-                **row,
-                "digest": row["digest"] if no_trunc else row["digest"][:19],
-                "id": row["id"].removeprefix("sha256:")[: None if no_trunc else 12] or None,
-                "size": human(row["size"]),
-                "pulled": time.strftime("%Y-%m-%d %H:%M", time.localtime(row["pulled"])),
-            }
-            for row in rows
-        ]
-    fields.write(rows, form, ("ref", "digest", "id", "platform", "size", "pulled"), heading=not noheading)
-
-
-@image.command(cls=Guarded)
-@click.option("-f", "--format", "form", default="json", metavar="FORMAT", help="json, or '{ref} {configuration.os}'.")
-@click.argument("refs", nargs=-1, required=True)
-@click.pass_context
-def inspect(ctx: click.Context, refs: Sequence[str], form: str) -> None:
-    """Print what the store knows of images, by name, id or digest, as JSON; or what is at paths of it."""
-    found = [one for ref in refs for one in pull.store().inspect(_host(ctx).root, ref, os.getcwd())]
-    if form == "json":
-        say(json.dumps(found, indent=2))
-    for one in found if form != "json" else ():
-        say(fields.line(fields.braced(form), one))
-
-
-@image.command(cls=Guarded)
-@click.argument("ref")
-@click.pass_context
-def exists(ctx: click.Context, ref: str) -> int:
-    """0 when an image is in the store, by name, id or digest; else 1. Nothing is printed."""
-    try:
-        pull.store().inspect(_host(ctx).root, ref, os.getcwd())
-    except Failure as failure:
-        if failure.code != UNAVAILABLE:
-            raise
-        return 1
-    return 0
 
 
 @click.command("load", cls=Guarded)
@@ -236,7 +131,7 @@ def load(ctx: click.Context, path: str, quiet: bool) -> None:
     help="Default: docker-archive, which is what docker load takes.",
 )
 @click.option("-q", "--quiet", is_flag=True, help="Accepted.")
-@click.argument("ref")
+@click.argument("ref", shell_complete=completion.images)
 @click.pass_context
 def save(ctx: click.Context, ref: str, path: str, form: str, quiet: bool) -> None:
     """Write an image into an archive: 'image export' as docker spells it."""
@@ -244,7 +139,7 @@ def save(ctx: click.Context, ref: str, path: str, form: str, quiet: bool) -> Non
 
 
 @image.command(cls=Guarded)
-@click.argument("refs", nargs=-1, required=True)
+@click.argument("refs", nargs=-1, required=True, shell_complete=completion.images)
 @click.pass_context
 def rm(ctx: click.Context, refs: Sequence[str]) -> None:
     """Remove images; one that a pod uses stays."""

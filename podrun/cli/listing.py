@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 import click
 
-from podrun.cli import completion, details, fields, views
+from podrun.cli import completion, details, docker_names, fields, views
 from podrun.cli.output import Guarded, say
 from podrun.errors import UNAVAILABLE, WRONG_FILE, Failure
 from podrun.launcher.commands import host_of, name_of
@@ -32,7 +31,7 @@ _SORTED_BY = {"names": "name", "created": "started", "runningfor": "started", "s
 @click.option("-l", "--latest", is_flag=True, help="The last one started.")
 @click.option("--no-trunc", is_flag=True, help="Commands in full.")
 @click.option("--noheading", is_flag=True, help="Without the line of headings.")
-@click.option("--format", "form", default="table", metavar="FORMAT", help="table, json, FIELD,FIELD or '{FIELD} ...'.")
+@click.option("--format", "form", default="table", metavar="FORMAT", help=fields.FORMATS)
 @click.pass_context
 def ps(
     ctx: click.Context,
@@ -71,7 +70,7 @@ def ps(
         return
     if form == "table" and not no_trunc:
         rows = [{**row, "command": _short(row["command"])} for row in rows]
-    fields.write(rows, form, _COLUMNS, heading=not noheading)
+    fields.write(rows, form, _COLUMNS, docker_names.pod, heading=not noheading, kind="CONTAINER")
 
 
 def _short(command: str) -> str:
@@ -105,7 +104,7 @@ def _meets(row: dict[str, Any], key: str, values: Sequence[str]) -> bool:
 
 
 @click.command(cls=Guarded)
-@click.option("-f", "--format", "form", default="json", metavar="FORMAT", help="json, or '{name} {containers[0].pid}'.")
+@click.option("-f", "--format", "form", default="json", metavar="FORMAT", help="json, '{name} ...' or a Go template.")
 @click.argument("words", metavar="FILE|NAME...", nargs=-1, required=True, shell_complete=completion.words)
 @click.pass_context
 def inspect(ctx: click.Context, words: Sequence[str], form: str) -> None:
@@ -121,4 +120,4 @@ def inspect(ctx: click.Context, words: Sequence[str], form: str) -> None:
         whole["restarts"] = details.restarts(whole["unit"]) if whole["unit"] else None
         found.append(whole)
     for whole in found:
-        say(json.dumps(whole, indent=2) if form == "json" else fields.line(fields.braced(form), whole))
+        fields.write_one(whole, form, docker_names.container)

@@ -37,7 +37,8 @@ from podrun.cli import (
     volumes,
 )
 from podrun.cli.declare import DECLARED, command
-from podrun.cli.images import image, login, logout
+from podrun.cli.images import image
+from podrun.cli.logins import login, logout
 from podrun.cli.output import say
 from podrun.engine import hook_loader
 from podrun.engine import journal as journals
@@ -75,8 +76,7 @@ def _planned(name: str, doc: str) -> click.Command:
         ctx.exit(act(name, {**ctx.obj, **given}))
 
     words: list[click.Parameter] = [
-        click.Argument([word], metavar=_METAVARS[word], shell_complete=completion.words if word == "word" else None)
-        for word in declared.words
+        click.Argument([word], metavar=_METAVARS[word], shell_complete=_COMPLETED[word]) for word in declared.words
     ]
     if declared.rest:
         words.append(click.Argument(["command"], metavar="[COMMAND...]", nargs=-1, type=click.UNPROCESSED))
@@ -91,6 +91,7 @@ def _planned(name: str, doc: str) -> click.Command:
 
 
 _METAVARS = {"word": "FILE|NAME", "ref": "REF"}
+_COMPLETED = {"word": completion.words, "ref": completion.images}
 
 
 @click.group(cls=peers.Group, context_settings={"help_option_names": ["-h", "--help"]})

@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from podrun.cli import completion
-from podrun.cli.output import Guarded, printed, say
+from podrun.cli import completion, docker_names, fields
+from podrun.cli.output import Guarded, say
 from podrun.engine import hook_loader
 from podrun.errors import CANNOT_CREATE, UNAVAILABLE, WRONG_FILE, Failure
 from podrun.launcher.commands import host_of, name_of
@@ -28,20 +28,32 @@ def group() -> None:
 
 
 @group.command(cls=Guarded)
-@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", help="How to print.")
+@click.option("--format", "form", default="table", metavar="FORMAT", help=fields.FORMATS)
 @click.option("-q", "--quiet", is_flag=True, help="Names only.")
+@click.option("-f", "--filter", "filters", multiple=True, metavar="KEY=VALUE", help="Only these: name, id, driver.")
+@click.option("--noheading", "-n", is_flag=True, help="Without the line of headings.")
+@click.option("--no-trunc", is_flag=True, help="Accepted: names are not cut.")
 @click.pass_context
-def ls(ctx: click.Context, form: str, quiet: bool) -> None:
+def ls(ctx: click.Context, form: str, quiet: bool, filters: Sequence[str], noheading: bool, no_trunc: bool) -> None:
     """List the networks that a pod may name: bridges, and those that the first pod on them makes."""
     rows = _hook("inspect").known(host_of(ctx.obj).run)
+    for key, values in fields.conditions(filters, ("name", "id", "driver")):
+        rows = [row for row in rows if _meets(row, key, values)]
     if quiet:
         for row in rows:
             say(row["name"])
         return
-    if form == "table":
-        keys = ("name", "subnet", "subnet6", "leases")
-        rows = [{**{key: row[key] for key in keys}, "state": _state(row)} for row in rows]
-    printed(rows, form)
+    rows = [{**row, "state": _state(row)} for row in rows] if form != "json" else rows
+    fields.write(rows, form, _COLUMNS, docker_names.network, heading=not noheading, kind="NETWORK")
+
+
+_COLUMNS = ("name", "subnet", "subnet6", "leases", "state")
+
+
+def _meets(row: dict[str, Any], key: str, values: Sequence[str]) -> bool:
+    if key == "driver":
+        return "bridge" in values
+    return any(fields.matches(text, row["name"]) if key == "name" else row["name"].startswith(text) for text in values)
 
 
 def _state(row: dict[str, Any]) -> str:
@@ -51,10 +63,19 @@ def _state(row: dict[str, Any]) -> str:
 
 
 @group.command(cls=Guarded)
-@click.argument("name", required=False)
+@click.argument("name", shell_complete=completion.networks)
 @click.pass_context
-def inspect(ctx: click.Context, name: str | None) -> None:
-    """Print what there is on a network, or on all of them, as JSON."""
+def exists(ctx: click.Context, name: str) -> int:
+    """0 when there is such a network, else 1. Nothing is printed."""
+    return int(all(row["name"] != name for row in _hook("inspect").known(host_of(ctx.obj).run)))
+
+
+@group.command(cls=Guarded)
+@click.option("-f", "--format", "form", default="json", metavar="FORMAT", help="json, '{subnet} ...' or a Go template.")
+@click.argument("names", nargs=-1, shell_complete=completion.networks)
+@click.pass_context
+def inspect(ctx: click.Context, names: Sequence[str], form: str) -> None:
+    """Print what there is on networks, or on all of them, as JSON; or what is at paths of it."""
     run = host_of(ctx.obj).run
     known = _hook("inspect")
     leases, links, published = known.leases(run), known.links(run), known.published(run)
@@ -69,13 +90,17 @@ def inspect(ctx: click.Context, name: str | None) -> None:
                 "published": [port for port in published if port["address"] in addresses],
             }
         )
-    if name is None:
+    if not names and form == "json":
         say(json.dumps(whole, indent=2))
         return
-    found = next((row for row in whole if row["name"] == name), None)
-    if found is None:
-        raise Failure(f"there is no network {name}", code=UNAVAILABLE, hint="'podrun network ls' lists the networks")
-    say(json.dumps(found, indent=2))
+    chosen = []
+    for name in names or [row["name"] for row in whole]:
+        found = next((row for row in whole if row["name"] == name), None)
+        if found is None:
+            raise Failure(f"there is no network {name}", code=UNAVAILABLE, hint="'podrun network ls' lists them")
+        chosen.append(found)
+    for row in chosen:
+        fields.write_one(row, form, docker_names.network)
 
 
 @group.command(cls=Guarded)
@@ -109,7 +134,7 @@ def create(ctx: click.Context, /, name: str, subnets: Sequence[str], driver: str
 
 @group.command(cls=Guarded)
 @click.option("-f", "--force", is_flag=True, help="Do nothing when it does not exist.")
-@click.argument("names", nargs=-1, required=True)
+@click.argument("names", nargs=-1, required=True, shell_complete=completion.networks)
 @click.pass_context
 def rm(ctx: click.Context, names: Sequence[str], force: bool) -> None:
     """Remove networks that no pod uses from networks.toml, and their bridges."""
@@ -129,7 +154,7 @@ def rm(ctx: click.Context, names: Sequence[str], force: bool) -> None:
 @click.option("--mac-address", "mac", metavar="MAC", help="The hardware address of the interface.")
 @click.option("--interface", metavar="NAME", help="The interface's name in the pod; default: eth1, eth2, ...")
 @click.option("--alias", "aliases", multiple=True, metavar="NAME", help="One more name of the pod there.")
-@click.argument("network")
+@click.argument("network", shell_complete=completion.networks)
 @click.argument("word", metavar="FILE|NAME", shell_complete=completion.words)
 @click.pass_context
 def connect(ctx: click.Context, /, network: str, word: str, **given: Any) -> None:
@@ -149,7 +174,7 @@ def connect(ctx: click.Context, /, network: str, word: str, **given: Any) -> Non
 
 @group.command(cls=Guarded)
 @click.option("-f", "--force", is_flag=True, help="Accepted.")
-@click.argument("network")
+@click.argument("network", shell_complete=completion.networks)
 @click.argument("word", metavar="FILE|NAME", shell_complete=completion.words)
 @click.pass_context
 def disconnect(ctx: click.Context, network: str, word: str, force: bool) -> None:

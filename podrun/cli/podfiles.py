@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from podrun import messages
-from podrun.cli import views
+from podrun.cli import completion, views
 from podrun.cli.declare import FORMAT, WORD, command
 from podrun.cli.output import printed, say
 from podrun.engine import hook_loader, segments
@@ -150,7 +150,7 @@ def trace(host: Host, word: str, form: str, svg: bool) -> None:
     click.Option(["--install"], is_flag=True, help="Put them where systemd reads them, and enable them."),
     click.Option(["--uninstall"], is_flag=True, help="Disable and remove the pod's installed units."),
     click.Option(["--install-generator"], is_flag=True, help="Have systemd make the units of /etc/podrun itself."),
-    click.Argument(["word"], metavar="[FILE|NAME]", required=False),
+    click.Argument(["word"], metavar="[FILE|NAME]", required=False, shell_complete=completion.words),
 )
 def unit(host: Host, word: str | None, install: bool, uninstall: bool, install_generator: bool) -> None:
     """Print the systemd units of a pod file."""

@@ -9,6 +9,8 @@ from datetime import datetime
 from podrun.errors import WRONG_FILE, Failure
 
 _UNITS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "min": 60.0, "s": 1.0, "ms": 1e-3}
+#: More digits of a second than datetime takes: Go prints nanoseconds.
+MICROSECONDS = re.compile(r"(\.\d{6})\d+")
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|min|d|h|m|s)\s*")
 
 
@@ -24,8 +26,7 @@ def moment(text: str, option: str) -> float:
         ago = sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(span))
         return time.time() - ago
     try:
-        # fromisoformat(3.11) takes microseconds; Go prints nanoseconds.
-        return datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", text.strip())).timestamp()
+        return datetime.fromisoformat(MICROSECONDS.sub(r"\1", text.strip())).timestamp()
     except ValueError:
         hint = "such as 10m, 2026-11-26T17:30:00Z or 1795714200"
         raise Failure(f"{option} {text!r} is not a time", code=WRONG_FILE, hint=hint) from None
@@ -37,9 +38,21 @@ def stamp(seconds: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)) + f".{int((seconds - whole) * 1e6):06d}Z"
 
 
+#: Units with their seconds, and from how many on they are used: as docker has it.
+_AGES = (
+    ("year", 365 * 86400, 2),
+    ("month", 30 * 86400, 2),
+    ("week", 7 * 86400, 2),
+    ("day", 86400, 1),
+    ("hour", 3600, 2),
+    ("minute", 60, 2),
+)
+
+
 def age(seconds: float) -> str:
-    """A length of time for people: "5 seconds", "3 minutes", "2 days"."""
-    for unit, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
-        if seconds >= 2 * length or (unit == "day" and seconds >= length):
-            return f"{seconds / length:.0f} {unit}s".replace("1 days", "1 day")
+    """A length of time for people: "5 seconds", "3 minutes", "2 days", "4 years"."""
+    for unit, length, least in _AGES:
+        if seconds >= least * length:
+            number = round(seconds / length)
+            return f"{number} {unit}{'s' * (number != 1)}"
     return f"{max(0.0, seconds):.0f} second{'s' * (round(seconds) != 1)}"

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from podrun.cli import completion, fields
+from podrun.cli import completion, docker_names, fields
 from podrun.cli.output import Guarded, human
 from podrun.engine import journal as journals
 from podrun.errors import UNAVAILABLE, Failure
@@ -25,7 +25,7 @@ _HOME = "\x1b[H\x1b[J"
 @click.option("--no-stream", "once", is_flag=True, help="Once, at a terminal too.")
 @click.option("-f", "--follow", is_flag=True, help="Again and again, as at a terminal.")
 @click.option("-i", "--interval", type=click.FloatRange(min=0.1), default=2.0, metavar="SECONDS", help="How often.")
-@click.option("--format", "form", default="table", metavar="FORMAT", help="table, json, FIELD,FIELD or '{FIELD} ...'.")
+@click.option("--format", "form", default="table", metavar="FORMAT", help=fields.FORMATS)
 @click.argument("words", metavar="[FILE|NAME]...", nargs=-1, shell_complete=completion.words)
 @click.pass_context
 def stats(ctx: click.Context, words: Sequence[str], form: str, once: bool, follow: bool, interval: float) -> None:
@@ -40,7 +40,7 @@ def stats(ctx: click.Context, words: Sequence[str], form: str, once: bool, follo
         rows = _rows(host, chosen, form)
         if screen:
             sys.stdout.write(_HOME)
-        fields.write(rows, form, _COLUMNS)
+        fields.write(rows, form, _COLUMNS, docker_names.used)
         sys.stdout.flush()
         if once or not (screen or follow):
             return

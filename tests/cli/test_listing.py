@@ -99,7 +99,9 @@ def test_ps_prints_columns_by_name_and_lines_of_fields(two: Podrun) -> None:
         (["ps", "--filter", "nmae=x"], "did you mean 'name'"),
         (["ps", "--filter", "name"], "expected KEY=VALUE"),
         (["ps", "--filter", "name=("], "is no pattern"),
-        (["ps", "--format", "{{.Names}}"], "no Go templates"),
+        (["ps", "--format", "{{.Nmaes}}"], "did you mean 'Names'"),
+        (["inspect", "-f", "{{.State.Statsu}}", "first"], "did you mean 'Status'"),
+        (["inspect", "-f", "{{.Name", "first"], "is not closed"),
         (["inspect", "-f", "{nmae}", "first"], "did you mean 'name'"),
         (["inspect", "-f", "{name[}", "first"], "is no path"),
         (["logs", "-n", "x", "first"], "a number of lines"),
@@ -121,6 +123,23 @@ def test_inspect_prints_what_is_at_paths_of_several_pods(two: Podrun) -> None:
     lines = two("inspect", "-f", form, "first", "second", check=True).stdout.splitlines()
     assert [line.split()[:2] for line in lines] == [["first", "sh"], ["second", "sh"]]
     assert two("inspect", "-f", "state", "first").stdout == "up\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "printed"),
+    [
+        (["ps", "--format", "{{.Names}}: {{.State}} {{.Command | upper}}", "-n", "1"], "second: running SH -C"),
+        (["ps", "--format", '{{.ID}} {{.Label "a.b"}} {{.Labels}}', "--filter", "name=first"], "first c a.b=c,d=e"),
+        (["ps", "--format", "table {{.Names}}\\t{{.State}}"], "NAMES    STATE\nfirst    running\nsecond   running"),
+        (["inspect", "-f", "{{.State.Status}} {{.State.Health}} {{.name}}", "first"], "running <no value> first"),
+        (["inspect", "-f", "{{.State.Health.Status}} {{json .Config.Labels}}", "second"], "healthy {}"),
+        (["inspect", "-f", '{{index .Config.Labels "a.b"}} {{.HostConfig.PidsLimit}}', "first"], "c 2048"),
+        (["inspect", "-f", '{{range .Config.Env}}{{if eq . "PLAIN=shown"}}yes{{end}}{{end}}', "first"], "yes"),
+        (["stats", "--no-stream", "--format", "{{.Name}}", "first"], "first"),
+    ],
+)
+def test_docker_s_templates_name_its_fields(two: Podrun, words: list[str], printed: str) -> None:
+    assert two(*words, check=True).stdout.startswith(printed)
 
 
 def test_inspect_tells_of_a_containers_circumstances_and_masks_secrets(two: Podrun) -> None:

@@ -36,6 +36,9 @@ class Listed(NamedTuple):
     pulled: float
     #: The digest of its configuration, docker's and podman's "image id".
     id: str = ""
+    #: When it was built (RFC 3339), and its labels, as its configuration states them.
+    created: str = ""
+    labels: dict[str, str] = {}
 
 
 class Made(NamedTuple):
@@ -186,7 +189,10 @@ def tag(root: str, ref: str, name: str, cwd: str = "") -> layout.Image:
 
 
 def untag(root: str, refs: list[str], cwd: str = "") -> list[str]:
-    """Removes names; the images stay until ``prune``. Raises Failure (UNAVAILABLE) for a name that does not exist."""
+    """Removes names, all of an image for an id or digest of it; the images stay until ``prune``.
+
+    Raises Failure (UNAVAILABLE) for what does not exist.
+    """
     with locked(root, "store", shared=True), work(root) as scratch:
         found = [pair for ref in refs for pair in lookup.find(root, ref, cwd)]
         for path, one in found:
@@ -197,14 +203,23 @@ def untag(root: str, refs: list[str], cwd: str = "") -> list[str]:
 
 def _platform_of(root: str, stored: layout.Stored) -> dict[str, str]:
     """The platform in the image's configuration; the one that was asked for if the configuration cannot be read."""
+    config = _configuration(root, stored)
+    if config:
+        platform = {key: str(config.get(key) or "") for key in ("os", "architecture", "variant")}
+    else:
+        platform = dict(zip(("os", "architecture", "variant"), [*stored.platform.split("/"), "", ""], strict=False))
+    return {key: value for key, value in platform.items() if value}
+
+
+def _configuration(root: str, stored: layout.Stored) -> dict[str, Any]:
+    """An image's configuration; {} if it cannot be read."""
     try:
         content = lookup.read(layout.blob(root, stored.digest))
         found = manifest.manifest(content, manifest.Descriptor("", stored.digest, len(content)), stored.ref)
         config = json.loads(lookup.read(layout.blob(root, found.config.digest)))
-        platform = {key: str(config.get(key) or "") for key in ("os", "architecture", "variant")}
-    except (Failure, ValueError, AttributeError):
-        platform = dict(zip(("os", "architecture", "variant"), [*stored.platform.split("/"), "", ""], strict=False))
-    return {key: value for key, value in platform.items() if value}
+    except (Failure, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}
 
 
 def _tags_of_layout(index: str) -> list[str]:
@@ -214,18 +229,30 @@ def _tags_of_layout(index: str) -> list[str]:
         return tags_of(manifest.document(file.read(manifest.MAX_DOCUMENT + 1), index))
 
 
+def names(root: str) -> set[str]:
+    """The names of the images in the store, for completion: no image is looked at."""
+    return {one.ref for _, one in lookup.records(root)}
+
+
 def ls(root: str) -> list[Listed]:
     """The images in the store, sorted by name."""
-    return sorted(
-        Listed(
-            one.ref,
-            one.digest,
-            "/".join(_platform_of(root, one).values()),
-            _size(root, one),
-            one.pulled,
-            lookup.id_of(root, one),
-        )
-        for _, one in lookup.records(root)
+    rows = [_listed(root, one) for _, one in lookup.records(root)]
+    return sorted(rows, key=lambda row: (row.ref, row.digest, row.platform))
+
+
+def _listed(root: str, stored: layout.Stored) -> Listed:
+    config = _configuration(root, stored)
+    inner = config.get("config")
+    labels = (inner.get("Labels") if isinstance(inner, dict) else None) or {}
+    return Listed(
+        stored.ref,
+        stored.digest,
+        "/".join(_platform_of(root, stored).values()),
+        _size(root, stored),
+        stored.pulled,
+        lookup.id_of(root, stored),
+        _line(config.get("created")),
+        {str(key): str(value) for key, value in labels.items()} if isinstance(labels, dict) else {},
     )
 
 

@@ -7,11 +7,11 @@ import os
 from podrun.errors import WRONG_FILE, Failure
 from podrun.hook import Problem
 from podrun.options import Wrong
-from podrun_hooks.storage.options import OPTION, OVERLAY, TMPFS, VOLUME, misplaced, resolved, split_docker
+from podrun_hooks.storage.options import OF_A_BIND, OPTION, OVERLAY, TMPFS, VOLUME, misplaced, resolved, split_docker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
 
@@ -66,8 +66,23 @@ def mount_of(source: str, target: str, options: Sequence[str], root: str, *, fil
         return {"hostPath": "tmpfs", "containerPath": target, "type": "tmpfs", "options": given}
     path = source
     if source.startswith(VOLUME):
-        path = f"{root}/volumes/{source[len(VOLUME) :]}/data"
+        from podrun_hooks.storage import volumes
+
+        name = source[len(VOLUME) :]
+        path = volumes.path_of(root, name)
+        if stands_for := volumes.about(root, name).options:
+            return _instead(stands_for, target, options)
     given = [word for word in resolved(["rbind", "nosuid", "nodev"], options) if word != "nocopy"]
     mount: dict[str, Any] = {"hostPath": path, "containerPath": target, "type": "bind", "options": given}
     # Beyond CDI: the container step copies what the image has there before it mounts.
     return {**mount, "fill": True} if fill else mount
+
+
+def _instead(volume: Mapping[str, str], target: str, options: Sequence[str]) -> dict[str, Any]:
+    """The mount of a volume that ``podrun volume create -o`` has made to stand for something else."""
+    words = [word for word in [*volume["o"].split(","), *options] if word not in ("", "nocopy")]
+    if volume["type"] == "tmpfs":
+        given = resolved(["nosuid", "nodev", "mode=1777"], [word for word in words if word not in OF_A_BIND])
+        return {"hostPath": "tmpfs", "containerPath": target, "type": "tmpfs", "options": given}
+    given = resolved(["rbind", "nosuid", "nodev"], words)
+    return {"hostPath": volume["device"], "containerPath": target, "type": "bind", "options": given}

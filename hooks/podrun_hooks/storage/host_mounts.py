@@ -237,7 +237,7 @@ def _idmapped(step: Step, place: str) -> tuple[str, Facts]:
     from podrun_hooks.storage import idmap, volumes
 
     source = step.options.source
-    path = volumes.path_of(step.pod.root, source[len(VOLUME) :]) if source.startswith(VOLUME) else source
+    path = volumes.content_of(step.pod.root, source[len(VOLUME) :]) if source.startswith(VOLUME) else source
     tree = syscalls.open_tree(path, recursive=True)
     idmap.apply(tree, step.options.idmap, path)
     _attach(tree, place, _RESTRICTED)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import fcntl
 import os
 
+from podrun import jsontext
 from podrun.errors import STEP_FAILED, Failure
+from podrun.record import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,9 +21,51 @@ if TYPE_CHECKING:
 _GONE = ".gone"
 
 
+class About(NamedTuple):
+    """What ``podrun volume create`` was told of a volume."""
+
+    labels: dict[str, str]
+    #: Docker's type, device and o: what is mounted instead of the volume's own directory; {} is the rule.
+    options: dict[str, str]
+    #: Seconds since 1970.
+    created: float
+
+
 def path_of(root: str, name: str) -> str:
-    """The directory with a volume's content."""
+    """The directory with a volume's own content."""
     return f"{root}/volumes/{name}/data"
+
+
+def content_of(root: str, name: str) -> str:
+    """The directory with what a volume shows: its own, or the one of the host that it stands for."""
+    options = about(root, name).options
+    return options["device"] if options and options["type"] != "tmpfs" else path_of(root, name)
+
+
+def about(root: str, name: str) -> About:
+    """What is known of a volume."""
+    place = f"{root}/volumes/{name}"
+    try:
+        with open(f"{place}/about", "rb") as file:
+            told = jsontext.loads(file.read().decode())
+        return About(told["labels"], told["options"], told["created"])
+    except FileNotFoundError:
+        pass
+    try:
+        return About({}, {}, os.stat(place).st_mtime)
+    except FileNotFoundError:
+        return About({}, {}, 0.0)
+
+
+def make(root: str, name: str, told: About) -> None:
+    """Creates a volume, described by ``told``: first its description, because a container may use it at once."""
+    place = f"{root}/volumes/{name}"
+    os.makedirs(f"{root}/volumes", mode=0o700, exist_ok=True)
+    os.makedirs(place, mode=0o755, exist_ok=True)
+    from podrun import atomic
+
+    atomic.replace(f"{place}/about", jsontext.dumps(told._asdict()), sync=True)
+    provide(root, name, fill=not told.options)
 
 
 def _mark(place: str) -> str:
