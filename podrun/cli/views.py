@@ -165,7 +165,7 @@ def ended_rows(run: str) -> list[dict[str, Any]]:
 
 def created(host: Host, name: str) -> dict[str, Any] | None:
     """What is known of a pod that ``podrun create`` made and nobody has started, in the form of :func:`inspect`."""
-    text = transient.kept(name, host) if transient.is_created(name, host) else None
+    text = transient.kept(name, host) if exit_records.is_created(host.run, name) else None
     if text is None:
         return None
     images = [step.options.get("ref") for step in text.steps if "ref" in step.options]

@@ -9,7 +9,7 @@ from podrun.engine import journal as journals
 from podrun.errors import BUSY, UNAVAILABLE, WRONG_FILE, Failure
 from podrun.launcher import launch
 from podrun.podfile import loader
-from podrun.systemd import events, notify
+from podrun.systemd import events, exit_records, notify
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,9 +44,9 @@ def start(pod: dict[str, Any], given: dict[str, Any], host: Host) -> int:
             "--restart needs -d on a host that systemd runs", code=UNAVAILABLE, hint="systemd does the restarting"
         )
     if given["detach"]:
-        from podrun.launcher import detach, transient
+        from podrun.launcher import detach
 
-        if transient.is_created(name, host):
+        if exit_records.is_created(host.run, name):
             hint = f"'podrun start {name}' starts it, 'podrun rm {name}' removes it"
             raise Failure("a pod of this name was created", code=BUSY, hint=hint)
         return detach.start(text, host)

@@ -141,16 +141,11 @@ def kept(name: str, host: Host) -> PodText | None:
 
 def create(text: PodText, host: Host) -> None:
     """Keeps a pod for ``podrun start`` without starting it. Raises Failure (BUSY) when there is one of that name."""
-    if states.state(host.run, text.name) != "absent" or is_created(text.name, host):
+    if states.state(host.run, text.name) != "absent" or exit_records.is_created(host.run, text.name):
         hint = f"'podrun rm {text.name}' removes it"
         raise Failure("there is a pod of this name already", code=BUSY, hint=hint)
     write(text, host)
     atomic.replace(_mark(text.name, host), "")
-
-
-def is_created(name: str, host: Host) -> bool:
-    """Whether ``podrun create`` made the pod, and nobody has removed it."""
-    return os.path.exists(_mark(name, host))
 
 
 def created(host: Host) -> list[str]:

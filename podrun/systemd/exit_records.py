@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 CREATED = ".created"
 
 
+def is_created(run: str, name: str) -> bool:
+    """Whether ``podrun create`` made the pod, and nobody has removed it."""
+    return os.path.exists(f"{run}/units/{Identity(name).text}{CREATED}")
+
+
 class Ending(NamedTuple):
     """The end of one invocation of a unit. ``status`` is as a shell shows it, 128+n for signal n; None: unknown yet."""
 
