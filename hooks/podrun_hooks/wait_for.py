@@ -231,9 +231,17 @@ class _Directory:
         return file.records(self.directory, service)
 
     def note(self, identity: str, text: str) -> None:
-        os.makedirs(self.waiting, mode=0o755, exist_ok=True)
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        with open(os.open(f"{self.waiting}/{identity}.json", flags, 0o644), "w", encoding="utf-8") as note:
+        for attempt in range(8):
+            try:
+                os.makedirs(self.waiting, mode=0o755, exist_ok=True)
+                fd = os.open(f"{self.waiting}/{identity}.json", flags, 0o644)
+                break
+            except (FileNotFoundError, FileExistsError):
+                # The last of the others has just stopped waiting, and removed the directory.
+                if attempt == 7:
+                    raise
+        with open(fd, "w", encoding="utf-8") as note:
             note.write(text)
 
     def unnote(self, identity: str) -> None:

@@ -79,12 +79,19 @@ class Results:
 
 
 def forget(place: str) -> None:
-    """Removes all results."""
+    """Removes all results; a start may write others meanwhile."""
     try:
-        for name in os.listdir(place):
-            os.unlink(f"{place}/{name}")
-        os.rmdir(place)
+        names = os.listdir(place)
     except FileNotFoundError:
+        return
+    for name in names:
+        try:
+            os.unlink(f"{place}/{name}")
+        except FileNotFoundError:
+            continue
+    try:
+        os.rmdir(place)
+    except OSError:
         pass
 
 

@@ -9,7 +9,7 @@ from podrun import atomic, jsontext
 from podrun import identity as identities
 from podrun.identity import Identity
 from podrun.record import NamedTuple
-from podrun.systemd import events
+from podrun.systemd import events, notify
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from podrun.engine.journal import Journal
 
 
+#: Seconds that pass, at most, between what podrun writes for a transient unit and the unit.
+_STARTING = 60.0
 #: What the name of the empty file ends in that stands beside what 'podrun create' has written for a start.
 CREATED = ".created"
 
@@ -142,7 +144,8 @@ def names(run: str) -> list[str]:
 def forget(run: str, pods: Sequence[str]) -> None:
     """Removes the endings of what is none of ``pods``, and what their units were started from (podrun.transient).
 
-    A pod that was created and not removed is kept.
+    A pod that was created and not removed is kept. Of the latter, so is that of a unit that systemd still has: between
+    two starts of its Restart= there is no pod, only the unit.
     """
     for place in ("ended", "units"):
         try:
@@ -151,8 +154,21 @@ def forget(run: str, pods: Sequence[str]) -> None:
             continue
         wanted = {*pods, *(identities.of_text(name).pod for name in found if name.endswith(CREATED))}
         for name in found:
-            if identities.of_text(name.removesuffix(".json")).pod not in wanted and not name.startswith("."):
-                os.unlink(f"{run}/{place}/{name}")
+            pod = identities.of_text(name.removesuffix(".json")).pod
+            path = f"{run}/{place}/{name}"
+            try:
+                kept = pod in wanted or name.startswith(".") or (place == "units" and _may_start(run, pod, path))
+                if not kept:
+                    os.unlink(path)
+            except FileNotFoundError:
+                continue
+
+
+def _may_start(run: str, pod: str, path: str) -> bool:
+    """True for what a unit is started from that systemd has, or will have in a moment. Raises FileNotFoundError."""
+    if notify.is_transient(f"{Identity(pod).tag(run)}.service"):
+        return True
+    return time.time() - os.stat(path).st_mtime < _STARTING
 
 
 def forget_start(run: str, name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from podrun import identity
 from podrun.hook import Step, read
 from podrun.identity import Identity
 from podrun.podfile.tables import POD_NAME, STEP_NAME
-from podrun.systemd import exit_records
+from podrun.systemd import exit_records, notify
 from podrun_hooks import container, register
 from podrun_hooks.registry import wishes
 from support.fakes import pod_in
@@ -70,11 +71,28 @@ def test_gc_forgets_the_gone_pod_and_not_the_living_one_with_a_dot(tmp_path: Pat
         noted(run, pod)
         noted(run, pod, "main")
         os.makedirs(f"{run}/units", exist_ok=True)
-        (tmp_path / "units" / f"{Identity(pod).text}.json").write_text("{}")
+        unit = tmp_path / "units" / f"{Identity(pod).text}.json"
+        unit.write_text("{}")
+        os.utime(unit, (0, 0))
     exit_records.forget(run, ["web@1.2"])
     assert exit_records.names(run) == ["web@1.2"]
     assert [ending.status for ending in exit_records.all_of(run, "web@1.2")] == [7, 7]
     assert [path.name for path in (tmp_path / "units").iterdir()] == ["web@1..2.json"]
+
+
+def test_gc_leaves_alone_what_a_unit_is_about_to_be_started_from(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """There is no pod yet, or none between two starts of Restart=."""
+    monkeypatch.setattr(notify, "is_transient", lambda unit: unit.endswith("-restarts.service"))
+    (tmp_path / "units").mkdir()
+    for pod, age in (("gone", 3600), ("starts", 1), ("restarts", 3600)):
+        for name in (f"{pod}.json", f"{pod}.env"):
+            (tmp_path / "units" / name).write_text("")
+            os.utime(tmp_path / "units" / name, (time.time() - age,) * 2)
+    exit_records.forget(str(tmp_path), [])
+    left = sorted(path.name for path in (tmp_path / "units").iterdir())
+    assert left == ["restarts.env", "restarts.json", "starts.env", "starts.json"]
 
 
 def test_a_segment_called_new_has_an_exit_record_like_any_other(tmp_path: Path) -> None:

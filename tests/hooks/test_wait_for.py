@@ -122,6 +122,28 @@ def test_no_note_is_left_behind(tmp_path: Path) -> None:
     assert not (registry / ".waiting").exists()
 
 
+def test_pods_that_begin_and_end_to_wait_at_once_do_not_meet(tmp_path: Path) -> None:
+    """The last one to go removes the directory in which the next one is about to note itself."""
+    failures = []
+
+    def begin_and_end(name: str) -> None:
+        registry = wait_for._Directory(str(tmp_path))
+        try:
+            for _ in range(400):
+                registry.note(name, "{}")
+                registry.unnote(name)
+        except OSError as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=begin_and_end, args=(name,)) for name in ("a", "b", "c")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert not (tmp_path / ".waiting").exists()
+
+
 def test_strangers_notes_harm_nobody(tmp_path: Path) -> None:
     directory = tmp_path / "run/registry/.waiting"
     directory.mkdir(parents=True)

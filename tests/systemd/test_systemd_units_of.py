@@ -15,6 +15,7 @@ from support.systemd_case import (
     IMAGE,
     NETWORK,
     PATIENT,
+    RUN,
     Pods,
     container,
     ended,
@@ -325,11 +326,15 @@ def test_run_d_restart_is_systemds_restart_with_its_limit(pods: Pods) -> None:
     systemctl("reset-failed")
 
 
-def test_restart_of_a_transient_unit_is_systemds(pods: Pods) -> None:
-    path = pods.file("web", IMAGE + container(PATIENT) + '[service]\nRestart = "always"\nRestartSec = "100ms"\n')
+def test_restart_of_a_transient_unit_is_systemds_and_a_gc_before_it_takes_nothing_away(pods: Pods) -> None:
+    path = pods.file("web", IMAGE + container(PATIENT) + '[service]\nRestart = "always"\nRestartSec = "2s"\n')
     assert sh("podrun", "up", "-d", str(path)).returncode == 0
+    [file] = (RUN / "units").glob("web.json")
+    os.utime(file, (0, 0))
     pid = main_pid("podrun-web")
     os.kill(pid, 9)
+    until(lambda: show("podrun-web", "SubState") == ["auto-restart"])
+    assert sh("podrun", "gc").returncode == 0
     until(lambda: show("podrun-web", "ActiveState") == ["active"] and main_pid("podrun-web") not in (0, pid))
     sh("podrun", "down", "web")
     pods.nothing_left()

@@ -204,12 +204,7 @@ def freeze(place: Place, on: bool) -> bool:
 
 
 def remove(place: Place) -> None:
-    """Removes the container's cgroups and, when nothing else is in it, podrun's own above them."""
+    """Removes the container's cgroups. The one above them, /podrun, stays: other pods may be about to make theirs."""
     for path in of(place):
         for directory, _, _ in os.walk(path, topdown=False):
             os.rmdir(directory)
-        if place.cgroup.startswith("/podrun/"):
-            try:
-                os.rmdir(os.path.dirname(path))
-            except OSError:
-                continue

@@ -179,7 +179,10 @@ def _leave_memory(place: Place) -> None:
 
 
 def remove(place: Place, *, persist: bool) -> None:
-    """Removes all of it, by name: another step's files below the same directories are none of ours."""
+    """Removes all of it, by name: another step's files below the same directories are none of ours.
+
+    The runtime's --root stays: another pod's runtime may be about to make its own directory in it.
+    """
     clear(place.written)
     _leave_memory(place)
     for file in (place.config, f"{place.notify}/socket", place.direct):
@@ -198,7 +201,6 @@ def remove(place: Place, *, persist: bool) -> None:
         above = [os.path.dirname(generation)] if os.path.basename(generation)[0] == "+" else []
         for directory in (place.storage, generation, *above):
             _rmdir(directory)
-    _rmdir(place.runtime)
 
 
 def remove_logs(log: str) -> None:

@@ -29,12 +29,12 @@ def put(directory: str, record: Record) -> None:
     """Writes a record in the place of an earlier one."""
     path = path_of(directory, record.service, record.id)
     for attempt in range(8):
-        os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
         try:
+            os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
             atomic.replace(path, record.text + "\n", 0o644)
             return
-        except FileNotFoundError:
-            # The service's last other record went, and its directory with it.
+        except (FileNotFoundError, FileExistsError):
+            # The service's last other record went, and its directory with it (makedirs: it was there, and is not).
             if attempt == 7:
                 raise
 
