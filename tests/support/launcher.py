@@ -9,6 +9,7 @@ from pathlib import Path
 
 #: The directory of the tests.
 HERE = Path(__file__).parents[1]
+_PATH = [str(HERE.parent), str(HERE.parent / "hooks")]
 
 
 class Podrun:
@@ -26,7 +27,7 @@ class Podrun:
             "PODRUN_CONFIG": str(HERE / "support" / "podrun.toml"),
             # This podrun is installed nowhere: there is no path that a unit could start it by.
             "PODRUN_SYSTEMD": "no",
-            "PYTHONPATH": f"{HERE.parent}:{HERE.parent / 'hooks'}",
+            "PYTHONPATH": ":".join(_PATH),
         }
 
     def argv(self, *words: str) -> list[str]:
@@ -64,3 +65,12 @@ class Podrun:
 
     def journals(self) -> list[str]:
         return sorted(str(path.relative_to(self.run)) for path in self.run.glob("pods/*/*"))
+
+
+class AsInstalled(Podrun):
+    """The same, begun the way the installed command is (#!/usr/bin/python3 -IS): -m and site take as long as a pod."""
+
+    def argv(self, *words: str) -> list[str]:
+        begin = f"import sys; sys.path[:0] = {_PATH}; import podrun; podrun.SITE_LEFT_OUT = True"
+        program = f"{begin}; from podrun.__main__ import run; sys.exit(run(sys.argv[1:]))"
+        return [sys.executable, "-IS", "-c", program, *words]

@@ -22,7 +22,7 @@ from pathlib import Path
 from podrun_hooks.image import commands
 from support import image_builder as build
 from support.image_power import Expected, check, mounted, run
-from support.launcher import Podrun
+from support.launcher import AsInstalled, Podrun
 
 _FICLONE = 0x40049409
 APPLETS = ("sh", "sleep", "cat", "true")
@@ -85,7 +85,7 @@ SITE = {str(n): f"page {n}\n" * (n % 50) for n in range(200)}
 
 def podrun_of(home: Path, disk: Path) -> Podrun:
     """A podrun with its store on the disk and its state in memory, as on a host."""
-    own = Podrun(home)
+    own = AsInstalled(home)
     own.root = disk / "root"
     own.environ |= {"PODRUN_ROOT": str(own.root)}
     return own
