@@ -125,7 +125,7 @@ class Case:
         for top in (place.runtime, place.bundle, self.pod.storage):
             for directory, _, files in os.walk(top):
                 found += [f"{directory}/{file}" for file in files]
-                found += [directory] if directory != self.pod.storage else []
+                found += [directory] if directory not in (self.pod.storage, place.runtime) else []
         found += [f"/tmp/{name}" for name in os.listdir("/tmp") if name.startswith("crun.") and name not in self.before]
         return found + self._processes()
 
