@@ -18,6 +18,7 @@ from podrun.engine.processes import alive
 from podrun.errors import UNAVAILABLE, WRONG_FILE, Failure
 from podrun.host import Host
 from podrun.launcher.commands import host_of, name_of
+from podrun.options import whole
 from podrun.systemd import exit_records
 
 #: A line and when it was written, in seconds since 1970; None: its source has no times.
@@ -166,10 +167,11 @@ def logs(
 ) -> None:
     """Print what containers have written, of several pods with their names in front of the lines."""
     host = host_of(ctx.obj)
-    if not (last in ("all", "-1") or (last.isascii() and last.isdecimal())):
+    count = whole(last)
+    if count is None and last not in ("all", "-1"):
         raise Failure(f"--tail {last!r}: expected a number of lines, or all", code=WRONG_FILE)
     wanted = Wanted(
-        int(last) if last.isdecimal() else None,
+        count,
         times.moment(since, "--since") if since else 0.0,
         times.moment(until, "--until") if until else 0.0,
         timestamps,

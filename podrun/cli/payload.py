@@ -26,6 +26,7 @@ from podrun.hook_extras import Controls, offers
 from podrun.host import Host
 from podrun.launcher import foreground
 from podrun.launcher.commands import host_of, name_of
+from podrun.options import whole
 from podrun.systemd import events
 
 _words = click.argument("words", metavar="FILE|NAME...", nargs=-1, required=True, shell_complete=completion.words)
@@ -39,10 +40,11 @@ def number_of(text: str) -> int:
     name = text.upper().removeprefix("SIG")
     for base, first in (("RTMIN", int(signal.SIGRTMIN)), ("RTMAX", int(signal.SIGRTMAX))):
         offset = name.removeprefix(base)
-        if name.startswith(base) and (not offset or offset.lstrip("+-").isdigit()):
-            name = str(first + int(offset or 0))
-    number = int(name) if name.isascii() and name.isdigit() else signal.Signals.__members__.get(f"SIG{name}", 0)
-    if not 0 < number <= 64:
+        away = whole(offset[1:] if offset[:1] in ("+", "-") else offset, 64) if offset else 0
+        if name.startswith(base) and away is not None:
+            name = str(first + (-away if offset[:1] == "-" else away))
+    number = whole(name, 64) or signal.Signals.__members__.get(f"SIG{name}", 0)
+    if not number:
         raise Failure(f"{text!r} is not a signal", code=WRONG_FILE, hint="such as TERM, HUP, USR1 or 15")
     return int(number)
 

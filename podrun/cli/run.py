@@ -24,7 +24,7 @@ from podrun.host import Host
 from podrun.launcher import launch, run
 from podrun.launcher.arguments import COMMANDS
 from podrun.messages import tell
-from podrun.options import unknown
+from podrun.options import unknown, whole
 
 
 def _unused(*_: object) -> None:
@@ -164,12 +164,12 @@ def _limit_time(pod: dict[str, Any], seconds: str, *, detached: bool) -> None:
     """--timeout: the unit ends the pod. Raises Failure where there is none."""
     if not seconds or seconds == "0":
         return
-    if not seconds.isdecimal():
+    if (limit := whole(seconds)) is None:
         raise Failure(f"--timeout {seconds!r}: expected seconds", code=WRONG_FILE)
     if not detached:
         hint = f"say 'timeout {seconds} podrun run ...': the signal is passed on and the pod undone"
         raise Failure("--timeout is for -d, where systemd ends the pod", code=WRONG_FILE, hint=hint)
-    pod.setdefault("service", {})["RuntimeMaxSec"] = int(seconds)
+    pod.setdefault("service", {})["RuntimeMaxSec"] = limit
 
 
 def _is_address(text: str) -> bool:

@@ -190,6 +190,7 @@ def read(path: str) -> Journal:
     for number, line in enumerate(text.split("\n")[:-1], 1):
         try:
             told = jsontext.loads(line)
+            _typed(told, _KINDS)
             at = told.get("at", "")
             if number == 1:
                 if told["v"] > VERSION:
@@ -200,9 +201,13 @@ def read(path: str) -> Journal:
                 place = at if at in ("moving", "serving") else place
                 patience = float(told["seconds"]) if at == "patience" else patience
             elif at == "starting":
+                _typed({**_NO_STEP, **told["step"]}, _STEP)
                 entries[told["n"]] = Entry(told["n"], told["step"], began=told.get("t", 0.0))
             else:
                 changes: dict[str, Any] = {key: told[key] for key in ("at", "facts", "process", "why") if key in told}
+                for process in (told.get("process"), told.get("facts", {}).get("process")):
+                    if process is not None:
+                        _typed({**_NO_PROCESS, **process}, _PROCESS)
                 if "ms" in told:
                     changes["milliseconds"] = told["ms"]
                 entries[told["n"]] = entries[told["n"]]._replace(**changes)
@@ -221,8 +226,29 @@ def read(path: str) -> Journal:
     )
 
 
+#: Of what type each value of a line is; the same of a pod's and a step's.
+_KINDS: dict[str, tuple[type, ...]] = {
+    "v": (int,), "n": (int,), "at": (str,), "t": (int, float), "ms": (int, float), "step": (dict,), "facts": (dict,),
+    "process": (dict,), "why": (str,), "pod": (dict,), "segment": (str,), "order": (int,), "file": (str,),
+    "boot_id": (str,), "pid": (int,), "start": (int,),
+}  # fmt: skip
+_TEXTS = (key for key, value in Pod._field_defaults.items() if value == "")
+_POD: dict[str, tuple[type, ...]] = dict.fromkeys(("name", "root", "run", *_TEXTS), (str,))
+_STEP: dict[str, tuple[type, ...]] = {"hook": (str,), "name": (str,), "options": (dict,)}
+_PROCESS: dict[str, tuple[type, ...]] = {"pid": (int,), "start": (int,)}
+_NO_STEP, _NO_PROCESS = dict.fromkeys(_STEP), dict.fromkeys(_PROCESS)
+
+
+def _typed(table: Mapping[str, Any], kinds: Mapping[str, tuple[type, ...]]) -> None:
+    """Raises TypeError for a value of another type than podrun writes."""
+    for key, value in table.items():
+        if key in kinds and type(value) not in kinds[key]:
+            raise TypeError(key)
+
+
 def _header(line: Mapping[str, Any]) -> Header:
     told = line["pod"]
+    _typed(told, _POD)
     values = {key: told[key] for key in Pod._fields if key in told}
     pod = Pod(**{**values, "services": tuple(values.get("services", ()))})
     return Header(

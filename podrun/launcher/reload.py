@@ -18,6 +18,7 @@ from podrun.hook_extras import RunsCommands, offers
 from podrun.identity import Identity
 from podrun.launcher import foreground, history, launch
 from podrun.launcher.foreground import SIGUSR1, SIGUSR2, Resident
+from podrun.options import whole
 from podrun.record import NamedTuple
 from podrun.systemd import notify
 
@@ -345,7 +346,7 @@ def _ask_payload(text: PodText, name: str, host: Host) -> int:
         import signal
 
         word = text.reload.upper().removeprefix("SIG")
-        number = int(word) if word.isdecimal() else getattr(signal, f"SIG{word}", None)
+        number = whole(word, 64) or getattr(signal, f"SIG{word}", None)
         if number is None:
             raise Failure(f"{text.reload!r} is not a signal", code=WRONG_FILE)
         foreground.send(residents[-1], number)

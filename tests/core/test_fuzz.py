@@ -23,6 +23,10 @@ FOUND = [
     ("rtnetlink", b"\0" * 16),
     ("http", b"HTTP/1.1 \xb200 OK\r\nContent-Length: 2\r\n\r\n{}"),  # a digit to str.isdigit(), not to int()
     ("http", b"HTTP/1.1 200 OK\r\nContent-Length: \xb9\r\n\r\n{}"),
+    ("http", b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n{}"),  # int() takes 4,300 digits
+    ("http", b"HTTP/1.1 2" + b"0" * 5000 + b" OK\r\nContent-Length: 2\r\n\r\n{}"),
+    ("journal", b'{"v":1}\n{"n":0,"at":"starting","step":{}}\n{"n":"0","at":"starting","step":{}}\n'),
+    ("journal", b'{"v":1,"pod":{"name":1},"segment":2,"order":"0","file":"","boot_id":"","pid":1,"start":1}\n'),
     ("nft", b"\x14\0\0\0\2\0\0\0\1\0\0\0\0\0\0\0\0\0\0\x80"),
 ]
 

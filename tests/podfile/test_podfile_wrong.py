@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from podrun.engine import hook_loader
 from podrun.errors import WRONG_FILE, Failure
 from podrun.podfile import loader
 from support.podfile_fakes import load_hook, loaded, write
@@ -405,3 +406,23 @@ def test_the_owner_of_a_pod_file_may_write_its_drop_ins(tmp_path: Path) -> None:
     for each in (path, extra, extra.parent):
         os.chown(each, 1000, 0)
     assert loader.load(str(path), environ={}, load_hook=load_hook).name == "own"
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        'hook = "network"\npublish = ["{n}:80"]',
+        'hook = "network"\npublish = ["80-{n}:80"]',
+        'hook = "network"\naddress = "10.0.0.1/{n}"',
+        'hook = "network"\nsubnet = "10.0.0.0/{n}"',
+        'hook = "register"\nservice = "a"\nport = 80\nregistry = "etcd://127.0.0.1:{n}"',
+        'hook = "container"\nready = {{ tcp = ":{n}" }}',
+        'hook = "container"\nready = {{ http = ":{n}/" }}',
+        'hook = "container"\ncpuset = "0-{n}"',
+        'hook = "storage"\nsource = "/srv"\ntarget = "/t"\nidmap = ["{n}:0:1"]',
+    ],
+)
+def test_a_number_of_more_digits_than_int_takes_is_wrong_like_any_other(tmp_path: Path, table: str) -> None:
+    path = tmp_path / "web.toml"
+    path.write_text(f"[[chain]]\n{table.format(n='9' * 5000)}\n")
+    assert len(refused(path, load_hook=hook_loader.load)) < 12_000

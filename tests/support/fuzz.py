@@ -10,6 +10,7 @@ import gzip
 import json
 import os
 import random
+import re
 import socket
 import sys
 import tempfile
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from podrun import facts, jsontext
-from podrun.engine import hook_loader, journal
+from podrun.engine import hook_loader, journal, state
 from podrun.engine.processes import start_time
 from podrun.errors import Failure
 from podrun.options import Wrong
@@ -36,6 +37,7 @@ from podrun_hooks.registry.http import Answer, Away, Refused
 from podrun_hooks.registry.source import Source
 from support import image_builder as build
 from support import image_fuzz
+from support.fuzz_shapes import reshaped
 
 _WORDS = [
     *image_fuzz.WORDS, b'"', b"'", b"{", b"}", b"[", b"]", b":", b",", b"null", b"true", b"-0", b"1e999", b"NaN", b"\\u0000",
@@ -280,6 +282,14 @@ def _facts(content: bytes) -> None:
     facts.accepted(value)
 
 
+#: What the examples ask for, too: else their mutations would end at a variable that is not set.
+_ENVIRON = {"HOME": "/root"} | {
+    word: "/srv/1"
+    for path in Path(__file__).parents[2].glob("examples/**/*.toml")
+    for word in re.findall(r"\$\{(\w+)", path.read_text())
+}
+
+
 class _Files:
     """A directory in memory for what is read from a file."""
 
@@ -289,12 +299,15 @@ class _Files:
     def pod_file(self, content: bytes) -> None:
         path = f"{self.place}/web.toml"
         Path(path).write_bytes(content)
-        loader.load(path, environ={"HOME": "/root"}, load_hook=hook_loader.load)
+        loader.load(path, environ=_ENVIRON, load_hook=hook_loader.load)
 
     def journal(self, content: bytes) -> None:
-        path = f"{self.place}/pod.journal"
+        path = f"{self.place}/pods/web/pod.journal"
+        os.makedirs(os.path.dirname(path), exist_ok=True)
         Path(path).write_bytes(content)
-        journal.read(path)
+        found = journal.journals(self.place, "web")
+        state.state_of(self.place, "web", found)
+        facts.merged([entry.facts for entry in state.entries(found)])
 
 
 _JOURNAL = b"""\
@@ -380,7 +393,8 @@ class Broken(NamedTuple):
 def content_of(target: Target, seed: int, number: int) -> bytes:
     """What a round reads."""
     chance = random.Random(f"{seed}/{target.name}/{number}")
-    return mutated(chance.choice(target.samples), chance.choice(target.samples), chance)
+    sample, other = chance.choice(target.samples), chance.choice(target.samples)
+    return (reshaped(sample, other, chance) if number % 2 else None) or mutated(sample, other, chance)
 
 
 def rounds(

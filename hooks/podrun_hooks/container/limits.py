@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from podrun.options import INTEGER, SIZE, TEXT, Kind, Wrong, checked, list_of, table_of, unknown
+from podrun.options import INTEGER, SIZE, TEXT, Kind, Wrong, checked, list_of, table_of, unknown, whole
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ def ulimit(value: Any) -> tuple[int, int]:
     for word in words:
         if word in ("-1", "unlimited", "infinity"):
             numbers.append(UNLIMITED)
-        elif word.isascii() and word.isdigit() and len(word) < 20 and int(word) <= UNLIMITED:
-            numbers.append(int(word))
+        elif (number := whole(word, UNLIMITED)) is not None:
+            numbers.append(number)
     if len(numbers) != len(words) or len(words) not in (1, 2) or numbers[0] > numbers[-1]:
         raise Wrong(f"expected a limit such as 1024, '1024:2048' or 'unlimited', not {value!r}")
     return numbers[0], numbers[-1]
@@ -59,8 +59,9 @@ def _sysctls(table: dict[str, str]) -> dict[str, str]:
 
 def _cpu_list(text: str) -> str:
     for part in text.split(","):
-        first, dash, last = part.partition("-")
-        if not (first.isdigit() and first.isascii() and (not dash or (last.isdigit() and int(first) <= int(last)))):
+        one, dash, other = part.partition("-")
+        first, last = whole(one), whole(other if dash else one)
+        if first is None or last is None or last < first:
             raise Wrong(f"expected processors such as '0-2,4', not {text!r}")
     return text
 

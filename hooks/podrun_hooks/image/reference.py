@@ -6,6 +6,7 @@ Registry references follow the distribution project's grammar (reference.go): [h
 from __future__ import annotations
 
 from podrun.errors import WRONG_FILE, Failure
+from podrun.options import whole as number
 from podrun.record import NamedTuple
 
 _LOWER = frozenset("abcdefghijklmnopqrstuvwxyz0123456789")
@@ -175,8 +176,7 @@ def _check_host(whole: str, registry: str) -> None:
     host, colon, port = registry.rpartition(":")
     if not colon or registry.endswith("]"):
         host, port = registry, "443"
-    # isascii() first: str.isdigit() accepts superscripts, which int() refuses.
-    if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+    if not number(port, 65535):
         raise _wrong(whole, f"{port!r} is not a port")
     if host.startswith("[") and host.endswith("]"):
         if not host[1:-1] or not set(host[1:-1].lower()) <= _HEX | {":"}:

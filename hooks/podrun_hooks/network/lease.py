@@ -11,6 +11,7 @@ import os
 from _socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 
 from podrun.errors import BUSY, WRONG_FILE, Failure
+from podrun.options import whole
 from podrun.record import NamedTuple
 from podrun_hooks.network import ledger as ledgers
 
@@ -63,9 +64,10 @@ def subnet(text: str) -> Subnet:
     """Parses "10.88.0.0/16". Raises ValueError unless the text is a network address with a prefix length."""
     address, slash, length = text.partition("/")
     version = 6 if ":" in address else 4
-    if not slash or not length.isdecimal() or int(length) > (32 if version == 4 else 128):
+    bits = whole(length, 32 if version == 4 else 128)
+    if not slash or bits is None:
         raise ValueError(f"{text!r} is not a subnet such as 10.1.0.0/16")
-    found = Subnet(number(address), int(length), version)
+    found = Subnet(number(address), bits, version)
     if found.base % found.size:
         raise ValueError(f"{text!r} has bits set behind its prefix; {found._replace(base=found.base & -found.size)}?")
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from podrun.errors import WRONG_FILE, Failure
-from podrun.options import BOOLEAN, INTEGER, TEXT, Wrong, checked, list_of, option, table_of, unknown
+from podrun.options import BOOLEAN, INTEGER, TEXT, Wrong, checked, list_of, option, table_of, unknown, whole
 from podrun.record import NamedTuple
 from podrun_hooks.support import trusted
 
@@ -82,7 +82,7 @@ def _with_length(version: int) -> Callable[[str], str]:
         address, slash, length = text.partition("/")
         _ip(address)
         longest = 32 if version == 4 else 128
-        if (":" in address) != (version == 6) or (slash and not (length.isdecimal() and int(length) <= longest)):
+        if (":" in address) != (version == 6) or (slash and whole(length, longest) is None):
             raise Wrong(f"expected an IPv{version} address, not {text!r}")
         return text
 

@@ -13,6 +13,7 @@ import select
 import time
 
 from podrun import jsontext
+from podrun.options import whole
 from podrun.record import NamedTuple
 
 TYPE_CHECKING = False
@@ -194,22 +195,22 @@ class Client:
         head, _, rest = data.partition(b"\r\n\r\n")
         first, *lines = head.decode("latin-1").split("\r\n")
         words = first.split(None, 2)
-        if len(words) < 2 or not words[0].startswith("HTTP/1.") or not words[1].isdecimal():
+        if len(words) < 2 or not words[0].startswith("HTTP/1.") or (status := whole(words[1])) is None:
             raise Away("the answer is not HTTP")
         pairs = (line.partition(":") for line in lines)
         headers = {name.strip().lower(): value.strip() for name, _, value in pairs}
         body = self._body(headers, rest, deadline)
         if headers.get("connection", "").lower() == "close":
             self.close()
-        return Answer(int(words[1]), headers, body)
+        return Answer(status, headers, body)
 
     def _body(self, headers: dict[str, str], rest: bytes, deadline: float) -> bytes:
         if "chunked" in headers.get("transfer-encoding", "").lower():
             return self._chunks(rest, deadline)
-        length = headers.get("content-length", "")
-        if not length.isdecimal():
+        wanted = whole(headers.get("content-length", ""))
+        if wanted is None:
             raise Away("the answer does not say how long it is")
-        parts, size, wanted = [rest], len(rest), int(length)
+        parts, size = [rest], len(rest)
         if wanted > LARGEST:
             raise Away(f"the answer has more than {LARGEST >> 20} MiB")
         while size < wanted:

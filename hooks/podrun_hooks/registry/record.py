@@ -12,6 +12,7 @@ import _socket
 
 from podrun import jsontext
 from podrun.hook import Wrong
+from podrun.options import whole
 from podrun.record import NamedTuple
 
 TYPE_CHECKING = False
@@ -60,8 +61,7 @@ class Record(NamedTuple):
     @property
     def weight(self) -> int:
         """``meta.weight`` from 1 to 100; 1 when it is missing or invalid."""
-        word = self.meta.get("weight", "")
-        return min(int(word), 100) if word.isascii() and word.isdigit() and int(word) else 1
+        return min(whole(self.meta.get("weight", "")) or 1, 100)
 
 
 def service_name(text: str) -> str:

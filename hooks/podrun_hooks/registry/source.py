@@ -7,6 +7,7 @@ import os
 from podrun import host_defaults
 from podrun.errors import WRONG_FILE, Failure
 from podrun.hook import Kind, Wrong
+from podrun.options import whole
 from podrun.record import NamedTuple
 from podrun_hooks.support import trusted
 
@@ -122,9 +123,10 @@ def _endpoint(word: str, default: int, text: str) -> tuple[str, int]:
     named = host.replace("-", "a").replace(".", "a").replace("_", "a").replace(":", "a")
     if not (named.isascii() and named.isalnum()) or len(host) > 253:
         raise Wrong(f"{host!r} is not a host in {text!r}")
-    if port and not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+    number = whole(port, 65535) if port else default
+    if not number:
         raise Wrong(f"{port!r} is not a port in {text!r}")
-    return host, int(port) if port else default
+    return host, number
 
 
 REGISTRY: Kind[Source] = Kind(

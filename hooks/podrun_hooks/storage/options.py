@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from podrun.errors import WRONG_FILE
 from podrun.hook import Problem
-from podrun.options import ABSOLUTE, TEXT, Wrong, checked, list_of, option
+from podrun.options import ABSOLUTE, TEXT, Wrong, checked, list_of, option, whole
 from podrun.options import secret as kept_secret
 from podrun.record import NamedTuple
 
@@ -97,7 +97,7 @@ def _octal(text: str) -> bool:
 
 
 def _id(text: str) -> bool:
-    return text.isascii() and text.isdecimal() and int(text) < 1 << 32
+    return whole(text, (1 << 32) - 1) is not None
 
 
 _VALUES = {

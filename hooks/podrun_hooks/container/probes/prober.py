@@ -75,7 +75,7 @@ def _get(sock: _socket.socket, path: str, where: str, deadline: float, life: int
             break
         answer += more
     told = answer.split(b"\n", 1)[0].split()
-    if len(told) < 2 or not told[0].startswith(b"HTTP/1.") or not told[1].isdigit():
+    if len(told) < 2 or not told[0].startswith(b"HTTP/1.") or not (told[1].isdigit() and len(told[1]) < 20):
         return f"http://{where}{path}: the answer is not HTTP"
     if not 200 <= int(told[1]) < 400:
         return f"http://{where}{path} answers {int(told[1])}"

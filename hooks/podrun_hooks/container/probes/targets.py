@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from podrun.options import Wrong
+from podrun.options import Wrong, whole
 from podrun.record import NamedTuple
 
 TYPE_CHECKING = False
@@ -26,8 +26,9 @@ def target(text: str) -> Target:
     """Reads ":80", "127.0.0.1:80", "[::1]:80" or ":80/healthz", "http://" in front allowed; raises Wrong."""
     authority, slash, path = text.removeprefix("http://").partition("/")
     host, _, port = authority.rpartition(":")
-    if ":" not in authority or not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+    number = whole(port, 65535)
+    if ":" not in authority or not number:
         raise Wrong(f"expected HOST:PORT or :PORT, for http with a /PATH, not {text!r}")
     if not all(" " < letter < "\x7f" for letter in path + host):
         raise Wrong(f"{text!r}: a space or a letter beyond ASCII has to be escaped with %")
-    return Target(host.strip("[]"), int(port), slash + path or "/")
+    return Target(host.strip("[]"), number, slash + path or "/")

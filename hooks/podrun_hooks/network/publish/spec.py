@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import _socket
 
-from podrun.options import Wrong
+from podrun.options import Wrong, whole
 from podrun.record import NamedTuple
 from podrun_hooks.network import ledger as ledgers
 from podrun_hooks.network.netlink import nfnetlink
@@ -80,13 +80,13 @@ def parse(text: str) -> Publish:
 
 def _range(word: str, where: str) -> tuple[int, int]:
     """The first port of "80" or "80-89", and the number of ports."""
-    first, dash, last = word.partition("-")
-    for one in (first, last) if dash else (first,):
-        if not (one.isdecimal() and one.isascii() and 0 < int(one) < 65536):
-            raise Wrong(f"expected ports from 1 to 65535, not {word!r} in {where!r}")
-    if dash and int(last) < int(first):
+    one, dash, other = word.partition("-")
+    first, last = whole(one, 65535), whole(other if dash else one, 65535)
+    if not (first and last):
+        raise Wrong(f"expected ports from 1 to 65535, not {word!r} in {where!r}")
+    if last < first:
         raise Wrong(f"{word!r} in {where!r} ends before it begins")
-    return int(first), int(last) - int(first) + 1 if dash else 1
+    return first, last - first + 1
 
 
 def _address(text: str, where: str) -> str:
