@@ -181,7 +181,10 @@ def forget_start(run: str, name: str) -> None:
     for file in found:
         # A dot of a pod's name is doubled there.
         if file.startswith(f"{text}.") and not file.startswith(f"{text}.."):
-            os.unlink(f"{run}/units/{file}")
+            try:
+                os.unlink(f"{run}/units/{file}")
+            except FileNotFoundError:
+                continue  # a gc was faster
     atomic.sweep(f"{run}/units")
 
 
