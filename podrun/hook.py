@@ -56,6 +56,7 @@ __all__ = [
     "DURATION",
     "INTEGER",
     "PORT",
+    "PROGRESS",
     "REQUIRED",
     "SIZE",
     "TEXT",
@@ -75,6 +76,7 @@ __all__ = [
     "list_of",
     "merged",
     "option",
+    "progress_of",
     "read",
     "record",
     "schema_of",
@@ -87,6 +89,8 @@ __all__ = [
 
 #: Version of the contract: the ``version`` member of what an executable hook reads.
 VERSION = 1
+#: How an assignment begins that tells of progress: JSON follows, [[name, bytes done, bytes in all], ...].
+PROGRESS = "X_PODRUN_PROGRESS="
 
 
 class Pod(NamedTuple):
@@ -189,6 +193,17 @@ class Step(NamedTuple):
     def extend(self, seconds: float) -> None:
         """Asks systemd for so many more seconds, counted from now; for work that shows progress (sd_notify(3))."""
         self.notify(f"EXTEND_TIMEOUT_USEC={seconds * 1e6:.0f}")
+
+    def progress(self, parts: Sequence[tuple[str, int, int]]) -> None:
+        """Reports how far each part is: name, bytes done, bytes in all. A terminal shows bars; () takes them away."""
+        self.notify(progress_of(parts))
+
+
+def progress_of(parts: Sequence[tuple[str, int, int]]) -> str:
+    """The assignment that :meth:`Step.progress` sends; systemd never sees it."""
+    from podrun import jsontext
+
+    return f"{PROGRESS}{jsontext.dumps([[*part] for part in parts])}"
 
 
 class Problem(NamedTuple):

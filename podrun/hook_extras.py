@@ -195,6 +195,13 @@ class KeepsVersions(Protocol):
         """Has the name stand for an earlier version again. Raises Failure when that is not here any more."""
 
 
+class BringsAhead(Protocol):
+    """``podrun up -d`` where systemd runs: what would take long in the unit, where nobody sees how far it is."""
+
+    def bring(self, root: str, options: Any, notify: Callable[[str], None]) -> None:
+        """Fetches what a start with these options, read, would have to fetch. Raises Failure."""
+
+
 class TakesOver(Protocol):
     """For steps that own something that only one generation can have: published ports, a record in a registry.
 

@@ -17,8 +17,10 @@ def start(text: PodText, host: Host) -> int:
     """Starts a pod in the units made of its file, else as a transient unit, else as it is; returns the exit code."""
     wanted = host.environ.get("PODRUN_SYSTEMD") != "no" and not os.geteuid()
     if wanted and notify.booted() and not notify.takes_over(host.environ):
-        from podrun.launcher import transient
+        from podrun.launcher import foreground, pull, transient
 
+        foreground.interruptible()
+        pull.ahead(text, host)
         source = notify.made_of(text.name) if text.file else ""
         return transient.start_made(text, source, host) if source else transient.start(text, host)
     return launch.up(text, host, detach=True)

@@ -13,7 +13,7 @@ from podrun.engine.locks import Lock
 from podrun.engine.segments import label_of, problems, resolve, segments, services
 from podrun.engine.world import Callbacks
 from podrun.errors import BUSY, UNAVAILABLE, WRONG_FILE, Failure, Interrupted
-from podrun.hook import Pod, is_resident
+from podrun.hook import PROGRESS, Pod, is_resident
 from podrun.host import Host
 from podrun.identity import Identity
 from podrun.launcher import foreground
@@ -291,16 +291,19 @@ def callbacks(host: Host, lock: Lock, *, listening: bool = False, handing_off: b
     """What a chain calls back for. ``listening``: systemd is told of progress; ``handing_off``: of the main process."""
 
     pulling: list[Callable[[str], None]] = []
+    here = os.getpid()
 
     def tell_systemd(assignments: str) -> None:
         if listening:
-            notify.notify(host.environ, assignments)
+            if not assignments.startswith(PROGRESS):
+                notify.notify(host.environ, assignments)
         elif pulling or assignments.startswith("STATUS=Pulling "):
-            # By hand, who waits for an image sees how far it is, as with 'image pull'.
+            # By hand, who waits for an image sees how far it is, as with 'image pull'. A step in the background, a
+            # process of its own, has lines: its bars and what the other steps say would overwrite each other.
             if not pulling:
                 from podrun.launcher import pull
 
-                pulling.append(pull.lines())
+                pulling.append(pull.of_start(bars=os.getpid() == here))
             pulling[0](assignments)
 
     def hand_over(pid: int) -> None:

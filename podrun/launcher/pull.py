@@ -6,7 +6,9 @@ import os
 import sys
 import time
 
+from podrun import jsontext
 from podrun.engine import hook_loader
+from podrun.hook import PROGRESS
 from podrun.launcher import foreground
 from podrun.messages import tell
 from podrun.systemd import events
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from podrun.host import Host
+    from podrun.podfile.loader import PodText
 
 
 def store(part: str = "commands") -> Any:
@@ -82,8 +85,8 @@ class _Silence(_Lines):
 class _Bars:
     """What a pull tells, as a bar for every layer on a terminal; lines where rich is not installed."""
 
-    def __init__(self) -> None:
-        self.lines: _Lines = _Lines()
+    def __init__(self, lines: _Lines) -> None:
+        self.lines = lines
         self.bars: Any = None
         self.tasks: dict[str, Any] = {}
 
@@ -91,25 +94,37 @@ class _Bars:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.bars:
-            self.bars.stop()
+        self.end()
 
     def notify(self, assignments: str) -> None:
-        if self.bars is False:
+        if assignments.startswith(PROGRESS):
+            self.draw(jsontext.loads(assignments.removeprefix(PROGRESS)))
+        elif self.bars is False:
             self.lines.notify(assignments)
 
     def progress(self, layers: Sequence[Any]) -> None:
+        self.draw([(one.digest[7:19], one.size if one.stored else one.done, one.size) for one in layers])
+
+    def draw(self, parts: Sequence[tuple[str, int, int]]) -> None:
+        if not parts:
+            self.end()
+            return
         # Not before there are layers: importing rich takes time, and the thread that draws would be one when the
         # pull's workers are forked.
         if self.bars is None:
             self.bars = _drawn()
         if not self.bars:
             return
-        for layer in layers:
-            if layer.digest not in self.tasks:
-                self.tasks[layer.digest] = self.bars.add_task(layer.digest[7:19], total=layer.size)
-            done = layer.size if layer.stored else layer.done
-            self.bars.update(self.tasks[layer.digest], completed=done)
+        for name, done, size in parts:
+            if name not in self.tasks:
+                self.tasks[name] = self.bars.add_task(name, total=size)
+            self.bars.update(self.tasks[name], completed=done)
+
+    def end(self) -> None:
+        """Takes the bars away; another image may have some of its own."""
+        if self.bars:
+            self.bars.stop()
+            self.bars, self.tasks = None, {}
 
 
 def _drawn() -> Any:
@@ -130,9 +145,35 @@ def _drawn() -> Any:
     return bars
 
 
-def lines() -> Any:
-    """A function that prints what a pull tells (sd_notify(3) assignments), a line a second."""
-    return _PullLines().notify
+def of_start(*, bars: bool) -> Any:
+    """A function that shows what a start's pulls tell (sd_notify(3) assignments), as ``image pull`` does.
+
+    Without ``bars``, as lines, on a terminal too.
+    """
+    return (_Bars(_PullLines()) if bars and _on_terminal() else _PullLines()).notify
+
+
+def ahead(text: PodText, host: Host) -> None:
+    """Brings what a start would have to fetch, here where somebody sees how far it is. Raises Failure."""
+    from podrun.engine.segments import label_of, resolve
+    from podrun.errors import Failure
+    from podrun.hook import Pod
+    from podrun.hook_extras import BringsAhead, offers
+
+    tell_of = of_start(bars=True)
+    for step in text.steps:
+        hook = hook_loader.load(step.hook)
+        if bringing := offers(hook, BringsAhead):
+            record = step._asdict()
+            try:
+                options = resolve(Pod(text.name, host.root, host.run), hook, record).options
+                bringing.bring(host.root, options, tell_of)
+            except Failure as failure:
+                if step.optional:
+                    continue  # its unit reports it, and goes on
+                failure.what = f"{label_of(record)}: {failure.what}"
+                failure.hint = f"{failure.hint}; nothing was started" if failure.hint else "nothing was started"
+                raise
 
 
 class _PullLines(_Lines):
@@ -147,6 +188,8 @@ def teller(quiet: bool) -> Any:
     """Who tells of a pull: ``notify`` and ``progress`` within a ``with``."""
     if quiet:
         return _Silence()
-    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
-        return _Lines()
-    return _Bars()
+    return _Bars(_Lines()) if _on_terminal() else _Lines()
+
+
+def _on_terminal() -> bool:
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"

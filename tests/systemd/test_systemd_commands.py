@@ -133,6 +133,26 @@ def test_a_log_file_has_what_the_journal_then_has_not(pods: Pods) -> None:
     log.unlink()
 
 
+def test_up_d_shows_the_pull_before_the_unit_starts(pods: Pods, tmp_path: Path) -> None:
+    from support.image_builder import directory, docker_archive, image, tar
+
+    archive = tmp_path / "web.tar"
+    docker_archive(archive, {"web:1": image(tar(directory("usr")))})
+    ref = f"docker-archive:{archive}:web:1"
+    file = tmp_path / "web.toml"
+    file.write_text(f'chain = [ {{ hook = "image", ref = "{ref}" }} ]')
+    for told in (True, False):
+        done = sh("podrun", "up", "-d", str(file))
+        assert (done.returncode, f"Pulling {ref}\n" in done.stderr) == (0, told), done.stderr
+        assert sh("podrun", "down", "web").returncode == 0
+    assert sh("podrun", "image", "rm", ref).returncode == 0
+    archive.unlink()
+    done = sh("podrun", "up", "-d", str(file))
+    assert done.returncode == 78
+    assert "nothing was started" in done.stderr
+    assert show("web.service", "LoadState") == ["not-found"]
+
+
 # --- plugins and warnings -------------------------------------------------------------------------------------------
 
 

@@ -119,3 +119,19 @@ def test_the_follower_is_back_within_the_ttl_and_no_record_is_lost(etcd: None, p
     until(lambda: not list(Path("/run/podrun/follow").glob("*.lease")))
     systemctl("stop", FOLLOWER)
     pods.nothing_left()
+
+
+def test_a_follower_without_a_unit_file_is_back_after_a_daemon_reload(etcd: None, pods: Pods) -> None:
+    register = step("register", registry=ETCD, advertise="pod", ttl="3s") + "port = 5432\n"
+    pods.file("db", IMAGE + NETWORK + register + container(SERVE, ready='{ tcp = ":5432" }'))
+    started = sh("podrun", "up", "-d", "db")
+    assert started.returncode == 0, started.stderr
+    until(lambda: show(FOLLOWER, "ActiveState", "Transient") == ["active", "yes"])
+    systemctl("daemon-reload")
+    before = main_pid(FOLLOWER)
+    os.kill(before, signal.SIGKILL)
+    until(lambda: main_pid(FOLLOWER) not in (0, before) and show(FOLLOWER, "ActiveState") == ["active"])
+    assert [one["ready"] for one in records()] == [True]
+    assert sh("podrun", "down", "db").returncode == 0
+    until(lambda: records() == [])
+    systemctl("stop", FOLLOWER)

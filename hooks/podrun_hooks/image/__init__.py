@@ -58,15 +58,25 @@ class Options(NamedTuple):
 
 def up(step: Step, facts: Facts) -> Facts:
     """Facts: "image" (this step's name) and "images": {name: the fields of layout.Image}."""
-    options = step.options
+    found = _found(step.pod.root, step.options, step.notify)
+    return {"image": step.name, "images": {step.name: found.facts()}}
+
+
+def bring(root: str, options: Any, notify: Callable[[str], None]) -> None:
+    """Pulls the image now where it is missing and a start would pull it for that."""
+    if options.pull == "missing":
+        _found(root, options, notify)
+
+
+def _found(root: str, options: Any, notify: Callable[[str], None]) -> layout.Image:
     named = reference.parse(options.ref)
     demands = requirements.demands(options.verify, named)
-    found = _ready(step.pod.root, named, options.pull, options.platform)
-    if found is None or not requirements.proved(step.pod.root, demands, found.digest):
-        from podrun_hooks.image.pull import pull
+    found = _ready(root, named, options.pull, options.platform)
+    if found is None or not requirements.proved(root, demands, found.digest):
+        from podrun_hooks.image.pull import shown
 
-        found = pull(step.pod.root, named, options.pull, options.platform, step.notify, demands)
-    return {"image": step.name, "images": {step.name: found.facts()}}
+        found = shown(root, named, options.pull, options.platform, notify, demands)
+    return found
 
 
 def down(step: Step, own: Facts) -> None:

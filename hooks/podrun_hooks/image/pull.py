@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from podrun.errors import UNAVAILABLE, Failure, of_oserror
+from podrun.hook import progress_of
 from podrun_hooks.image import manifest, reference
-from podrun_hooks.image.fetch import Progress, fetch
+from podrun_hooks.image.fetch import Moving, Progress, fetch
 from podrun_hooks.image.reference import Reference
 from podrun_hooks.image.sources.source import Source, image_manifest, small
 from podrun_hooks.image.store import layout, publish
@@ -85,6 +86,22 @@ def pull(
             raise
         except OSError as error:
             raise of_oserror(error, f"pulling {named.text}") from None
+
+
+def shown(
+    root: str, named: Reference, policy: str, platform: str, notify: Notify, demands: Sequence[Demand] = ()
+) -> layout.Image:
+    """:func:`pull` whose ``notify`` hears of every layer where somebody sits before a terminal."""
+    if not os.isatty(2):
+        return pull(root, named, policy, platform, notify, demands)
+
+    def progress(layers: Sequence[Moving]) -> None:
+        notify(progress_of([(one.digest[7:19], one.size if one.stored else one.done, one.size) for one in layers]))
+
+    try:
+        return pull(root, named, policy, platform, notify, demands, progress)
+    finally:
+        notify(progress_of(()))
 
 
 def _short(text: str) -> str:

@@ -39,9 +39,9 @@ def refresh(root: str, options: Any, notify: Callable[[str], None]) -> None:
     named = reference.parse(options.ref)
     if named.kind in (reference.HOST, reference.DIR) or named.digest:
         return
-    from podrun_hooks.image.pull import pull
+    from podrun_hooks.image.pull import shown
 
-    pull(root, named, "always", options.platform, notify, demands(options.verify, named))
+    shown(root, named, "always", options.platform, notify, demands(options.verify, named))
 
 
 def bring_back(root: str, version: dict[str, Any]) -> None:

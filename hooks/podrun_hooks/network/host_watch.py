@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import sys
 
 from podrun.identity import of_run
-from podrun_hooks.support.subprocesses import import_path, silent
+from podrun_hooks.support.subprocesses import program, silent
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,14 +24,11 @@ def watch(run: str, paths: Sequence[str]) -> None:
         return
     if any(os.path.exists(f"{place}/{name}.path") for place in ("/run/systemd/transient", "/etc/systemd/system")):
         return
-    # One expression: systemd 252 writes a ";" of a transient unit so that it does not read it back.
-    found = f"__import__({_PROGRAM!r}, None, None, [''])"
-    code = f"__import__('sys').path.extend({import_path()!r}) or {found}.refresh({run!r})"
     argv = ["/usr/bin/systemd-run", "--quiet", "--no-block", f"--unit={name}"]
     argv += ["--description=podrun: pods see changes of the host's resolv.conf and hosts"]
     argv += [f"--path-property=PathChanged={path}" for path in paths]
     argv += ["--property=StartLimitIntervalSec=0", "--property=CapabilityBoundingSet=CAP_DAC_OVERRIDE"]
     try:
-        silent([*argv, "--", sys.executable, "-IS", "-c", code])
+        silent([*argv, "--", *program(_PROGRAM, f"refresh({run!r})")])
     except OSError:
         pass  # without systemd-run nobody watches; 'podrun network refresh' does it by hand

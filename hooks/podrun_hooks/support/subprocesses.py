@@ -43,10 +43,14 @@ def import_path() -> list[str]:
     return [path for path in sys.path if os.path.isdir(f"{path}/podrun_hooks") or os.path.isdir(f"{path}/podrun")]
 
 
-def program(module: str) -> list[str]:
-    """The command line that calls ``main`` of a module with the words after it, in an interpreter without site."""
-    code = f"import sys; sys.path[:0] = {import_path()!r}; from {module} import main; main(sys.argv[1:])"
-    return [sys.executable, "-IS", "-c", code]
+def program(module: str, call: str = "main(__import__('sys').argv[1:])") -> list[str]:
+    """The command line that calls a module's ``main`` with the words after it, in an interpreter without site.
+
+    It is one expression: systemd 252 writes a ";" of a transient unit's command so that it does not read it back. A
+    "$" or a "%" has a meaning of its own there, so there is none either, but in paths.
+    """
+    paths = f"__import__('sys').path.__setitem__(slice(0, 0), {import_path()!r})"
+    return [sys.executable, "-IS", "-c", f"{paths} or __import__({module!r}, None, None, ['']).{call}"]
 
 
 def silent(argv: Sequence[str]) -> int:

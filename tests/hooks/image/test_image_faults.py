@@ -362,29 +362,59 @@ def test_progress_names_every_layer_and_ends_with_all_of_them_stored(root: str) 
     assert all(layer.stored for layer in told[-1])
 
 
-def test_a_terminal_shows_bars_and_a_pipe_shows_lines(podrun: Podrun) -> None:
+#: A pod without a container: it is up once its image is there.
+_POD = 'chain = [ {{ hook = "image", ref = "{ref}"{more} }}, {{ hook = "network", mode = "none" }} ]'
+
+
+@pytest.mark.parametrize(
+    ("words", "more", "bars"),
+    [
+        (["image", "pull", "REF"], "", True),
+        (["up", "FILE"], "", True),
+        (["up", "-d", "FILE"], "", True),
+        (["run", "--name", "web", "--network", "none", "REF", "/nothing"], "", True),
+        # It is a process of its own, and other steps have things to say at the same time.
+        (["up", "FILE"], ", background = true", False),
+    ],
+)
+def test_a_terminal_shows_bars_and_a_pipe_shows_lines(podrun: Podrun, words: list[str], more: str, bars: bool) -> None:
+    pytest.importorskip("rich")
+    with faulty(IMAGE, lambda request: dripping(request, 0.02, 40_000)) as server:
+        ref = f"{server.host}/web"
+        file = str(podrun.file("web", _POD.format(ref=ref, more=more)))
+        argv = [{"REF": ref, "FILE": file}.get(word, word) for word in words]
+        lines = podrun(*argv)
+        podrun("down", "web")
+        assert "\x1b" not in lines.stderr
+        assert f"Pulling {ref}:latest\n" in lines.stderr
+        podrun("image", "rm", ref, check=True)
+        status, shown = on_terminal(podrun, *argv)
+        podrun("down", "web")
+        assert status == lines.returncode
+        assert (LARGEST[7:19] in shown, "\x1b[?25h" in shown) == (bars, bars)  # and the cursor is there again
+        assert bars or f"Pulling {ref}:latest" in shown
+        # Nothing is left of the pull once it has been done.
+        again = on_terminal(podrun, *argv)[1]
+        podrun("down", "web")
+        assert words[0] == "image" or (LARGEST[7:19] not in again and "Pulling" not in again)
+
+
+def on_terminal(podrun: Podrun, *words: str) -> tuple[int, str]:
+    """The exit status of a command whose standard error is a terminal, and what that showed."""
     import pty
 
-    with faulty(IMAGE, lambda request: dripping(request, 0.1, 30_000)) as server:
-        lines = podrun("image", "pull", f"{server.host}/web", check=True)
-        assert "\x1b" not in lines.stderr
-        assert "Pulling" in lines.stderr
-        pytest.importorskip("rich")
-        outer, inner = pty.openpty()
-        environ = {**podrun.environ, "TERM": "xterm"}
-        argv = podrun.argv("image", "pull", f"{server.host}/other:2")
-        podrun("image", "rm", f"{server.host}/web", check=True)
-        process = subprocess.Popen(argv, env=environ, stdout=subprocess.PIPE, stderr=inner, text=True)
-        os.close(inner)
-        shown = b""
-        while True:
-            try:
-                shown += os.read(outer, 65536)
-            except OSError:
-                break
-        os.close(outer)
-        assert process.communicate()[0].strip() == IMAGE.digest
-        assert LARGEST[7:19].encode() in shown
+    outer, inner = pty.openpty()
+    environ = {**podrun.environ, "TERM": "xterm"}
+    process = subprocess.Popen(podrun.argv(*words), env=environ, stdout=subprocess.DEVNULL, stderr=inner)
+    os.close(inner)
+    shown = b""
+    while True:
+        try:
+            shown += os.read(outer, 65536)
+        except OSError:
+            break
+    os.close(outer)
+    return process.wait(30), shown.decode()
 
 
 def proportional(pid: int) -> int:
