@@ -47,7 +47,7 @@ def ls(
     name: str,
     **_: bool,
 ) -> None:
-    """List the images in the store; those of one NAME, with or without its tag.
+    """List the images in the store; those of one NAME, with or without its tag, or of an id or a digest.
 
     Filters: reference (a name, or a pattern with *), before, since and until (an image, until: a time), label (KEY or
     KEY=VALUE), id (its beginning), dangling. Several values of one key: one of them; labels: all of them.
@@ -55,7 +55,8 @@ def ls(
     host = host_of(ctx.obj)
     rows = [row._asdict() for row in pull.store().ls(host.root)]
     if name:
-        rows = [row for row in rows if _is_called(row, name)]
+        meant = pull.store("lookup").names(host.root, [name], os.getcwd())  # an id, a digest
+        rows = [row for row in rows if row["ref"] in meant or _is_called(row, name)]
     for key, values in fields.conditions(filters, _FILTERS):
         rows = [row for row in rows if _meets(row, key, values, host.root)]
     if sort:

@@ -167,6 +167,7 @@ def prune(ctx: click.Context, unused: bool, force: bool, dry_run: bool) -> None:
 
     def wanted() -> set[str]:
         by_files = {row.ref for row in store.ls(host.root) if _is_meant(row.ref, patterns)}
+        by_files |= pull.store("lookup").names(host.root, patterns)  # an id, a digest
         return used(host) | by_files
 
     now = wanted()

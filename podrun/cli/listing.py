@@ -9,6 +9,7 @@ import click
 
 from podrun.cli import completion, details, docker_names, fields, views
 from podrun.cli.output import Guarded, say
+from podrun.engine import hook_loader
 from podrun.errors import UNAVAILABLE, WRONG_FILE, Failure
 from podrun.launcher.commands import host_of, name_of
 from podrun.options import unknown
@@ -59,6 +60,9 @@ def ps(
         rows += views.ended_rows(host.run)
     if also_ended or last or "created" in {*wanted.get("status", ()), *wanted.get("state", ())}:
         rows += views.created_rows(host)
+    for key in {"image", "ancestor"} & wanted.keys():
+        # An id or a digest stands for the image's names.
+        wanted[key] = [*wanted[key], *hook_loader.part("image", "lookup").names(host.root, wanted[key])]
     rows = [row for row in rows if all(_meets(row, key, values) for key, values in wanted.items())]
     if last:
         rows = sorted(rows, key=lambda row: row["started"] or 0.0, reverse=True)[:last]

@@ -98,9 +98,7 @@ def check(step: Step) -> Sequence[Problem]:
         return []
     if named.kind == reference.HOST:
         return []
-    if layout.by_id(step.pod.root, named):
-        return []
-    if options.pull == "never" and layout.stored(step.pod.root, named.text, options.platform) is None:
+    if options.pull == "never" and not _is_stored(step.pod.root, named, options.platform):
         hint = f"run: podrun image pull {options.ref}"
         return [Problem(f"{named.text} is not in the store, and pull is 'never'", UNAVAILABLE, hint, key="ref")]
     missing = named.kind in reference.FILES and not os.path.exists(layout.source_file(named))
@@ -111,6 +109,7 @@ def check(step: Step) -> Sequence[Problem]:
         step.pod.thorough
         and named.registry
         and layout.cached(step.pod.root, named, options.pull, options.platform) is None
+        and _identified(step.pod.root, named, options.platform) is None
     ):
         from podrun_hooks.image.registry.reachability import problems
 
@@ -198,4 +197,16 @@ def _ready(root: str, named: Any, policy: str, platform: str) -> layout.Image | 
         from podrun_hooks.image.sources import host
 
         return host.ready(root)
-    return layout.cached(root, named, policy, platform) or layout.by_id(root, named)
+    return layout.cached(root, named, policy, platform) or _identified(root, named, platform)
+
+
+def _is_stored(root: str, named: reference.Reference, platform: str) -> bool:
+    return bool(layout.stored(root, named.text, platform) or _identified(root, named, platform))
+
+
+def _identified(root: str, named: reference.Reference, platform: str) -> layout.Image | None:
+    if not (named.digest or reference.digits(named)):
+        return None
+    from podrun_hooks.image import lookup
+
+    return lookup.identified(root, named, platform)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 
 from podrun.errors import UNAVAILABLE, Failure
 from podrun_hooks.image import manifest, reference
 from podrun_hooks.image.layer.stream import malformed
+from podrun_hooks.image.reference import Reference
 from podrun_hooks.image.store import layout
 
 
@@ -20,17 +22,55 @@ def records(root: str) -> list[tuple[str, layout.Stored]]:
 
 
 def find(root: str, ref: str, cwd: str) -> list[tuple[str, layout.Stored]]:
-    """The records, with their paths, of a name (on every platform), a digest, or the first digits of a digest."""
+    """The records, with their paths, of a name (on every platform), NAME@DIGEST, a digest, an id, or first digits."""
     digits = ref.removeprefix("sha256:")
     known = records(root)
-    text = text_of(ref, cwd)
+    named = _parsed(ref, cwd)
+    text = named.text if named else ""
     found = [pair for pair in known if pair[1].ref == text]
+    if not found and named and named.digest:
+        found = [pair for pair in known if _is_pinned(pair[1], named)]
     if not found and len(digits) >= 6:
         found = [pair for pair in known if pair[1].digest.removeprefix("sha256:").startswith(digits)]
         # Docker and podman call an image by the digest of its configuration.
         found = found or [pair for pair in known if id_of(root, pair[1]).removeprefix("sha256:").startswith(digits)]
     if not found:
         raise Failure(f"{text or ref} is not in the store", code=UNAVAILABLE, hint="see podrun image ls")
+    return found
+
+
+def identified(root: str, named: Reference, platform: str) -> layout.Image | None:
+    """The stored image that a reference without a record of its own means: an id, a digest, or NAME@DIGEST."""
+    known = [one for _, one in records(root) if platform in ("", one.platform)]
+    digits = reference.digits(named)
+    if named.digest:
+        # An index's digest stands for an image on each platform, an image's own for that image.
+        same = [one for one in known if one.platform == platform or one.digest == named.digest]
+        found = [one for one in same if _is_pinned(one, named)]
+    elif digits:
+        found = [one for one in known if one.digest.startswith(f"sha256:{digits}")]
+        found = found or [one for one in known if id_of(root, one).startswith(f"sha256:{digits}")]
+    else:
+        return None
+    return next((layout.image(root, one) for one in found if layout.stored(root, one.ref, one.platform)), None)
+
+
+def _is_pinned(stored: layout.Stored, named: Reference) -> bool:
+    """Whether an image, pulled under some tag, is what NAME@DIGEST means; the tag does not count then."""
+    if named.digest not in (stored.digest, stored.remote):
+        return False
+    own = _parsed(stored.ref, "")
+    return own is not None and (own.registry, own.repository) == (named.registry, named.repository)
+
+
+def names(root: str, refs: Iterable[str], cwd: str = "") -> set[str]:
+    """The full names of the stored images that any of ``refs`` means, spelled in any way that :func:`find` takes."""
+    found: set[str] = set()
+    for ref in refs:
+        try:
+            found |= {one.ref for _, one in find(root, ref, cwd)}
+        except Failure:
+            continue
     return found
 
 
@@ -52,10 +92,15 @@ def named_by(root: str, ref: str) -> str:
 
 def text_of(ref: str, cwd: str) -> str:
     """A name as the store's records spell it; "" if it is none."""
+    named = _parsed(ref, cwd)
+    return named.text if named else ""
+
+
+def _parsed(ref: str, cwd: str) -> Reference | None:
     try:
-        return reference.parse(ref, cwd).text
+        return reference.parse(ref, cwd)
     except Failure:
-        return ""
+        return None
 
 
 def read(path: str) -> bytes:

@@ -140,6 +140,18 @@ def _registry(whole: str, text: str) -> Reference:
     return Reference(REGISTRY, full, registry, repository, tag, digest)
 
 
+def digits(named: Reference) -> str:
+    """The digits of what can be an id or a digest of an image rather than its name: at least 12 of them; else "".
+
+    Fewer, of a word like "decade", would more likely be a name.
+    """
+    if named.registry != "docker.io" or named.digest:
+        return ""
+    name = named.repository.removeprefix("library/")
+    found = named.tag if name == "sha256" else name if named.tag == "latest" else ""
+    return found if 12 <= len(found) <= 64 and set(found) <= _HEX else ""
+
+
 def is_digest(text: object) -> bool:
     """Whether ``text`` is "sha256:" and 64 lower-case hexadecimal digits."""
     return isinstance(text, str) and len(text) == 71 and text.startswith("sha256:") and set(text[7:]) <= _HEX

@@ -9,12 +9,12 @@ from __future__ import annotations
 from podrun.errors import UNAVAILABLE, WRONG_FILE, Failure
 from podrun.hook import Problem
 from podrun_hooks.storage.docker_spelling import missing, mount_of, provide
-from podrun_hooks.storage.options import NFS, VOLUME, kind_of, misplaced
+from podrun_hooks.storage.options import IMAGE, NFS, VOLUME, kind_of, misplaced
 from podrun_hooks.storage.options import Options as Options
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence, Set
+    from collections.abc import Callable, Iterator, Mapping, Sequence, Set
     from typing import Any
 
     from podrun.hook import Facts, Step
@@ -138,6 +138,21 @@ def explain(step: Step) -> list[str]:
     made = [f"mkdir -p {mount['hostPath']}"] if kind == "volume" else []
     flags = ",".join(word for word in mount["options"] if word not in ("bind", "rbind"))
     return [*made, f"mount --rbind {mount['hostPath']} {where}", f"mount -o remount,bind,{flags} {where}"]
+
+
+def images_of(options: Mapping[str, Any]) -> list[str]:
+    """The name of the image that a step mounts, as the step spells it."""
+    source = str(options.get("source", ""))
+    return [source.removeprefix(IMAGE)] if source.startswith(IMAGE) else []
+
+
+def bring(root: str, options: Any, notify: Callable[[str], None]) -> None:
+    """Pulls the image now that the step would pull in a unit."""
+    if kind_of(options.source) == "image":
+        from podrun.options import read
+        from podrun_hooks import image
+
+        image.bring(root, read(image.Options, {"ref": options.source.removeprefix(IMAGE)}), notify)
 
 
 def volumes_of(options: Mapping[str, Any]) -> list[str]:

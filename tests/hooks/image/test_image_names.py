@@ -20,8 +20,10 @@ from podrun.errors import UNAVAILABLE, WRONG_FILE, Failure
 from podrun.hook import Pod, Step
 from podrun.options import read
 from podrun_hooks import image
-from podrun_hooks.image import commands, manifest
+from podrun_hooks.image import commands, lookup, manifest, reference
 from podrun_hooks.image.manifest import Platform
+from podrun_hooks.image.store import layout, publish
+from podrun_hooks.image.store.scratch import work
 from podrun_hooks.storage import volumes
 from podrun_hooks.support.rooted_tree import Tree
 from support import image_builder as build
@@ -104,12 +106,46 @@ def test_names_are_given_and_taken(tmp_path: Path, root: str) -> None:
         assert caught.value.code == code
 
 
-@pytest.mark.parametrize("text", [ONE.digest, ONE.digest[7:], ONE.digest[7:19]])
-def test_a_digest_stands_for_an_image_wherever_a_name_does(tmp_path: Path, root: str, text: str) -> None:
+ID = build.digest(ONE.config)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [f"one@{ONE.digest}", f"one:9@{ONE.digest}", ONE.digest, ONE.digest[7:], ONE.digest[7:19], ID, ID[7:], ID[7:19]],
+)
+def test_an_id_or_a_digest_stands_for_an_image_wherever_a_name_does(tmp_path: Path, root: str, text: str) -> None:
+    commands.import_(root, str(archive(tmp_path, dict(zip(NAMES, (ONE, TWO), strict=True)))))
+    for pull in ("missing", "never"):
+        options = read(image.Options, {"ref": text, "pull": pull})
+        step = Step(Pod("web", root, str(tmp_path / "run")), "image", "image", options)
+        assert image.check(step) == []
+        assert image.up(step, {})["images"]["image"]["digest"] == ONE.digest
+    assert lookup.names(root, [text]) == {NAMES[0]}
+
+
+@pytest.mark.parametrize("text", [f"two@{ONE.digest}", f"one@{TWO.digest}", "0123456789ab", ID[7:15]])
+def test_a_start_takes_no_image_for_another(tmp_path: Path, root: str, text: str) -> None:
+    """A digest is one of its repository's, and a few digits can be a name."""
+    commands.import_(root, str(archive(tmp_path, dict(zip(NAMES, (ONE, TWO), strict=True)))))
+    step = Step(
+        Pod("web", root, str(tmp_path / "run")), "image", "image", read(image.Options, {"ref": text, "pull": "never"})
+    )
+    [problem] = image.check(step)
+    assert problem.code == UNAVAILABLE
+
+
+def test_an_index_s_digest_means_the_image_of_the_platform(tmp_path: Path, root: str) -> None:
     commands.import_(root, str(archive(tmp_path, {NAMES[0]: ONE})))
-    step = Step(Pod("web", root, str(tmp_path / "run")), "image", "image", read(image.Options, {"ref": text}))
-    assert image.check(step) == []
-    assert image.up(step, {})["images"]["image"]["digest"] == ONE.digest
+    stored = layout.stored(root, NAMES[0])
+    assert stored
+    index = f"sha256:{'1' * 64}"
+    with work(root) as scratch:
+        publish.put_record(root, scratch, stored._replace(remote=index, platform="linux/arm64"))
+    named = reference.parse(f"one@{index}")
+    assert lookup.identified(root, named, "") is None
+    found = lookup.identified(root, named, "linux/arm64")
+    assert found
+    assert found.digest == ONE.digest
 
 
 def test_the_list_shows_what_an_image_is_for(tmp_path: Path, root: str) -> None:

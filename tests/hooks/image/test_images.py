@@ -149,6 +149,12 @@ def test_an_image_is_known_by_its_id_too_and_goes_through_an_archive(podrun: Pod
         1,
     ]
     assert podrun("images", "localhost/mine:1", "--format", "{ref}").stdout == "localhost/mine:1\n"
+    for word in (short, f"localhost/mine@{LAYERS.digest}"):
+        source = f'{{ hook = "storage", source = "image:{word}", target = "/mnt" }}'
+        steps = f'{{ hook = "image", ref = "{word}" }}, {{ hook = "network", mode = "none" }}, {source}'
+        command = '{ hook = "container", command = ["cat /mnt/data/kept"] }'
+        assert podrun("up", podrun.file("mounts", f"chain = [ {steps}, {command} ]")).stdout == "third\n"
+        assert set(podrun("images", word, "--format", "{ref}").stdout.split()) >= {"localhost/mine:1"}
     podrun("save", "-o", str(home / "saved.tar"), "localhost/mine:1", check=True)
     podrun("rmi", short, check=True)
     assert podrun("image", "exists", short).returncode == 1

@@ -167,21 +167,6 @@ def cached(root: str, reference: Reference, policy: str, platform: str = "") -> 
     return image(root, found)
 
 
-def by_id(root: str, reference: Reference) -> Image | None:
-    """The image whose digest starts as the name says, for a name of no image: "sha256:...", or at least 12 digits."""
-    if reference.kind != "registry" or reference.registry != "docker.io" or reference.digest:
-        return None
-    name = reference.repository.removeprefix("library/")
-    digits = reference.tag if name == "sha256" else name if reference.tag == "latest" else ""
-    if not 12 <= len(digits) <= 64 or not {*digits} <= {*"0123456789abcdef"}:
-        return None
-    for file in sorted(os.listdir(f"{root}/images/refs")) if os.path.isdir(f"{root}/images/refs") else ():
-        found = read(f"{root}/images/refs/{file}")
-        if found and found.digest.startswith(f"sha256:{digits}"):
-            return image(root, found)
-    return None
-
-
 def has_something(directory: str) -> bool:
     """True for a directory that exists and is not empty."""
     return os.path.isdir(directory) and bool(os.listdir(directory))
