@@ -6,13 +6,12 @@ creating a network namespace. The start path therefore builds its nouns with thi
 
 from __future__ import annotations
 
-from operator import itemgetter
-
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from typing import NamedTuple as NamedTuple
 else:
+    from _collections import _tuplegetter  # as collections.namedtuple does
 
     class _Meta(type):
         def __new__(mcs, name, bases, body):
@@ -21,7 +20,7 @@ else:
             # ``from __future__ import annotations`` keeps __annotations__ a plain dict of strings in the class body.
             fields = tuple(body.get("__annotations__", ()))
             defaults = {field: body.pop(field) for field in fields if field in body}
-            body |= {field: property(itemgetter(index)) for index, field in enumerate(fields)}
+            body |= {field: _tuplegetter(index, None) for index, field in enumerate(fields)}
             body |= {"__slots__": (), "_fields": fields, "_field_defaults": defaults, "__match_args__": fields}
             return super().__new__(mcs, name, (_Record,), body)
 
@@ -31,6 +30,12 @@ else:
         _field_defaults = {}
 
         def __new__(cls, *values, **named):
+            if named or len(values) != len(cls._fields):
+                values = cls._completed(values, named)
+            return tuple.__new__(cls, values)
+
+        @classmethod
+        def _completed(cls, values, named):
             fields = cls._fields
             if len(values) > len(fields):
                 raise TypeError(f"{cls.__name__} takes {len(fields)} fields, not {len(values)}")
@@ -44,7 +49,7 @@ else:
                     raise TypeError(f"{cls.__name__} lacks {field}")
             if named:
                 raise TypeError(f"{cls.__name__} has no {', '.join(named)}")
-            return tuple.__new__(cls, row)
+            return row
 
         @classmethod
         def _make(cls, values):

@@ -28,7 +28,7 @@ with open(sys.argv[1], "w") as file:
 #: Built into the interpreter or a few hundred lines of C each, and what they bring along.
 CHEAP = {
     "__future__", "_blake2", "_ctypes", "_json", "_operator", "_posixshmem", "_socket", "_struct", "binascii",
-    "errno", "fcntl", "operator", "select", "struct", "time", "types", "math", "_signal", "array",
+    "errno", "fcntl", "select", "time", "types", "math", "_signal", "array",
 }  # fmt: skip
 
 

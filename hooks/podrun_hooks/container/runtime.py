@@ -11,6 +11,7 @@ from podrun.record import NamedTuple
 from podrun_hooks.container import cgroups
 from podrun_hooks.container.paths import PATH
 from podrun_hooks.support import subprocesses, syscalls
+from podrun_hooks.support.aside import Thread
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -190,24 +191,27 @@ def forbid_devices(pid: int) -> None:
     For a container without device rules: its image may hold a node of the host's disk. (crun 1.8.1 remounts the root
     with no flags but its own: nodev on the overlay is lost.)
     """
-    parent = os.getpid()
     try:
         namespace = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         raise Failure("the container ended before it was started") from None
-    child = syscalls.fork()
-    if not child:
-        status = 1
+
+    def forbid() -> None:
+        # Threads share their root and working directory, which a mount namespace is entered with (setns(2)).
+        syscalls.unshare(syscalls.CLONE_FS)
+        syscalls.setns(namespace, syscalls.CLONE_NEWNS)
+        root = os.open("/", os.O_PATH | os.O_CLOEXEC)
         try:
-            syscalls.die_with_parent(parent)
-            syscalls.setns(namespace, syscalls.CLONE_NEWNS)
-            syscalls.mount_setattr(os.open("/", os.O_PATH | os.O_CLOEXEC), syscalls.MOUNT_ATTR_NODEV)
-            status = 0
+            syscalls.mount_setattr(root, syscalls.MOUNT_ATTR_NODEV)
         finally:
-            os._exit(status)
-    os.close(namespace)
-    if os.waitpid(child, 0)[1]:
-        raise Failure("device nodes in the root file system cannot be made unusable")
+            os.close(root)
+
+    try:
+        Thread(forbid).join()
+    except OSError as error:
+        raise Failure(f"device nodes in the root file system cannot be made unusable: {error.strerror}") from None
+    finally:
+        os.close(namespace)
 
 
 def start(runtime: Runtime, place: Place, config: Mapping[str, Any], *, own_cgroup: bool) -> None:

@@ -253,7 +253,7 @@ def _in_its_own(step: Step, fd: int, made: str) -> Facts:
         place = take_place(step, options, fd)
         addresses = place.addresses
     step.status("making the network namespace")
-    child = namespace.begin(pod.tag, pod.run, fd, place, wish(options), made)
+    connecting = namespace.begin(pod.tag, pod.run, fd, place, wish(options), made)
     try:
         plain = [cidr.partition("/")[0] for cidr in addresses]
         shared = ""
@@ -263,9 +263,9 @@ def _in_its_own(step: Step, fd: int, made: str) -> Facts:
             shared = "" if options.hosts else names.path_of(place.bridge.directory)
         mounts = files.for_pod(step, options, hostname, plain, shared, place.bridge.directory if place else "")
         step.status("connecting the pod")
-        child.join()
+        connecting.join()
     finally:
-        child.kill()
+        connecting.end()
     if place and options.publish and not pod.beside:
         publish_ports(step, place, plain, fd)
     return {"netns": namespace.path_of(pod.tag), "addresses": addresses, "hostname": hostname, "mounts": mounts}

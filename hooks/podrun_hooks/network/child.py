@@ -1,4 +1,7 @@
-"""A forked child of the launcher. Only such children enter namespaces, and they die with podrun."""
+"""A forked child of the launcher, which enters namespaces and dies with podrun.
+
+Where only threads have to be kept apart, a thread does it for less: see podrun_hooks.support.aside.
+"""
 
 from __future__ import annotations
 
@@ -12,22 +15,19 @@ from podrun_hooks.support import syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
 
 class Child:
     """Runs ``work`` in a forked child. :meth:`join` returns its text, or raises its exception as a Failure.
 
-    ``held`` are descriptors that the parent closes while the child ends, because closing the last one takes time.
-
     A ``lingering`` child lives for ``lingering`` more seconds, with only the descriptors that it opened itself. Nobody
     waits for its end: podrun, which is about to end as well, leaves it to init.
     """
 
-    def __init__(self, work: Callable[[], str | None], *, lingering: float = 0.0, held: Sequence[int] = ()) -> None:
+    def __init__(self, work: Callable[[], str | None], *, lingering: float = 0.0) -> None:
         parent = os.getpid()
         self._lingering = lingering
-        self._held = held
         self._reading, writing = os.pipe2(os.O_CLOEXEC)
         self._pid = syscalls.fork()
         if self._pid == 0:
@@ -42,7 +42,6 @@ class Child:
         except BaseException:
             self.kill()
             raise
-        self._let_go()
         self._reap()
         if not said:
             raise Failure("the child that sets up the network was killed", code=INTERNAL)
@@ -53,15 +52,9 @@ class Child:
 
     def kill(self) -> None:
         """Ends the child at once; nothing when it has been joined."""
-        self._let_go()
         if self._pid:
             os.kill(self._pid, 9)
             self._reap()
-
-    def _let_go(self) -> None:
-        held, self._held = self._held, ()
-        for fd in held:
-            os.close(fd)
 
     def _reap(self) -> None:
         os.close(self._reading)
@@ -81,7 +74,7 @@ def _work(work: Callable[[], str | None], writing: int, parent: int, lingering: 
         try:
             answer = (work() or "", "", 0, "")
         except (Failure, OSError) as error:
-            failure = error if isinstance(error, Failure) else _failure_of(error)
+            failure = error if isinstance(error, Failure) else failure_of(error)
             answer = ("", failure.what[:2000], failure.code, failure.hint)
         os.write(writing, jsontext.dumps(answer).encode())
         status = 0
@@ -94,7 +87,8 @@ def _work(work: Callable[[], str | None], writing: int, parent: int, lingering: 
         os._exit(status)
 
 
-def _failure_of(error: OSError) -> Failure:
+def failure_of(error: OSError) -> Failure:
+    """What a refusal of the kernel's means for a pod's network."""
     if error.errno == EXFULL:
         return Failure("the bridge has no port left (it can have 1023)", code=BUSY, hint="use a second bridge")
     failure = of_oserror(error)

@@ -1,6 +1,6 @@
-"""A pod's network namespace: a forked child sets it up and pins it at /run/netns, as ``ip netns add`` does.
+"""A pod's network namespace: a thread sets it up and pins it at /run/netns, as ``ip netns add`` does.
 
-Only the child enters the namespace, and it dies with podrun; the launcher stays in the host's namespace.
+Only that thread enters the namespace, and it ends with its work; the launcher stays in the host's namespace.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from errno import EBUSY, EEXIST, EHOSTUNREACH, EINVAL, ENOENT
 from podrun.errors import CANNOT_CREATE, UNAVAILABLE, WRONG_FILE, Failure, code_of
 from podrun.record import NamedTuple
 from podrun_hooks.network import ledger as ledgers
-from podrun_hooks.network.child import Child
+from podrun_hooks.network.child import Child, failure_of
 from podrun_hooks.network.netlink import rtnetlink
 from podrun_hooks.support import syscalls
+from podrun_hooks.support.aside import Thread
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
     from podrun_hooks.network.ledger import Ledger
 
 DIRECTORY = "/run/netns"
-_OURS = "/proc/self/ns/net"
+#: That of the thread, or of the process where there is one thread.
+_OURS = "/proc/thread-self/ns/net"
 _NS_GET_NSTYPE = 0xB703  # ioctl_ns(2)
 
 # docker sets the first two, and its users rely on them: an unprivileged payload may listen on port 80, and ping. The
@@ -114,50 +116,69 @@ def mark(tag: str, run: str) -> str:
     return f"{tag} {run}"[:255]
 
 
-def begin(tag: str, run: str, fd: int, plug: Plug | None, wish: Wish, made: str = "") -> Child:
-    """Starts a child that creates a pod's namespace and, with a ``plug``, connects it to the bridge.
+def begin(tag: str, run: str, fd: int, plug: Plug | None, wish: Wish, made: str = "") -> Thread:
+    """Starts a thread that creates a pod's namespace and, with a ``plug``, connects it to the bridge.
 
     ``made``: the path of a namespace that the pod's user namespace owns, to use instead of a new one.
 
-    The child notes everything in the ledger at ``fd`` first. Raises Failure (CANNOT_CREATE) if a foreign object is at
-    the namespace's path; Child.join raises other failures.
+    The thread notes everything in the ledger at ``fd`` first. Raises Failure (CANNOT_CREATE) if a foreign object is at
+    the namespace's path; Thread.join raises other failures.
     """
     share()
     _clear(tag, run)
-    socket = rtnetlink.Socket() if plug else None
-    if plug:
-        # Before the fork: what a child imports does not come from podrun's bundle of modules.
-        from podrun_hooks.network.netlink import classifier  # noqa: F401
+    outside = rtnetlink.Socket() if plug else None
     proc = _own_proc()
 
     def make() -> None:
-        if made:
-            syscalls.setns(os.open(made, os.O_RDONLY | os.O_CLOEXEC), syscalls.CLONE_NEWNET)
-        else:
-            syscalls.unshare(syscalls.CLONE_NEWNET)
-        announcing = _ANNOUNCING if plug and plug.announced else ()
-        for name, value in (*_SYSCTLS, *announcing, *(() if wish.ipv6 else _WITHOUT_IPV6)):
-            try:
-                _write(name, value, proc)
-            except FileNotFoundError:  # a kernel without IPv6
-                pass
-        inode = os.stat(_OURS).st_ino
-        with rtnetlink.Socket() as inside:
-            inside.send(rtnetlink.change("lo", up=True, alias=mark(tag, run)))
-            ledgers.note(fd, "netns", str(inode))
-            _pin(tag, _OURS)
-            if plug and socket:
-                name = port_of(tag, inode)
-                index = plug_in(name, plug.wish.interface or "eth0", tag, plug, socket, inside)
-                ledgers.note(fd, "link", f"{name} {index}")
-            set_sysctls(wish.sysctls, proc)
-        os.close(proc)
+        try:
+            _make(tag, run, fd, plug, outside, wish, made, proc)
+        except OSError as error:
+            raise failure_of(error) from error
+        finally:
+            os.close(proc)
+            if outside:
+                outside.close()
 
     try:
-        return Child(make, held=(proc,))
-    finally:
-        if socket:
-            socket.close()
+        return Thread(make)
+    except OSError:
+        os.close(proc)
+        if outside:
+            outside.close()
+        raise
+
+
+def _make(
+    tag: str, run: str, fd: int, plug: Plug | None, outside: rtnetlink.Socket | None, wish: Wish, made: str, proc: int
+) -> None:
+    """Puts the thread that calls it into a new namespace, or into that at ``made``, and sets that up.
+
+    ``outside``: a socket of the host's namespace; ``proc``: see _own_proc.
+    """
+    if made:
+        owned = os.open(made, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            syscalls.setns(owned, syscalls.CLONE_NEWNET)
+        finally:
+            os.close(owned)
+    else:
+        syscalls.unshare(syscalls.CLONE_NEWNET)
+    announcing = _ANNOUNCING if plug and plug.announced else ()
+    for name, value in (*_SYSCTLS, *announcing, *(() if wish.ipv6 else _WITHOUT_IPV6)):
+        try:
+            _write(name, value, proc)
+        except FileNotFoundError:  # a kernel without IPv6
+            pass
+    inode = os.stat(_OURS).st_ino
+    with rtnetlink.Socket() as inside:
+        inside.send(rtnetlink.change("lo", up=True, alias=mark(tag, run)))
+        ledgers.note(fd, "netns", str(inode))
+        _pin(tag, _OURS)
+        if plug and outside:
+            name = port_of(tag, inode)
+            index = plug_in(name, plug.wish.interface or "eth0", tag, plug, outside, inside)
+            ledgers.note(fd, "link", f"{name} {index}")
+        set_sysctls(wish.sysctls, proc)
 
 
 def plug_in(
@@ -173,12 +194,12 @@ def plug_in(
     from podrun_hooks.network.netlink import classifier  # here: `down` attaches none
 
     bridge, n, hairpin, wish = plug.bridge, plug.n, plug.hairpin, plug.wish
-    netns = os.open(_OURS, os.O_RDONLY | os.O_CLOEXEC)
     mac = wish.mac or bridge.mac(n)
     own = [*plug.addresses, *([_link_local(mac)] if bridge.pool6 and wish.ipv6 else [])]
     program = _program(mac, own) if plug.filtered else classifier.no_loopback()
     joining = [rtnetlink.change(name, master=bridge.ifindex), *([rtnetlink.hairpin(name)] if hairpin else [])]
     index = _index_of(name)
+    netns = os.open(_OURS, os.O_RDONLY | os.O_CLOEXEC)
     try:
         outside.send(
             rtnetlink.veth(name, interface, netns, mac, index),
@@ -191,7 +212,8 @@ def plug_in(
         if classifier.is_missing(error):
             raise Failure(NO_FILTER, code=UNAVAILABLE, hint=NO_FILTER_HINT) from None
         raise
-    os.close(netns)
+    finally:
+        os.close(netns)
     address(interface, own, plug.of_bridge(1), wish, inside)
     if not plug.announced:
         outside.send(*joining)

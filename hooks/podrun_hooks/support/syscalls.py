@@ -6,7 +6,7 @@ Flags are those of the uapi headers <linux/mount.h>, <linux/sched.h> and <linux/
 from __future__ import annotations
 
 import os
-from struct import Struct
+from _struct import Struct
 
 from podrun import libc
 from podrun.libc import Long, checked
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 else:
     import _signal
 
+CLONE_FS = 0x00000200
 CLONE_NEWNS = 0x00020000
 CLONE_NEWUTS = 0x04000000
 CLONE_NEWIPC = 0x08000000
@@ -90,12 +91,12 @@ def _bytes(text: str | bytes | None) -> bytes | None:
 
 
 def unshare(flags: int) -> None:
-    """unshare(2). Call it in a forked child only: the launcher itself stays in the host's namespaces."""
+    """unshare(2), in a forked child or an aside.Thread only: the launcher itself stays in the host's namespaces."""
     checked(_unshare(flags))
 
 
 def setns(fd: int, kind: int = 0) -> None:
-    """setns(2), in a forked child only. ``kind``: the CLONE_NEW* that the descriptor must be of; 0: any."""
+    """setns(2), where unshare is called. ``kind``: the CLONE_NEW* that the descriptor must be of; 0: any."""
     checked(_setns(fd, kind))
 
 

@@ -9,8 +9,8 @@ forwards anything. A program costs two messages; layouts are those of <linux/pkt
 from __future__ import annotations
 
 import sys
+from _struct import Struct, unpack
 from errno import EEXIST, ENOENT, EOPNOTSUPP
-from struct import Struct, unpack
 
 from podrun.record import NamedTuple
 from podrun_hooks.network.netlink.rtnetlink import (

@@ -7,8 +7,8 @@ are those of <linux/netfilter/nfnetlink_conntrack.h>.
 
 from __future__ import annotations
 
+from _struct import Struct
 from errno import EINVAL, ENOENT, EOPNOTSUPP
-from struct import Struct
 
 from podrun.record import NamedTuple
 from podrun_hooks.network.netlink import nfnetlink

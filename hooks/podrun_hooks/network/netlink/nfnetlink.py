@@ -7,7 +7,7 @@ Adding a published port by ``nft`` costs 4 ms for starting it; as a message it i
 from __future__ import annotations
 
 import os
-from struct import Struct
+from _struct import Struct
 
 from podrun.record import NamedTuple
 from podrun_hooks.network.netlink.rtnetlink import (

@@ -9,7 +9,7 @@ from __future__ import annotations
 import _socket
 import errno
 import os
-from struct import Struct
+from _struct import Struct
 
 from podrun.record import NamedTuple
 

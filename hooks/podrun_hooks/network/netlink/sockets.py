@@ -6,8 +6,8 @@ Layouts and numbers are those of <linux/inet_diag.h>, <linux/sock_diag.h> and in
 from __future__ import annotations
 
 from _socket import IPPROTO_TCP
+from _struct import Struct
 from errno import ENOENT
-from struct import Struct
 
 from podrun.record import NamedTuple
 from podrun_hooks.network.netlink.rtnetlink import NLM_F_ACK, NLM_F_DUMP, Message, Socket, unpacked
