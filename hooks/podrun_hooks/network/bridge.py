@@ -14,7 +14,7 @@ from podrun.record import NamedTuple
 from podrun_hooks.network import ledger
 from podrun_hooks.network.lease import Subnet, subnet
 from podrun_hooks.network.netlink import nfnetlink, rtnetlink
-from podrun_hooks.network.publish.ruleset import NEWEST_SET
+from podrun_hooks.network.publish.ruleset import NEWEST_CHAIN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -204,7 +204,7 @@ def has_table(name: str) -> bool:
 
 def has_rules(table: str) -> bool:
     """True if the table exists and is not from an older version of podrun."""
-    return nfnetlink.has_set(nfnetlink.socket(), table, NEWEST_SET)
+    return nfnetlink.has_chain(nfnetlink.socket(), table, NEWEST_CHAIN)
 
 
 def _made(run: str, table: str, name: str, wanted: str, wanted6: str, manner: Manner) -> Bridge:

@@ -106,7 +106,7 @@ def take_over(step: Step, own: Facts, before: Step) -> None:
                 on = bridges.ensure(step.pod.run, bridges.table(step.pod), name)
                 handover.move(step.pod, on, spec.each(step.options.publish), plain, new, old)
             names.remove(directory, names.mark(before), int(old.ledger.last("name") or -1))
-            conntrack.forget_unanswered(lease.held(directory, bridges.pools_of(step.pod.run, name), old.ledger))
+            conntrack.forget_all_but_open(lease.held(directory, bridges.pools_of(step.pod.run, name), old.ledger))
         ledgers.note(new.fd, "holds", "yes")
     finally:
         os.close(new.fd)
@@ -137,6 +137,10 @@ def settle(step: Step, seconds: float) -> None:
     if seconds:
         step.status(f"draining for up to {seconds:g} s")
         _watch(step, lambda: not _connections(), seconds)
+    # The payload is asked to end next: a connection that it has reset meanwhile leads no new one to it.
+    for name in ledger.all("bridge"):
+        directory, pools = bridges.directory(step.pod.run, name), bridges.pools_of(step.pod.run, name)
+        conntrack.forget_all_but_open(lease.held(directory, pools, ledger))
 
 
 def await_sent(step: Step) -> None:

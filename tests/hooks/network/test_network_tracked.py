@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -97,13 +98,15 @@ def test_kernels_that_cannot_filter_get_every_entry_looked_at(
     assert (_answering(plain(web)), _answering(plain(other))) == (0, 1)
 
 
-def test_a_connection_that_was_answered_stays_when_only_the_unanswered_are_forgotten(place: Place, talk: Any) -> None:
+def test_a_connection_that_was_answered_stays_while_it_is_open(place: Place, talk: Any) -> None:
     web = place.up("web", publish=["127.0.0.1:5313:80", "127.0.0.1:5314:81/udp"])
     place.serve(web["netns"], 80, "web")
     place.serve(web["netns"], 81, "web", proto="udp")
-    _connected(talk, "127.0.0.1", 5313)
+    client = socket.create_connection(("127.0.0.1", 5313), 3)
+    talk.append(client)
+    assert client.recv(100)  # with nothing sent that the server has not read: it would reset the connection
     _connected(talk, "127.0.0.1", 5314, socket.SOCK_DGRAM)
-    conntrack.forget_unanswered([plain(web)])
+    conntrack.forget_all_but_open([plain(web)])
     with NFCTSocket(nfgen_family=socket.AF_INET) as reader:
         left = [entry for entry in reader.dump() if _source(entry) == plain(web)]
     assert [
@@ -120,8 +123,60 @@ def test_who_has_no_answer_yet_gets_to_whoever_the_port_leads_to_next(place: Pla
     client.setblocking(False)
     client.connect_ex(("127.0.0.1", 5316))
     assert _answering(plain(web)) == 1
-    conntrack.forget_unanswered([plain(web)])
+    conntrack.forget_all_but_open([plain(web)])
     assert _answering(plain(web)) == 0
+
+
+_RESETS = """
+import socket, struct
+server = socket.create_server(("::", 80), family=socket.AF_INET6, dualstack_ipv6=True)
+print("listening", flush=True)
+while True:
+    client, _ = server.accept()
+    client.recv(1)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.close()
+"""
+
+
+@pytest.mark.parametrize("filters", [True, False], ids=["the kernel filters", "it cannot"])
+def test_a_port_whose_connection_the_pod_has_reset_is_free_for_whoever_comes_next(
+    place: Place, talk: Any, monkeypatch: pytest.MonkeyPatch, filters: bool
+) -> None:
+    if not filters:
+        monkeypatch.setattr(conntrack, "_FILTER", 99)
+    web = place.up("web", publish=["127.0.0.1:5317:80"])
+    server = subprocess.Popen([*inside(web["netns"]), sys.executable, "-c", _RESETS], stdout=subprocess.PIPE, text=True)
+    place.servers.append(server)
+    assert server.stdout
+    assert server.stdout.readline() == "listening\n"
+    addresses = [plain(web), plain(web, 6)]
+    for address, port in [(plain(web), 80), ("127.0.0.1", 5317), (plain(web, 6), 80)]:
+        client = socket.create_connection((address, port), 3)
+        talk.append(client)
+        client.send(b"?")
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
+    # The server is busy with one that stays open.
+    talk.append(socket.create_connection((plain(web), 80), 3))
+    assert [_answering(address) for address in addresses] == [3, 1]
+    conntrack.forget_all_but_open(addresses)
+    assert [_answering(address) for address in addresses] == [1, 0]
+
+
+def test_an_ipv6_address_is_given_back_clean_whatever_rules_others_have(place: Place, talk: Any) -> None:
+    web = place.up("web")
+    place.serve(web["netns"], 80, "web", host="::")
+    # Of the same priority as podrun's chain, and made later: the kernel asks it first, and then no other one.
+    chain = "chain c { type nat hook postrouting priority 100; ip6 daddr fd00::/8 masquerade; }"
+    subprocess.run(["nft", "-f", "-"], input=f"table ip6 t_foreign {{ {chain}; }}", text=True, check=True)
+    try:
+        _connected(talk, plain(web, 6), 80)
+    finally:
+        subprocess.run(["nft", "delete", "table", "ip6", "t_foreign"], check=True)
+    assert _answering(plain(web, 6)) == 1
+    place.down("web")
+    assert _answering(plain(web, 6)) == 0
 
 
 def _source(entry: Any) -> str:

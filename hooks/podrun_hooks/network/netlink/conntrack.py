@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
 
 TCP = 6
-#: TCP_CONNTRACK_SYN_SENT: not answered yet.
-SYN_SENT = 1
+#: TCP_CONNTRACK_SYN_SENT: not answered yet; TCP_CONNTRACK_CLOSE: one side has reset it.
+SYN_SENT, CLOSE = 1, 8
 
 _SUBSYSTEM = 1  # NFNL_SUBSYS_CTNETLINK
 _GET, _DELETE = _SUBSYSTEM << 8 | 1, _SUBSYSTEM << 8 | 2
@@ -78,19 +78,28 @@ def forget(addresses: Collection[str]) -> None:
             _delete([entry for entry in _entries(family, containing=raw) if entry.answers_from == raw])
 
 
-def forget_unanswered(addresses: Collection[str]) -> None:
-    """The same, but TCP's are spared from where the other side has answered.
+def forget_all_but_open(addresses: Collection[str]) -> None:
+    """The same, but TCP's are spared from where the other side has answered until one side resets the connection.
 
-    For an address that goes on serving the connections it has, while new ones lead elsewhere.
+    For an address that goes on serving the connections it has, while new ones lead elsewhere. The entry of a connection
+    that the address has reset stays for ten seconds, and a new one from the same port would follow it
+    (nf_conntrack_tcp_packet() reopens only an entry whose FIN, or whose client's reset, it has seen).
     """
     for address in addresses:
         family, raw = packed(address.partition("/")[0])
         if family == _IPV4 and all(
             _forget_at_once(family, raw, proto, unanswered=proto == TCP) for proto in (TCP, *_OTHERS)
         ):
-            continue
-        found = [entry for entry in _entries(family, containing=raw) if entry.answers_from == raw]
-        _delete([entry for entry in found if entry.proto != TCP or entry.state == SYN_SENT])
+            found = _entries(family, containing=raw, selection=_selection(family, raw, TCP))
+        else:
+            found = _entries(family, containing=raw)
+        _delete(
+            [
+                entry
+                for entry in found
+                if entry.answers_from == raw and (entry.proto != TCP or entry.state in (SYN_SENT, CLOSE))
+            ]
+        )
 
 
 def _forget_at_once(family: int, address: bytes, proto: int = 0, *, unanswered: bool = False) -> bool:
@@ -99,12 +108,7 @@ def _forget_at_once(family: int, address: bytes, proto: int = 0, *, unanswered: 
     Not for IPv6: its comparison is inverted there, and all but that address' entries would go
     (ctnetlink_filter_match_tuple() in net/netfilter/nf_conntrack_netlink.c).
     """
-    flags = _FILTER_IP_SRC | (_FILTER_PROTO_NUM if proto else 0)
-    wanted = attribute(_FILTER_ORIG_FLAGS, _FLAGS.pack(0)) + attribute(_FILTER_REPLY_FLAGS, _FLAGS.pack(flags))
-    source = [nested(_TUPLE_IP, attribute(_IP[family][0], address))]
-    if proto:
-        source.append(nested(_TUPLE_PROTO, attribute(_PROTO_NUM, bytes([proto]))))
-    body = _FAMILY.pack(family, 0, 0) + nested(_TUPLE_REPLY, *source) + nested(_FILTER, wanted)
+    body = _FAMILY.pack(family, 0, 0) + _selection(family, address, proto)
     if unanswered:
         body += attribute(_STATUS, _NUMBER.pack(0)) + attribute(_STATUS_MASK, _NUMBER.pack(_SEEN_REPLY))
     try:
@@ -114,6 +118,16 @@ def _forget_at_once(family: int, address: bytes, proto: int = 0, *, unanswered: 
             raise
         return False
     return True
+
+
+def _selection(family: int, address: bytes, proto: int) -> bytes:
+    """Has the kernel select the entries whose answers come from an address, and of one protocol unless it is 0."""
+    flags = _FILTER_IP_SRC | (_FILTER_PROTO_NUM if proto else 0)
+    wanted = attribute(_FILTER_ORIG_FLAGS, _FLAGS.pack(0)) + attribute(_FILTER_REPLY_FLAGS, _FLAGS.pack(flags))
+    source = [nested(_TUPLE_IP, attribute(_IP[family][0], address))]
+    if proto:
+        source.append(nested(_TUPLE_PROTO, attribute(_PROTO_NUM, bytes([proto]))))
+    return nested(_TUPLE_REPLY, *source) + nested(_FILTER, wanted)
 
 
 def forget_destinations(places: Collection[tuple[int, str, int]]) -> None:
@@ -127,9 +141,10 @@ def forget_destinations(places: Collection[tuple[int, str, int]]) -> None:
         _delete([entry for entry in found if (entry.proto, entry.destination, entry.port) in wanted])
 
 
-def _entries(family: int, *, containing: bytes = b"") -> Iterator[Entry]:
+def _entries(family: int, *, containing: bytes = b"", selection: bytes = b"") -> Iterator[Entry]:
     """The entries of an address family, at least those in which these bytes are: a busy table has 100,000."""
-    listing = Message("list tracked connections", _GET, NLM_F_ACK | NLM_F_DUMP, _FAMILY.pack(family, 0, 0))
+    body = _FAMILY.pack(family, 0, 0) + selection
+    listing = Message("list tracked connections", _GET, NLM_F_ACK | NLM_F_DUMP, body)
     try:
         answers = nfnetlink.socket().send(listing)
     except OSError as error:

@@ -31,9 +31,9 @@ _ENOENT = 2
 _NFPROTO_UNSPEC, _NFPROTO_INET = 0, 1
 _SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
 _BATCH_BEGIN, _BATCH_END = 16, 17
-_GETTABLE, _GETSET, _NEWSETELEM, _GETSETELEM, _DELSETELEM = (_SUBSYSTEM << 8 | kind for kind in (1, 10, 12, 13, 14))
+_GETTABLE, _GETCHAIN, _NEWSETELEM, _GETSETELEM, _DELSETELEM = (_SUBSYSTEM << 8 | kind for kind in (1, 4, 12, 13, 14))
 _NFTA_TABLE_NAME = 1
-_SET_TABLE, _SET_NAME = 1, 2
+_CHAIN_TABLE, _CHAIN_NAME = 1, 3
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS, _LIST_ELEM = 1, 2, 3, 1
 _ELEM_KEY, _ELEM_DATA, _ELEM_TIMEOUT, _ELEM_USERDATA, _DATA_VALUE = 1, 2, 4, 6, 1
 _UDATA_COMMENT = 0  # libnftnl's NFTNL_UDATA_SET_ELEM_COMMENT: what ``nft list`` shows as the element's comment
@@ -87,10 +87,10 @@ def has_table(socket: Socket, table: str) -> bool:
     return _is_there(socket, Message(f"look for table {table}", _GETTABLE, NLM_F_ACK, _named(_NFTA_TABLE_NAME, table)))
 
 
-def has_set(socket: Socket, table: str, name: str) -> bool:
-    """True when the table is there and has that set."""
-    body = _named(_SET_TABLE, table) + _text(_SET_NAME, name)
-    return _is_there(socket, Message(f"look for {name} of table {table}", _GETSET, NLM_F_ACK, body))
+def has_chain(socket: Socket, table: str, name: str) -> bool:
+    """True when the table is there and has that chain."""
+    body = _named(_CHAIN_TABLE, table) + _text(_CHAIN_NAME, name)
+    return _is_there(socket, Message(f"look for {name} of table {table}", _GETCHAIN, NLM_F_ACK, body))
 
 
 def _named(kind: int, table: str) -> bytes:

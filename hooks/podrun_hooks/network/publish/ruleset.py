@@ -23,10 +23,12 @@ if TYPE_CHECKING:
 # element (b2f742c846ca). So each map is looked up twice, and packets whose key is in a hold set are dropped meanwhile
 # instead of refused: the sender tries again.
 # A chain of type nat sees only the first packet of a connection. The set called6 remembers which pods have been called
-# over IPv6: deleting an IPv6 address's connections from connection tracking takes long (conntrack.forget).
+# over IPv6: deleting an IPv6 address's connections from connection tracking takes long (conntrack.forget). Its chain
+# has the first priority that nat may have: once a chain of somebody else has chosen a source, no later one is asked
+# (nf_nat_inet_fn() in net/netfilter/nf_nat_core.c).
 # A pod that calls a published port would get answers from the wrong address unless its own address is masqueraded.
-#: A set that tables of older versions of podrun lack: see bridge.ensure.
-NEWEST_SET = "reached"
+#: A chain that tables of older versions of podrun lack: see bridge.ensure.
+NEWEST_CHAIN = "called"
 _RULES = """
 add table inet {table}
 add set inet {table} bridges {{ type ifname; }}
@@ -51,12 +53,14 @@ add chain inet {table} forward {{ type filter hook forward priority 0; policy ac
 add chain inet {table} published
 add chain inet {table} prerouting {{ type nat hook prerouting priority -100; policy accept; }}
 add chain inet {table} output {{ type nat hook output priority -100; policy accept; }}
+add chain inet {table} called {{ type nat hook postrouting priority -199; policy accept; }}
 add chain inet {table} postrouting {{ type nat hook postrouting priority 100; policy accept; }}
 flush chain inet {table} loopback
 flush chain inet {table} forward
 flush chain inet {table} published
 flush chain inet {table} prerouting
 flush chain inet {table} output
+flush chain inet {table} called
 flush chain inet {table} postrouting
 add rule inet {table} loopback iifname != "lo" ip daddr 127.0.0.0/8 drop
 add rule inet {table} loopback iifname != "lo" ip saddr 127.0.0.0/8 drop
@@ -86,7 +90,7 @@ add rule inet {table} published meta nfproto ipv4 meta l4proto . th dport @holda
 add rule inet {table} published meta nfproto ipv6 meta l4proto . th dport @holdany6 drop
 add rule inet {table} prerouting jump published
 add rule inet {table} output jump published
-add rule inet {table} postrouting ip6 daddr @subnets6 add @called6 {{ ip6 daddr }}
+add rule inet {table} called ip6 daddr @subnets6 add @called6 {{ ip6 daddr }}
 add rule inet {table} postrouting ip saddr 127.0.0.0/8 oifname @bridges masquerade
 add rule inet {table} postrouting ip saddr @subnets4 ip daddr @subnets4 ct status dnat masquerade
 add rule inet {table} postrouting ip6 saddr @subnets6 ip6 daddr @subnets6 ct status dnat masquerade
