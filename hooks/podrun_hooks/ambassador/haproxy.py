@@ -108,11 +108,12 @@ def switch(wish: Ambassador, targets: Sequence[Target]) -> None:
     if not targets:
         return
     slots = list(_slots(_ask(wish.place, "show servers state service")))
-    weights = {(target.addr, target.port): target.weight for target in targets[:SLOTS]}
+    # 256 is HAProxy's largest weight: several records of one place may add up to more.
+    weights = {(target.addr, target.port): min(target.weight, 256) for target in targets[:SLOTS]}
     kept = {name: place for name, place, used in slots if used and place in weights}
     free = [name for name, _, _ in slots if name not in kept]
     missing = [place for place in weights if place not in kept.values()]
-    lines = [f"set server service/{name} weight {min(weights[place], 256)}" for name, place in kept.items()]
+    lines = [f"set server service/{name} weight {weights[place]}" for name, place in kept.items()]
     taken = []
     # A slot that was not in use first: connections that are open belong to the others.
     used = {name for name, _, is_used in slots if is_used}

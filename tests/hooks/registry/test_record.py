@@ -91,8 +91,13 @@ def test_some_addresses_are_nobodys_backend(address: str, why: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "weight"), [("3", 3), ("", 1), ("0", 1), ("-1", 1), ("x", 1), ("1e9", 1), ("1000", 100), ("٣", 1)]
-)
+    ("word", "weight"),
+    [
+        ("3", 3), ("007", 7), ("", 1), ("0", 1), ("-1", 1), ("x", 1), ("1e9", 1), ("99", 99), ("1000", 100), ("٣", 1),
+        ("9" * 5000, 100), ("0" * 5000, 1),
+    ],
+    ids=lambda value: str(value)[:5],
+)  # fmt: skip
 def test_a_weight_is_from_1_to_100(word: str, weight: int) -> None:
     assert Record("a", "web", "h", "192.0.2.1", 80, meta={"weight": word}).weight == weight
 
