@@ -33,15 +33,19 @@ if TYPE_CHECKING:
 _AFTERWARDS = 0.02
 
 
-def host(run: str, table: str) -> chosen.Host:
+def host(run: str, table: str, routes: Socket) -> chosen.Host:
     """What records must not lead to on this machine. ``table``: the nftables table with podrun's published ports."""
-    with Socket() as socket:
-        addresses = frozenset(cidr.partition("/")[0] for cidr in socket.addresses())
+    kinds: dict[str, str] = {}
     registered = {
         (wish.record.addr, wish.record.port, wish.record.proto)
         for wish in wishes.everything(run)
         if isinstance(wish, wishes.Registration)
     }
+
+    def kind(addr: str) -> str:
+        if addr not in kinds:
+            kinds[addr] = routes.route_kind(addr)
+        return kinds[addr]
 
     def publishes(addr: str, port: int, proto: str) -> bool:
         # A pod in the host's network publishes nothing; that it is one its wish says, which only root writes.
@@ -53,7 +57,7 @@ def host(run: str, table: str) -> chosen.Host:
             for ip in (addr, "::" if ":" in addr else "0.0.0.0")
         )
 
-    return chosen.Host(addresses, publishes)
+    return chosen.Host(kind, publishes)
 
 
 def lead(
@@ -65,14 +69,9 @@ def lead(
     """
     if not wanted:
         return []
-    machines = {wish.published: host(run, wish.published) for wish, _ in wanted}
     lost: list[tuple[Ambassador, Lost]] = []
     by_pod: dict[tuple[str, str], list[tuple[Ambassador, Sequence[Target]]]] = {}
-    for wish, records in wanted:
-        refused: list[str] = []
-        targets = chosen.of(wish, records, machines[wish.published], refused)
-        for line in refused:
-            say(f"{wish.pod}: {wish.step}: {line}")
+    for wish, targets in _chosen(run, wanted, say):
         if wish.listing:
             _write(wish, targets, say)
         if wish.via == "nft":
@@ -99,6 +98,21 @@ def lead(
         for socket, before in moved:
             flows.forget(socket, before)
     return lost
+
+
+def _chosen(
+    run: str, wanted: Sequence[tuple[Ambassador, Sequence[Record]]], say: Callable[[str], None]
+) -> list[tuple[Ambassador, list[Target]]]:
+    """Where each ambassador is to lead; ``say`` is told of records that lead where none may."""
+    found = []
+    with Socket() as routes:
+        machines = {wish.published: host(run, wish.published, routes) for wish, _ in wanted}
+        for wish, records in wanted:
+            refused: list[str] = []
+            found.append((wish, chosen.of(wish, records, machines[wish.published], refused)))
+            for line in refused:
+                say(f"{wish.pod}: {wish.step}: {line}")
+    return found
 
 
 def forget(lost: Sequence[tuple[Ambassador, Lost]]) -> None:

@@ -24,8 +24,8 @@ class Target(NamedTuple):
 class Host(NamedTuple):
     """What a record must not lead to on this machine."""
 
-    #: The machine's own addresses.
-    addresses: frozenset[str]
+    #: "local" for an address of the machine's own, "broadcast" ..., or "" for an address of somebody else's.
+    kind: Callable[[str], str]
     #: Whether podrun leads a port of the machine (address, port, protocol) to a pod.
     publishes: Callable[[str, int, str], bool]
 
@@ -56,9 +56,10 @@ def _why_not(wish: Ambassador, record: Record, host: Host) -> str:
         return "the pod itself"
     if record.addr == wish.address:
         return "the ambassador itself"
-    if record.addr in host.addresses and not host.publishes(record.addr, record.port, record.proto):
-        return "a port of this host that is no pod's"
-    return ""
+    kind = host.kind(record.addr)
+    if kind == "local":
+        return "" if host.publishes(record.addr, record.port, record.proto) else "a port of this host that is no pod's"
+    return f"an {kind} address" if kind == "anycast" else f"a {kind} address" if kind else ""
 
 
 def number(proto: str) -> bytes:

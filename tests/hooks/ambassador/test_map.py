@@ -335,6 +335,30 @@ def test_a_record_that_leads_astray_leads_nobody(
     assert "elements" not in services.nft("app", "list", "map", "inet", services.started["app"].pod.tag, "one")
 
 
+def test_what_the_hosts_routes_take_for_its_own_is_no_backend(services: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    subprocess.run(["ip", "link", "add", "t-amb-own", "type", "bridge"], check=True)
+    try:
+        # An address of link scope, a range that is local as a whole (AnyIP), and a subnet's broadcast address.
+        for words in (
+            "address add 203.0.113.65/30 scope link dev t-amb-own",
+            "link set t-amb-own up",
+            "route add local 203.0.113.80/28 dev lo",
+        ):
+            subprocess.run(["ip", *words.split()], check=True)
+        local = "a port of this host that is no pod's"
+        expected = {"203.0.113.65": local, "203.0.113.85": local, "203.0.113.67": "a broadcast address"}
+        for n, addr in enumerate(expected):
+            file.put(f"{services.run}/registry", Record(f"evil{n}", "db", "h", addr, 22, ready=True))
+        services.client("app", hold="0s")
+        said = capfd.readouterr().err
+        for addr, why in expected.items():
+            assert f"leads to {addr}:22: {why}" in said
+        assert "elements" not in services.nft("app", "list", "map", "inet", services.started["app"].pod.tag, "one")
+    finally:
+        subprocess.run(["ip", "route", "del", "local", "203.0.113.80/28", "dev", "lo"], check=False)
+        subprocess.run(["ip", "link", "delete", "t-amb-own"], check=True)
+
+
 def test_a_port_that_podrun_publishes_on_this_host_is_a_backend(services: Any) -> None:
     facts = services.pod("db1", publish=["0.0.0.0:15432:5432"])
     services.serve(facts["netns"], 5432, "db1")

@@ -31,7 +31,7 @@ NLA_F_NESTED = 0x8000
 _NLA_TYPE_MASK = 0x3FFF
 
 _RTM_NEWLINK, _RTM_DELLINK, _RTM_GETLINK, _RTM_SETLINK = 16, 17, 18, 19
-_RTM_NEWADDR, _RTM_GETADDR, _RTM_NEWROUTE = 20, 22, 24
+_RTM_NEWADDR, _RTM_GETADDR, _RTM_NEWROUTE, _RTM_GETROUTE = 20, 22, 24, 26
 _IFF_UP = 1
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK = 1, 3, 4, 5
 _IFLA_MASTER, _IFLA_PROTINFO, _IFLA_LINKINFO = 10, 12, 18
@@ -45,6 +45,9 @@ _IFLA_BRPORT_STATE, _IFLA_BRPORT_MODE, _IFLA_BRPORT_FLUSH, _BR_STATE_DISABLED = 
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS, _IFA_F_NODAD = 1, 2, 8, 0x02
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY = 1, 4, 5
 _RT_TABLE_MAIN, _RTPROT_BOOT, _RT_SCOPE_UNIVERSE, _RT_SCOPE_LINK, _RTN_UNICAST = 254, 3, 0, 253, 1
+#: What a route of <linux/rtnetlink.h>'s RTN_* other than RTN_UNICAST leads to, and the errnos of those to nowhere.
+_KINDS = {2: "local", 3: "broadcast", 4: "anycast", 5: "multicast"}
+_NO_ROUTE = (13, 22, 95, 97, 101, 113)  # EACCES, EINVAL, EOPNOTSUPP, EAFNOSUPPORT, ENETUNREACH, EHOSTUNREACH
 
 _HEADER = Struct("=IHHII")  # length, type, flags, sequence number, port id
 _ATTRIBUTE = Struct("=HH")  # length, type
@@ -209,6 +212,17 @@ class Socket:
             if (family, len(raw)) in _ADDRESSES and scope == _RT_SCOPE_UNIVERSE:
                 found.append(f"{_socket.inet_ntop(family, raw)}/{length}")
         return sorted(found, key=lambda cidr: ":" in cidr)
+
+    def route_kind(self, address: str) -> str:
+        """ "local" for an address that the namespace takes for its own, "broadcast", "anycast", "multicast", or "".
+
+        Its routes know more than its list of addresses: ranges that are local as a whole, and every scope.
+        """
+        family, raw = packed(address)
+        body = _ROUTE.pack(family, len(raw) * 8, 0, 0, 0, 0, 0, 0, 0) + attribute(_RTA_DST, raw)
+        answers = self.send(Message(f"route to {address}", _RTM_GETROUTE, NLM_F_ACK, body, _NO_ROUTE))
+        kinds = [unpacked(_ROUTE, answer)[7] for kind, answer in answers if kind == _RTM_NEWROUTE]
+        return _KINDS.get(kinds[0], "") if kinds else ""
 
     def close(self) -> None:
         """Closes the socket."""
