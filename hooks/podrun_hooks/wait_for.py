@@ -172,7 +172,7 @@ def _circle(waiter: str, notes: Iterable[str]) -> list[str]:
             note = jsontext.loads(text)
             if note["v"] == 1 and isinstance(note["offers"], list) and len(text) < 16384:
                 table[str(note["id"])] = (str(note["waits"]), [str(one) for one in note["offers"]])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue
     if waiter not in table:
         return []

@@ -147,7 +147,9 @@ def test_pods_that_begin_and_end_to_wait_at_once_do_not_meet(tmp_path: Path) -> 
 def test_strangers_notes_harm_nobody(tmp_path: Path) -> None:
     directory = tmp_path / "run/registry/.waiting"
     directory.mkdir(parents=True)
-    for n, text in enumerate(["", "[]", '{"v":1}', '{"v":1,"id":[],"waits":{},"offers":"x"}', "x" * 100_000]):
+    for n, text in enumerate(
+        ["", "[]", '{"v":1}', '{"v":1,"id":[],"waits":{},"offers":"x"}', "x" * 100_000, "[" * 9000]
+    ):
         (directory / f"{n}.json").write_text(text)
     assert Waiting(tmp_path, service="db", timeout="200ms").begin().join().failure.code == UNAVAILABLE
 

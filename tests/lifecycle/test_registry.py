@@ -161,6 +161,8 @@ def test_people_ask_wait_watch_and_remove(podrun: Podrun) -> None:
     watching.kill()
     watching.communicate()
     assert podrun("registry", "wait", "web", "--timeout", "100ms").returncode == 69
+    for words in (["rm", "../../etc", "x"], ["rm", "web", "../../../etc/passwd"], ["get", ".."], ["get", "a\nb"]):
+        assert podrun("registry", *words).returncode == 78
     assert podrun("registry", "ls", "--registry", "zookeeper://x").returncode == 78
     assert podrun("registry", "ls", "--registry", "etcd://127.0.0.1:1").returncode == 69
     podrun("down", "web", check=True)

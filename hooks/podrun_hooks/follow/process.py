@@ -163,6 +163,8 @@ class Followed:
             self.next_poll = self.last_poll + _PAUSE
             return []
         changed = self.client.poll(services, seconds=_CALL)
+        for line in self.client.oversized.news():
+            say(f"{self.source.url}: {line}")
         if changed and not self.rung:
             self.client.bell.close()  # it should have rung
         self.client.listen(self.last_poll)

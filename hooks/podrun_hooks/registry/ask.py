@@ -41,6 +41,7 @@ def services(source: Source) -> list[str]:
 
 def records(source: Source, service: str, wrong: list[str]) -> list[Record]:
     """The records of a service; ``wrong`` collects what is no record, and why. Raises Failure."""
+    _no_place(service)
     if not source.has_server:
         return file.records(source.directory, service, wrong=wrong)
     return _asked(source, lambda client: client.records(service, seconds=_PATIENCE, wrong=wrong))
@@ -48,6 +49,8 @@ def records(source: Source, service: str, wrong: list[str]) -> list[Record]:
 
 def remove(run: str, source: Source, service: str, identity: str) -> bool:
     """Removes a record, whosever it is; True when it was there. Raises Failure."""
+    _no_place(service)
+    _no_place(identity)
     if source.has_server:
         removed: bool = _asked(source, lambda client: client.remove(service, identity, seconds=_PATIENCE))
         return removed
@@ -77,6 +80,12 @@ def changes(source: Source, wanted: str) -> Iterator[tuple[str, list[Record]]]:
             if failure.code != UNAVAILABLE:
                 raise
         time.sleep(_LOOK)
+
+
+def _no_place(name: str) -> None:
+    """Refuses what no service or record can be called: it would stand in a path, or in a URL's. Raises Failure."""
+    if not name or name[0] == "." or "/" in name or not name.isprintable():
+        raise Failure(f"expected a name without '/', not {name!r}", code=WRONG_FILE)
 
 
 def _asked(source: Source, question: Callable[[Any], T]) -> T:

@@ -13,7 +13,8 @@ import time
 from podrun import jsontext
 from podrun.hook import Wrong
 from podrun_hooks.registry.bell import Bell, Request
-from podrun_hooks.registry.http import Away, Client, Refused, password
+from podrun_hooks.registry.http import Away, Client, Refused, TooLarge, password
+from podrun_hooks.registry.oversized import Oversized
 from podrun_hooks.registry.record import MOST, PREFIX, Record, parse
 
 TYPE_CHECKING = False
@@ -46,6 +47,7 @@ class Consul:
         self._known: dict[str, list[Record]] = {}
         #: What Consul said that each service's records were at (X-Consul-Index) when they were read last.
         self._index: dict[str, str] = {}
+        self.oversized = Oversized()
 
     def close(self) -> None:
         """Closes the connections."""
@@ -68,15 +70,15 @@ class Consul:
     def withdraw(self, service: str, identity: str, gen: str, *, seconds: float) -> bool:
         """Deregisters a record, only that of this invocation; True when it was there."""
         name = _service_id(service, identity)
-        answer = self._call("GET", f"/v1/agent/service/{name}", None, seconds, missing=True)
+        answer = self._call("GET", f"/v1/agent/service/{_in_path(name)}", None, seconds, missing=True)
         if answer is None or _meta(answer.json()).get(f"{_FIELD}gen") != gen:
             return False
-        self._call("PUT", f"/v1/agent/service/deregister/{name}", None, seconds)
+        self._call("PUT", f"/v1/agent/service/deregister/{_in_path(name)}", None, seconds)
         return True
 
     def records(self, service: str, *, seconds: float, wrong: list[str] | None = None) -> list[Record]:
         """The records of a service, by id; into ``wrong`` goes what is no record, and why."""
-        answer = self._call("GET", f"/v1/health/service/{service}", None, seconds)
+        answer = self._call("GET", f"/v1/health/service/{_in_path(service)}", None, seconds)
         assert answer is not None
         self._index[service] = answer.headers.get("x-consul-index", "")
         table = answer.json()
@@ -103,9 +105,9 @@ class Consul:
     def remove(self, service: str, identity: str, *, seconds: float) -> bool:
         """Deregisters a record of this agent; True when it was there."""
         name = _service_id(service, identity)
-        if self._call("GET", f"/v1/agent/service/{name}", None, seconds, missing=True) is None:
+        if self._call("GET", f"/v1/agent/service/{_in_path(name)}", None, seconds, missing=True) is None:
             return False
-        self._call("PUT", f"/v1/agent/service/deregister/{name}", None, seconds)
+        self._call("PUT", f"/v1/agent/service/deregister/{_in_path(name)}", None, seconds)
         return True
 
     # --- waiting -----------------------------------------------------------------------------------------------
@@ -125,7 +127,9 @@ class Consul:
 
         answer = self._call("GET", f"/v1/kv/{_WAITING}?recurse", None, seconds, missing=True)
         try:
-            return [a2b_base64(kv["Value"]).decode(errors="replace") for kv in answer.json()] if answer else []
+            values = [kv["Value"] for kv in answer.json()] if answer else []
+            # An empty value is null, and somebody else's.
+            return [a2b_base64(value).decode(errors="replace") for value in values if value is not None]
         except (KeyError, TypeError, ValueError):
             raise Away("the answer has another shape than Consul's") from None
 
@@ -136,7 +140,14 @@ class Consul:
         self._known = {service: records for service, records in self._known.items() if service in services}
         changed = {}
         for service in sorted(services):
-            records = self.records(service, seconds=seconds)
+            if service in self.oversized:
+                continue
+            try:
+                records = self.records(service, seconds=seconds)
+            except TooLarge as error:
+                self.oversized.add(service, error)
+                continue
+            self.oversized.discard(service)
             if self._known.get(service) != records:
                 changed[service] = self._known[service] = records
         return changed
@@ -188,7 +199,7 @@ class Consul:
             service, _, identity = name.removeprefix("podrun:").partition(":")
             if not orphaned(f"{PREFIX}{service}/{identity}"):
                 continue
-            self._call("PUT", f"/v1/agent/service/deregister/{name}", None, seconds)
+            self._call("PUT", f"/v1/agent/service/deregister/{_in_path(name)}", None, seconds)
             done.append(f"removed {name}, which no pod of this host has")
         return done
 
@@ -259,6 +270,12 @@ def _host_id(ttl: float) -> str:
 def _service_id(service: str, identity: str) -> str:
     """No slash, no "?", no "%": it stands in paths."""
     return f"podrun:{service}:{identity}"
+
+
+def _in_path(name: str) -> str:
+    """A name in a path (RFC 3986, 2.1): others register some that podrun would not."""
+    plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~:@+"
+    return "".join(chr(byte) if chr(byte) in plain else f"%{byte:02X}" for byte in name.encode(errors="replace"))
 
 
 def _checks(record: Record, name: str) -> list[dict[str, Any]]:

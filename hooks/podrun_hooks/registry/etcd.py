@@ -13,12 +13,13 @@ from binascii import a2b_base64, b2a_base64
 from podrun import jsontext
 from podrun.hook import Wrong
 from podrun_hooks.registry.bell import Bell, Request
-from podrun_hooks.registry.http import Away, Client, Refused, password
+from podrun_hooks.registry.http import Away, Client, Refused, TooLarge, password
+from podrun_hooks.registry.oversized import Oversized
 from podrun_hooks.registry.record import MOST, PREFIX, Record, parse
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from typing import Any
 
     from podrun_hooks.registry.http import Answer
@@ -42,6 +43,7 @@ class Etcd:
         #: The cluster's revision at the last poll, and what was known of the services then.
         self._revision = 0
         self._known: dict[str, dict[str, Record | None]] = {}
+        self.oversized = Oversized()
 
     def close(self) -> None:
         """Closes the connections."""
@@ -134,6 +136,7 @@ class Etcd:
     def poll(self, services: Collection[str], *, seconds: float) -> dict[str, list[Record]]:
         """The records of those services that have changed since the last poll; all of one that is new here."""
         revision = _revision(self._call("kv/range", {"key": _b64(_NOWHERE), "count_only": True}, seconds))
+        services = [service for service in services if service not in self.oversized]
         new = [service for service in services if service not in self._known]
         if revision == self._revision and not new:
             return {}
@@ -148,16 +151,41 @@ class Etcd:
         lowest = 0
         for at in range(0, len(wanted), 100):
             part = list(zip(wanted, since, strict=True))[at : at + 100]
-            answer = self._call("kv/txn", {"success": [_new_in(service, after) for service, after in part]}, seconds)
-            told = _ranges(answer)
-            if len(told) != len(part):
-                raise Away("etcd's answer to a transaction lacks parts")
-            lowest = min(lowest or _revision(answer), _revision(answer))
-            for (service, _), found in zip(part, told, strict=True):
-                if self._take(service, found, seconds):
-                    changed[service] = sorted(_present(self._known[service]), key=lambda record: record.id)
+            for service, found, told_at in self._changes(part, seconds):
+                lowest = min(lowest or told_at, told_at)
+                try:
+                    if self._take(service, found, seconds):
+                        changed[service] = sorted(_present(self._known[service]), key=lambda record: record.id)
+                    self.oversized.discard(service)
+                except TooLarge as error:
+                    self._pass_over(service, error)
         self._revision = lowest or revision
         return changed
+
+    def _changes(self, wanted: Sequence[tuple[str, str]], seconds: float) -> Iterator[tuple[str, dict[str, Any], int]]:
+        """Each service with what is new of it since a revision, and the cluster's revision when it was asked.
+
+        An answer that is too large is asked for in two halves, down to the service whose it is.
+        """
+        try:
+            answer = self._call("kv/txn", {"success": [_new_in(service, since) for service, since in wanted]}, seconds)
+        except TooLarge as error:
+            if len(wanted) == 1:
+                self._pass_over(wanted[0][0], error)
+                return
+            half = len(wanted) // 2
+            yield from self._changes(wanted[:half], seconds)
+            yield from self._changes(wanted[half:], seconds)
+            return
+        told = _ranges(answer)
+        if len(told) != len(wanted):
+            raise Away("etcd's answer to a transaction lacks parts")
+        for (service, _), found in zip(wanted, told, strict=True):
+            yield service, found, _revision(answer)
+
+    def _pass_over(self, service: str, error: TooLarge) -> None:
+        self._known.pop(service, None)
+        self.oversized.add(service, error)
 
     def listen(self, now: float) -> None:
         """Has the bell ring for changes of the services of the last poll, from that poll on: a watch of them all."""
@@ -339,10 +367,11 @@ def _number(value: Any) -> int:
 
 
 def _plain(text: Any) -> str:
+    """A key or value as text. What is not UTF-8 is somebody else's, and no key of a record: it hides no other one."""
     try:
-        return a2b_base64(text).decode()
+        return a2b_base64(text).decode(errors="backslashreplace")
     except (NotBase64, ValueError, TypeError):
-        raise Away("the answer holds what is not base64 of UTF-8") from None
+        raise Away("the answer holds what is not base64") from None
 
 
 def _range(prefix: str) -> dict[str, Any]:

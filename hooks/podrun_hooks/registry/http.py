@@ -15,6 +15,7 @@ import time
 from podrun import jsontext
 from podrun.options import whole
 from podrun.record import NamedTuple
+from podrun_hooks.support import syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,10 +26,15 @@ if TYPE_CHECKING:
 
 #: Bytes of an answer, and of its head.
 LARGEST, _HEAD = 4 << 20, 16384
+_LARGE = f"the answer has more than {LARGEST >> 20} MiB"
 
 
 class Away(Exception):
     """The registry does not answer, or not as one does: another endpoint or another time may."""
+
+
+class TooLarge(Away):
+    """The answer is larger than any that is read: who asks for less at once may get one."""
 
 
 class Refused(Exception):
@@ -89,6 +95,9 @@ class Client:
                 if not (words := trouble(answer)):
                     return answer
                 raise Away(words)
+            except TooLarge:
+                self.close()
+                raise  # another endpoint has the same data
             except (OSError, Away, ValueError) as error:
                 self.close()
                 troubles.append(f"{f'[{host}]' if ':' in host else host}:{port}: {_words(error)}")
@@ -141,13 +150,8 @@ class Client:
             return self._exchange(request, deadline)
 
     def _connect(self, host: str, port: int, deadline: float) -> Any:
-        # Names have no deadline of their own in getaddrinfo(3); resolv.conf(5) has (timeout, attempts).
-        try:
-            # As bytes: a str would be encoded by encodings.idna, which brings 0.7 MB of Unicode's tables.
-            family, kind, protocol, _, address = _socket.getaddrinfo(host.encode(), port, 0, _socket.SOCK_STREAM)[0]
-        except _socket.gaierror as error:
-            raise Away(error.args[-1]) from None
-        sock = _socket.socket(family, kind | _socket.SOCK_NONBLOCK | _socket.SOCK_CLOEXEC, protocol)
+        family, address = _resolved(host, port, deadline)
+        sock = _socket.socket(family, _socket.SOCK_STREAM | _socket.SOCK_NONBLOCK | _socket.SOCK_CLOEXEC)
         try:
             code = sock.connect_ex(address)
             if code == errno.EINPROGRESS:
@@ -212,7 +216,7 @@ class Client:
             raise Away("the answer does not say how long it is")
         parts, size = [rest], len(rest)
         if wanted > LARGEST:
-            raise Away(f"the answer has more than {LARGEST >> 20} MiB")
+            raise TooLarge(_LARGE)
         while size < wanted:
             parts.append(self._more(deadline))
             size += len(parts[-1])
@@ -234,7 +238,7 @@ class Client:
                 raise Away("a chunk's length is no number") from None
             size += length
             if size > LARGEST or length < 0:
-                raise Away(f"the answer has more than {LARGEST >> 20} MiB")
+                raise TooLarge(_LARGE)
             pieces, have = [rest], len(rest)
             while have < length + 2:
                 pieces.append(self._more(deadline))
@@ -275,6 +279,50 @@ class Client:
                 if error.errno not in (2, 3) or not self.source.tls:
                     raise
                 _wait(connection.fileno(), select.POLLIN if error.errno == 2 else select.POLLOUT, deadline)
+
+
+def _resolved(host: str, port: int, deadline: float) -> tuple[int, Any]:
+    """Address family and address of an endpoint. Raises Away, TimeoutError.
+
+    getaddrinfo(3) has no deadline of its own, and a name server that is silent keeps it for half a minute
+    (resolv.conf(5)): names are looked up in a child, addresses here.
+    """
+    # As bytes: a str would be encoded by encodings.idna, which brings 0.7 MB of Unicode's tables.
+    name = host.encode()
+    try:
+        found = _socket.getaddrinfo(name, port, 0, _socket.SOCK_STREAM, 0, _socket.AI_NUMERICHOST)[0]
+        return found[0], found[4]
+    except _socket.gaierror:
+        pass
+    reading, writing = os.pipe2(os.O_CLOEXEC)
+    child = syscalls.fork()
+    if not child:
+        try:
+            os.write(writing, _looked_up(name))
+        finally:
+            os._exit(0)
+    os.close(writing)
+    try:
+        _wait(reading, select.POLLIN, deadline)
+        said = os.read(reading, 4096).decode(errors="replace")
+    except TimeoutError:
+        raise Away("its name is not resolved in time") from None
+    finally:
+        os.close(reading)
+        syscalls.end(child)
+    family, _, address = said.partition(" ")
+    if not family.isdecimal():
+        raise Away(address or "its name cannot be resolved")
+    return int(family), (address, port)
+
+
+def _looked_up(name: bytes) -> bytes:
+    """Address family and address of a name, or "-" and why there is none."""
+    try:
+        family, _, _, _, address = _socket.getaddrinfo(name, 0, 0, _socket.SOCK_STREAM)[0]
+    except (_socket.gaierror, UnicodeError) as error:
+        return f"- {error.args[-1]}".encode()
+    return f"{int(family)} {address[0]}".encode()
 
 
 def _words(error: Exception) -> str:

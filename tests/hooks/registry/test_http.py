@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -124,6 +127,29 @@ def test_a_server_that_hangs_or_drips_takes_no_longer_than_it_is_given(parts: An
         client.call("POST", "/", b"x", seconds=0.4)
     assert time.monotonic() - began < 0.8
     server.close()
+
+
+@pytest.mark.root
+def test_a_name_server_that_is_silent_takes_no_longer_than_the_call_may(tmp_path: Path) -> None:
+    (tmp_path / "resolv.conf").write_text("nameserver 127.0.0.177\n")
+    code = """
+import socket, sys, time
+silent = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+silent.bind(("127.0.0.177", 53))
+from podrun_hooks.registry.http import Away, Client
+from podrun_hooks.registry import source
+for name, address in (("registry.example", "not resolved in time"), ("localhost", "Connection refused")):
+    began = time.monotonic()
+    try:
+        Client(source.parse(f"etcd://{name}:1")).call("GET", "/", seconds=0.5)
+    except Away as away:
+        assert address in str(away), away
+    assert time.monotonic() - began < 1.5
+"""
+    mount = f"mount --bind {tmp_path}/resolv.conf $(realpath /etc/resolv.conf)"
+    script = f'{mount} && ip link set lo up && exec "$0" -c "$1"'
+    argv = ["unshare", "-mn", "sh", "-c", script, sys.executable, code]
+    subprocess.run(argv, check=True, timeout=20)
 
 
 def test_a_limit_is_for_all_calls_together() -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import time
+from binascii import b2a_base64
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from podrun_hooks.registry import bell, connect, wishes
+from podrun_hooks.registry import bell, connect, oversized, wishes
 from podrun_hooks.registry import source as sources
-from podrun_hooks.registry.http import Away
+from podrun_hooks.registry.etcd import _range
+from podrun_hooks.registry.http import Away, TooLarge
 from podrun_hooks.registry.record import Record
 from support.registry_servers import free_port
 
@@ -166,14 +168,50 @@ def test_nobody_takes_a_successors_record_away_or_writes_over_it(etcd: Any, leas
 
 
 def test_strangers_keys_beside_records_are_passed_over(etcd: Any, leases: Any, record: Any) -> None:
-    client = connect(sources.parse(etcd.url))
+    client: Any = connect(sources.parse(etcd.url))
     announce(client, record, leases)
     for n, text in enumerate(["", "{", record.text, "\x00", '{"v":2}', "x" * 100_000]):
         client._put(f"{record.key[: record.key.rindex('/')]}/stranger{n}", text, "0", 2, None)
     wrong: list[str] = []
     assert client.records(record.service, seconds=2, wrong=wrong) == [record]
     assert len(wrong) == 6
-    assert client.poll([record.service], seconds=2)[record.service] == [record]
+    # Nor does a key that is no text.
+    raw = f"{record.key[: record.key.rindex('/')]}/".encode() + b"\xff"
+    key = b2a_base64(raw, newline=False).decode()
+    client._call("kv/put", {"key": key, "value": key}, 2)
+    client._call("kv/put", {"key": b2a_base64(b"/podrun/v1/wait/\xff", newline=False).decode(), "value": key}, 2)
+    try:
+        assert client.poll([record.service], seconds=2)[record.service] == [record]
+        assert record.service in client.services(seconds=2)
+        assert client.waiting(seconds=2)
+    finally:
+        client._call("kv/deleterange", {"key": b2a_base64(b"/podrun/v1/wait/\xff", newline=False).decode()}, 2)
+
+
+@pytest.mark.parametrize("size", [1_400_000, 16], ids=["too large to read", "as usual"])
+def test_a_service_whose_records_are_too_large_hides_no_other_one(
+    etcd: Any, leases: Any, record: Any, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client: Any = connect(sources.parse(etcd.url))
+    announce(client, record, leases)
+    large = record.service + "-large"
+    for n in range(4):
+        client._put(f"/podrun/v1/svc/{large}/{n}", "x" * size, "0", 5, None)
+    try:
+        known = client.poll([large, record.service], seconds=5)
+        assert known[record.service] == [record]
+        assert (large in known) == (size == 16)
+        assert [line.split(":")[0] for line in client.oversized.news()] == [large] * (size != 16)
+        # What changes meanwhile is seen, and so is that the service can be read again.
+        announce(client, record._replace(port=81), leases)
+        assert client.poll([large, record.service], seconds=5) == {record.service: [record._replace(port=81)]}
+    finally:
+        client._call("kv/deleterange", _range(f"/podrun/v1/svc/{large}/"), 5)
+    monkeypatch.setattr(oversized, "_AGAIN", 0.0)
+    client.oversized._until = dict.fromkeys(client.oversized._until, 0.0)
+    assert client.poll([large, record.service], seconds=5) == {large: []}
+    assert client.poll([large, record.service], seconds=5) == {}
+    client.close()
 
 
 def test_a_cluster_that_was_restored_from_an_older_state_is_read_anew(etcd: Any, leases: Any, record: Any) -> None:
@@ -195,6 +233,42 @@ def test_what_others_have_registered_in_consul_is_found_too(consul: Any, record:
     found = records(client, record.service, 1)
     assert [(one.id, one.addr, one.port, one.ready) for one in found] == [("db-1", "192.0.2.7", 5432, True)]
     client._call("PUT", "/v1/agent/service/deregister/db%201", None, 2)  # type: ignore[call-arg]
+
+
+def test_a_service_of_consul_with_a_strange_name_is_only_a_strange_name(consul: Any) -> None:
+    client = connect(sources.parse(consul.url))
+    name = "My Service? HTTP/1.1"
+    body = {"ID": "odd", "Name": name, "Address": "192.0.2.7", "Port": 5432}
+    client._call("PUT", "/v1/agent/service/register", body, 2)  # type: ignore[call-arg]
+    try:
+        until(lambda: name in client.services(seconds=2))
+        wrong: list[str] = []
+        until(lambda: client.records(name, seconds=2, wrong=wrong) == [] and wrong)
+        assert "expected a service name" in wrong[0]
+    finally:
+        client._call("PUT", "/v1/agent/service/deregister/odd", None, 2)  # type: ignore[call-arg]
+
+
+def test_a_service_of_consul_that_is_too_large_hides_no_other_one(
+    consul: Any, leases: Any, record: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client: Any = connect(sources.parse(consul.url))
+    announce(client, record, leases)
+    asked = client.records
+
+    def records_of(service: str, **more: Any) -> Any:
+        if service == "a-large-one":
+            raise TooLarge("the answer has more than 4 MiB")
+        return asked(service, **more)
+
+    monkeypatch.setattr(client, "records", records_of)
+    seen: dict[str, Any] = {}
+    until(lambda: seen.update(client.poll(["a-large-one", record.service], seconds=2)) or seen.get(record.service))
+    assert "a-large-one" not in seen
+    assert client.oversized.news() == [
+        "a-large-one: the answer has more than 4 MiB; whoever is led there stays where it is"
+    ]
+    client.withdraw(record.service, record.id, record.gen, seconds=2)
 
 
 def test_a_change_rings_before_anybody_polls(client: Any, record: Any, leases: Any) -> None:
