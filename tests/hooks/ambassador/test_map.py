@@ -17,12 +17,13 @@ import pytest
 from podrun.errors import Failure
 from podrun.hook import Step, read
 from podrun_hooks import ambassador, container, register
-from podrun_hooks.ambassador import targets
+from podrun_hooks.ambassador import flows, targets
 from podrun_hooks.ambassador.targets import Target
 from podrun_hooks.registry import file, wishes
 from podrun_hooks.registry.record import Record
 from support.ambassador_case import Services
 from support.network_case import inside
+from support.waiting import until
 
 pytestmark = pytest.mark.root
 
@@ -34,6 +35,13 @@ def services() -> Iterator[Services]:
         yield found
     finally:
         found.close()
+
+
+@pytest.fixture(params=[True, False], ids=["the kernel selects", "it lists only"])
+def selecting(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels that select connections by themselves, and those before Linux 6.8."""
+    if not request.param:
+        monkeypatch.setattr(flows, "_FILTER", 99)  # an attribute that no kernel knows
 
 
 def test_a_pod_is_led_to_a_service_that_was_there_before(services: Any) -> None:
@@ -200,7 +208,7 @@ for line in sys.stdin:
             process.wait()
 
 
-def test_a_backend_that_refuses_is_tried_again_until_the_service_has_moved(services: Any) -> None:
+def test_a_backend_that_refuses_is_tried_again_until_the_service_has_moved(services: Any, selecting: None) -> None:
     services.backend("db1")
     address = services.client("app")
     services.silence()
@@ -213,6 +221,39 @@ def test_a_backend_that_refuses_is_tried_again_until_the_service_has_moved(servi
     assert not any("SYN_SENT" in line for line in services.conntrack("app"))
 
 
+def test_only_what_waits_for_a_lost_backend_is_forgotten(services: Any, selecting: None) -> None:
+    """Two services of which one moves, each with a connection that nobody has answered, and one that is open."""
+    backend = services.backend("db1")
+    services.do(register, "db1", "other", {"ready": True}, service="other", port=5432)
+    services.do(register, "db1", "open", {"ready": True}, service="open", port=5433)
+    calls = [services.client("app"), services.client("app", service="other", port=5432, step="other")]
+    kept = services.client("app", service="open", port=5433, step="open")
+    netns = services.facts["db1"]["netns"]
+    keeping = 'import socket, time; s = socket.create_server(("0.0.0.0", 5433)); c = s.accept(); time.sleep(60)'
+    calling = (
+        "import socket, sys, time; c = socket.create_connection((sys.argv[1], int(sys.argv[2])), 30); time.sleep(60)"
+    )
+    started = [subprocess.Popen([*inside(netns), sys.executable, "-c", keeping])]
+    app = [*inside(services.facts["app"]["netns"]), sys.executable, "-c", calling]
+    try:
+        until(lambda: services.call("app", backend, 5433, 0.2)[0] != "ConnectionRefusedError")
+        started.append(subprocess.Popen([*app, kept, "5433"]))
+        rules = (
+            "table inet silent { chain c { type filter hook input priority 0; tcp dport 5432 tcp flags syn drop; }; }"
+        )
+        subprocess.run([*inside(netns), "nft", "-f", "-"], input=rules, text=True, check=True)
+        started += [subprocess.Popen([*app, address, "5432"]) for address in calls]
+        until(lambda: sum("SYN_SENT" in line for line in services.conntrack("app")) == 2)
+        services.undo("db1", "register")
+        until(lambda: sum("SYN_SENT" in line for line in services.conntrack("app")) == 1)
+        assert [calls[1] in line for line in services.conntrack("app") if "SYN_SENT" in line] == [True]
+        assert any("ESTABLISHED" in line and kept in line for line in services.conntrack("app"))
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+
+
 def test_only_a_known_backend_is_spared_a_refusal(services: Any) -> None:
     other = services.pod("other")["addresses"][0].partition("/")[0]
     services.client("app")
@@ -220,7 +261,7 @@ def test_only_a_known_backend_is_spared_a_refusal(services: Any) -> None:
     assert (said, seconds < 0.5) == ("ConnectionRefusedError", True)
 
 
-def test_datagrams_follow_the_service_although_they_never_pause(services: Any) -> None:
+def test_datagrams_follow_the_service_although_they_never_pause(services: Any, selecting: None) -> None:
     services.backend("db1", 5353, proto="udp", service="dns")
     address = services.client("app", service="dns", port=5353, proto="udp")
     code = """
