@@ -94,7 +94,7 @@ def test_some_addresses_are_nobodys_backend(address: str, why: str) -> None:
     ("word", "weight"),
     [
         ("3", 3), ("007", 7), ("", 1), ("0", 1), ("-1", 1), ("x", 1), ("1e9", 1), ("99", 99), ("1000", 100), ("٣", 1),
-        ("9" * 5000, 100), ("0" * 5000, 1),
+        ("9" * 5000, 1), ("0" * 5000, 1),
     ],
     ids=lambda value: str(value)[:5],
 )  # fmt: skip
