@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -10,9 +11,13 @@ from typing import Any
 import click
 
 from podrun import __version__
-from podrun.cli.output import Guarded, human, printed, say
+from podrun.cli import docker_names, fields, images, volumes
+from podrun.cli.output import Guarded, human, say
 from podrun.engine import hook_loader
 from podrun.engine import journal as journals
+from podrun.engine import state as states
+from podrun.host import Host
+from podrun.launcher import pull
 from podrun.launcher.commands import host_of
 
 _format = click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", help="How to print.")
@@ -56,23 +61,62 @@ def info(ctx: click.Context) -> None:
 
 @click.group()
 def system() -> None:
-    """What podrun uses of this machine's disk."""
+    """What podrun uses of this machine's disk, and how to have it back."""
 
 
 @system.command(cls=Guarded)
-@_format
+@click.option("--format", "form", default="table", metavar="FORMAT", help=fields.FORMATS)
 @click.pass_context
 def df(ctx: click.Context, form: str) -> None:
-    """Show how much disk space images, volumes and pods use, and how much 'prune' would free."""
+    """Show what images, pods and volumes take of the disk, how many are in use, and what 'prune' and 'gc' free."""
     host = host_of(ctx.obj)
-    rows: list[dict[str, Any]] = []
-    for kind, path in (("images", "images"), ("volumes", "volumes"), ("pods", "pods")):
-        top = f"{host.root}/{path}"
-        inner = f"{top}/refs" if kind == "images" else top
-        count = len(os.listdir(inner)) if os.path.isdir(inner) else 0
-        size = disk_usage(top)
-        rows.append({"type": kind, "count": count, "size": size if form == "json" else human(size)})
-    printed(rows, form)
+    rows = [_images(host), _pods(host), _volumes(host)]
+    if form == "table":
+        rows = [{**row, "size": human(row["size"]), "reclaimable": human(row["reclaimable"])} for row in rows]
+    fields.write(rows, form, ("type", "count", "active", "size", "reclaimable"), docker_names.disk)
+
+
+def _images(host: Host) -> dict[str, Any]:
+    busy = images.used(host)
+    rows = pull.store().ls(host.root)
+    active = [row for row in rows if {row.ref, row.digest} & busy]
+    size = disk_usage(f"{host.root}/images")
+    # Layers that several images share count once on the disk.
+    reclaimable = max(0, size - sum(row.size for row in active)) if active else size
+    return {"type": "images", "count": len(rows), "active": len(active), "size": size, "reclaimable": reclaimable}
+
+
+def _pods(host: Host) -> dict[str, Any]:
+    names = journals.pods(host.run)
+    active = [name for name in names if states.state(host.run, name) in ("up", "starting", "stopping")]
+    unused = sum(disk_usage(f"{host.root}/pods/{name}") for name in {*names} - {*active})
+    size = disk_usage(f"{host.root}/pods")
+    return {"type": "pods", "count": len(names), "active": len(active), "size": size, "reclaimable": unused}
+
+
+def _volumes(host: Host) -> dict[str, Any]:
+    names = hook_loader.part("storage", "volumes").names(host.root)
+    used = {*volumes.users(host)} & {*names}
+    unused = sum(disk_usage(f"{host.root}/volumes/{name}") for name in {*names} - used)
+    size = disk_usage(f"{host.root}/volumes")
+    return {"type": "volumes", "count": len(names), "active": len(used), "size": size, "reclaimable": unused}
+
+
+@system.command(cls=Guarded)
+@click.option("-a", "--all", "unused", is_flag=True, help="Images that no pod uses, too, up or not.")
+@click.option("--volumes", "with_volumes", is_flag=True, help="Volumes that no pod uses, too, up or not.")
+@click.option("-f", "--force", is_flag=True, help="Do not ask, and skip pod files that cannot be read.")
+@click.pass_context
+def prune(ctx: click.Context, unused: bool, with_volumes: bool, force: bool) -> None:
+    """Do what 'gc', 'image prune' and, with --volumes, 'volume prune' do."""
+    group = ctx.find_root().command
+    if isinstance(group, click.Group):
+        collecting = group.get_command(ctx, "gc")
+        with contextlib.suppress(click.exceptions.Exit):
+            ctx.invoke(collecting, only_check=False) if collecting else None
+    ctx.invoke(images.prune, unused=unused, force=force)
+    if with_volumes:
+        ctx.invoke(volumes.prune, named=True, force=force)
 
 
 def disk_usage(top: str) -> int:

@@ -282,3 +282,22 @@ def used(row: Mapping[str, Any]) -> Struct:
         "PIDs": row["processes"],
     }
     return Struct(named, row)
+
+
+#: Docker's words for what system df counts.
+_KINDS = {"images": "Images", "pods": "Containers", "volumes": "Local Volumes"}
+
+
+def disk(row: Mapping[str, Any]) -> Struct:
+    """A row of ``system df``."""
+    named = {
+        "Type": _KINDS[row["type"]],
+        "Total": row["count"],
+        "TotalCount": row["count"],
+        "Active": row["active"],
+        "Size": human(row["size"]),
+        "Reclaimable": f"{human(row['reclaimable'])} ({100 * row['reclaimable'] // (row['size'] or 1)}%)",
+        "RawSize": row["size"],
+        "RawReclaimable": row["reclaimable"],
+    }
+    return Struct(named, row)

@@ -138,13 +138,18 @@ def inspect(ctx: click.Context, refs: Sequence[str], form: str) -> None:
 @click.pass_context
 def exists(ctx: click.Context, ref: str) -> int:
     """0 when an image is in the store, by name, id or digest; else 1. Nothing is printed."""
+    return int(not is_there(host_of(ctx.obj).root, ref))
+
+
+def is_there(root: str, ref: str) -> bool:
+    """Whether an image is in the store. Raises Failure (MALFORMED) for one that is there by half."""
     try:
-        pull.store().inspect(host_of(ctx.obj).root, ref, os.getcwd())
+        pull.store().inspect(root, ref, os.getcwd())
     except Failure as failure:
         if failure.code != UNAVAILABLE:
             raise
-        return 1
-    return 0
+        return False
+    return True
 
 
 @click.command(cls=Guarded)

@@ -15,7 +15,7 @@ from podrun.cli.output import Guarded, human, say
 from podrun.engine import hook_loader
 from podrun.engine import journal as journals
 from podrun.engine import state as states
-from podrun.errors import WRONG_FILE, Failure
+from podrun.errors import UNAVAILABLE, WRONG_FILE, Failure
 from podrun.hook_extras import UsesImages, offers
 from podrun.host import Host
 from podrun.launcher import pull
@@ -25,8 +25,8 @@ from podrun.systemd import events
 
 
 def used(host: Host) -> set[str]:
-    """Digests and references of the images that pods were started from, and that a rollback would take."""
-    found = kept(host.root)
+    """Digests and references of the images that pods were started from, a rollback would take, or that are mounted."""
+    found = kept(host.root) | {*_mounts().mounted(host.run)}
     for name in journals.pods(host.run):
         for entry in states.entries(journals.everything(host.run, name)):
             try:
@@ -36,6 +36,11 @@ def used(host: Host) -> set[str]:
             found |= {*using.images_of(entry.step["options"])} if using else set()
             found |= {image["digest"] for image in entry.facts.get("images", {}).values() if image.get("digest")}
     return found
+
+
+def _mounts() -> Any:
+    """The storage hook's functions for images that are mounted on the host."""
+    return hook_loader.part("storage", "image_mounts")
 
 
 @click.group()
@@ -93,17 +98,18 @@ def untag(ctx: click.Context, refs: Sequence[str]) -> None:
     default="oci-archive",
     help="docker-archive: plain layers, for docker before 23 and zstd.",
 )
-@click.argument("ref", shell_complete=completion.images)
+@click.argument("refs", metavar="REF...", nargs=-1, required=True, shell_complete=completion.images)
 @click.argument("file", type=click.Path())
 @click.pass_context
-def export(ctx: click.Context, ref: str, file: str, form: str) -> None:
-    """Write an image into FILE (-: standard output), for skopeo, podman load and docker load."""
+def export(ctx: click.Context, refs: Sequence[str], file: str, form: str) -> None:
+    """Write images into FILE (-: standard output), for skopeo, podman load and docker load."""
     if file == "-" and sys.stdout.isatty():
         raise Failure("an archive cannot be written to a terminal", code=WRONG_FILE, hint="name a file or use a pipe")
     path = file if file == "-" else os.path.abspath(file)
-    digest = pull.store().export(_host(ctx).root, ref, path, form, os.getcwd())
-    events.note(_host(ctx).run, "image", "export", ref, id=digest)
-    say(digest, err=file == "-")
+    digests = pull.store().export(_host(ctx).root, list(refs), path, form, os.getcwd())
+    for ref, digest in zip(refs, digests, strict=True):
+        events.note(_host(ctx).run, "image", "export", ref, id=digest)
+        say(digest, err=file == "-")
 
 
 @click.command("load", cls=Guarded)
@@ -114,6 +120,8 @@ def load(ctx: click.Context, path: str, quiet: bool) -> None:
     """Bring every image of an archive into the store: 'image import' as docker spells it."""
     if path == "-" and sys.stdin.isatty():
         raise Failure("an archive is not typed at a terminal", code=WRONG_FILE, hint="-i FILE, or a pipe")
+    if "://" in path:
+        raise Failure(f"{path} is not a file", code=WRONG_FILE, hint=f"curl -fsSL {path} | podrun load")
     with pull.teller(quiet=quiet) as teller:
         images = pull.store().import_(_host(ctx).root, path, teller.notify, "")
     for found in images:
@@ -131,23 +139,75 @@ def load(ctx: click.Context, path: str, quiet: bool) -> None:
     help="Default: docker-archive, which is what docker load takes.",
 )
 @click.option("-q", "--quiet", is_flag=True, help="Accepted.")
-@click.argument("ref", shell_complete=completion.images)
+@click.option("-m", "--multi-image-archive", "several", is_flag=True, help="Accepted: there may always be several.")
+@click.argument("refs", metavar="REF...", nargs=-1, required=True, shell_complete=completion.images)
 @click.pass_context
-def save(ctx: click.Context, ref: str, path: str, form: str, quiet: bool) -> None:
-    """Write an image into an archive: 'image export' as docker spells it."""
-    ctx.invoke(export, ref=ref, file=path, form=form)
+def save(ctx: click.Context, refs: Sequence[str], path: str, form: str, quiet: bool, several: bool) -> None:
+    """Write images into an archive: 'image export' as docker spells it."""
+    ctx.invoke(export, refs=refs, file=path, form=form)
 
 
 @image.command(cls=Guarded)
-@click.argument("refs", nargs=-1, required=True, shell_complete=completion.images)
+@click.argument("refs", nargs=-1, shell_complete=completion.images)
 @click.pass_context
-def rm(ctx: click.Context, refs: Sequence[str]) -> None:
+def mount(ctx: click.Context, refs: Sequence[str]) -> None:
+    """Mount images on the host, read-only, and print where; without REFS list what is mounted."""
+    host = _host(ctx)
+    for row in pull.store().ls(host.root) if not refs else ():
+        if row.digest in _mounts().mounted(host.run):
+            say(f"{row.ref}  {_mounts().place_of(host.run, row.digest)}")
+    for ref in refs:
+        found = pull.store().inspect(host.root, ref, os.getcwd())[0]
+        place = _mounts().mount(host.run, found["digest"], found["layers"])
+        say(place if len(refs) == 1 else f"{found['ref']}  {place}")
+
+
+@image.command(cls=Guarded)
+@click.option("-a", "--all", "every", is_flag=True, help="All that are mounted.")
+@click.option("-f", "--force", is_flag=True, help="Accepted.")
+@click.argument("refs", nargs=-1, shell_complete=completion.images)
+@click.pass_context
+def unmount(ctx: click.Context, refs: Sequence[str], every: bool, force: bool) -> None:
+    """Unmount images that 'image mount' has mounted."""
+    host = _host(ctx)
+    if bool(refs) == every:
+        raise Failure("name the images, or use --all", code=WRONG_FILE)
+    digests = _mounts().mounted(host.run)
+    for digest in (
+        digests if every else [pull.store().inspect(host.root, ref, os.getcwd())[0]["digest"] for ref in refs]
+    ):
+        if digest not in digests:
+            raise Failure(f"{refs[0]} is not mounted", code=UNAVAILABLE, hint="'podrun image mount' lists what is")
+        _mounts().unmount(host.run, digest)
+        say(digest)
+
+
+image.add_command(unmount, "umount")
+image.add_command(load)
+image.add_command(save)
+
+
+@image.command(cls=Guarded)
+@click.option("-a", "--all", "every", is_flag=True, help="All that no pod uses, up or not: 'image prune -a -f'.")
+@click.option("-f", "--force", is_flag=True, help="None of that name is no mistake; what a pod uses stays.")
+@click.option("-i", "--ignore", is_flag=True, help="None of that name is no mistake.")
+@click.argument("refs", nargs=-1, shell_complete=completion.images)
+@click.pass_context
+def rm(ctx: click.Context, refs: Sequence[str], every: bool, force: bool, ignore: bool) -> None:
     """Remove images; one that a pod uses stays."""
     host = _host(ctx)
-    removed = pull.store().rm(host.root, list(refs), lambda: used(host), os.getcwd())
-    for ref in removed.refs:
-        events.note(host.run, "image", "rm", ref)
-    _removed(removed)
+    if bool(refs) == every:
+        raise Failure("name the images, or use --all", code=WRONG_FILE)
+    if every:
+        ctx.invoke(prune, unused=True, force=True)
+        return
+    if force or ignore:
+        refs = [ref for ref in refs if image_listing.is_there(host.root, ref)]
+    if refs:
+        removed = pull.store().rm(host.root, list(refs), lambda: used(host), os.getcwd())
+        for ref in removed.refs:
+            events.note(host.run, "image", "rm", ref)
+        _removed(removed)
 
 
 @image.command(cls=Guarded)

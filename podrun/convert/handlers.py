@@ -73,9 +73,7 @@ def mount(container: Container, value: str, origin: Origin) -> None:
                 words.append(spellings.size(f"{key.removeprefix('tmpfs-')}={keys.pop(key)}"))
         container.tmpfs(":".join([target, *([",".join(words)] if words else [])]), origin)
     elif kind == "image" and source:
-        if writable:
-            container.note(origin, "an image is mounted read-only", "use a volume for what is written")
-        container.storage({"source": f"image:{source}"}, target, [], origin)
+        container.storage({"source": f"image:{source}"}, target, ["rw"] if writable else [], origin)
     elif kind in ("bind", "volume", "glob") and (source or kind == "volume"):
         if kind == "volume" and not source:
             container.anonymous(target, words, origin)

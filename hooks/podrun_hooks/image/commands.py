@@ -311,11 +311,21 @@ def _line(value: Any) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in str(value or "")).split())
 
 
-def export(root: str, ref: str, path: str, form: str = "oci-archive", cwd: str = "") -> str:
-    """Writes an image to a path, or standard output ("-"), in one of export.FORMATS; returns the image's digest."""
+def export(root: str, refs: list[str], path: str, form: str = "oci-archive", cwd: str = "") -> list[str]:
+    """Writes images to a path, or standard output ("-"), in one of export.FORMATS; returns their digests."""
     from podrun_hooks.image import export as exporting
 
-    _, stored = lookup.find(root, ref, cwd)[0]
+    wanted = [lookup.find(root, ref, cwd)[0][1] for ref in refs]
+    named = [(one, _names_of(root, one, ref, cwd)) for one, ref in zip(wanted, refs, strict=True)]
+    with locked(root, "store", shared=True):
+        exporting.export(root, named, path, form)
+    return [one.digest for one in wanted]
+
+
+def _names_of(root: str, stored: layout.Stored, ref: str, cwd: str) -> list[str]:
+    """The names under which an image is to be loaded from its archive."""
+    from podrun_hooks.image import export as exporting
+
     names = [exporting.name_of(stored)] if stored.ref == lookup.text_of(ref, cwd) else []
     if not any(names):
         same = [
@@ -324,9 +334,7 @@ def export(root: str, ref: str, path: str, form: str = "oci-archive", cwd: str =
         names = [exporting.name_of(one) for one in same] or [""]
     if not any(names):
         names = [_only_name_in(root, stored.ref)]
-    with locked(root, "store", shared=True):
-        exporting.export(root, stored, list(dict.fromkeys(filter(None, names))), path, form)
-    return stored.digest
+    return list(dict.fromkeys(filter(None, names)))
 
 
 def _only_name_in(root: str, ref: str) -> str:
@@ -368,6 +376,20 @@ def logout(registry: str) -> bool:
     from podrun_hooks.image.registry import credentials
 
     return credentials.forget(_registry(registry))
+
+
+def user_of(registry: str) -> str:
+    """The user name that is stored for a registry; "" if there is none."""
+    from podrun_hooks.image.registry import credentials
+
+    return credentials.known(_registry(registry)).user
+
+
+def registries() -> list[str]:
+    """The registries for which credentials are stored."""
+    from podrun_hooks.image.registry import credentials
+
+    return credentials.stored()
 
 
 def _registry(text: str) -> str:

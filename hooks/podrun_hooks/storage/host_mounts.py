@@ -12,7 +12,7 @@ import time
 
 from podrun.errors import BUSY, NOT_ALLOWED, STEP_FAILED, UNAVAILABLE, WRONG_FILE, Failure, of_oserror
 from podrun.hook import Problem
-from podrun_hooks.storage.options import GROUP, IMAGE, NFS, OF_A_BIND, SNAPSHOT, VOLUME, kind_of, resolved
+from podrun_hooks.storage.options import GROUP, IMAGE, NFS, OF_A_BIND, RW, SNAPSHOT, VOLUME, kind_of, resolved
 from podrun_hooks.support import subprocesses, syscalls
 
 TYPE_CHECKING = False
@@ -51,7 +51,7 @@ def up(step: Step) -> Facts:
         raise Failure(failure.what, code=failure.code) from error
     step.status(f"mounted {options.source}")
     given = resolved(["rbind", "nosuid", "nodev"], [word for word in options.options if word in GROUP])
-    if kind in ("image", "file"):
+    if kind == "file" or (kind == "image" and RW not in options.options):
         given = resolved(given, ["ro"])
     bind = {"hostPath": path, "containerPath": options.target, "type": "bind", "options": given}
     return {"mounts": [bind], **more}
@@ -67,7 +67,7 @@ def down(step: Step, own: Facts) -> None:
     unmount(place, options.target)
     step.status(f"removing what {options.target} stood on")
     kind = kind_of(options.source, options.type, options.options)
-    if kind == "overlay":
+    if kind == "overlay" or (kind == "image" and RW in options.options):
         from podrun_hooks.support.rooted_tree import clear
 
         clear(_upper(step))
@@ -144,15 +144,15 @@ def _mount(step: Step, place: str) -> tuple[str, Facts]:
 
 
 def _image(step: Step, place: str) -> tuple[str, Facts]:
-    """An image's layers, read-only. The store keeps them while a journal mentions the image."""
+    """An image's layers, read-only; with rw changes are thrown away. The store keeps what a journal mentions."""
     from podrun_hooks import image
 
     found = image.up(_image_step(step), {})["images"][step.name]
     layers = list(dict.fromkeys(reversed(found["layers"])))
-    if len(layers) == 1:  # overlayfs wants two layers, or one and something to write to
-        _attach(syscalls.open_tree(layers[0]), place, _RESTRICTED | syscalls.MOUNT_ATTR_RDONLY)
+    if RW in step.options.options:
+        _stack(_name(step), place, layers, upper=_fresh_upper(step, layers[0]))
     else:
-        _overlay(step, place, layers, flags=syscalls.MS_RDONLY)
+        show(_name(step), place, layers)
     kept = {key: found[key] for key in ("ref", "digest", "layers")}
     return place, {"images": {f"storage {step.name}": {**kept, "config": {}}}}
 
@@ -167,12 +167,17 @@ def _image_step(step: Step) -> Step:
 
 def _overlay_on_path(step: Step, place: str) -> tuple[str, Facts]:
     """A directory under an overlay: changes go to another directory and are discarded."""
+    _stack(_name(step), place, [step.options.source], upper=_fresh_upper(step, step.options.source))
+    return place, {}
+
+
+def _fresh_upper(step: Step, below: str) -> str:
+    """A new directory for an overlay's changes, whose root looks as that of ``below``."""
     from podrun_hooks.support.rooted_tree import claim, clear
 
-    source = step.options.source
     whole = _upper(step)
     clear(whole)
-    about = os.stat(source)
+    about = os.stat(below)
     os.makedirs(whole, mode=0o700)
     claim(whole, step.pod.run)
     for name in (f"{whole}/upper", f"{whole}/work"):
@@ -180,8 +185,7 @@ def _overlay_on_path(step: Step, place: str) -> tuple[str, Facts]:
     # The merged root shows the mode and the owner of upper.
     os.chown(f"{whole}/upper", about.st_uid, about.st_gid)
     os.chmod(f"{whole}/upper", about.st_mode & 0o7777)
-    _overlay(step, place, [source], upper=whole)
-    return place, {}
+    return whole
 
 
 def _snapshot(step: Step, place: str) -> tuple[str, Facts]:
@@ -267,7 +271,15 @@ def _attach(tree: int, place: str, attributes: int) -> None:
         os.close(tree)
 
 
-def _overlay(step: Step, place: str, layers: Sequence[str], *, upper: str = "", flags: int = 0) -> None:
+def show(name: str, place: str, layers: Sequence[str]) -> None:
+    """Mounts an image's layers, highest first, at ``place``, read-only; ``name`` is what the mount is called."""
+    if len(layers) == 1:  # overlayfs wants two layers, or one and something to write to
+        _attach(syscalls.open_tree(layers[0]), place, _RESTRICTED | syscalls.MOUNT_ATTR_RDONLY)
+    else:
+        _stack(name, place, layers, flags=syscalls.MS_RDONLY)
+
+
+def _stack(name: str, place: str, layers: Sequence[str], *, upper: str = "", flags: int = 0) -> None:
     """Stacks ``layers``, highest first; a name in /proc/self/fd is short and holds no colon, comma or backslash."""
     fds: list[int] = []
 
@@ -279,7 +291,7 @@ def _overlay(step: Step, place: str, layers: Sequence[str], *, upper: str = "", 
         data = f"lowerdir={':'.join(map(short, layers))}"
         if upper:
             data += f",upperdir={short(f'{upper}/upper')},workdir={short(f'{upper}/work')},volatile"
-        syscalls.mount(_name(step), place, "overlay", syscalls.MS_NOSUID | syscalls.MS_NODEV | flags, data)
+        syscalls.mount(name, place, "overlay", syscalls.MS_NOSUID | syscalls.MS_NODEV | flags, data)
     finally:
         for fd in fds:
             os.close(fd)

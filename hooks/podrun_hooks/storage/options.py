@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 VOLUME, TMPFS, FILE, IMAGE, NFS, SNAPSHOT = "volume:", "tmpfs:", "file:", "image:", "nfs:", "btrfs-snapshot:"
 #: A bind whose changes are thrown away, as podman calls it.
 OVERLAY = "O"
+#: Of an image: written to, and what is written is thrown away.
+RW = "rw"
 _LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 
 #: Options of mount(8) that a runtime knows, by what they decide: of each group the last word wins.
@@ -140,7 +142,8 @@ class Options(NamedTuple):
     target: str = option(TARGET, "where the containers see it")
     options: list[str] = option(
         list_of(OPTION),
-        "mount(8) options; nosuid and nodev unless undone by suid and dev; O: changes to a path are thrown away",
+        "mount(8) options; nosuid and nodev unless undone by suid and dev; changes to a path with O, to an image "
+        "with rw, are thrown away",
         [],
     )
     type: str = option(

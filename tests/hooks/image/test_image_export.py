@@ -39,7 +39,7 @@ def config_of(built: build.Built) -> dict[str, object]:
 def test_what_is_exported_comes_back_the_same(tmp_path: Path, root: str, form: str, built: build.Built) -> None:
     ref = pulled(tmp_path, root, built)
     before = commands.pull(root, ref)
-    assert commands.export(root, ref, str(tmp_path / "out.tar"), form) == built.digest
+    assert commands.export(root, [ref], str(tmp_path / "out.tar"), form) == [built.digest]
     [after] = commands.import_(str(tmp_path / "other"), str(tmp_path / "out.tar"))
     assert [os.path.basename(layer) for layer in after.layers] == [os.path.basename(layer) for layer in before.layers]
     assert after.config == before.config
@@ -52,7 +52,7 @@ def test_what_is_exported_comes_back_the_same(tmp_path: Path, root: str, form: s
 @pytest.mark.parametrize("form", FORMATS)
 def test_skopeo_reads_it(tmp_path: Path, root: str, form: str) -> None:
     ref = pulled(tmp_path, root)
-    commands.export(root, ref, str(tmp_path / "out.tar"), form)
+    commands.export(root, [ref], str(tmp_path / "out.tar"), form)
     argv = ["skopeo", "inspect", "--config", f"{form}:{tmp_path}/out.tar"]
     told = json.loads(subprocess.run(argv, check=True, capture_output=True).stdout)
     assert told["config"] == config_of(LAYERED)
@@ -61,7 +61,7 @@ def test_skopeo_reads_it(tmp_path: Path, root: str, form: str) -> None:
 @pytest.mark.parametrize("form", FORMATS)
 def test_podman_loads_it_under_its_name(tmp_path: Path, home: Path, root: str, form: str) -> None:
     ref = pulled(tmp_path, root)
-    commands.export(root, ref, str(tmp_path / "out.tar"), form)
+    commands.export(root, [ref], str(tmp_path / "out.tar"), form)
     podman = ["podman", "--root", str(home / "p"), "--runroot", str(home / "r"), "--storage-driver", "vfs"]
     done = subprocess.run([*podman, "load", "-i", str(tmp_path / "out.tar")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -80,7 +80,7 @@ def test_podman_loads_it_under_its_name(tmp_path: Path, home: Path, root: str, f
 )
 def test_docker_loads_it_and_it_comes_back_from_there(tmp_path: Path, root: str, form: str, built: build.Built) -> None:
     ref = pulled(tmp_path, root, built)
-    commands.export(root, ref, str(tmp_path / "out.tar"), form)
+    commands.export(root, [ref], str(tmp_path / "out.tar"), form)
     done = subprocess.run(["docker", "load", "-i", str(tmp_path / "out.tar")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "registry.example/team/web:1" in done.stdout
@@ -98,7 +98,7 @@ def test_an_image_of_docker_media_types_becomes_an_oci_archive(tmp_path: Path, r
         argv = ["skopeo", "copy", "--dest-tls-verify=false", "--format=v2s2", f"oci:{path}:v1", target]
         subprocess.run(argv, check=True, capture_output=True)
         ref = commands.pull(root, f"{registry.host}/team/web:1").ref
-    commands.export(root, ref, str(tmp_path / "out.tar"))
+    commands.export(root, [ref], str(tmp_path / "out.tar"))
     with tarfile.open(tmp_path / "out.tar") as archive:
         files = {member.name: archive.extractfile(member).read() for member in archive if member.isfile()}
     assert json.loads(files["oci-layout"]) == {"imageLayoutVersion": "1.0.0"}
@@ -132,21 +132,21 @@ def test_an_export_that_fails_leaves_no_file(tmp_path: Path, root: str) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(tmp_path / "full")], check=True)
     try:
         with pytest.raises(Failure) as caught:
-            commands.export(root, ref, str(tmp_path / "full/out.tar"), "docker-archive")
+            commands.export(root, [ref], str(tmp_path / "full/out.tar"), "docker-archive")
         assert caught.value.code == CANNOT_CREATE
         assert os.listdir(tmp_path / "full") == []
     finally:
         subprocess.run(["umount", str(tmp_path / "full")], check=True)
     with pytest.raises(Failure) as caught:
-        commands.export(root, "nothing/such", str(tmp_path / "out.tar"))
+        commands.export(root, ["nothing/such"], str(tmp_path / "out.tar"))
     assert caught.value.code == UNAVAILABLE
     with pytest.raises(Failure, match="/dev/null is not a plain file"):
-        commands.export(root, ref, "/dev/null")
+        commands.export(root, [ref], "/dev/null")
 
 
 def test_the_archive_holds_every_blob_once(tmp_path: Path, root: str) -> None:
     twice = build.image(BASE, CHANGE, BASE)
-    commands.export(root, pulled(tmp_path, root, twice), str(tmp_path / "out.tar"))
+    commands.export(root, [pulled(tmp_path, root, twice)], str(tmp_path / "out.tar"))
     with tarfile.open(tmp_path / "out.tar") as archive:
         names = archive.getnames()
     assert len(names) == len(set(names)) == 2 + 1 + 1 + 3

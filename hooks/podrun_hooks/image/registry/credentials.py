@@ -36,8 +36,9 @@ def anonymous(_registry: str) -> Credentials:
 
 
 def file() -> str:
-    """The path of config.json: in $DOCKER_CONFIG, else in ~/.docker."""
-    return f"{os.environ.get('DOCKER_CONFIG') or os.path.expanduser('~/.docker')}/config.json"
+    """The path of config.json: $REGISTRY_AUTH_FILE, as for podman and skopeo; else in $DOCKER_CONFIG, or ~/.docker."""
+    chosen = os.environ.get("REGISTRY_AUTH_FILE")
+    return chosen or f"{os.environ.get('DOCKER_CONFIG') or os.path.expanduser('~/.docker')}/config.json"
 
 
 def known(registry: str) -> Credentials:
@@ -134,6 +135,14 @@ def forget(registry: str) -> bool:
     if keys:
         _write(path, config)
     return found or bool(keys)
+
+
+def stored() -> list[str]:
+    """The registries for which config.json, or a helper that it names for one, has credentials."""
+    config = _config(file())
+    helpers = config.get("credHelpers")
+    keys = [*config.get("auths", {}), *(helpers if isinstance(helpers, dict) else ())]
+    return list(dict.fromkeys("docker.io" if key == _DOCKER_HUB else _host(key) for key in keys))
 
 
 def _key(registry: str) -> str:
