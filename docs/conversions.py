@@ -33,6 +33,7 @@ told. How to use it is on the page about [coming from other tools](../how-to/con
 VALUES = {
     "add-host": "db:10.0.0.9", "annotation": "a=b", "arch": "arm64", "cap-add": "NET_ADMIN,SYS_TIME", "cap-drop": "ALL",
     "cgroup-parent": "web.slice", "cpu-shares": "512", "cpus": "1.5", "cpuset-cpus": "0-2", "device": "/dev/fuse:/dev/fuse:rw",
+    "device-cgroup-rule": "c 189:* rwm",
     "dns": "9.9.9.9", "dns-option": "ndots:1", "dns-search": "example.org", "entrypoint": "/run.sh", "env": "MODE=prod",
     "env-file": "/etc/web.env", "gpus": "all", "group-add": "audio", "health-cmd": "curl -f localhost", "health-interval": "10s",
     "health-on-failure": "kill", "health-retries": "5", "health-start-period": "30s", "health-timeout": "5s", "hostname": "front",

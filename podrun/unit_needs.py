@@ -42,6 +42,8 @@ class UnitNeeds(NamedTuple):
     capabilities: tuple[Path, ...] = ()
     #: Lists of devices (HOST[:CONTAINER][:rwm]) that the unit must let it open.
     devices: tuple[Path, ...] = ()
+    #: Lists of rules for devices ("c 189:* rwm") that the unit must not contradict.
+    device_rules: tuple[Path, ...] = ()
     #: Tables of limits of setrlimit(2), by their names in lower case.
     limits: tuple[Path, ...] = ()
     #: Options that are false when programs may gain privileges.

@@ -236,6 +236,8 @@ def source_of(host: Host, name: str, container: str, wanted: Wanted) -> Source:
         return _of_ended(host, name, container, wanted)
     process = found[1].facts.get("process") or found[1].process or {"pid": 0, "start": 0}
     place = (process["pid"], process["start"])
+    if found[1].facts.get("log", {}).get("none"):
+        raise _not_kept(name)
     path = found[1].facts.get("log", {}).get("file")
     header = found[0].header
     if path:
@@ -253,10 +255,16 @@ def _of_ended(host: Host, name: str, container: str, wanted: Wanted) -> Source:
     for ending in reversed(exit_records.all_of(host.run, name)):
         for ended in reversed(ending.containers):
             if container in ("", ended["name"]):
+                if ended.get("dropped"):
+                    raise _not_kept(name)
                 if ended["log"]:
                     return FileSource(ended["log"], [], (0, 0), wanted)
                 return JournalSource(ending.unit, ending.invocation, (0, 0), wanted)
     raise views.no_container(host.run, name)
+
+
+def _not_kept(name: str) -> Failure:
+    return Failure(f"{name}: its output is not kept: log is 'none'", code=UNAVAILABLE)
 
 
 def _older(path: str, most: int) -> list[str]:

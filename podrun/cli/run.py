@@ -25,6 +25,7 @@ from podrun.launcher import launch, run
 from podrun.launcher.arguments import COMMANDS
 from podrun.messages import tell
 from podrun.options import unknown, whole
+from podrun.systemd import notify
 
 
 def _unused(*_: object) -> None:
@@ -37,6 +38,7 @@ OWN = {
     "rm": Meaning(_unused, True), "replace": Meaning(_unused, True), "quiet": Meaning(_unused, True),
     "publish-all": Meaning(_unused, True), "name": Meaning(_unused), "restart": Meaning(_unused),
     "save": Meaning(_unused), "cidfile": Meaning(_unused), "pidfile": Meaning(_unused), "timeout": Meaning(_unused),
+    "rmi": Meaning(_unused, True),
 }  # fmt: skip
 KNOWN = {**OPTIONS, **OWN}
 
@@ -81,7 +83,12 @@ def tables(words: Words, name: str, environ: Mapping[str, str]) -> tuple[dict[st
     if refused:
         lines = [f"{note.origin.key}: {note.what}" + (f" ({note.hint})" if note.hint else "") for note in refused]
         raise Failure("; ".join(lines), code=WRONG_FILE, hint="nothing was started")
-    return _closed(_table(pod, name), environ), [str(note) for note in notes if note.by_hand or "outlives" in note.what]
+    told = [note for note in notes if note.by_hand or any(word in note.what for word in _TOLD)]
+    return _closed(_table(pod, name), environ), [str(note) for note in told]
+
+
+#: Words in those of the converter's notes that whoever starts a pod is told, too.
+_TOLD = ("outlives", "discarded", "ignored")
 
 
 def _spelled(token: Token) -> list[str]:
@@ -142,10 +149,19 @@ def extended(arguments: Sequence[str], host: Host, *, create: bool = False) -> i
     if given["restart"]:
         for section, settings in run.restarting(given["restart"]).items():
             pod.setdefault(section, {}).update(settings)
-    _limit_time(pod, own.get("timeout", ""), detached=given["detach"] or create)
+    detached = given["detach"] or create
+    seconds = _seconds(own.get("timeout", ""))
+    if seconds and detached:
+        _limit_time(pod, seconds, create=create)
+    if "rmi" in own and detached:
+        hint = "'podrun image rm' removes it when the pod has ended"
+        raise Failure("--rmi is for the foreground: nobody waits for a detached pod", code=WRONG_FILE, hint=hint)
     if "replace" in own and not given["save"]:
         launch.down(name, host)
-    return run.start(pod, given, _noting(host, name, own))
+    code = run.start(pod, given, _noting(host, name, own), lifetime=0.0 if detached else seconds)
+    if "rmi" in own and not given["save"]:
+        _remove_image(words.ref, host)
+    return code
 
 
 def _refuse_unknown_networks(pod: dict[str, Any], host: Host) -> None:
@@ -160,16 +176,30 @@ def _refuse_unknown_networks(pod: dict[str, Any], host: Host) -> None:
             raise Failure(what, code=WRONG_FILE, hint=f"a table [networks.{name}] in networks.toml declares one")
 
 
-def _limit_time(pod: dict[str, Any], seconds: str, *, detached: bool) -> None:
-    """--timeout: the unit ends the pod. Raises Failure where there is none."""
-    if not seconds or seconds == "0":
-        return
-    if (limit := whole(seconds)) is None:
-        raise Failure(f"--timeout {seconds!r}: expected seconds", code=WRONG_FILE)
-    if not detached:
-        hint = f"say 'timeout {seconds} podrun run ...': the signal is passed on and the pod undone"
-        raise Failure("--timeout is for -d, where systemd ends the pod", code=WRONG_FILE, hint=hint)
-    pod.setdefault("service", {})["RuntimeMaxSec"] = limit
+def _seconds(text: str) -> int:
+    """--timeout. Raises Failure (WRONG_FILE)."""
+    if (seconds := whole(text or "0")) is None:
+        raise Failure(f"--timeout {text!r}: expected seconds", code=WRONG_FILE)
+    return seconds
+
+
+def _limit_time(pod: dict[str, Any], seconds: int, *, create: bool) -> None:
+    """--timeout with -d: the unit ends the pod. Raises Failure (UNAVAILABLE) where there is none."""
+    if not (create or notify.booted()):
+        hint = "leave out -d"
+        raise Failure("--timeout with -d needs a host that systemd runs", code=UNAVAILABLE, hint=hint)
+    pod.setdefault("service", {})["RuntimeMaxSec"] = seconds
+
+
+def _remove_image(ref: str, host: Host) -> None:
+    """--rmi: as 'podrun image rm' does; one that another pod uses stays, and is named."""
+    from podrun.cli.images import used
+    from podrun.launcher import pull
+
+    try:
+        pull.store().rm(host.root, [ref], lambda: used(host), os.getcwd())
+    except Failure as failure:
+        tell(f"podrun: --rmi: {failure.what}")
 
 
 def _is_address(text: str) -> bool:

@@ -160,6 +160,9 @@ class Container:
 
     def network_steps(self) -> list[Step]:
         """Its networks; on each of them others know it by the same name."""
+        if self.network.values.get("mode") == "host" and self.network.values.pop("publish", None):
+            origin = self.network.origins.pop("publish")
+            self.note(origin, "discarded: in the host's network every port is the host's", by_hand=False)
         name = self.network.values.get("hostname")
         for step in self.networks:
             if name and "hostname" not in step.values:

@@ -251,6 +251,9 @@ def stop_timeout(container: Container, value: str, origin: Origin) -> None:
 
 def log_driver(container: Container, value: str, origin: Origin) -> None:
     """--log-driver."""
+    if value == "none":
+        container.step.set("log", "none", origin)
+        return
     if value in ("journald", "passthrough", "passthrough-tty"):
         return
     if value in ("json-file", "local", "k8s-file"):
@@ -358,6 +361,11 @@ def pull(container: Container, value: str, origin: Origin) -> None:
     container.image.set("pull", {"if_not_present": "missing", "ifnewer": "newer"}.get(value, value), origin)
 
 
+def device_rule(container: Container, value: str, origin: Origin) -> None:
+    """--device-cgroup-rule: "c 189:* rwm"."""
+    container.step.append("device_rules", value, origin)
+
+
 def cpuset(container: Container, value: str, origin: Origin) -> None:
     """--cpuset-cpus."""
     container.step.set("cpuset", value, origin)
@@ -371,7 +379,7 @@ def cpu_quota(container: Container, value: str, origin: Origin) -> None:
 def pids(container: Container, value: str, origin: Origin) -> None:
     """--pids-limit."""
     if value in ("-1", "0"):
-        container.note(origin, "no limit: podrun's default of 2048 processes stays", "set a high number in pids")
+        container.step.set("pids", -1, origin)
     else:
         container.step.set("pids", spellings.number(value), origin)
 

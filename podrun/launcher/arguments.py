@@ -94,6 +94,7 @@ COMMANDS = {
             Flag(("-m", "--memory"), "memory", "Memory limit.", "SIZE"),
             Flag(("--cap-add",), "cap_add", "A capability to add.", "CAP", True),
             Flag(("--cap-drop",), "cap_drop", "A capability to drop.", "CAP", True),
+            Flag(("--userns",), "userns", "auto: ids of the pod's own; host.", "MODE"),
             Flag(("--save",), "save", "Write the pod file of this command line and stop.", "FILE"),
         ),
         ("ref",),
@@ -160,6 +161,8 @@ def _is_plain(key: str, value: str, given: dict[str, Any]) -> bool:
         return key not in given and (value in ("bridge", "host", "none") or value[:6] in ("netns:", "macvla"))
     if key == "entrypoint":
         return value[:1] != "["  # docker takes a list, too
+    if key == "userns":
+        return value in ("auto", "host")
     if key == "memory":
         return value[-1:].isdigit() or value[-1:] in "KMGT"
     return not (key in ("cap_add", "cap_drop") and "," in value)

@@ -36,6 +36,10 @@ _OWN = (4, 5, 6, 7, 8, 9, 11, 13, 17, 19, 20, 21, 22, 25, 31, 32, 33, *ENDING, R
 PASSED_ON = tuple(number for number in range(1, 65) if number not in _OWN)
 
 
+class TimeIsUp(Exception):
+    """The payload has run as long as it may."""
+
+
 class Resident(NamedTuple):
     """A process that a step left running. ``n`` is the step's number in the chain."""
 
@@ -87,13 +91,16 @@ def _let_go(held: set[int]) -> None:
     _signal.pthread_sigmask(_signal.SIG_UNBLOCK, held | {_signal.SIGCHLD})
 
 
-def wait(residents: Sequence[Resident], reload: Callable[[], Sequence[Resident]] | None = None) -> tuple[int, bool]:
+def wait(
+    residents: Sequence[Resident], reload: Callable[[], Sequence[Resident]] | None = None, lifetime: float = 0.0
+) -> tuple[int, bool]:
     """Waits until every resident has ended, or one of them has failed; returns (exit status, all have ended).
 
     The status is that of the first resident that failed, 128+n by signal n, else 0. Raises Interrupted on SIGINT and
     SIGTERM; other signals go to the residents, but RELOAD: ``reload`` is called and returns who is waited for from then
-    on. Afterwards signals are ignored: what follows is the undoing.
+    on. Afterwards signals are ignored: what follows is the undoing. Raises TimeIsUp after ``lifetime`` seconds, if any.
     """
+    deadline = time.monotonic() + lifetime if lifetime else 0.0
     waiting = {resident.pid: resident for resident in residents}
     held = hold()
     try:
@@ -104,7 +111,7 @@ def wait(residents: Sequence[Resident], reload: Callable[[], Sequence[Resident]]
                 if status:
                     return exit_code(status), not waiting
             elif not pid:
-                number = _signal.sigwaitinfo(held | {_signal.SIGCHLD}).si_signo
+                number = _next(held | {_signal.SIGCHLD}, deadline)
                 if number in ENDING:
                     raise Interrupted(number)
                 if number == RELOAD:
@@ -123,6 +130,16 @@ def wait(residents: Sequence[Resident], reload: Callable[[], Sequence[Resident]]
         for number in held:
             _signal.signal(number, _signal.SIG_IGN)
         _signal.pthread_sigmask(_signal.SIG_UNBLOCK, held | {_signal.SIGCHLD})
+
+
+def _next(signals: set[int], deadline: float) -> int:
+    """The next of these signals. Raises TimeIsUp when there is none until ``deadline`` (0: for ever)."""
+    if not deadline:
+        return _signal.sigwaitinfo(signals).si_signo
+    came = _signal.sigtimedwait(signals, max(0.0, deadline - time.monotonic()))
+    if came is None:
+        raise TimeIsUp
+    return came.si_signo
 
 
 def await_end(resident: Resident, seconds: float) -> int | None:

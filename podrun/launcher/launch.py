@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 SIGKILL = 9
 #: Seconds: a payload that fails so soon may not have got as far as its work.
 _SOON = 10.0
+#: The status of a pod that was ended by its ``lifetime``.
+_TIME_IS_UP = 255
 #: Seconds that another pod has to come up.
 _OTHERS = 60.0
 
@@ -45,12 +47,14 @@ def up(
     terminal: Terminal | None = None,
     segment: str = "",
     reload: Callable[[str, Host], None] | None = None,
+    lifetime: float = 0.0,
 ) -> int:
     """Starts a pod; returns the exit code. In the foreground that is after the payload has ended and is undone.
 
     With ``segment``, only that part of the chain: another podrun has started, or will start, the others.
 
-    ``reload``: what another podrun may ask the one in the foreground to do.
+    ``reload``: what another podrun may ask the one in the foreground to do. ``lifetime``: seconds after which the one
+    in the foreground ends the pod, with the status 255 as podman has it; 0: it does not.
 
     Raises Failure: BUSY when the pod is up or another podrun works on it, else what the failing step says.
     """
@@ -115,7 +119,7 @@ def up(
         if taking_over:
             notify.notify(host.environ, f"READY=1\nSTATUS=up, {len(steps)} step{'s' * (len(steps) != 1)}")
             notify.barrier(host.environ)
-    return _attend(pod, host, reload) if staying else 0
+    return _attend(pod, host, reload, lifetime) if staying else 0
 
 
 def _about(text: PodText) -> dict[str, Any]:
@@ -255,8 +259,17 @@ def _stop_units(name: str, host: Host, segment: str) -> None:
         transient = f"{Identity(name).tag(host.run)}.service"
         wanted += [transient] if notify.is_transient(transient) else []
         wanted += [f"{name}.service"] if notify.made_of(name) and notify.own_unit() != f"{name}.service" else []
-    if wanted:
-        notify.ask("stop", wanted)
+    if not wanted:
+        return
+    began = time.time()
+    notify.ask("stop", wanted)
+    from podrun.systemd import exit_records
+
+    for ending in exit_records.all_of(host.run, name):
+        # What the unit's podrun said of it is in systemd's journal.
+        if ending.at >= began and ending.status == 128 + SIGKILL:
+            host.report("it did not end in time after its stop signal: it was killed (SIGKILL)")
+            break
 
 
 def sweep(name: str, host: Host) -> bool:
@@ -344,7 +357,7 @@ def located(text: PodText, host: Host, hook: str, name: str, key: str) -> str:
     return f"{at}: " if at else ""
 
 
-def _attend(pod: Pod, host: Host, reload: Callable[[str, Host], None] | None) -> int:
+def _attend(pod: Pod, host: Host, reload: Callable[[str, Host], None] | None, lifetime: float) -> int:
     """Waits in the foreground for the payload, then undoes the pod; returns the payload's status."""
     started = residents(pod.run, pod.name)
 
@@ -354,7 +367,10 @@ def _attend(pod: Pod, host: Host, reload: Callable[[str, Host], None] | None) ->
         return residents(pod.run, pod.name)
 
     try:
-        status, _ = foreground.wait(started, reloaded)
+        status, _ = foreground.wait(started, reloaded, lifetime)
+    except foreground.TimeIsUp:
+        _stop(pod, host, residents(pod.run, pod.name) or started, foreground.SIGTERM)
+        status = _TIME_IS_UP
     except Interrupted as interrupted:
         # Another podrun may have undone the pod meanwhile: then its journals name nobody any more.
         status = _stop(pod, host, residents(pod.run, pod.name) or started, interrupted.signal)

@@ -8,6 +8,7 @@ from podrun.engine import hook_loader
 from podrun.engine import journal as journals
 from podrun.errors import BUSY, UNAVAILABLE, WRONG_FILE, Failure
 from podrun.launcher import launch
+from podrun.messages import tell
 from podrun.podfile import loader
 from podrun.systemd import events, exit_records, notify
 
@@ -25,8 +26,11 @@ def run(given: dict[str, Any], host: Host) -> int:
     return start(tables(given, host), given, host)
 
 
-def start(pod: dict[str, Any], given: dict[str, Any], host: Host) -> int:
-    """Starts, or with ``save`` writes, the pod of these tables; ``given`` as for run(). Returns the exit code."""
+def start(pod: dict[str, Any], given: dict[str, Any], host: Host, *, lifetime: float = 0.0) -> int:
+    """Starts, or with ``save`` writes, the pod of these tables; ``given`` as for run(). Returns the exit code.
+
+    ``lifetime``: seconds after which a pod in the foreground is ended; 0: it is not.
+    """
     name = given["name"]
     text = loader.from_tables(_literal(pod), file="", name=name, environ={}, load_hook=hook_loader.load)
     if given["save"]:
@@ -51,11 +55,13 @@ def start(pod: dict[str, Any], given: dict[str, Any], host: Host) -> int:
             raise Failure("a pod of this name was created", code=BUSY, hint=hint)
         return detach.start(text, host)
     if not given["tty"]:
-        return launch.up(text, host, interactive=given["interactive"])
+        return launch.up(text, host, interactive=given["interactive"], lifetime=lifetime)
+    if not os.isatty(0):
+        tell(f"podrun: {name}: -t: the input device is not a TTY: what comes in is typed into a terminal all the same")
     from podrun.launcher.terminal import Terminal
 
     with Terminal() as terminal:
-        return launch.up(text, host, interactive=True, terminal=terminal)
+        return launch.up(text, host, interactive=True, terminal=terminal, lifetime=lifetime)
 
 
 def by_id(ref: str, host: Host) -> str:
@@ -70,6 +76,9 @@ def by_id(ref: str, host: Host) -> str:
 def tables(given: dict[str, Any], host: Host) -> dict[str, Any]:
     """The pod file of a command line: image, network, container."""
     image = {"hook": "image", "ref": given["ref"], **_given(given, pull="pull")}
+    if given["network"] == "host" and given["publish"]:
+        tell(f"podrun: {given['name']}: -p is discarded: in the host's network every port is the host's")
+        given["publish"] = []
     network = {"hook": "network", "mode": given["network"], **_given(given, publish="publish", hostname="hostname")}
     container = {
         "hook": "container",
@@ -84,7 +93,8 @@ def tables(given: dict[str, Any], host: Host) -> dict[str, Any]:
         container["tty"] = True
     if given["env"]:
         container["env"] = environment(given["env"], host)
-    pod: dict[str, Any] = {"pod": {"name": given["name"]}, "chain": [image, network, container]}
+    about = {"name": given["name"], **_given(given, userns="userns")}
+    pod: dict[str, Any] = {"pod": about, "chain": [image, network, container]}
     return {**pod, **restarting(given["restart"])} if given["restart"] else pod
 
 

@@ -39,7 +39,8 @@ class Ending(NamedTuple):
     file: str = ""
     #: Seconds since 1970.
     at: float = 0.0
-    #: Of each: "name", "image" (a reference, or None), "log" (a file, or "": systemd's journal has it), "command" and
+    #: Of each: "name", "image" (a reference, or None), "log" (a file, or "": systemd's journal has it), "dropped"
+    #: (nobody has it), "command" and
     #: "labels" (of the pod file), "started" (seconds since 1970).
     containers: list[dict[str, Any]] = []
 
@@ -92,6 +93,7 @@ def _containers(found: Sequence[Journal]) -> list[dict[str, Any]]:
                         "name": entry.step["name"],
                         "image": _image(found, entry.step),
                         "log": log,
+                        "dropped": bool(entry.facts.get("log", {}).get("none")),
                         "command": options.get("command"),
                         "labels": options.get("labels"),
                         "started": time.time() - (time.monotonic() - entry.began / 1000) if entry.began else None,

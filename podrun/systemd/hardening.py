@@ -74,7 +74,20 @@ def _devices(steps: Sequence[Step]) -> Lines:
             continue  # the start says what is wrong with it
         whole = [f"char-* {access}", f"block-* {access}"]
         allowed += whole if source == "/dev" or os.path.isdir(source) else [f"{source} {access}"]
+    for text in map(str, _words(steps, "device_rules")):
+        allowed += _ruled(text)
     return [("DevicePolicy", "closed"), *(("DeviceAllow", word) for word in dict.fromkeys(allowed))]
+
+
+def _ruled(text: str) -> list[str]:
+    """A rule such as "c 189:* rwm" for DeviceAllow=, which knows majors only; the container has rules of its own."""
+    kinds = {"a": ("char", "block"), "c": ("char",), "b": ("block",)}
+    kind, _, rest = text.partition(" ")
+    numbers, _, access = rest.partition(" ")
+    major = numbers.partition(":")[0]
+    if kind not in kinds or not (major == "*" or (major.isascii() and major.isdecimal())) or set(access) - set("rwm"):
+        return []  # the start says what is wrong with it
+    return [f"{word}-{major} {access}" for word in kinds[kind]]
 
 
 def _limit(value: Any) -> str:

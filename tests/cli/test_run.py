@@ -46,6 +46,11 @@ pytestmark = pytest.mark.root
         ("--mac-address 02:00:00:00:00:77", "cat /sys/class/net/eth0/address", "02:00:00:00:00:77"),
         ("--rm=true --init", "cat /proc/1/comm", "init"),
         ("--network none", "ls /sys/class/net", "lo"),
+        ("--dns-opt ndots:3 --dns-option use-vc", "tail -n 1 /etc/resolv.conf", "options ndots:3 use-vc"),
+        ("--network host --dns-opt ndots:3", "tail -n 1 /etc/resolv.conf", "options ndots:3"),
+        ("--log-driver none --kernel-memory 3 --timeout 60", "echo shown", "shown"),
+        ("--network host -p 8080:80", "echo fine", "fine"),
+        ("--network host -p 8080", "echo fine", "fine"),
         ("--network=none --hostname=x", "hostname", "x"),
         ("-e A=b -e PODRUN_TEST_UNSET", "echo $A${PODRUN_TEST_UNSET-unset}", "bunset"),
         ("-eA=b", "echo $A", "b"),
@@ -67,7 +72,12 @@ def test_the_payload_sees_what_docker_would_show_it(podrun: Podrun, options: str
         ("--memory-swappiness 3", "cgroup v2 has no such setting"),
         ("--nosuch", "is not an option of docker run"),
         ("--ulimit nofile", "expected a limit"),
-        ("--timeout 5", "say 'timeout 5 podrun run ...'"),
+        ("--timeout 5 -d", "needs a host that systemd runs"),
+        ("--timeout x", "expected seconds"),
+        ("--rmi -d", "nobody waits for a detached pod"),
+        ("--device-cgroup-rule c", "expected a device rule such as"),
+        ("--device-cgroup-rule=x:1:*:r", "expected a device rule such as"),
+        ("--dns-opt ä", "expected an option of resolv.conf(5)"),
         ("--uts host --isolation x", "--isolation: it is about Windows"),
         ("--restart sometimes", "expected no, on-failure, always, unless-stopped or on-failure:N"),
         ("--cidfile /", "already exists"),
@@ -190,3 +200,26 @@ def test_a_volume_without_a_name_goes_with_its_container(podrun: Podrun, nothing
         podrun("down", "one", check=True)
     assert podrun("volume", "ls", "-q").stdout == ""
     assert podrun("run", "-v", "/a/../b", "host:", "true").returncode == 78
+
+
+def test_a_pod_in_the_foreground_is_ended_when_its_time_is_up(podrun: Podrun) -> None:
+    done = podrun("run", "--timeout", "1", "host:", "sh", "-c", "trap 'echo asked; exit 3' TERM; sleep 60 & wait")
+    assert (done.stdout, done.returncode) == ("asked\n", 255), done.stderr
+    assert podrun("ps", "-q").stdout == ""
+
+
+def test_what_the_hosts_network_makes_needless_is_told(podrun: Podrun) -> None:
+    for port in ("8080:80", "8080"):
+        assert "discarded: in the host's network" in podrun("run", "--network=host", "-p", port, "host:", "true").stderr
+    assert "ignored: Linux has no such limit" in podrun("run", "--kernel-memory", "3", "host:", "true").stderr
+    assert "is not a TTY" in podrun("run", "-it", "host:", "true").stderr
+
+
+def test_output_that_is_not_kept_cannot_be_read(podrun: Podrun) -> None:
+    podrun(
+        "run", "-d", "--name", "web", "--log-driver", "none", "host:", "sh", "-c", "echo words; sleep 60", check=True
+    )
+    done = podrun("logs", "web")
+    assert (done.returncode, done.stdout) == (69, "")
+    assert "its output is not kept: log is 'none'" in done.stderr
+    podrun("rm", "-f", "-t", "0", "web", check=True)

@@ -30,6 +30,14 @@ ROWS = [
     Row('labels = { "a.b" = "c" }', "echo -", "-"),
     Row('pid = "host"', "test $$ != 1 && echo others", "others"),
     Row('cap_add = ["SYS_TIME"]', "echo $((0x$(grep CapBnd /proc/self/status | cut -f 2) >> 25 & 1))", "1"),
+    Row('device_rules = ["c 189:* rwm"]', "echo -", "-"),
+    Row('workdir = "/var/tmp"', "pwd", "/var/tmp"),
+    Row('tmpfs = ["/mnt:size=64k"]', "stat -f -c %b /mnt", "16"),
+    Row('volumes = ["/srv"]', "touch /srv/x && echo written", "written"),
+    Row('hostname = "mine"', "uname -n", "mine"),
+    Row("init = true", "cat /proc/1/comm", "init"),
+    Row("nested_userns = true", "unshare -U true && echo made", "made"),
+    Row('annotations = { "a.b" = "c" }', "echo -", "-"),
     Row('cap_drop = ["ALL"]', "grep CapBnd /proc/self/status | tail -c 17", "0000000000000000"),
 ]
 ENV_FILE = "# variables\nFROM_FILE=one two\n\n"

@@ -36,6 +36,7 @@ unit_needs = UnitNeeds(
     answers=((("ready", "notify"), "direct"),),
     capabilities=(("cap_add",), ("capabilities", "add")),
     devices=(("devices",),),
+    device_rules=(("device_rules",),),
     limits=(("ulimits",),),
     gains=(("no_new_privileges",),),
     signals=(("stop_signal",),),

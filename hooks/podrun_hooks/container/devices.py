@@ -43,6 +43,34 @@ def spelled(text: str) -> str:
     return text
 
 
+def rule_spelled(text: str) -> str:
+    """Checks a rule such as "c 189:* rwm" or "a *:* r", as docker spells it; raises Wrong."""
+    parse_rule(text)
+    return text
+
+
+def parse_rule(text: str) -> dict[str, Any]:
+    """The OCI form of a rule; a number that is "*" is left out: all. Raises Wrong."""
+    words = text.split()
+    numbers = words[1].split(":") if len(words) == 3 else []
+    if (
+        len(words) != 3
+        or words[0] not in ("a", "b", "c")
+        or len(numbers) not in (1, 2)
+        or not all(word == "*" or (word.isascii() and word.isdecimal() and len(word) < 8) for word in numbers)
+        or not words[2]
+        or set(words[2]) - set("rwm")
+    ):
+        raise Wrong(f"expected a device rule such as 'c 189:* rwm': a, b or c, MAJOR:MINOR, r, w and m; not {text!r}")
+    known = zip(("major", "minor"), numbers, strict=False)
+    return {
+        "allow": True,
+        "type": words[0],
+        **{key: int(word) for key, word in known if word != "*"},
+        "access": words[2],
+    }
+
+
 def _parts(text: str) -> tuple[str, str, str]:
     source, _, rest = text.partition(":")
     target, _, access = rest.partition(":")
@@ -113,8 +141,8 @@ def oci(node: Facts) -> dict[str, Any]:
     }
 
 
-def rules(nodes: Sequence[Facts]) -> list[dict[str, Any]]:
-    """``linux.resources.devices``: everything is denied but the devices that are named.
+def rules(nodes: Sequence[Facts], more: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """``linux.resources.devices``: everything is denied but the devices that are named; ``more``: ``device_rules``.
 
     The runtimes add the harmless ones (null, zero, full, random, urandom, tty, pts).
     """
@@ -123,4 +151,4 @@ def rules(nodes: Sequence[Facts]) -> list[dict[str, Any]]:
         device = oci(node)
         rule = {"allow": True, **{key: device[key] for key in ("type", "major", "minor")}}
         allowed.append({**rule, "access": node.get("permissions") or "rwm"})
-    return [{"allow": False, "access": "rwm"}, *allowed]
+    return [{"allow": False, "access": "rwm"}, *allowed, *map(parse_rule, more)]

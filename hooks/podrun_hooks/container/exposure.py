@@ -43,6 +43,9 @@ def of(step: Step) -> Iterator[Exposure]:
     if options.unmask:
         yield Exposure(f"masked paths of /proc and /sys are open: {', '.join(options.unmask)}", 1.0, "leave out unmask")
     yield from _devices(options.devices)
+    if options.device_rules:
+        what = f"it may make and use devices of the host: {', '.join(options.device_rules)}"
+        yield Exposure(what, 2.0, "name the devices in devices")
     yield from _volumes(options.volumes)
     for name in sorted(options.env):
         if any(word in name.upper() for word in _SECRETS) and options.env[name]:

@@ -122,9 +122,9 @@ def _log_files(value: Any) -> int:
 
 
 def _log(text: str) -> str:
-    if text in ("auto", "direct", "pipe") or text.startswith("file:/"):
+    if text in ("auto", "direct", "pipe", "none") or text.startswith("file:/"):
         return text
-    raise Wrong(f"expected 'auto', 'direct', 'pipe' or 'file:/path', not {text!r}")
+    raise Wrong(f"expected 'auto', 'direct', 'pipe', 'none' or 'file:/path', not {text!r}")
 
 
 def _profile(text: str) -> str:
@@ -328,6 +328,11 @@ class Options(NamedTuple):
         "devices in docker's spelling: /dev/x[:/dev/y][:rwm], or by CDI: nvidia.com/gpu=all",
         [],
     )
+    device_rules: list[str] = option(
+        list_of(checked(TEXT, device_nodes.rule_spelled)),
+        "devices that it may use besides, also ones that come later: 'c 189:* rwm' (type, numbers, access)",
+        [],
+    )
     groups: list[str] = option(limits.GROUPS, "supplementary groups, numbers or names of the image", [])
     ipc: str = option(choice("private", "host"), "whose System V IPC and shared memory it uses", "private")
     pid: str = option(choice("private", "host"), "whose processes it sees", "private")
@@ -361,7 +366,7 @@ class Options(NamedTuple):
         Kind(signal_number, {"type": ["string", "integer"]}), "default: the image's STOPSIGNAL, else SIGTERM", 0
     )
     stop_timeout: float | None = option(DURATION, "time from the signal to SIGKILL; default: the pod's", None)
-    log: str = option(checked(TEXT, _log), "where the output goes: auto, direct, pipe, or file:/path", "auto")
+    log: str = option(checked(TEXT, _log), "where the output goes: auto, direct, pipe, none, or file:/path", "auto")
     log_size: int = option(SIZE, "size at which a log file is rotated; default: it grows", 0)
     log_files: int = option(
         Kind(_log_files, {"type": "integer", "minimum": 0, "maximum": 99}), "how many rotated log files are kept", 3

@@ -352,7 +352,7 @@ def _resources(options: Any, nodes: Sequence[Facts], isolation: Isolation) -> di
     given = limits.resources(options) if isolation.cgroup else {}
     if not (options.pids or isolation.counted):
         given.pop("pids", None)
-    return {"devices": devices.rules(nodes), **given} if isolation.device_rules else given
+    return {"devices": devices.rules(nodes, options.device_rules), **given} if isolation.device_rules else given
 
 
 def _hooks(facts: Facts, command: str, annotations: Mapping[str, str], volumes: bool) -> dict[str, list[Any]]:

@@ -71,7 +71,12 @@ def open_streams(
         file = place.log
     streams = Streams((0, 1, 2), [], {"file": file} if file else {}, [], [])
     stdin = _input(step, streams)
-    if file:
+    if log == "none" and (step.pod.unit or not step.pod.attached):
+        file = ""
+        streams = streams._replace(log={"none": True})
+        streams.own.append(os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC))
+        targets = [streams.own[-1]] * 2
+    elif file:
         streams.own.append(_opened(file))
         targets = [streams.own[-1]] * 2
     else:

@@ -231,7 +231,7 @@ def _in_the_hosts(step: Step) -> Facts:
     files.follow_host(step, options, reachable_loopback=True, hosts=True)
     content = {
         "hosts": files.host_hosts(options.hosts),
-        "resolv.conf": files.resolv(options.dns, options.search, reachable_loopback=True),
+        "resolv.conf": files.resolv(options.dns, options.search, options.dns_options, reachable_loopback=True),
         "hostname": f"{hostname}\n",
     }
     return {"netns": "host", "addresses": [], "hostname": hostname, "mounts": files.write(step, content)}

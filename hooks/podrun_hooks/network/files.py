@@ -64,6 +64,7 @@ def follow_host(step: Step, options: Options, *, reachable_loopback: bool, hosts
     told = {
         "dns": options.dns,
         "search": options.search,
+        "options": options.dns_options,
         "reachable_loopback": reachable_loopback,
         "hosts": options.hosts if hosts else None,
     }
@@ -95,7 +96,7 @@ def for_pod(
     """
     follow_host(step, options, reachable_loopback=False)
     content = {
-        "resolv.conf": resolv(options.dns, options.search, reachable_loopback=False),
+        "resolv.conf": resolv(options.dns, options.search, options.dns_options, reachable_loopback=False),
         "hostname": f"{hostname}\n",
     }
     if not shared:
@@ -193,8 +194,10 @@ def _names(hostname: str) -> str:
     return f"{hostname} {short}" if dot else hostname
 
 
-def resolv(servers: Sequence[str], search: Sequence[str] = (), *, reachable_loopback: bool) -> str:
-    """resolv.conf(5) of a pod: the host's, with its servers and search domains replaced by ``servers`` and ``search``.
+def resolv(
+    servers: Sequence[str], search: Sequence[str] = (), options: Sequence[str] = (), *, reachable_loopback: bool
+) -> str:
+    """resolv.conf(5) of a pod: the host's, with its servers, search domains and options replaced where some are given.
 
     Unless ``reachable_loopback``, name servers on the host's loopback are left out: the pod cannot reach them.
     """
@@ -207,12 +210,15 @@ def resolv(servers: Sequence[str], search: Sequence[str] = (), *, reachable_loop
         if not any(map(_server, kept)) and any(map(_server, lines)):
             kept = _without_loopback(_content(UPSTREAM)) or kept
         lines = kept
-    elif not search:
+    elif not (search or options):
         return text
     if search:
         # "domain" is the older keyword; the last of them counts (resolv.conf(5)).
         lines = [line for line in lines if line.partition(" ")[0] not in ("search", "domain")]
         lines.append(f"search {' '.join(search)}")
+    if options:
+        lines = [line for line in lines if line.partition(" ")[0] != "options"]
+        lines.append(f"options {' '.join(options)}")
     return "".join(f"{line}\n" for line in lines)
 
 

@@ -32,7 +32,8 @@ def _refresh(stem: str) -> list[str]:
             told = jsontext.loads(file.read())
     except (FileNotFoundError, ValueError):  # the pod is just being undone, or made
         return []
-    wanted = {"resolv.conf": files.resolv(told["dns"], told["search"], reachable_loopback=told["reachable_loopback"])}
+    given = (told["dns"], told["search"], told.get("options", []))
+    wanted = {"resolv.conf": files.resolv(*given, reachable_loopback=told["reachable_loopback"])}
     if told["hosts"] is not None:
         wanted["hosts"] = files.host_hosts(told["hosts"])
     return [f"{stem}.{name}" for name, text in wanted.items() if _rewrite(f"{stem}.{name}", text.encode())]

@@ -146,6 +146,12 @@ def _domain(text: str) -> str:
     return text
 
 
+def _resolver_option(text: str) -> str:
+    if not text or not text.isascii() or not text.isprintable() or " " in text or len(text) > 255:
+        raise Wrong(f"expected an option of resolv.conf(5) such as ndots:2, not {text!r}")
+    return text
+
+
 def link_name(text: str) -> str:
     """The name of a bridge or another link; raises Wrong."""
     # Stricter than the kernel's dev_valid_name(): some characters have a meaning in an nftables script.
@@ -207,6 +213,11 @@ class Options(NamedTuple):
     )
     dns: list[str] = option(list_of(checked(TEXT, _ip)), "name servers, instead of the host's", [])
     search: list[str] = option(list_of(checked(TEXT, _domain)), "DNS search domains, instead of the host's", [])
+    dns_options: list[str] = option(
+        list_of(checked(TEXT, _resolver_option)),
+        "options of resolv.conf(5), such as ndots:2, instead of the host's",
+        [],
+    )
     hosts: dict[str, str] = option(_HOSTS, "names with addresses for /etc/hosts", {})
     hostname: str = option(checked(TEXT, _hostname), "the pod's host name; default: the pod's name", "")
     aliases: list[str] = option(
