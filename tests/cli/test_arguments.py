@@ -40,7 +40,7 @@ def test_both_readers_agree(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         "run alpine",
         "run --rm alpine true",
-        "run -d --name web -e A=1 -e B -v /a:/b:ro -p 127.0.0.1:8080:80 --network host alpine sh -c 'x' --rm -d",
+        "run -d --name web -e A=1 -e B -v /a:/b:ro -p 127.0.0.1:8080:80 --network bridge alpine sh -c 'x' --rm -d",
         "run --memory 64M --cap-drop ALL --cap-add NET_ADMIN --entrypoint sh --read-only alpine -c true",
         "run --init -u 1000:1000 -w /srv --hostname x --pull always alpine",
         "run --userns auto alpine true",
