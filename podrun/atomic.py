@@ -25,15 +25,31 @@ def replace(
     content: str | bytes | Callable[[int], object],
     mode: int | None = 0o600,
     *,
+    parents: int | None = None,
     dir_fd: int | None = None,
     sync: bool = False,
 ) -> None:
     """Gives a file this content, or what a callable writes into the descriptor that it is called with.
 
-    ``mode`` None: 0666 without the umask. ``dir_fd``: ``path`` is relative to it. ``sync``: the content is on the disk
-    when this returns, and a power cut before leaves the old or the new one. A link at ``path`` is replaced. Raises
-    OSError about ``path``; what the callable raises; nothing unfinished is left then.
+    ``mode`` None: 0666 without the umask. ``parents``: the mode of its directory, which is made if need be. ``dir_fd``:
+    ``path`` is relative to it. ``sync``: the content is on the disk when this returns, and a power cut before leaves
+    the old or the new one. A link at ``path`` is replaced. Raises OSError about ``path``; what the callable raises;
+    nothing unfinished is left then.
     """
+    for attempt in range(8):
+        try:
+            if parents is not None:
+                os.makedirs(os.path.dirname(path), mode=parents, exist_ok=True)
+            return _replace(path, content, mode, dir_fd, sync)
+        except (FileNotFoundError, FileExistsError):
+            # Whoever removes the last file of a directory may remove that, too.
+            if parents is None or attempt == 7:
+                raise
+
+
+def _replace(
+    path: str, content: str | bytes | Callable[[int], object], mode: int | None, dir_fd: int | None, sync: bool
+) -> None:
     new = _unfinished(path)
     try:
         fd = _begun(new, 0o666 if mode is None else mode, dir_fd)

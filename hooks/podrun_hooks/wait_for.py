@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 
-from podrun import jsontext
+from podrun import atomic, jsontext
 from podrun.errors import NOT_ALLOWED, STEP_FAILED, UNAVAILABLE, Failure
 from podrun.hook import TEXT, Kind, Wrong, checked, option
 from podrun.identity import Identity
@@ -120,7 +120,7 @@ def down(step: Step, own: Facts) -> None:
     del own
     source = sources.resolved(step.options.registry, step.pod.run)
     if not source.has_server:
-        _unlink(f"{source.directory}/.waiting/{_identity(step)}.json")
+        atomic.remove(f"{source.directory}/.waiting/{_identity(step)}.json")
         try:
             os.rmdir(f"{source.directory}/.waiting")
         except OSError:
@@ -231,21 +231,10 @@ class _Directory:
         return file.records(self.directory, service)
 
     def note(self, identity: str, text: str) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        for attempt in range(8):
-            try:
-                os.makedirs(self.waiting, mode=0o755, exist_ok=True)
-                fd = os.open(f"{self.waiting}/{identity}.json", flags, 0o644)
-                break
-            except (FileNotFoundError, FileExistsError):
-                # The last of the others has just stopped waiting, and removed the directory.
-                if attempt == 7:
-                    raise
-        with open(fd, "w", encoding="utf-8") as note:
-            note.write(text)
+        atomic.replace(f"{self.waiting}/{identity}.json", text, 0o644, parents=0o755)
 
     def unnote(self, identity: str) -> None:
-        _unlink(f"{self.waiting}/{identity}.json")
+        atomic.remove(f"{self.waiting}/{identity}.json")
         try:
             os.rmdir(self.waiting)
         except OSError:
@@ -254,7 +243,7 @@ class _Directory:
     def notes(self) -> list[str]:
         found = []
         try:
-            for name in os.listdir(self.waiting):
+            for name in [name for name in os.listdir(self.waiting) if not name.startswith(".")]:
                 with open(f"{self.waiting}/{name}", encoding="utf-8", errors="replace") as note:
                     found.append(note.read(16384))
         except OSError:
@@ -303,10 +292,3 @@ class _Server:
             raise _Away(str(error)) from None
         except Refused as error:
             raise Failure(f"{self.client.source.url}: {error}", code=NOT_ALLOWED, key="registry") from None
-
-
-def _unlink(path: str) -> None:
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        pass

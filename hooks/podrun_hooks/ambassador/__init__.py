@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 
+from podrun import atomic
 from podrun.errors import BUSY, STEP_FAILED, UNAVAILABLE, WRONG_FILE, Failure
 from podrun.hook import Problem
 from podrun.unit_needs import Span, UnitNeeds
@@ -170,10 +171,7 @@ def _hosts(step: Step, facts: Facts, wish: Ambassador) -> list[dict[str, Any]]:
             # The bridge's file has dead records in it, as comments.
             text = "".join(f"{line.rstrip()}\n" for line in before if not line.startswith("#"))
     path = _hosts_path(step)
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-    with open(fd, "w", encoding="utf-8") as whole:
-        os.fchmod(fd, 0o644)
-        whole.write(f"{text}{wish.address}\t{wish.service}\n")
+    atomic.replace(path, f"{text}{wish.address}\t{wish.service}\n", 0o644)
     restricted = ["bind", "ro", "nosuid", "nodev", "noexec"]
     return [{"hostPath": path, "containerPath": "/etc/hosts", "type": "bind", "options": restricted}]
 

@@ -10,6 +10,7 @@ import os
 import select
 import time
 
+from podrun import atomic
 from podrun.errors import STEP_FAILED, Failure
 from podrun.hook import Facts
 from podrun_hooks.registry import source as sources
@@ -189,9 +190,7 @@ def _write(step: Step, wish: Ambassador) -> None:
         nowhere=_NOWHERE,
     )
     os.makedirs(wishes.directory(step.pod.run), mode=0o700, exist_ok=True)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-    with open(os.open(_file(step), flags, 0o600), "w", encoding="utf-8") as file:
-        file.write(text)
+    atomic.replace(_file(step), text)
 
 
 def _start(step: Step, netns: str) -> int:
