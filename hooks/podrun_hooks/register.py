@@ -1,7 +1,7 @@
 """Registration: a service's record in a registry, from the pod's start to its drain.
 
 The step says what it wants in a file (registry/wishes.py), then does it. With the file registry that is all; one that
-has a server is spoken to once, and the follower keeps what was written, or writes it later.
+has a server gets one call, and the follower keeps the record alive, or writes it later.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ resident = False
 default_name = ""
 unit_needs = UnitNeeds(stop=(Span(("drain",), 0.0),), follows=(("registry",),))
 
-#: Seconds that a step gives a registry with a server, all calls together.
+#: Seconds that all of a step's calls to a registry with a server may take together.
 PATIENCE = 2.0
 
 
@@ -67,21 +67,21 @@ class Options(NamedTuple):
     proto: str = option(choice("tcp", "udp", "sctp"), "its transport", "tcp")
     registry: Source = option(REGISTRY, "where to register; default: that of podrun.toml, else file:", Source())
     ttl: float = option(
-        checked(DURATION, _ttl), "with a server: how long the record outlives a host that is not heard of", 15.0
+        checked(DURATION, _ttl), "with a server: how long the record outlives a host that no longer renews it", 15.0
     )
     advertise: str = option(
         checked(TEXT, advertise.wanted),
-        "the address to give out: published, pod, or one; default: published, with file: the pod's where none is",
+        "the address in the record: published, pod or an IP address; default: published, with file: else the pod's",
         "",
     )
     singleton: bool = option(
-        BOOLEAN, "there is one of it on all hosts: a successor's record takes the place of the one before", False
+        BOOLEAN, "one instance on all hosts together: a successor's record replaces the one before", False
     )
     when_away: str = option(
         choice("defer", "fail"), "when the registry does not answer: start, and register later; or fail", "defer"
     )
     drain: float = option(DURATION, "on stop: how long to wait after deregistering, before the container ends", 0.0)
-    check: str = option(checked(TEXT, _check), "Consul: what its agent tries as well, tcp or http:/path", "")
+    check: str = option(checked(TEXT, _check), "Consul: a check that its agent makes as well, tcp or http:/path", "")
     meta: dict[str, str] = option(
         checked(table_of(TEXT), _meta), "what readers should know; weight (1 to 100) is its share of connections", {}
     )
@@ -113,7 +113,7 @@ def down(step: Step, own: Facts) -> None:
     """Removes the record and lets clients drain; nothing to drain when it is gone already.
 
     Only a record of this generation is removed: a successor's may have the same name. A registry with a server is asked
-    once, for 2 s at most: what it does not hear of ends with the lease.
+    once, for 2 s at most: what it does not hear of in that time ends with the lease.
     """
     run = step.pod.run
     wish = wishes.read(run, step.pod.name, step.name)
@@ -127,7 +127,7 @@ def down(step: Step, own: Facts) -> None:
     elif own.get("registration"):
         source, identity = sources.from_json(own["registration"]["source"]), own["registration"]["id"]
     elif str(own.get("record", "")).startswith("/"):
-        # What podrun 0.1.0 has registered: the path of the record in a file registry.
+        # What podrun 0.1.0 registered: the path of the record in a file registry.
         registry, _, name = own["record"].rsplit("/", 2)
         source, identity = Source("file", registry), name.removesuffix(".json")
     else:
@@ -172,7 +172,7 @@ def check_in_chain(step: Step, before: Sequence[Step]) -> list[Problem]:
 
 
 def exclusive(step: Step) -> str:
-    """Nothing: the record is of whichever generation has written it last."""
+    """Nothing: the record belongs to the generation that wrote it last."""
     return ""
 
 
@@ -183,14 +183,14 @@ def take_over(step: Step, own: Facts, before: Step, before_own: Facts) -> None:
 
 
 def settle(step: Step, own: Facts, seconds: float) -> None:
-    """Waits as long as readers of the record may need to see that it leads elsewhere."""
+    """Waits for as long as readers may need to notice that the record has changed."""
     if step.options.drain:
         step.status(f"draining {step.options.service} for {step.options.drain:g} s")
         time.sleep(step.options.drain)
 
 
 def services_of(options: Mapping[str, Any]) -> list[str]:
-    """The service that a step registers: whom others may be waiting for."""
+    """The service that a step registers: other pods may be waiting for it."""
     return [str(options["service"])] if "service" in options else []
 
 
@@ -270,7 +270,7 @@ def publish(run: str, source: Source, record: Record) -> None:
 
 
 def withdraw(step: Step, source: Source, identity: str) -> bool:
-    """Takes a record of this generation out of its registry; True when it was there."""
+    """Removes a record of this generation from its registry; True when it was there."""
     options: Options = step.options
     gen = step.pod.incarnation
     if not source.has_server:
@@ -296,7 +296,7 @@ def withdraw(step: Step, source: Source, identity: str) -> bool:
 
 
 def _lead(run: str, source: Source, service: str) -> None:
-    """The record is written; an ambassador that cannot be led to it is no reason to fail."""
+    """Switches ambassadors to a record that is written: one that cannot be switched is no reason to fail."""
     if wishes.ambassadors(run, source, service):
         from podrun_hooks.ambassador import reach
 
@@ -343,7 +343,7 @@ def _record(step: Step, facts: Facts, source: Source) -> Record:
 def _record_at(step: Step, addr: str, port: int, *, ready: bool) -> Record:
     options: Options = step.options
     host = os.uname().nodename
-    # A singleton's record is the same wherever it runs: with the host in it two would stand after a failover.
+    # A singleton's record is the same wherever it runs: with the host in it there would be two after a failover.
     identity = Identity(step.pod.name, step.name)
     with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as text:
         boot_id = text.read().strip()

@@ -1,7 +1,7 @@
-"""Waiting until a service is registered and ready, on whichever host: what makes one chain of many.
+"""Waiting until a service is registered and ready, on whichever host: it joins the chains of many pods.
 
-Whoever waits leaves a note in the registry: which pod, for what, and what it will register itself. So pods that wait
-for each other in a circle find that out, and say who they are, instead of waiting for ever.
+A pod that waits leaves a note in the registry: its name, what it waits for, and what it will register itself. So pods
+that wait for each other in a circle find out, and name the circle, instead of waiting for ever.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ gives: Sequence[str] = ("waited",)
 resident = False
 default_name = ""
 
-#: Seconds between two looks, at a directory and at a server, and that one call may take.
+#: Seconds between two polls of a directory and of a server, and that one call may take.
 _LOOK_FILE, _LOOK_SERVER, _CALL = 0.02, 0.2, 1.5
-#: Seconds between two notifications of systemd, and the extension of the time-out that each asks for.
+#: Seconds between two notifications of systemd, and by how much each extends its time-out.
 _TELL, _EXTEND = 1.0, 30
 #: Seconds that a note outlives its author.
 _NOTE = 30.0
@@ -51,7 +51,7 @@ class Options(NamedTuple):
 
     service: str = option(checked(TEXT, service_name), "the service, as others register it")
     min: int = option(
-        Kind(_least, {"type": "integer", "minimum": 1, "maximum": 256}), "so many of it have to be ready", 1
+        Kind(_least, {"type": "integer", "minimum": 1, "maximum": 256}), "how many instances have to be ready", 1
     )
     registry: Source = option(REGISTRY, "where the service is registered; default: as for register", Source())
 
@@ -61,7 +61,7 @@ def up(step: Step, facts: Facts) -> Facts:
     del facts
     options: Options = step.options
     began = time.monotonic()
-    # A moment before the chain would end the step, which could not tell what was waited for.
+    # A moment before the chain would end the step: its message could not tell what the step waits for.
     patience = step.timeout - min(0.1, step.timeout / 20) if step.timeout < float("inf") else step.timeout
     registry = _registry(step)
     waiter = _identity(step)
@@ -85,12 +85,12 @@ def up(step: Step, facts: Facts) -> Facts:
             except _Away as away:
                 trouble, circle = str(away), []
             if circle:
-                # The others have to find the circle, too, before this note is gone.
+                # The others have to find the circle as well, before this note is gone.
                 time.sleep(registry.look * 3)
                 raise Failure(
                     f"pods wait for each other: {' -> '.join(circle)}",
                     code=STEP_FAILED,
-                    hint="one of them has to start without waiting",
+                    hint="one of them has to start without waiting for another",
                 )
             waited = now - began
             if waited >= patience:
@@ -102,7 +102,7 @@ def up(step: Step, facts: Facts) -> Facts:
                 )
             if now >= next_word:
                 why = f", the registry is away: {trouble}" if trouble else ""
-                words = f"waiting for {options.service} since {waited:.0f} s{why}"
+                words = f"waiting for {options.service} for {waited:.0f} s{why}"
                 step.status(words)
                 step.extend(_EXTEND)
                 next_word = now + _TELL
@@ -116,7 +116,7 @@ def up(step: Step, facts: Facts) -> Facts:
 
 
 def down(step: Step, own: Facts) -> None:
-    """Takes the note back that a kill may have left; a server forgets it by itself."""
+    """Removes the note that a killed start may have left; in a server it ends by itself."""
     del own
     source = sources.resolved(step.options.registry, step.pod.run)
     if not source.has_server:
@@ -165,7 +165,7 @@ def _note(step: Step) -> str:
 
 
 def _circle(waiter: str, notes: Iterable[str]) -> list[str]:
-    """The way from ``waiter`` by what each waits for back to itself, as "pod waits for service" words; [] for none."""
+    """The way from ``waiter`` back to itself, each with what it waits for: "a (db)", "b (web)", "a"; [] for none."""
     table: dict[str, tuple[str, list[str]]] = {}
     for text in notes:
         try:
@@ -238,7 +238,7 @@ class _Directory:
         try:
             os.rmdir(self.waiting)
         except OSError:
-            pass  # others wait, too
+            pass  # others wait as well
 
     def notes(self) -> list[str]:
         found = []

@@ -72,7 +72,7 @@ def test_it_ends_when_the_service_is_ready_not_before(tmp_path: Path, registry: 
     register.up(step, {"ready": True})
     assert waiting.join().facts["waited"][service] > 400
     register.down(step, facts)
-    assert waiting.words[:2] == [f"STATUS=waiting for {service} since 0 s", "EXTEND_TIMEOUT_USEC=30000000"]
+    assert waiting.words[:2] == [f"STATUS=waiting for {service} for 0 s", "EXTEND_TIMEOUT_USEC=30000000"]
 
 
 def test_it_waits_for_as_many_as_it_was_told(tmp_path: Path) -> None:

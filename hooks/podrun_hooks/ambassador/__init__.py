@@ -2,7 +2,7 @@
 
 Two ways: a map in the pod's network namespace (nft), which leaves no process and costs no copy, and the pod's own
 HAProxy, which is a resident step. The step writes a wish (registry/wishes.py); whoever learns of a change brings it to
-the pod (reach.py): with the file registry the steps that write records, else the follower.
+the pod (reach.py): with the file registry the step that writes a record, else the follower.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ resident: bool | dict[str, str] = {"via": "haproxy"}
 default_name = ""
 unit_needs = UnitNeeds(stop=(Span(("drain",), 0.0),), follows=(("registry",),))
 
-#: The addresses that podrun gives to services in a pod: a network for benchmarks, which is routed nowhere (RFC 2544).
+#: From here podrun takes the addresses of services in a pod: a network for benchmarks, routed nowhere (RFC 2544).
 _NETWORK = "198.18.0."
-#: Milliseconds: what connections of a container to the ambassador wait before they try again.
+#: Milliseconds after which a container's connection to the ambassador sends its SYN again.
 SYN_TIMER = 50
 
 
 def up(step: Step, facts: Facts) -> Facts:
-    """Leads the pod to the service from now on; while there is no backend, connections are held."""
+    """Directs the pod's connections to the service from now on; while there is no backend, they are held."""
     options: Options = step.options
     netns = facts.get("netns", "")
     if not netns:
@@ -66,7 +66,7 @@ def up(step: Step, facts: Facts) -> Facts:
 
 
 def down(step: Step, own: Facts) -> None:
-    """Stops leading the pod; what the namespace still has of it goes, whoever else uses that."""
+    """Ends that, and removes what the step put into the namespace, which others may go on using."""
     run = step.pod.run
     wish = wishes.read(run, _owner(step), step.name)
     if step.options.via == "haproxy":
@@ -113,12 +113,12 @@ def check(step: Step) -> list[Problem]:
 
 
 def exclusive(step: Step) -> str:
-    """What two generations cannot have: HAProxy's socket and cgroup have one place."""
+    """What two generations cannot have at once: HAProxy's socket and cgroup."""
     return "HAProxy" if step.options.via == "haproxy" else ""
 
 
 def _owner(step: Step) -> str:
-    """Whose wish it is: each generation of a pod leads its own namespace."""
+    """Whose wish it is: each generation of a pod has a namespace of its own."""
     return step.pod.name + step.pod.suffix
 
 
@@ -141,7 +141,7 @@ def explain(step: Step) -> list[str]:
 
 
 def told(step: Step, facts: Facts, wish: Ambassador, backends: Sequence[Record]) -> Facts:
-    """What containers are given: variables, plain and as docker's links had them, and a name in /etc/hosts."""
+    """What containers get: variables, plain ones and those of docker's links, and a name in /etc/hosts."""
     options: Options = step.options
     name = options.env_prefix or "".join(c if c.isalnum() else "_" for c in options.service).upper()
     place = f"{wish.proto}://{wish.address}:{wish.port}"
@@ -191,9 +191,9 @@ def _remove_hosts(step: Step) -> None:
 
 
 def follow(step: Step, wish: Ambassador) -> list[Record]:
-    """Leads the pod to what the registry says now, and sees to it that it goes on; returns the service's records.
+    """Directs the pod to what the registry says now, and makes sure that it stays so; returns the service's records.
 
-    A registry that is away is no failure: the pod starts, and is led when the registry answers.
+    A registry that is away is no failure: the pod starts, and finds the service once the registry answers.
     """
     run, source = step.pod.run, wish.source
     if not source.has_server:
@@ -255,7 +255,7 @@ def _wish(step: Step, facts: Facts, netns: str) -> Ambassador:
     taken = {other.address for other in others}
     address = options.address or next((f"{_NETWORK}{n}" for n in range(1, 255) if f"{_NETWORK}{n}" not in taken), "")
     if not address:
-        raise Failure("the pod has 254 ambassadors already", code=BUSY)
+        raise Failure("the pod already has 254 ambassadors", code=BUSY)
     same = [
         other for other in others if (other.address, other.port, other.proto) == (address, options.port, options.proto)
     ]
@@ -300,7 +300,7 @@ def _enter(netns: str, work: Any, inode: int = 0) -> None:
 
 
 def _prepare(wish: Ambassador) -> None:
-    """Makes the table, and a route to the address where none is: what has no route is refused before it is sent."""
+    """Makes the table, and a route to the address if there is none: without one the kernel refuses to send."""
     from podrun_hooks.ambassador import maps, ruleset, syn_timer
     from podrun_hooks.network import namespace
     from podrun_hooks.network.netlink import nfnetlink
@@ -313,7 +313,7 @@ def _prepare(wish: Ambassador) -> None:
     # uses the port again would be sent to the old backend (see flows.forget).
     namespace.set_sysctls([("net/netfilter/nf_conntrack_tcp_timeout_close", "0")])
     if os.path.exists("/proc/sys/net/ipv4/tcp_syn_linear_timeouts"):
-        # The first retransmissions at an even pace: with the timer of 50 ms a second of them (Linux 6.5).
+        # The first retransmissions come at an even pace: 20 of them, 50 ms apart, fill a second (Linux 6.5).
         namespace.set_sysctls([("net/ipv4/tcp_syn_linear_timeouts", str(syn_timer.LINEAR))])
     if wish.address.startswith("127."):
         namespace.set_sysctls([("net/ipv4/conf/all/route_localnet", "1")])

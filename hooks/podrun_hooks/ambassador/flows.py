@@ -1,4 +1,4 @@
-"""A pod's connections to a backend that it is no longer led to: which are forgotten, and which are ended.
+"""A pod's connections to a backend that is no longer the service's: which entries are forgotten, which are ended.
 
 Layouts are those of <linux/netfilter/nfnetlink_conntrack.h>, <linux/inet_diag.h> and <linux/sock_diag.h>. The functions
 act in the network namespace that the process is in.
@@ -37,7 +37,7 @@ _NO_COOKIE = b"\xff" * 8
 
 
 class Flow(NamedTuple):
-    """One entry of connection tracking: the pod's side of it, where it really leads, and its tuple as it was listed."""
+    """One entry of connection tracking: the pod's side, where it really leads, its tuple as the kernel lists it."""
 
     proto: int
     source: bytes

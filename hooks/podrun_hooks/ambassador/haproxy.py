@@ -30,7 +30,7 @@ else:
 
 #: The largest number of backends at once.
 SLOTS = 16
-#: Seconds that it may take to start, and to answer.
+#: Seconds that HAProxy may take to start, and to answer.
 _START, _ANSWER = 5.0, 2.0
 #: An address that nobody has (RFC 5737): until a backend is known, connecting times out and is tried again.
 _NOWHERE = "192.0.2.1"
@@ -63,7 +63,7 @@ _HTTP = """    retry-on conn-failure empty-response response-timeout 0rtt-reject
 
 
 def up(step: Step, facts: Facts) -> Facts:
-    """Starts HAProxy in the pod's network, led to what the registry says."""
+    """Starts HAProxy in the pod's network, with the backends that the registry names."""
     from podrun_hooks import ambassador
 
     options = step.options
@@ -87,7 +87,7 @@ def up(step: Step, facts: Facts) -> Facts:
 
 
 def down(step: Step, own: Facts) -> None:
-    """Ends it: softly, with ``drain`` (SIGUSR1: no new connections, it ends with the last one), else at once."""
+    """Ends HAProxy: with ``drain`` softly (SIGUSR1: no new connections, it exits after the last one), else at once."""
     process = own.get("process")
     if process and step.options.drain and _start_time(process["pid"]) == process["start"]:
         _send(process["pid"], process["start"], 10)
@@ -105,7 +105,7 @@ def down(step: Step, own: Facts) -> None:
 
 
 def switch(wish: Ambassador, targets: Sequence[Target]) -> None:
-    """Leads to ``targets`` from now on; connections that are open go on. Raises OSError when it cannot be told."""
+    """Makes ``targets`` the backends; open connections go on. Raises OSError when HAProxy cannot be told."""
     if not targets:
         return
     slots = list(_slots(_ask(wish.place, "show servers state service")))
@@ -220,7 +220,7 @@ def _start(step: Step, netns: str) -> int:
 
 
 def _await(pid: int, path: str) -> None:
-    """Returns when it answers on its socket. Raises Failure when it ends instead."""
+    """Returns when HAProxy answers on its socket. Raises Failure when it ends instead."""
     deadline = time.monotonic() + _START
     while True:
         try:
@@ -229,7 +229,7 @@ def _await(pid: int, path: str) -> None:
         except OSError:
             pass
         if _reap(pid):
-            hint = "is the port in use in the pod? Its output says why"
+            hint = "its output says why; is the port in use in the pod?"
             raise Failure("HAProxy ended as soon as it was started", code=STEP_FAILED, hint=hint)
         if time.monotonic() > deadline:
             raise Failure(f"HAProxy does not answer within {_START:g} s", code=STEP_FAILED)
@@ -237,7 +237,7 @@ def _await(pid: int, path: str) -> None:
 
 
 def _reap(pid: int) -> bool:
-    """True when the child has ended; it is no child of a ``down`` that another podrun does."""
+    """True when HAProxy has ended; a ``down`` in another podrun is not its parent."""
     try:
         return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
     except ChildProcessError:
@@ -296,7 +296,7 @@ def _send(pid: int, start: int, number: int) -> None:
 
 
 def _ask(path: str, commands: str) -> str:
-    """What it says to commands, separated by ";". Raises OSError."""
+    """HAProxy's answer to commands, separated by ";". Raises OSError."""
     import _socket
 
     deadline = time.monotonic() + _ANSWER

@@ -1,6 +1,6 @@
-"""A file in a pod's containers that says where a service is, for proxies and caches that want to know each backend.
+"""A file in a pod's containers that lists a service's backends, for proxies and caches that want to know each of them.
 
-``ADDRESS PORT WEIGHT`` on a line, in the order of addresses; empty without a backend. Containers see its directory, so
+``ADDRESS PORT WEIGHT`` a line, sorted by address; empty without a backend. Containers see its directory, so
 that a new version appears at once and whole, by rename(2).
 """
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def begin(step: Step) -> str:
-    """Makes it, empty; returns its path, "" when nobody wants one."""
+    """Makes the file, empty; returns its path, "" when the step wants none."""
     if not step.options.backends:
         return ""
     os.makedirs(_directory(step), mode=0o755, exist_ok=True)
@@ -31,7 +31,7 @@ def begin(step: Step) -> str:
 
 
 def mounts(step: Step) -> list[dict[str, Any]]:
-    """What shows it to the containers."""
+    """The mount that shows it to the containers."""
     if not step.options.backends:
         return []
     restricted = ["bind", "ro", "nosuid", "nodev", "noexec"]
@@ -41,7 +41,7 @@ def mounts(step: Step) -> list[dict[str, Any]]:
 
 
 def write(path: str, targets: Sequence[Target]) -> None:
-    """Replaces its content; a pod that is going has none any more."""
+    """Replaces its content, unless the pod is going and the file with it."""
     text = "".join(f"{target.addr} {target.port} {target.weight}\n" for target in targets)
     try:
         with open(path, encoding="ascii") as before:

@@ -1,4 +1,4 @@
-"""Writing where services are into a pod's maps: one dump, one transaction, and the flows that point to what is gone.
+"""Writes into a pod's maps where services are: one dump, one transaction, then the flows to backends that are gone.
 
 The functions act in the network namespace that the process is in; reach.py enters it.
 """
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from podrun_hooks.registry.wishes import Ambassador
 
 _MAPS = ("one", "many", "hashed")
-#: Milliseconds that a backend counts as one after its last connection was led there.
+#: Milliseconds for which a backend still counts as one after its last new connection.
 _RETIRED = 2000
 #: Bytes of a service in a key: protocol, address and port, each padded to four.
 _SERVICE = 12
 
 
 class Lost(NamedTuple):
-    """A backend that a service is not led to any more; addresses and ports as bytes."""
+    """A backend that a service no longer has; addresses and ports as bytes."""
 
     proto: int
     address: bytes
@@ -40,7 +40,7 @@ class Lost(NamedTuple):
 
 
 def key_of(wish: Ambassador) -> bytes:
-    """A service in a key."""
+    """A service as part of a key."""
     return nfnetlink.concatenated(chosen.number(wish.proto), packed(wish.address), wish.port.to_bytes(2, "big"))
 
 
@@ -55,7 +55,7 @@ def begin(socket: Socket, wish: Ambassador) -> None:
 
 
 def forget(socket: Socket, wish: Ambassador) -> bool:
-    """Takes a service out of the table; False when no other is left in it."""
+    """Removes a service from the table; False when no other is left in it."""
     key = key_of(wish)
     gone = [one for map_ in ("services", "held", *_MAPS) for one in _all(socket, wish.place, map_)]
     others = any(one.map == "services" and one.key != key for one in gone)
@@ -64,9 +64,9 @@ def forget(socket: Socket, wish: Ambassador) -> bool:
 
 
 def switch(socket: Socket, table: str, wanted: Sequence[tuple[Ambassador, Sequence[Target]]]) -> list[Lost]:
-    """Leads the services of one table to their targets; returns the backends that they were led to before.
+    """Gives the services of one table their backends; returns those that they no longer have.
 
-    A service that has lost its last backend is held from now on; one that had none goes on as it was.
+    A service that has lost its last backend is held from now on; one that had none stays held, or refused.
     """
     before = {map_: {one.key: one for one in _all(socket, table, map_)} for map_ in _MAPS}
     held = {one.key for one in _all(socket, table, "held")}
@@ -97,7 +97,7 @@ def switch(socket: Socket, table: str, wanted: Sequence[tuple[Ambassador, Sequen
     for value in {*known, *backends}:
         retiring = value in known and known[value].timeout
         if value in known and (value in backends) == bool(retiring):
-            # It comes back, or it goes: what it refuses is kept from clients until their entries are deleted.
+            # It comes back, or it goes: its refusals are kept from clients until their entries are deleted.
             gone.append(Element("backends", value, b""))
         if value in backends and (value not in known or retiring):
             new.append(Element("backends", value, b""))
@@ -106,7 +106,7 @@ def switch(socket: Socket, table: str, wanted: Sequence[tuple[Ambassador, Sequen
     try:
         nfnetlink.replace(socket, table, gone, new)
     except FileNotFoundError:
-        # An element has timed out between the dump and now.
+        # An element has timed out since the dump.
         still = {(one.map, one.key) for map_ in ("held", "backends") for one in nfnetlink.elements(socket, table, map_)}
         kept = [one for one in gone if one.map in _MAPS or (one.map, one.key) in still]
         nfnetlink.replace(socket, table, kept, new)
@@ -127,7 +127,7 @@ def _held(wish: Ambassador) -> list[Element]:
 def _elements(
     wish: Ambassador, key: bytes, targets: Sequence[Target], was: dict[str, dict[bytes, Element]]
 ) -> dict[str, dict[bytes, Element]]:
-    """What leads a service to its targets: one element, or one for each slot."""
+    """A service's elements: one for its only backend, or one for each slot."""
     made: dict[str, dict[bytes, Element]] = {map_: {} for map_ in _MAPS}
     if len(targets) == 1:
         made["one"][key] = Element("one", key, chosen.raw(targets[0].addr, targets[0].port))

@@ -42,20 +42,22 @@ class Options(NamedTuple):
     proto: str = option(choice("tcp", "udp", "sctp"), "its transport", "tcp")
     registry: Source = option(REGISTRY, "where the service is registered; default: as for register", Source())
     via: str = option(choice("nft", "haproxy"), "nft: a map, no process; haproxy: the pod's own HAProxy", "nft")
-    mode: str = option(choice("tcp", "http"), "http, with haproxy: requests are tried again when a backend dies", "tcp")
+    mode: str = option(choice("tcp", "http"), "http, with haproxy: it repeats requests when a backend dies", "tcp")
     hold: float = option(DURATION, "how long clients are held without a backend before they are refused", 60.0)
-    drain: float = option(DURATION, "haproxy: on stop, how long connections that are open may go on", 0.0)
+    drain: float = option(DURATION, "haproxy: on stop, how long open connections may go on", 0.0)
     address: str = option(
         checked(TEXT, _address),
         "where the pod finds the service; default: one of 198.18.0.0/24 (haproxy: 127.0.0.1)",
         "",
     )
     balance: str = option(
-        choice("random", "source"), "several backends: a random one, or always the same for a source", "random"
+        choice("random", "source"),
+        "several backends: a random one, or the same for a client's address",
+        "random",
     )
     backends: str = option(
         checked(TEXT, _directory),
         "a directory in the containers with a file SERVICE: a line for each backend, kept up to date",
         "",
     )
-    env_prefix: str = option(checked(TEXT, _prefix), "of the variables; default: the service's name", "")
+    env_prefix: str = option(checked(TEXT, _prefix), "prefix of the variables; default: the service's name", "")

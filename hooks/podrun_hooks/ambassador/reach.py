@@ -1,4 +1,4 @@
-"""Bringing what has become of services to the pods of this host: into their maps, or to their HAProxy.
+"""Brings changes of services to the pods of this host: into their maps, or to their HAProxy.
 
 The process that does it enters the pods' network namespaces, all of them in one go: the follower itself, a forked child
 of the launcher.
@@ -48,7 +48,7 @@ def host(run: str, table: str, routes: Socket) -> chosen.Host:
         return kinds[addr]
 
     def publishes(addr: str, port: int, proto: str) -> bool:
-        # A pod in the host's network publishes nothing; that it is one its wish says, which only root writes.
+        # A pod in the host's network publishes no port. Its wish, which only root writes, says that it is one.
         if (addr, port, proto) in registered:
             return True
         netfilter = nfnetlink.socket()
@@ -63,9 +63,9 @@ def host(run: str, table: str, routes: Socket) -> chosen.Host:
 def lead(
     run: str, wanted: Sequence[tuple[Ambassador, Sequence[Record]]], say: Callable[[str], None]
 ) -> list[tuple[Ambassador, Lost]]:
-    """Leads ambassadors to what their services' records say; returns the backends that they were led to before.
+    """Gives ambassadors the backends that their services' records name; returns those that they no longer have.
 
-    One that cannot be reached (its pod is going) is passed over: ``say`` is told.
+    It passes over an ambassador that it cannot reach (its pod is going), and tells ``say``.
     """
     if not wanted:
         return []
@@ -93,7 +93,7 @@ def lead(
             by_key = {maps.key_of(wish): wish for wish, _ in services}
             lost += [(by_key[_key(one)], one) for one in gone]
         if moved:
-            # A first packet that was just looking into the map has its entry by now.
+            # A first packet that was looking into the map at that moment has its entry by now.
             time.sleep(_AFTERWARDS)
         for socket, before in moved:
             flows.forget(socket, before)
@@ -138,9 +138,9 @@ def end(vanished: Sequence[tuple[Ambassador, Lost]]) -> int:
 
 
 def refresh(run: str, source: Source, service: str) -> None:
-    """Leads this host's ambassadors to what the file registry says of a service. The caller holds the registry's lock.
+    """Brings a service of the file registry to this host's ambassadors. The caller holds the registry's lock.
 
-    Done by every step that writes a record, so that the file registry needs no process.
+    Every step that writes a record does it, so that the file registry needs no process.
     """
     followers = wishes.ambassadors(run, source, service)
     if not followers:

@@ -1,13 +1,13 @@
-"""The nftables table in a pod's own network namespace: what leads from a service's address there to where it is.
+"""The nftables table in a pod's own network namespace: it translates a service's address there to that of a backend.
 
-No process: a map that is looked into for the first packet of a connection. What is in the maps is maps.py's business.
+No process: the kernel looks into a map for the first packet of a connection. maps.py fills the maps.
 """
 
 from __future__ import annotations
 
 from podrun.errors import STEP_FAILED, Failure
 
-#: Into so many slots a service with several backends is divided: a weight of 1 in 64 is the least there is.
+#: The slots among which several backends of a service are divided: the smallest share is 1 in 64.
 SLOTS = 64
 
 # Nothing is translated while a service has no backend: a SYN is dropped, and the client's TCP tries again, until the
@@ -73,7 +73,7 @@ def text(table: str) -> str:
 
 
 def lay(table: str) -> None:
-    """Makes the table in the network namespace that the process is in, or mends it. Raises Failure with nft's words."""
+    """Makes the table in the process's network namespace, or repairs it. Raises Failure with nft's words."""
     _nft(text(table))
 
 

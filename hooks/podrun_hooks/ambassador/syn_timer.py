@@ -1,7 +1,7 @@
 """How soon a connection to an ambassador tries again: an eBPF program of the container's cgroup, without a library.
 
-TCP sends its first SYN again after a second (RFC 6298). Whoever calls a service that is just moving would wait so long;
-with this they wait 50 ms. Other connections keep their second. Numbers are those of <linux/bpf.h>.
+TCP sends its first SYN again after a second (RFC 6298). A client of a service that is moving would wait that long; with
+this it waits 50 ms. Other connections keep their second. Numbers are those of <linux/bpf.h>.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _PROG_LOAD, _PROG_ATTACH = 5, 8
 _PROG_TYPE_SOCK_OPS, _CGROUP_SOCK_OPS, _F_ALLOW_MULTI = 13, 3, 2
 _TIMEOUT_INIT, _TCP_CONNECT_CB = 1, 3  # BPF_SOCK_OPS_*
 _IPPROTO_TCP, _TCP_SYNCNT, _HELPER_SETSOCKOPT = 6, 7, 49
-#: The longest pause (Linux 6.15, at least a second): without it each is twice the one before.
+#: The longest pause (Linux 6.15, at least a second): without it each pause is twice the one before.
 _TCP_RTO_MAX_MS = 44
 #: Offsets in struct bpf_sock_ops.
 _OP, _REPLY, _REMOTE_IP4 = 0, 4, 24
@@ -31,7 +31,7 @@ _OP, _REPLY, _REMOTE_IP4 = 0, 4, 24
 _MOV, _MOV_IMMEDIATE, _ADD, _LOAD, _STORE, _STORE_IMMEDIATE = 0xBF, 0xB7, 0x07, 0x61, 0x63, 0x62
 _JUMP_EQUAL_32, _JUMP, _CALL, _EXIT = 0x16, 0x05, 0x85, 0x95
 _CLOCK_MONOTONIC_COARSE = 6
-#: tcp_syn_linear_timeouts: so many retransmissions come at an even pace (Linux 6.5, and what the ambassador sets).
+#: tcp_syn_linear_timeouts, as the ambassador sets it: how many retransmissions come at an even pace (Linux 6.5).
 LINEAR = 20
 
 _INSTRUCTION = Struct("=BBhi")
@@ -67,7 +67,7 @@ def attach(cgroup: str, timers: Mapping[str, Sequence[int]]) -> str:
 
 
 def retries(milliseconds: int, seconds: int) -> int:
-    """How often a SYN is sent again until so many seconds are over: at twice the pause each time, or every second."""
+    """How often a SYN is sent again within so many seconds: each pause twice the one before, or one second."""
     count, total = 1, milliseconds
     while total < seconds * 1000 and count < 60:
         total += milliseconds << count
@@ -76,7 +76,7 @@ def retries(milliseconds: int, seconds: int) -> int:
 
 
 def program(timers: Sequence[tuple[bytes, int, int]]) -> bytes:
-    """The program: for each address (4 bytes) its first pause, and for how many seconds it is tried."""
+    """The program: for each address (4 bytes) its first pause, and for how many seconds TCP tries."""
     tick = time.clock_getres(_CLOCK_MONOTONIC_COARSE)
     code = [
         _instruction(_MOV, 6, 1),

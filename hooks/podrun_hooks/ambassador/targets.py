@@ -1,4 +1,4 @@
-"""Which of a service's records a pod is led to, and why not to the others."""
+"""Which of a service's records become backends of a pod's ambassador, and why the others do not."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Host(NamedTuple):
 
     #: "local" for an address of the machine's own, "broadcast" ..., or "" for an address of somebody else's.
     kind: Callable[[str], str]
-    #: Whether podrun leads a port of the machine (address, port, protocol) to a pod.
+    #: Whether podrun publishes a port of the machine (address, port, protocol) for a pod.
     publishes: Callable[[str, int, str], bool]
 
 
@@ -58,7 +58,11 @@ def _why_not(wish: Ambassador, record: Record, host: Host) -> str:
         return "the ambassador itself"
     kind = host.kind(record.addr)
     if kind == "local":
-        return "" if host.publishes(record.addr, record.port, record.proto) else "a port of this host that is no pod's"
+        return (
+            ""
+            if host.publishes(record.addr, record.port, record.proto)
+            else "a port of this host that no pod publishes"
+        )
     return f"an {kind} address" if kind == "anycast" else f"a {kind} address" if kind else ""
 
 
@@ -68,9 +72,9 @@ def number(proto: str) -> bytes:
 
 
 def slots(targets: Sequence[Target], count: int, before: Sequence[tuple[str, int] | None]) -> list[tuple[str, int]]:
-    """Divides ``count`` slots among the targets by weight; a slot that may stay with whom it was ``before`` does.
+    """Divides ``count`` slots among the targets by weight; a slot stays with its target of ``before`` where it may.
 
-    The largest remainders get what rounding leaves over; everybody gets at least one as long as there are enough.
+    The largest remainders get what rounding leaves over; every target gets at least one while there are enough.
     """
     targets = sorted(targets, key=lambda target: (-target.weight, target.addr, target.port))[:count]
     total = sum(target.weight for target in targets)

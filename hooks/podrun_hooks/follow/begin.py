@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 #: What ``[defaults]``, tests and people without systemd say: "no".
 _VARIABLE = "PODRUN_SYSTEMD"
-#: What this process follows already: several steps of a pod need one child.
+#: The run directories that this process follows already: several steps of a pod need one child.
 _own: set[tuple[int, str]] = set()
 
 
 def ensure(step: Step) -> None:
-    """Starts the follower of the step's run directory where none is that stays.
+    """Starts the follower of the step's run directory unless a lasting one runs.
 
-    In the foreground podrun does it itself: a child that waits until nobody else does, and ends with podrun.
+    In the foreground it is a child of podrun's, which waits until no other follows, and ends with podrun.
     """
     run = step.pod.run
     kind = running(run)
@@ -43,7 +43,7 @@ def ensure(step: Step) -> None:
 
 
 def running(run: str) -> str:
-    """What kind of follower is at work: "unit", "sidekick", "foreground", or "" when none is."""
+    """What kind of follower runs: "unit", "sidekick", "foreground", or "" when none is."""
     try:
         fd = os.open(lock_of(run), os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -58,7 +58,7 @@ def running(run: str) -> str:
 
 
 def lock_of(run: str) -> str:
-    """Whoever follows holds it; its content is the kind."""
+    """The lock that the follower holds; the file's content is its kind."""
     return wishes.lock_of(run, "follower")
 
 
@@ -91,7 +91,7 @@ def _unit(run: str) -> bool:
         status = silent(argv)
     except OSError:
         return False
-    # Another pod may have been quicker: then the unit is there, which is all that is wanted.
+    # Another pod may have been quicker: then the unit is there, and all is well.
     return status == 0 or running(run) == "unit" or os.path.exists(f"/run/systemd/transient/{name}")
 
 

@@ -1,7 +1,7 @@
-"""The follower's one loop: renews leases, writes what was deferred, polls registries, leads pods to what has changed.
+"""The follower's one loop: renews leases, writes deferred records, polls registries, brings changes to pods.
 
-Outside the data path: when it dies nothing moves and nothing breaks, and it has to be back within the TTL. Between two
-polls it holds no descriptor of a pod's namespace, which would keep that alive.
+It is outside the data path: when it dies nothing moves and nothing breaks, but it has to be back within the TTL.
+Between two polls it holds no descriptor of a pod's namespace, which would keep that alive.
 """
 
 from __future__ import annotations
@@ -38,24 +38,24 @@ else:
 
 #: Seconds from one poll to the next: where the registry tells of changes (registry/bell.py), and where it does not.
 POLL_HEARING, POLL = 1.0, 0.2
-#: Between two polls that changes have called for there are so many at least, doubled up to POLL while changes go on.
+#: The least seconds between two polls that changes call for, doubled up to POLL while changes go on.
 _LEAST = 0.03
 #: Seconds that one call may take, and the longest pause after one that failed.
 _CALL, _PAUSE = 1.5, 5.0
-#: A lease is renewed so often in its life, and what stands under it is compared every so many times.
+#: How often a lease is renewed within its TTL, and at every which renewal its records are compared.
 _RENEWALS, _REPAIR_EVERY = 3, 4
 #: Seconds without a wish after which a follower that is no unit ends.
 _LINGER = 2.0
-#: How often, how long and how far apart a lost backend is called before its host counts as vanished.
+#: How often, how long and how far apart a lost backend is tried before its host counts as vanished.
 _CALLS, _PATIENCE, _APART = 2, 1.0, 0.5
 
 
-#: Seconds after a move when connections that it overtook are looked for.
+#: Seconds after a move at which connections that it overtook are looked for.
 _AGAIN = (0.1, 0.4, 1.0)
 
 
 class Followed:
-    """One registry, and what of it the pods of this host want."""
+    """One registry, and what the pods of this host want of it."""
 
     def __init__(self, source: Source, run: str) -> None:
         self.source = source
@@ -66,12 +66,12 @@ class Followed:
         self.ambassadors: list[Ambassador] = []
         #: What is known of the services that are followed.
         self.records: dict[str, list[Record]] = {}
-        #: The ambassadors that have been led to it.
+        #: The ambassadors that know of it.
         self.led: set[tuple[object, ...]] = set()
         #: Records as they have been written, by key.
         self.written: dict[str, Record] = {}
         self.next_poll = self.last_poll = 0.0
-        #: Seconds until the next poll that a change may call for, and whether one has since the last poll.
+        #: Seconds until the next poll that a change may call for, and whether one has called since the last poll.
         self.apart = _LEAST
         self.rung = False
         self.next_keep: dict[float, float] = {}
@@ -80,7 +80,7 @@ class Followed:
         self.pause = 0.0
 
     def wants(self, registrations: list[Registration], ambassadors: list[Ambassador]) -> None:
-        """Takes what the wishes say now."""
+        """Takes over what the wishes say now."""
         self.registrations, self.ambassadors = registrations, ambassadors
         self.led &= {_identity(wish) for wish in ambassadors}
         keys = {wish.record.key for wish in registrations}
@@ -102,7 +102,7 @@ class Followed:
             self.next_poll = min(self.next_poll, self.last_poll + self.apart)
 
     def act(self, now: float) -> list[tuple[Ambassador, Lost]]:
-        """Does what is due; returns the backends that pods were led to before. What fails is told once."""
+        """Does what is due; returns the backends that pods no longer have. What fails is told once."""
         lost: list[tuple[Ambassador, Lost]] = []
         try:
             for ttl in {wish.ttl for wish in self.registrations}:
@@ -114,7 +114,7 @@ class Followed:
                 self.last_poll = now
                 lost = self._poll()
         except (Away, Refused) as error:
-            self.client.bell.close()  # perhaps of a member that has gone
+            self.client.bell.close()  # perhaps that of a member that has gone
             self.pause = min(max(POLL, self.pause * 2), _PAUSE)
             self.next_poll = time.monotonic() + self.pause
             self.next_keep = {wish.ttl: self.next_poll for wish in self.registrations}
@@ -144,14 +144,14 @@ class Followed:
             self.written[wish.record.key] = wish.record
             current = wishes.read(self.run, wish.pod, wish.step)
             if not isinstance(current, Registration) or current.record.gen != wish.record.gen:
-                # The pod has ended meanwhile, and did not find the record that was written just now.
+                # The pod has ended meanwhile: its ``down`` did not find the record that was written just now.
                 self.client.withdraw(wish.record.service, wish.record.id, wish.record.gen, seconds=_CALL)
             elif wish.deferred and taken:
                 wishes.write(self.run, current._replace(deferred=False))
                 say(f"{self.source.url}: registered {wish.record.key}, which was deferred")
 
     def _is_wished(self, key: str) -> bool:
-        """Whether a step wants the record now: it writes its wish before the record, perhaps since we looked."""
+        """Whether a step wants the record now: it may have written its wish, which comes first, since the last look."""
         return any(
             isinstance(wish, Registration) and wish.source == self.source and wish.record.key == key
             for wish in wishes.everything(self.run)
@@ -193,7 +193,7 @@ def _identity(wish: Ambassador) -> tuple[object, ...]:
 
 
 class Suspect:
-    """A backend that a pod was led to before: it is called, and silence means that its host has vanished."""
+    """A backend that a pod no longer has: the follower calls it, and silence means that its host has vanished."""
 
     def __init__(self, wish: Ambassador, lost: Lost) -> None:
         self.wish, self.lost = wish, lost
@@ -203,7 +203,7 @@ class Suspect:
         self.socket: _socket.socket | None = None
 
     def act(self, now: float) -> str:
-        """What has become of it: "answers", "vanished", or "" while that is not known."""
+        """What became of it: "answers", "vanished", or "" while that is not known."""
         if self.socket is None:
             if now < self.next_call:
                 return ""
@@ -298,7 +298,7 @@ class Follower:
         self.suspects = [suspect for suspect, verdict in verdicts if not verdict]
 
     def sleep(self, now: float) -> None:
-        """Returns when something is due, when a registry tells of a change, or when the wishes are to be looked at."""
+        """Returns when something is due, a registry tells of a change, or it is time to look at the wishes."""
         soonest = min([followed.due() for followed in self.followed.values()], default=now + POLL * 2)
         seconds = (
             0.05 if self.suspects or self.lost else max(0.0, min(soonest - now, POLL if self.followed else POLL * 2))
@@ -308,7 +308,7 @@ class Follower:
 
 
 def main(words: Sequence[str]) -> None:
-    """Follows until it is told to end, or nobody needs it any more: RUN KIND (unit, sidekick, foreground)."""
+    """Follows until it is told to end or no longer needed; arguments: RUN KIND (unit, sidekick, foreground)."""
     run, kind = words
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)  # no core dump: it holds passwords of registries
     ending: list[int] = []

@@ -1,4 +1,4 @@
-"""Registries: what a record is, where it is kept, and who of this host wants what of it. Standard library only."""
+"""Registries: what a record is, where records are kept, what this host's pods want of them. Standard library only."""
 
 from __future__ import annotations
 

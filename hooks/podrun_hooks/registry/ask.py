@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
-#: Seconds that a person waits for an answer, and from one look to the next of who watches.
+#: Seconds to wait for an answer, and between two polls of ``watch``.
 _PATIENCE, _LOOK = 5.0, 0.2
 
 
 def opened(url: str, run: str) -> Source:
-    """The registry that people name: a URL, or "" for this host's default. Raises Failure."""
+    """The registry that the command line names: a URL, or "" for this host's default. Raises Failure."""
     try:
         return sources.resolved(sources.parse(url), run)
     except Wrong as wrong:
@@ -40,7 +40,7 @@ def services(source: Source) -> list[str]:
 
 
 def records(source: Source, service: str, wrong: list[str]) -> list[Record]:
-    """The records of a service; ``wrong`` collects what is no record, and why. Raises Failure."""
+    """The records of a service; ``wrong`` collects what is not a record, and why. Raises Failure."""
     _no_place(service)
     if not source.has_server:
         return file.records(source.directory, service, wrong=wrong)
@@ -48,7 +48,7 @@ def records(source: Source, service: str, wrong: list[str]) -> list[Record]:
 
 
 def remove(run: str, source: Source, service: str, identity: str) -> bool:
-    """Removes a record, whosever it is; True when it was there. Raises Failure."""
+    """Removes a record, whoever wrote it; True when it was there. Raises Failure."""
     _no_place(service)
     _no_place(identity)
     if source.has_server:
@@ -65,7 +65,7 @@ def remove(run: str, source: Source, service: str, identity: str) -> bool:
 def changes(source: Source, wanted: str) -> Iterator[tuple[str, list[Record]]]:
     """A service and its records each time they change, for ever; ``wanted`` "": of all services. Raises Failure.
 
-    A registry that is away is waited for.
+    It waits for a registry that does not answer.
     """
     known: dict[str, list[Record]] = {}
     while True:

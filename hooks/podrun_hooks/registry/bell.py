@@ -1,7 +1,7 @@
 """Requests that a registry answers when something changes, so that the follower polls then and not at the next tick.
 
-Nobody relies on them: what counts is what a poll reads. A bell that is deaf, or a registry that has none, costs a
-move the pause between two polls.
+Nothing relies on them: what counts is what a poll reads. Without such a request, or when one fails, a move is noticed
+by the next poll.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Bell:
         self.listens = False
 
     def listen(self, client: Client, requests: Iterable[Request], now: float) -> None:
-        """Opens what is missing of the requests, and closes what is too much."""
+        """Opens the requests that are missing and closes those that are no longer wanted."""
         wanted = {request.name: request for request in requests}
         for name in set(self._open) - set(wanted):
             self._close(name)
@@ -68,7 +68,7 @@ class Bell:
         return [connection.fileno() for _, connection in self._open.values()]
 
     def rings(self, now: float) -> bool:
-        """Reads what has come; True when something may have changed."""
+        """Reads what has arrived; True when something may have changed."""
         rung = False
         for name, (request, connection) in list(self._open.items()):
             data, ended = _read(connection)
@@ -101,9 +101,9 @@ def wait(descriptors: list[int], seconds: float) -> None:
 
 
 def _read(connection: Any) -> tuple[bytes, bool]:
-    """What has come on a connection that does not block, and whether that was the end."""
+    """What has arrived on a non-blocking connection, and whether that was the end."""
     data = b""
-    for _ in range(16):  # what a busy registry has left is read the next time
+    for _ in range(16):  # what a busy registry sends beyond that is read the next time
         try:
             part = connection.recv(65536)
         except BlockingIOError:

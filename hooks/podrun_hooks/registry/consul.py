@@ -55,7 +55,7 @@ class Consul:
         self.bell.close()
 
     def limit(self, seconds: float) -> None:
-        """From now on all calls together may take so long."""
+        """Bounds the time, in seconds, that all calls from now on may take together."""
         self._http.until = time.monotonic() + seconds
 
     # --- records -----------------------------------------------------------------------------------------------
@@ -92,7 +92,7 @@ class Consul:
                 if wrong is not None:
                     wrong.append(f"{service}: {error}")
                 continue
-            # Two agents have it: a singleton whose old host has not been missed yet.
+            # Two agents have it: a singleton whose old host has not timed out yet.
             if record.id not in newest or newest[record.id][0] < created:
                 newest[record.id] = (created, record)
         return sorted((record for _, record in newest.values()), key=lambda record: record.id)
@@ -113,16 +113,16 @@ class Consul:
     # --- waiting -----------------------------------------------------------------------------------------------
 
     def wait_begins(self, identity: str, text: str, ttl: float, leases: Leases, *, seconds: float) -> None:
-        """Notes what somebody waits for, in Consul's store of keys and values."""
+        """Writes a note of what a pod waits for into Consul's key/value store."""
         del ttl, leases
         self._call("PUT", f"/v1/kv/{_WAITING}{identity}", text, seconds)
 
     def wait_ends(self, identity: str, *, seconds: float) -> None:
-        """Takes the note back."""
+        """Removes the note."""
         self._call("DELETE", f"/v1/kv/{_WAITING}{identity}", None, seconds)
 
     def waiting(self, *, seconds: float) -> list[str]:
-        """Everybody's notes."""
+        """The notes of all waiting pods."""
         from binascii import a2b_base64
 
         answer = self._call("GET", f"/v1/kv/{_WAITING}?recurse", None, seconds, missing=True)
@@ -131,7 +131,7 @@ class Consul:
             # An empty value is null, and somebody else's.
             return [a2b_base64(value).decode(errors="replace") for value in values if value is not None]
         except (KeyError, TypeError, ValueError):
-            raise Away("the answer has another shape than Consul's") from None
+            raise Away("the answer does not look like Consul's") from None
 
     # --- following ---------------------------------------------------------------------------------------------
 
@@ -153,7 +153,7 @@ class Consul:
         return changed
 
     def listen(self, now: float) -> None:
-        """Has the bell ring for changes of the services of the last poll: a blocking query for each."""
+        """Makes the bell ring for changes of the services of the last poll: a blocking query for each."""
         token = password(self.source)
         headers = {"X-Consul-Token": token} if token else {}
         requests = []
@@ -175,9 +175,9 @@ class Consul:
         repair: bool,
         orphaned: Callable[[str], bool] = lambda _: True,
     ) -> list[str]:
-        """Passes the host's check; with ``repair`` what is missing is registered and what is too much deregistered.
+        """Passes the host's check; with ``repair`` it registers what is missing and deregisters what is left over.
 
-        ``orphaned`` is asked before a key is deleted: what is not wanted may have been written since somebody looked.
+        ``orphaned`` is asked before a key is deleted: it may have been registered since the caller looked.
         Returns what was done beside renewing, for the log.
         """
         del leases

@@ -33,7 +33,7 @@ _NO_LEASE = "requested lease not found"
 
 
 class Etcd:
-    """One cluster, spoken to by one user. Methods raise Away or Refused; ``seconds`` bounds each of them."""
+    """One cluster, used by one of its users. Methods raise Away or Refused; ``seconds`` bounds each of them."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -51,7 +51,7 @@ class Etcd:
         self.bell.close()
 
     def limit(self, seconds: float) -> None:
-        """From now on all calls together may take so long."""
+        """Bounds the time, in seconds, that all calls from now on may take together."""
         self._http.until = time.monotonic() + seconds
 
     # --- records -----------------------------------------------------------------------------------------------
@@ -90,7 +90,7 @@ class Etcd:
         return bool(done.get("succeeded"))
 
     def records(self, service: str, *, seconds: float, wrong: list[str] | None = None) -> list[Record]:
-        """The records of a service, by id; into ``wrong`` goes what is no record, and why."""
+        """The records of a service, by id; ``wrong`` collects what is not a record, and why."""
         answer = self._call("kv/range", _range(f"{PREFIX}{service}/"), seconds)
         return sorted(_present(_read(answer, service, wrong)), key=lambda record: record.id)
 
@@ -101,14 +101,14 @@ class Etcd:
         return sorted({key.partition("/")[0] for key in keys})
 
     def remove(self, service: str, identity: str, *, seconds: float) -> bool:
-        """Deletes a record, whosever it is; True when it was there."""
+        """Deletes a record, whoever wrote it; True when it was there."""
         answer = self._call("kv/deleterange", {"key": _b64(f"{PREFIX}{service}/{identity}")}, seconds)
         return bool(answer.get("deleted", "0") != "0")
 
     # --- waiting -----------------------------------------------------------------------------------------------
 
     def wait_begins(self, identity: str, text: str, ttl: float, leases: Leases, *, seconds: float) -> None:
-        """Notes what somebody waits for, or that it goes on: a note that is not repeated ends with its lease."""
+        """Writes a note of what a pod waits for, or renews it: a note that is not renewed ends with its lease."""
         lease = leases.of(self.source, ttl)
         if lease and not self._renewed(lease, seconds):
             lease = ""
@@ -123,11 +123,11 @@ class Etcd:
                 lease = ""
 
     def wait_ends(self, identity: str, *, seconds: float) -> None:
-        """Takes the note back."""
+        """Removes the note."""
         self._call("kv/deleterange", {"key": _b64(WAITING + identity)}, seconds)
 
     def waiting(self, *, seconds: float) -> list[str]:
-        """Everybody's notes."""
+        """The notes of all waiting pods."""
         found = _kvs(self._call("kv/range", _range(WAITING), seconds))
         return [_plain(kv.get("value", "")) for kv in found]
 
@@ -188,7 +188,7 @@ class Etcd:
         self.oversized.add(service, error)
 
     def listen(self, now: float) -> None:
-        """Has the bell ring for changes of the services of the last poll, from that poll on: a watch of them all."""
+        """Makes the bell ring for changes of the services of the last poll, from that poll on: a watch of them all."""
         services = sorted(self._known)
         since = str(self._revision + 1)
         create = [
@@ -201,7 +201,7 @@ class Etcd:
         self.bell.listen(self._http, requests, now)
 
     def _take(self, service: str, found: Mapping[str, Any], seconds: float) -> bool:
-        """Adds what is new of a service; True when anything is. A count that does not fit means that some are gone."""
+        """Takes over a service's changes; True for any. A count that does not fit means that some records are gone."""
         first = service not in self._known
         before = self._known.get(service, {})
         after = {**before, **_read(found, service, None)}
@@ -220,9 +220,9 @@ class Etcd:
         repair: bool,
         orphaned: Callable[[str], bool] = lambda _: True,
     ) -> list[str]:
-        """Renews the host's lease; with ``repair`` what is missing under it is written and what is too much deleted.
+        """Renews the host's lease; with ``repair`` it writes what is missing under it and deletes what is left over.
 
-        ``orphaned`` is asked before a key is deleted: what is not wanted may have been written since somebody looked.
+        ``orphaned`` is asked before a key is deleted: it may have been written since the caller looked.
         Returns what was done beside renewing, for the log.
         """
         lease = leases.of(self.source, ttl)
@@ -235,7 +235,7 @@ class Etcd:
         answer = self._call("lease/timetolive", {"ID": lease, "keys": True}, seconds) if alive else {}
         keys = answer.get("keys", [])
         if not isinstance(keys, list):
-            raise Away("the answer has another shape than etcd's")
+            raise Away("the answer does not look like etcd's")
         held = {_plain(key) for key in keys}
         done = [] if alive else ["granted a new lease"]
         for key, record in wanted.items():
@@ -348,13 +348,13 @@ def _kvs(answer: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _ranges(answer: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What a transaction's questions found. Raises Away."""
+    """The results of a transaction's reads. Raises Away."""
     return _objects([one.get("response_range", {}) for one in _objects(answer.get("responses", []))])
 
 
 def _objects(value: Any) -> list[dict[str, Any]]:
     if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
-        raise Away("the answer has another shape than etcd's")
+        raise Away("the answer does not look like etcd's")
     return value
 
 
@@ -375,7 +375,7 @@ def _plain(text: Any) -> str:
 
 
 def _range(prefix: str) -> dict[str, Any]:
-    """All keys that begin so: up to the prefix with its last byte one higher."""
+    """The range of all keys with a prefix: up to the prefix with its last byte one higher."""
     return {**_keys_of(prefix), "limit": str(MOST)}
 
 

@@ -26,7 +26,7 @@ def path_of(directory: str, service: str, identity: str) -> str:
 
 
 def put(directory: str, record: Record) -> None:
-    """Writes a record in the place of an earlier one."""
+    """Writes a record; an earlier one is replaced."""
     path = path_of(directory, record.service, record.id)
     for attempt in range(8):
         try:
@@ -54,7 +54,7 @@ def delete(directory: str, service: str, identity: str, gen: str = "") -> bool:
 
 
 def read(directory: str, service: str, identity: str) -> Record | None:
-    """A record; None when there is none that can be understood."""
+    """A record; None when there is none, or no valid one."""
     try:
         return _record(path_of(directory, service, identity), service)
     except (FileNotFoundError, Wrong):
@@ -62,7 +62,7 @@ def read(directory: str, service: str, identity: str) -> Record | None:
 
 
 def records(directory: str, service: str, *, wrong: list[str] | None = None) -> list[Record]:
-    """The records of a service, by id; into ``wrong`` goes what is no record, and why."""
+    """The records of a service, by id; ``wrong`` collects what is not a record, and why."""
     found = []
     for name in _names(f"{directory}/{service}"):
         path = f"{directory}/{service}/{name}"

@@ -1,7 +1,7 @@
-"""HTTP/1.1 as far as a registry's JSON API needs it: one kept connection, a deadline for all of it, a largest answer.
+"""HTTP/1.1 as far as a registry's JSON API needs it: one kept connection, a deadline a call, answers of limited size.
 
 The standard library's http.client brings email and 9 MB of memory into a process that is to have 12, and its time-out
-is one of each system call: a server that sends a byte a second keeps it waiting for ever.
+holds for each system call: a server that sends a byte a second keeps it waiting for ever.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
     from podrun_hooks.registry.source import Source
 
-#: Bytes of an answer, and of its head.
+#: The most bytes of an answer, and of its headers.
 LARGEST, _HEAD = 4 << 20, 16384
 _LARGE = f"the answer has more than {LARGEST >> 20} MiB"
 
 
 class Away(Exception):
-    """The registry does not answer, or not as one does: another endpoint or another time may."""
+    """The registry does not answer, or with nonsense: another endpoint, or another attempt, may do better."""
 
 
 class TooLarge(Away):
@@ -81,7 +81,7 @@ class Client:
         """One request at the endpoints in turn until one answers, ``seconds`` in all. Raises Away.
 
         With several endpoints none may take more than its share: the first one may be the dead one. ``trouble`` says
-        why an answer is none ("no leader"), which the next endpoint may do better.
+        why an answer does not count ("no leader"): the next endpoint may do better.
         """
         seconds = min(seconds, max(0.0, self.until - time.monotonic()))
         deadline = time.monotonic() + seconds
@@ -195,7 +195,7 @@ class Client:
         while b"\r\n\r\n" not in data:
             data += self._more(deadline)
             if len(data) > _HEAD and b"\r\n\r\n" not in data[:_HEAD]:
-                raise Away("the answer's head is too long")
+                raise Away("the answer's headers are too long")
         head, _, rest = data.partition(b"\r\n\r\n")
         first, *lines = head.decode("latin-1").split("\r\n")
         words = first.split(None, 2)
@@ -230,7 +230,7 @@ class Client:
             while b"\r\n" not in rest:
                 rest += self._more(deadline)
                 if len(rest) > _HEAD and b"\r\n" not in rest[:_HEAD]:
-                    raise Away("a chunk's head is too long")
+                    raise Away("a chunk's header is too long")
             line, _, rest = rest.partition(b"\r\n")
             try:
                 length = int(line.split(b";")[0], 16)
@@ -346,7 +346,7 @@ def _wait(fd: int, event: int, deadline: float) -> None:
 
 
 def password(source: Source) -> str:
-    """What the password's file holds, without the line's end. Raises Refused when it cannot be read."""
+    """The content of the password's file, without its final newline. Raises Refused when it cannot be read."""
     if not source.password:
         return ""
     try:

@@ -1,7 +1,7 @@
-"""Whether a pod's records are ready: told by its container, and by the live probe when that changes.
+"""Whether a pod's records are ready: its container says so first, its live probe whenever that changes.
 
 The probe is in the pod's network namespace and has no room for any of this, so it starts this module as a program that
-leaves the namespace, tells, and ends.
+leaves the namespace, changes the records and exits.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-#: Seconds for a registry with a server; what it does not hear of now the follower tells it.
+#: Seconds for a registry with a server; what it does not learn in that time, the follower tells it.
 _PATIENCE = 1.5
 
 
 def report(run: str, pod: str, *, ready: bool) -> None:
-    """Changes the records of a pod, where they say otherwise; a registry that is away is told later."""
+    """Changes the records of a pod, where they say otherwise; a registry that is away learns of it later."""
     for wish in wishes.of_pod(run, pod):
         if isinstance(wish, Registration) and wish.record.ready != ready:
             changed = wish._replace(record=wish.record._replace(ready=ready))
@@ -56,7 +56,7 @@ def command(run: str, pod: str) -> list[str]:
 
 
 def main(words: Sequence[str]) -> None:
-    """Tells: RUN POD READY NAMESPACE, the last a descriptor of the host's network namespace."""
+    """Changes the records: RUN POD READY NAMESPACE, the last a descriptor of the host's network namespace."""
     from podrun_hooks.support import syscalls
 
     run, pod, ready, namespace = words

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 VERSION = 1
-#: Bytes of one record, and records of one service: more is not accepted.
+#: The most bytes of one record, and the most records of one service.
 LARGEST, MOST = 16384, 256
 PREFIX = "/podrun/v1/svc/"
 
@@ -39,7 +39,7 @@ class Record(NamedTuple):
     addr: str
     port: int
     proto: str = "tcp"
-    #: False: registered, but nobody is to be sent there (yet, or because its live probe fails).
+    #: False: registered, but no client is to be sent there (yet, or because its live probe fails).
     ready: bool = False
     #: The pod's invocation: tells a pod's own record from its successor's.
     gen: str = ""
@@ -72,7 +72,7 @@ def service_name(text: str) -> str:
 
 
 def parse(text: str | bytes) -> Record:
-    """Reads a record that anybody may have written. Raises Wrong: not JSON, another version, a field of another kind.
+    """Parses a record, which anybody may have written. Raises Wrong: not JSON, another version, a wrong type.
 
     Fields that version 1 does not have are ignored.
     """
@@ -130,7 +130,7 @@ def unwanted(address: str) -> str:
     raw = packed(address)
     if len(raw) == 16:
         if raw[:12] == bytes(10) + b"\xff\xff":
-            return unwanted(_socket.inet_ntop(_socket.AF_INET, raw[12:])) or "an IPv4 address in IPv6's spelling"
+            return unwanted(_socket.inet_ntop(_socket.AF_INET, raw[12:])) or "an IPv4 address in an IPv6 one"
         if raw in (bytes(16), bytes(15) + b"\1"):
             return "unspecified" if raw == bytes(16) else "loopback"
         if raw[0] == 0xFF:

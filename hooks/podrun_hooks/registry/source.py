@@ -58,7 +58,7 @@ class Source(NamedTuple):
 
     @property
     def identity(self) -> str:
-        """Tells registries and who speaks to them apart; part of file names."""
+        """Identifies a registry and the user that podrun is there; part of file names."""
         from _blake2 import blake2s
 
         words = [self.url, self.ca, self.cert, self.user, self.password]
@@ -154,7 +154,7 @@ def resolved(source: Source, run: str) -> Source:
         return source._replace(directory=f"{run}/registry")
     if source.kind == "file":
         try:
-            # Others could forge a record, which everybody believes, or have root write through a link of theirs.
+            # Other users could forge records, which every reader believes, or have root write through a link of theirs.
             return source._replace(directory=trusted.place(source.directory, "/var/lib/podrun", strict=False))
         except FileNotFoundError:
             return source  # nothing is made there: problems() says so
@@ -163,7 +163,7 @@ def resolved(source: Source, run: str) -> Source:
         name = source.password.removeprefix("credential:")
         if not directory:
             raise Failure(
-                f"the password is credential:{name}, and podrun has no credentials",
+                f"the password is credential:{name}, but podrun was given no credentials",
                 code=WRONG_FILE,
                 hint=f"LoadCredential={name}:/path in [service], or password = '/path'",
                 key="registry",
@@ -187,7 +187,7 @@ def defaults() -> dict[str, Any]:
 
 
 def problems(wanted: Source, run: str) -> list[Problem]:
-    """What keeps a step from the registry that its option means: one that is given by its path has to be root's."""
+    """Why a step cannot use the registry that its option means. A directory that the option names has to be root's."""
     from podrun.hook import Problem
 
     try:

@@ -1,7 +1,7 @@
-"""What the pods of this host want of registries: a file for each registration and each ambassador, 0600.
+"""What the pods of this host want from registries: a file for each registration and each ambassador, 0600.
 
 ``<run>/follow/<pod>.<step>.json``. A step writes its wish before it does anything and removes it first of all; the
-follower does what the wishes say, so that nothing is lost when it, or a registry, was away.
+follower does what the wishes say, so that nothing is lost when it, or a registry, was down.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Registration(NamedTuple):
     source: Source
     ttl: float
     record: Record
-    #: The registry was away when the step wanted to write the record: it may take the place of another one's.
+    #: The registry was away when the step wanted to write the record: the follower may replace another one.
     deferred: bool = False
 
 
@@ -61,7 +61,7 @@ class Ambassador(NamedTuple):
     own: list[str]
     #: The host's nftables table with the published ports of podrun's pods.
     published: str
-    #: The file that says where the service is, for who asks in the pod's containers; "" for none.
+    #: The file in the pod's containers that says where the service is; "" for none.
     listing: str = ""
 
 
@@ -76,7 +76,7 @@ def path_of(run: str, pod: str, step: str) -> str:
 
 
 def write(run: str, wish: Registration | Ambassador) -> None:
-    """Writes a wish in the place of an earlier one of the step."""
+    """Writes a step's wish; an earlier one is replaced."""
     os.makedirs(directory(run), mode=0o700, exist_ok=True)
     path = path_of(run, wish.pod, wish.step)
     kind = "record" if isinstance(wish, Registration) else "ambassador"
@@ -136,7 +136,7 @@ def ambassadors(run: str, source: Source, service: str) -> list[Ambassador]:
 
 
 def unwanted(run: str) -> list[str]:
-    """Files that nobody finishes any more (a minute old), and leases of registries that no pod uses."""
+    """Files of writers that were killed (unfinished for a minute), and leases of registries that no pod uses."""
     used = {wish.source.identity for wish in everything(run)}
     try:
         names = os.listdir(directory(run))
@@ -197,9 +197,9 @@ class Leases:
 
 
 class Locked:
-    """``with Locked(run, directory):`` no other step writes into this file registry; makes it when it is not there.
+    """``with Locked(run, directory):`` no other step writes into this file registry, which is made if need be.
 
-    The lock is not in the registry, which everybody may read: flock(2) is for everybody who can open a file.
+    The lock is not in the registry, which everybody may read: whoever can open a file can lock it (flock(2)).
     """
 
     def __init__(self, run: str, registry: str) -> None:
@@ -218,7 +218,7 @@ class Locked:
 
 
 def held(run: str) -> int:
-    """A descriptor that locks the wishes of ambassadors: who chooses an address for a pod, or counts on none."""
+    """A descriptor that locks the wishes of ambassadors: held to choose a pod's address, or to rely on none."""
     return _locked(run, "addresses")
 
 

@@ -359,7 +359,7 @@ def test_what_the_containers_are_told(services: Any) -> None:
         ("2001:db8::1", 80, "an IPv6 address"),
         ("own", 80, "the pod itself"),
         ("198.18.0.1", 5432, "the ambassador itself"),
-        ("gateway", 22, "a port of this host that is no pod's"),
+        ("gateway", 22, "a port of this host that no pod publishes"),
     ],
 )
 def test_a_record_that_leads_astray_leads_nobody(

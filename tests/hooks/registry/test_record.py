@@ -79,7 +79,7 @@ def test_what_is_no_json_object_is_refused(text: Any) -> None:
         ("febf::1", "link-local"),
         ("ff02::1", "multicast"),
         ("::ffff:127.0.0.1", "loopback"),
-        ("::ffff:192.0.2.1", "an IPv4 address in IPv6's spelling"),
+        ("::ffff:192.0.2.1", "an IPv4 address in an IPv6 one"),
         ("192.0.2.1", ""),
         ("10.0.0.1", ""),
         ("2001:db8::1", ""),

@@ -91,5 +91,5 @@ def test_a_credential_is_a_path_of_the_unit(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", "/run/credentials/web.service")
     assert resolved(wanted, "/run/x").password == "/run/credentials/web.service/etcd"
     monkeypatch.delenv("CREDENTIALS_DIRECTORY")
-    with pytest.raises(Failure, match="podrun has no credentials"):
+    with pytest.raises(Failure, match="podrun was given no credentials"):
         resolved(wanted, "/run/x")
