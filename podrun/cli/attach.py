@@ -1,4 +1,4 @@
-"""``podrun attach``: at the terminal of a container that nobody was at; of one without a terminal, its output."""
+"""``podrun attach``: the terminal of a container that was started without one attached; else the output."""
 
 from __future__ import annotations
 
@@ -29,13 +29,15 @@ _MOST = 4000
 
 @click.command(cls=Guarded)
 @click.option("-c", "--container", default="", metavar="NAME", help="Which container; default: the last.")
-@click.option("--detach-keys", "keys", default="ctrl-p,ctrl-q", metavar="KEYS", help="What leaves it; '': nothing.")
+@click.option("--detach-keys", "keys", default="ctrl-p,ctrl-q", metavar="KEYS", help="The keys that detach; '': none.")
 @click.option("--no-stdin", is_flag=True, help="Only look.")
-@click.option("--sig-proxy/--no-sig-proxy", default=True, help="Pass signals on; at a terminal keys do that.")
+@click.option(
+    "--sig-proxy/--no-sig-proxy", default=True, help="Pass signals on to the container; at a terminal keys do that."
+)
 @click.argument("word", metavar="FILE|NAME", shell_complete=completion.words)
 @click.pass_context
 def attach(ctx: click.Context, word: str, container: str, keys: str, no_stdin: bool, sig_proxy: bool) -> int:
-    """Attach to a container that 'run -dt' or tty = true has given a terminal; of others show the output.
+    """Attach to a container's terminal (run -dt, tty = true); without one, show its output.
 
     Returns when the container ends, with its status, or when the keys Ctrl-P Ctrl-Q are pressed.
     """
@@ -61,7 +63,9 @@ def sequence(keys: str) -> bytes:
     for word in keys.split(",") if keys else ():
         letter = word.lower().removeprefix("ctrl-")
         if len(letter) != 1 or not letter.isascii() or not (letter.isalnum() or letter in "@[\\]^_"):
-            raise Failure(f"--detach-keys {keys!r}: {word!r} is no key", code=WRONG_FILE, hint="such as ctrl-p,ctrl-q")
+            raise Failure(
+                f"--detach-keys {keys!r}: {word!r} is not a key", code=WRONG_FILE, hint="such as ctrl-p,ctrl-q"
+            )
         found += bytes([ord(letter.upper()) & 31]) if word.lower().startswith("ctrl-") else letter.encode()
     return found
 
@@ -85,7 +89,7 @@ def _follow(host: Host, running: Running, container: str) -> None:
 
 
 def _at_terminal(sock: socket.socket, leaving: bytes, no_stdin: bool) -> bool:
-    """Copies both ways; True when somebody has left, False when the container has ended."""
+    """Copies both ways; True when the user has detached, False when the container has ended."""
     import select
 
     def resized(*_: object) -> None:
@@ -124,7 +128,7 @@ def _at_terminal(sock: socket.socket, leaving: bytes, no_stdin: bool) -> bool:
                 if leaving and leaving in data:
                     sock.send(b"i" + data[: data.index(leaving)])
                     return True
-                # What may be the beginning of the keys waits for what comes next.
+                # Bytes that may begin the detach keys are held back until more come.
                 held = next((leaving[:n] for n in range(len(leaving) - 1, 0, -1) if data.endswith(leaving[:n])), b"")
                 data = data.removesuffix(held)
                 if data:

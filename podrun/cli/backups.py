@@ -158,7 +158,7 @@ def _opened(path: str) -> int:
 
 
 def _run(argv: list[str], stdin: int | None = None, stdout: int | None = None) -> None:
-    """Runs tar, its words being ours when it fails. Raises Failure: MALFORMED or CANNOT_CREATE."""
+    """Runs tar. Raises Failure with tar's own message: MALFORMED or CANNOT_CREATE."""
     sys.stdout.flush()
     done = subprocess.run(
         argv, stdin=subprocess.DEVNULL if stdin is None else stdin, stdout=stdout, stderr=subprocess.PIPE, check=False

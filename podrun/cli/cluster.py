@@ -40,7 +40,7 @@ _fencing = click.option("--without-fencing", is_flag=True, help="Set stonith-ena
 @click.argument("words", metavar="FILE|NAME...", nargs=-1, required=True)
 @_fencing
 def export(words: Sequence[str], without_fencing: bool) -> None:
-    """Print the configuration for crm of these pods, which are all that the cluster is to have."""
+    """Print crm's configuration for a cluster with these pods and no others."""
     wanted = rollout.read(words)
     statements = rollout.statements(wanted, None, fencing=not without_fencing)
     say(configuration.text(statements), nl=False)
@@ -65,7 +65,7 @@ def apply(words: Sequence[str], without_fencing: bool) -> None:
         changed = [host for host, done in received.items() if set(done.written) & wanted.texts[name].keys()]
         say(f"{name}: {'on ' + ' '.join(sorted(changed)) if changed else 'unchanged'}")
         if changed and any(unit.pod == name and unit.machine for unit in state.units):
-            tell(f"podrun: {name} runs as it was before; it takes its new file when it is started again")
+            tell(f"podrun: {name} still runs as its old file said; it takes the new one when it starts again")
     after = pacemaker.configured()
     if after.fencing and not after.fencing_devices:
         tell("podrun: warning: the cluster starts nothing: it has no fencing device (see 'crm ra list stonith')")
@@ -205,7 +205,7 @@ def status(name: str) -> int:
 @group.command(name="journal", cls=Guarded)
 @click.argument("name")
 @click.option("-f", "--follow", is_flag=True, help="Follow the output, also when the pod moves.")
-@click.option("-n", "--lines", type=click.IntRange(0, 1000000), default=None, help="Only so many last lines.")
+@click.option("-n", "--lines", type=click.IntRange(0, 1000000), default=None, help="Only the last lines.")
 def journal(name: str, follow: bool, lines: int | None) -> None:
     """Print what a pod's containers have written, from whichever host it runs on."""
     state = pacemaker.state()
@@ -229,7 +229,7 @@ def _follow(name: str, words: Sequence[str], lines: int) -> None:
                 if machine not in readers or readers[machine].poll() is not None:
                     argv = hosts.command(machine, [*words, f"--lines={lines}"])
                     readers[machine] = subprocess.Popen(argv, stdin=subprocess.DEVNULL)
-            # What is not shown yet of a pod that has just come to a host began there at most this long ago.
+            # Output not shown yet, of a pod that has just come to a host, began there at most this long ago.
             lines = 1000
             time.sleep(2)
     finally:

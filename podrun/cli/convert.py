@@ -43,7 +43,7 @@ _strict = click.option("--strict", is_flag=True, help="Exit with 78 when somethi
 
 
 def settled(draft: Draft) -> None:
-    """Holds a draft against what this podrun knows; what it does not becomes a note."""
+    """Compares a draft with what this podrun knows; what it does not know becomes a note."""
     from podrun.convert import settle
 
     network = import_module(f"{hook_loader.FIRST_PARTY['network']}.options").Network
@@ -79,9 +79,9 @@ def _finished(draft: Draft, output: str | None, force: bool, strict: bool) -> No
 
 
 def _with_those_there(path: str, networks: str, draft: Draft) -> str:
-    """The text of a networks.toml with the tables of networks that it has not; "" when there is nothing to add.
+    """The text of a networks.toml with the tables that it lacks; "" when there is nothing to add.
 
-    Raises Failure for a file that is none.
+    Raises Failure for a file that is not TOML.
     """
     from podrun.convert import toml
     from podrun.convert.draft import Draft, Origin
@@ -99,7 +99,7 @@ def _with_those_there(path: str, networks: str, draft: Draft) -> str:
         if name not in there:
             missing.networks[name] = step
         elif there[name] != step.values:
-            draft.note(Origin(path, f"networks.{name}"), f"is there already, and says otherwise: {step.values}")
+            draft.note(Origin(path, f"networks.{name}"), f"is there already with other values: {step.values}")
     more = toml.networks_file(missing)
     return f"{text.rstrip()}\n\n{more}".lstrip() if more else ""
 
@@ -110,7 +110,7 @@ def _declared(hook: str) -> Mapping[str, Option]:
 
 
 def _check(texts: Mapping[str, str]) -> None:
-    """Has the pod files read as ``podrun check`` reads them. Raises Failure: then the converter has a fault."""
+    """Reads the pod files as ``podrun check`` does. Raises Failure: then the converter has a fault."""
     with tempfile.TemporaryDirectory(prefix="podrun-convert-") as directory:
         for name, text in texts.items():
             path = f"{directory}/{name}"
@@ -155,11 +155,11 @@ def _pairs(words: Sequence[str], option: str) -> dict[str, str]:
 @click.argument("files", nargs=-1, metavar="[FILE|DIR]...", type=click.Path())
 @click.option("-f", "--file", "more", multiple=True, metavar="FILE", help="The same as FILE, as docker has it.")
 @click.option("-p", "--project-name", "project", default="", metavar="NAME", help="Default: the directory's name.")
-@click.option("--profile", "profiles", multiple=True, metavar="NAME", help="A profile that is active; '*': all.")
+@click.option("--profile", "profiles", multiple=True, metavar="NAME", help="A profile to activate; '*': all.")
 @click.option("--env-file", "env_files", multiple=True, metavar="FILE", help="Instead of the project's .env.")
 @click.option("--image", "images", multiple=True, metavar="SERVICE=REF", help="The image of a service that is built.")
 @click.option("--allow-outside", "outside", is_flag=True, help="Let extends, include and env_file leave the project.")
-@click.option("--one-network", is_flag=True, help="One bridge for the project, where each pod knows all names.")
+@click.option("--one-network", is_flag=True, help="One bridge for the project, on which each pod knows all names.")
 @_output
 @_force
 @_strict
@@ -176,7 +176,7 @@ def compose(
     force: bool,
     strict: bool,
 ) -> None:
-    """Convert a compose project: one pod for each service; several FILEs are put on top of each other."""
+    """Convert a compose project: one pod for each service; a later FILE overrides the ones before."""
     from podrun.convert import compose as front
 
     asked = front.Asked([*more, *files], os.environ, project, profiles, env_files, outside, one_network)

@@ -12,7 +12,7 @@ from podrun.engine.processes import alive, boot_id
 from podrun.facts import Facts
 
 _CGROUPS = "/sys/fs/cgroup"
-#: Variables whose values nobody is shown.
+#: Variables whose values are never shown.
 _SECRET = ("PASS", "SECRET", "TOKEN", "KEY", "CREDENTIAL", "AUTH")
 
 

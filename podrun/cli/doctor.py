@@ -23,7 +23,7 @@ _ROOM = 1 << 30
 
 
 def findings(host: Host) -> Iterator[Finding]:
-    """Everything that is looked at, in the order of a start. Nothing is changed by it."""
+    """All checks, in the order of a start. They change nothing."""
     yield Finding("ok", f"Linux {os.uname().release}")
     if os.geteuid():
         yield Finding("fail", "not root: pods cannot be started, and the rest cannot be seen", "sudo", NOT_ALLOWED)
@@ -40,7 +40,7 @@ def findings(host: Host) -> Iterator[Finding]:
         yield Finding("warn", f"{told}; a start takes 2 ms longer", f"rm {bundle.PATH}")
     yield from _room(host)
     for name, source, by in hook_loader.hidden():
-        yield Finding("warn", f"the hook {name} of {source} is never used: {by} has this name", "give it another")
+        yield Finding("warn", f"the hook {name} of {source} is never used: {by} has this name", "give it another name")
     for _, diagnosing in hook_loader.offering(Diagnoses):
         yield from diagnosing.diagnose(host.root, host.run)
     for line in stale(host):

@@ -20,9 +20,9 @@ _FILTERS = ("type", "event", "name", "pod", "container", "image", "volume", "net
 
 @click.command(cls=Guarded)
 @click.option("--since", default="", metavar="TIME", help="Only what happened from then on: 10m, 2026-11-26T17:30.")
-@click.option("--until", default="", metavar="TIME", help="Only what happened, or happens, up to then.")
+@click.option("--until", default="", metavar="TIME", help="Only what happens up to then.")
 @click.option("--filter", "filters", multiple=True, metavar="KEY=VALUE", help="Only these; see below.")
-@click.option("-f", "--follow", is_flag=True, help="Go on with what happens from now on.")
+@click.option("-f", "--follow", is_flag=True, help="Go on with new events.")
 @click.option("--format", "form", default="", metavar="FORMAT", help="json, or '{event} {name}'.")
 @click.pass_context
 def events(ctx: click.Context, since: str, until: str, filters: Sequence[str], follow: bool, form: str) -> None:
@@ -90,7 +90,7 @@ class _Reader:
         """The lines that have come since."""
         yield from self._lines()
         if self._fd < 0 or self._is_replaced():
-            yield from self._lines()  # what came between the two looks
+            yield from self._lines()  # written between the two reads
             self._open(self._path)
             yield from self._lines()
 

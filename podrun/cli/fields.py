@@ -28,7 +28,7 @@ def value(record: Any, path: str) -> Any:
     while at < len(path):
         part = _PART.match(path, at)
         if part is None:
-            raise Failure(f"--format: {path!r} is no path", code=WRONG_FILE, hint="such as containers[0].pid")
+            raise Failure(f"--format: {path!r} is not a path", code=WRONG_FILE, hint="such as containers[0].pid")
         name, index, quoted = part.groups()
         at = part.end()
         if name is None and index is None and quoted is None:
@@ -147,4 +147,4 @@ def matches(pattern: str, text: str) -> bool:
     try:
         return bool(re.search(pattern, text))
     except re.error as error:
-        raise Failure(f"{pattern!r} is no pattern: {error}", code=WRONG_FILE) from None
+        raise Failure(f"{pattern!r} is not a pattern: {error}", code=WRONG_FILE) from None

@@ -26,7 +26,7 @@ from podrun.podfile.loader import PodText
 from podrun.systemd import units
 from podrun.systemd.following import NO_PODS
 
-#: Where units may lie that name a pod file outside /etc/podrun (systemd.unit(5)).
+#: Where there may be units that name a pod file outside /etc/podrun (systemd.unit(5)).
 _UNITS = (units.INSTALLED, "/run/systemd/system", "/run/systemd/transient", "/usr/local/lib/systemd/system")
 _MADE = re.compile(r"# Made by podrun of (.+); 'podrun unit' shows it\.")
 #: Stands for any instance of a template, and "*" for any value of a variable.

@@ -23,7 +23,7 @@ _SORTED_BY = {"names": "name", "created": "started", "runningfor": "started", "s
 
 @click.command(cls=Guarded)
 @click.option(
-    "-a", "--all", "also_ended", is_flag=True, help="Those too that have ended in their units, or were created only."
+    "-a", "--all", "also_ended", is_flag=True, help="Also those that have ended in their units or were only created."
 )
 @click.option("-q", "--quiet", is_flag=True, help="Names only.")
 @click.option("--filter", "filters", multiple=True, metavar="KEY=VALUE", help="Only these; see below.")
@@ -46,7 +46,7 @@ def ps(
     noheading: bool,
     form: str,
 ) -> None:
-    """List the pods that are not absent; -a: and those that have ended in their units, or were created only.
+    """List pods; with -a also those that have ended in their units or were only created.
 
     Filters: name (a regular expression), id, label (KEY or KEY=VALUE), status, exited (a code), health, image, unit,
     file. Several values of one key: one of them; labels: all of them.

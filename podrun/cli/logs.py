@@ -30,7 +30,7 @@ _QUIET = 0.5
 class Wanted(NamedTuple):
     """What is asked for: moments in seconds since 1970, 0.0 for none."""
 
-    #: The last so many lines; None: all.
+    #: How many of the last lines; None: all.
     tail: int | None
     since: float
     until: float
@@ -251,7 +251,7 @@ def source_of(host: Host, name: str, container: str, wanted: Wanted) -> Source:
 
 
 def _of_ended(host: Host, name: str, container: str, wanted: Wanted) -> Source:
-    """What a container has written whose unit systemd has undone: the last thing that is known of it."""
+    """The output of a container whose unit systemd has undone, by its exit record."""
     for ending in reversed(exit_records.all_of(host.run, name)):
         for ended in reversed(ending.containers):
             if container in ("", ended["name"]):
@@ -291,7 +291,7 @@ def _back(file: BinaryIO, count: int) -> tuple[int, int]:
 
 
 def _is_another(path: str, file: BinaryIO) -> bool:
-    """Whether the log has been begun anew since ``file`` was opened."""
+    """Whether a new log has been begun since ``file`` was opened."""
     try:
         return os.stat(path, follow_symlinks=False).st_ino != os.fstat(file.fileno()).st_ino
     except FileNotFoundError:

@@ -106,7 +106,7 @@ def podrun(ctx: click.Context, /, **given: Any) -> None:
             ctx.exit(code)
 
 
-#: Commands that say something true to who is not root. All others would find nothing, and say that there is nothing.
+#: Commands that give a true answer to others than root. The rest would see nothing, and say that there is nothing.
 FOR_ANYBODY = (
     "check", "completion", "convert", "doctor", "hook", "info", "login", "logout", "registry", "schema", "unit",
     "version",
@@ -118,7 +118,7 @@ def _refuse_without_root(given: dict[str, Any]) -> int:
     host = host_of(given)
     for path in (f"{host.root}/images", f"{host.root}/volumes", f"{host.run}/locks", f"{host.run}/runtime"):
         if os.path.isdir(path) and not os.access(path, os.R_OK | os.X_OK):
-            what = f"podrun needs root: {path} is open to nobody else"
+            what = f"podrun needs root: only root can open {path}"
             raise Failure(what, code=NOT_ALLOWED, hint="sudo podrun ...")
     return 0
 
@@ -199,7 +199,7 @@ OF_MODULES = (
 def gc(host: Host, only_check: bool) -> int:
     """Undo pods that are dead, failed or from before the reboot, and remove what belongs to none.
 
-    What cannot be undone or removed is told, and does not keep the rest.
+    It goes on after what cannot be undone or removed, and reports it.
     """
     if only_check:
         for line in (lines := doctor.stale(host)):
@@ -235,8 +235,8 @@ def gc(host: Host, only_check: bool) -> int:
 
 
 def _locked(host: Host, held: contextlib.ExitStack) -> Iterator[str]:
-    """Locks the pods that have something on the disk but no journal: a power cut has ended them, and none of them
-    starts while that is removed. Yields those that cannot be locked: somebody is at work on them."""
+    """Locks the pods with something on the disk but no journal, which a power cut has ended, so that none of them
+    starts while that is removed. Yields those that cannot be locked: another podrun is at work on them."""
     with contextlib.suppress(FileNotFoundError):
         for name in {*os.listdir(f"{host.root}/pods")} - {*journals.pods(host.run)}:
             try:
@@ -258,7 +258,7 @@ for declared in (*DECLARED, *payload.COMMANDS, *about.COMMANDS, *OF_MODULES):
 def main(arguments: Sequence[str]) -> int:
     """Runs the click command line; returns the exit code."""
     if "--debug" not in arguments:
-        # What a finaliser stumbles over when its constructor has failed (asyncio's, of pyroute2) helps nobody.
+        # Errors of a finaliser whose constructor has failed (asyncio's, by pyroute2) help nobody.
         sys.unraisablehook = lambda _: None
     try:
         result = podrun.main(list(arguments), prog_name="podrun", standalone_mode=False)

@@ -104,7 +104,7 @@ def inspect(ctx: click.Context, names: Sequence[str], form: str) -> None:
 
 
 @group.command(cls=Guarded)
-@click.option("--subnet", "subnets", multiple=True, metavar="NETWORK", help="Its addresses; once more for IPv6.")
+@click.option("--subnet", "subnets", multiple=True, metavar="NETWORK", help="Its subnet; repeat it for IPv6.")
 @click.option("--mtu", type=int, metavar="BYTES", help="The MTU of the pods' interfaces.")
 @click.option("--dns", multiple=True, metavar="ADDRESS", help="A name server of the pods.")
 @click.option("--dns-search", "search", multiple=True, metavar="DOMAIN", help="A search domain of the pods.")

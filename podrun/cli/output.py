@@ -20,9 +20,9 @@ class Guarded(click.Command):
 
 
 def say(text: object = "", *, nl: bool = True, err: bool = False) -> None:
-    """The one writer of what commands print: names, labels and other people's words come as their escapes.
+    """Prints a command's line, with the control characters of names, labels and other foreign text escaped.
 
-    Lines and tabs stay; what a payload has written is not ours and goes out as it is (logs, exec, attach, cp).
+    Newlines and tabs stay. A payload's output does not go through here (logs, exec, attach, cp).
     """
     lines = str(text).split("\n")
     click.echo("\n".join("\t".join(map(printable, line.split("\t"))) for line in lines), nl=nl, err=err)

@@ -197,7 +197,7 @@ def _freezing(name: str, on: bool, doc: str) -> click.Command:
     return command
 
 
-pause = _freezing("pause", True, "Stop every process of a pod until 'unpause'; nothing is lost, nobody answers.")
+pause = _freezing("pause", True, "Stop every process of a pod until 'unpause'; nothing is lost, nothing answers.")
 unpause = _freezing("unpause", False, "Let the processes of a paused pod run again.")
 
 

@@ -92,13 +92,13 @@ def exec_(host: Host, word: str, command: Sequence[str], container: str, **given
     wanted = {key: given[key] for key in ("interactive", "tty", "user", "workdir", "privileged", "detach")}
     wanted["env_files"] = [os.path.abspath(path) for path in given["env_files"]]
     if given["detach"] and given["tty"]:
-        raise Failure("-t is for a command that somebody waits for", code=WRONG_FILE, hint="leave out -d, or -t")
+        raise Failure("-t needs somebody who waits for the command", code=WRONG_FILE, hint="leave out -d, or -t")
     events.note(host.run, "pod", "exec", name)
     running.exec_into(step, entry.facts, command, env=run.environment(list(given["env"]), host), **wanted)
 
 
 @command(
-    click.Option(["-i", "--ignore"], is_flag=True, help="A pod that is not there has ended well."),
+    click.Option(["-i", "--ignore"], is_flag=True, help="Take a pod that does not exist for one that ended with 0."),
     click.Argument(["words"], metavar="FILE|NAME...", nargs=-1, required=True, shell_complete=completion.words),
 )
 def wait(host: Host, words: Sequence[str], ignore: bool) -> int:
@@ -138,7 +138,7 @@ def waited(host: Host, name: str, ignore: bool) -> int:
 
 @click.group()
 def healthcheck() -> None:
-    """What a container has to answer to."""
+    """Health checks of containers."""
 
 
 @healthcheck.command("run", cls=Guarded)

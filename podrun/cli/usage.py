@@ -22,8 +22,8 @@ _HOME = "\x1b[H\x1b[J"
 
 
 @click.command(cls=Guarded)
-@click.option("--no-stream", "once", is_flag=True, help="Once, at a terminal too.")
-@click.option("-f", "--follow", is_flag=True, help="Again and again, as at a terminal.")
+@click.option("--no-stream", "once", is_flag=True, help="Print once, also at a terminal.")
+@click.option("-f", "--follow", is_flag=True, help="Print again and again, as at a terminal.")
 @click.option("-i", "--interval", type=click.FloatRange(min=0.1), default=2.0, metavar="SECONDS", help="How often.")
 @click.option("--format", "form", default="table", metavar="FORMAT", help=fields.FORMATS)
 @click.argument("words", metavar="[FILE|NAME]...", nargs=-1, shell_complete=completion.words)

@@ -1,4 +1,4 @@
-"""What there is to see of pods: the rows of ``ps``, the JSON of ``inspect``, the lines of ``plan``."""
+"""Pods as people see them: the rows of ``ps``, the JSON of ``inspect``, the lines of ``plan``."""
 
 from __future__ import annotations
 

@@ -115,5 +115,5 @@ def test_keys(keys: str, found: bytes) -> None:
 
 @pytest.mark.parametrize("keys", ["ctrl-", "meta-x", "ctrl-p,,"])
 def test_what_is_no_key(keys: str) -> None:
-    with pytest.raises(Failure, match="is no key"):
+    with pytest.raises(Failure, match="is not a key"):
         attach.sequence(keys)

@@ -103,7 +103,7 @@ def test_ps_prints_columns_by_name_and_lines_of_fields(two: Podrun) -> None:
         (["inspect", "-f", "{{.State.Statsu}}", "first"], "did you mean 'Status'"),
         (["inspect", "-f", "{{.Name", "first"], "is not closed"),
         (["inspect", "-f", "{nmae}", "first"], "did you mean 'name'"),
-        (["inspect", "-f", "{name[}", "first"], "is no path"),
+        (["inspect", "-f", "{name[}", "first"], "is not a path"),
         (["logs", "-n", "x", "first"], "a number of lines"),
         (["logs", "--since", "yesteryear", "first"], "is not a time"),
         (["exec", "-dt", "first", "true"], "leave out -d, or -t"),

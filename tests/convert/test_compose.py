@@ -404,7 +404,7 @@ def test_networks_are_added_to_those_that_are_there_and_never_replaced(convert: 
         )
     assert done.notes("by hand", "/etc/podrun/networks.toml")
     convert.write("out/networks.toml", "[networks.shop]\nmtu = 1400\n")
-    assert convert("compose", path, "-o", f"{convert.directory}/out", "--force").notes("says otherwise")
+    assert convert("compose", path, "-o", f"{convert.directory}/out", "--force").notes("with other values")
 
 
 def test_a_service_is_known_by_its_name_on_each_of_its_networks(convert: Any) -> None:

@@ -386,7 +386,7 @@ def test_what_the_hosts_routes_take_for_its_own_is_no_backend(services: Any, cap
             "route add local 203.0.113.80/28 dev lo",
         ):
             subprocess.run(["ip", *words.split()], check=True)
-        local = "a port of this host that is no pod's"
+        local = "a port of this host that no pod publishes"
         expected = {"203.0.113.65": local, "203.0.113.85": local, "203.0.113.67": "a broadcast address"}
         for n, addr in enumerate(expected):
             file.put(f"{services.run}/registry", Record(f"evil{n}", "db", "h", addr, 22, ready=True))
