@@ -20,7 +20,7 @@ _GENERATORS = (
     "/usr/lib/systemd/system-generators/podrun-generator",
 )
 
-#: Stopping goes backwards: Pacemaker has moved the pods away before what their steps talk to is stopped.
+#: Units stop in the reverse order: Pacemaker moves the pods away before systemd stops what their steps talk to.
 ORDER_TEXT = """# Made by podrun.
 [Unit]
 After=etcd.service consul.service podrun-follow.service network-online.target
@@ -28,7 +28,7 @@ After=etcd.service consul.service podrun-follow.service network-online.target
 
 
 def install() -> list[str]:
-    """Writes all of it, and has systemd read it; returns the paths."""
+    """Writes all three and reloads systemd; returns the paths."""
     with open(SOURCE, encoding="utf-8") as file:
         _write(AGENT, file.read(), 0o755)
     _write(ORDER, ORDER_TEXT, 0o644)

@@ -23,7 +23,7 @@ STICKINESS = 100
 _PREFERENCES = (50, 40, 30, 20, 10)
 #: What all pods have: five failures on a host before the pod goes to another one, forgotten after ten minutes.
 _META = {"resource-stickiness": str(STICKINESS), "migration-threshold": "5", "failure-timeout": "600s"}
-#: What the cluster's own meta attributes say of a pod that is stopped or not managed: `apply` leaves them as they are.
+#: Meta attributes by which a pod is stopped or not managed: ``apply`` leaves them as they are.
 KEPT = ("target-role", "is-managed", "maintenance")
 _START, _MONITOR_TIMEOUT, _MONITOR = 30, 20, 10
 #: Seconds that stop may take beyond systemd's own limits: the agent kills, then undoes what was left.
@@ -40,7 +40,7 @@ class Statement(NamedTuple):
 
 
 def word(text: str) -> str:
-    """A word of crm's language. Raises Wrong for what the language has no safe spelling for: blanks, quotes, braces."""
+    """A word in crm's language. Raises Wrong for what it has no safe spelling for: blanks, quotes, braces."""
     if not text or not _PLAIN.issuperset(text):
         raise Wrong(f"{text!r} cannot stand in the cluster's configuration")
     return text
@@ -162,7 +162,7 @@ def _apart(pods: Sequence[Pod]) -> Iterator[Statement]:
 
 
 def _alike(pods: Sequence[Pod], key: Callable[[Pod], tuple[Any, ...]]) -> Iterator[list[Pod]]:
-    """The pods with the same key together; those with an empty one are left out."""
+    """The pods grouped by key; those with an empty one are left out."""
     found: dict[tuple[Any, ...], list[Pod]] = {}
     for pod in pods:
         if told := key(pod):
@@ -171,7 +171,7 @@ def _alike(pods: Sequence[Pod], key: Callable[[Pod], tuple[Any, ...]]) -> Iterat
 
 
 def _set(pods: Sequence[Pod]) -> str | list[str]:
-    """Pods in a constraint: a set, which says nothing of how they are to one another, where there are several."""
+    """Pods in a constraint; several are a set, which says nothing of how they relate to one another."""
     names = [placed(pod) for pod in pods]
     return names if len(names) > 1 else names[0]
 

@@ -58,7 +58,7 @@ def digest(text: str) -> str:
 
 
 def manifest(etc: str) -> Manifest:
-    """The manifest of this host; an empty one where nothing was ever applied. Raises Failure for one that is broken."""
+    """The manifest of this host; empty where nothing was ever applied. Raises Failure for a broken one."""
     try:
         with open(f"{etc}/{MANIFEST}", encoding="utf-8") as file:
             return _manifest(json.loads(file.read(LIMIT_OF_ALL)))
@@ -69,14 +69,14 @@ def manifest(etc: str) -> Manifest:
 
 
 def fingerprint(etc: str) -> str:
-    """The generation, and a word for what this host really has of the files: equal where hosts have the same."""
+    """The generation, and a digest of what this host really has of the files: equal where hosts have the same."""
     known = manifest(etc)
     there = {name: _has(etc, name, wanted) for name, wanted in known.files.items()}
     return f"{known.generation} {digest(json.dumps([known.files, known.pods, there], sort_keys=True))[:12]}"
 
 
 def _manifest(told: Any) -> Manifest:
-    """Raises ValueError for what is no manifest."""
+    """Raises ValueError for what is not a manifest."""
     if not isinstance(told, dict) or told.get("version") != VERSION:
         raise ValueError("the version")
     files, pods, generation = told.get("files"), told.get("pods"), told.get("generation")
@@ -92,7 +92,7 @@ def _manifest(told: Any) -> Manifest:
 
 
 def message(pods: Mapping[str, Mapping[str, str]], before: Manifest) -> str:
-    """What ``receive`` is sent: the files (name and text) of each pod, which are all that the cluster has.
+    """The input of ``receive``: the files (name and text) of each pod of the cluster.
 
     ``before``: the manifest that these are a change of.
     """
@@ -105,9 +105,9 @@ def message(pods: Mapping[str, Mapping[str, str]], before: Manifest) -> str:
 
 
 def receive(sent: str, etc: str) -> Received:
-    """Makes this host's files those that were sent. Raises Failure before anything is changed, or when the disk fails.
+    """Makes this host's files those that were sent. Raises Failure before it changes anything, or when the disk fails.
 
-    A kill at any moment leaves whole files, and a manifest that lists at least those that the cluster has put there.
+    After a kill at any moment every file is whole, and the manifest lists at least those that the cluster put there.
     """
     try:
         told = json.loads(sent)

@@ -22,7 +22,7 @@ _OPTIONS = [
 
 
 def checked(name: str) -> str:
-    """The name of a host. Raises Failure for what is none, such as an option of ssh."""
+    """The name of a host. Raises Failure for anything else, such as an option of ssh."""
     if not _NAME.fullmatch(name):
         raise Failure(f"{name!r} is not the name of a host", code=WRONG_FILE)
     return name

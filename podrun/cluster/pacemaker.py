@@ -56,7 +56,7 @@ class State(NamedTuple):
 
 
 class Configuration(NamedTuple):
-    """What the CIB holds of podrun's, and what concerns it."""
+    """What the CIB holds of podrun's, and what podrun has to know of the rest."""
 
     #: The resource identifiers that are pods, and those that are not.
     pods: dict[str, str]
@@ -81,7 +81,7 @@ def parsed(mon: Element, nodes: Element | None = None) -> State:
     dc = mon.find("summary/current_dc")
     metadata = {node.get("uname", ""): _pairs(node, "instance_attributes/nvpair") for node in nodes or ()}
     for found in metadata.values():
-        # How Pacemaker keeps what is a state here.
+        # Pacemaker keeps these states as attributes.
         found.pop("standby", None)
         found.pop("maintenance", None)
     units = [unit for resource in mon.iter("resource") if _is_pod(resource) for unit in _units(resource)]
@@ -91,7 +91,7 @@ def parsed(mon: Element, nodes: Element | None = None) -> State:
         count = sum(unit.machine == name for unit in units)
         machines.append(Machine(name, _standing(node), count, metadata.get(name, {})))
     running = {unit.pod for unit in units if unit.machine}
-    # crm_mon shows a place of a clone that is not filled, one for each host, as a stopped resource.
+    # crm_mon shows a stopped resource for each host on which a clone has no instance.
     units = list(dict.fromkeys(unit for unit in units if unit.machine or unit.pod not in running))
     quorum = dc is not None and dc.get("with_quorum") == "true"
     failures = {}
@@ -176,7 +176,7 @@ def parsed_configuration(cib: Element) -> Configuration:
 
 
 def load(wanted: Sequence[configuration.Statement], before: Configuration, seconds: float = 120) -> None:
-    """Has crm put the statements into the CIB, in one change. Own constraints that are not wanted any more go.
+    """Has crm put the statements into the CIB, in one change. It removes own constraints that are no longer wanted.
 
     Raises Failure when crm refuses.
     """
@@ -227,7 +227,7 @@ def move(identifier: str, machine: str) -> None:
 
 
 def let_go(identifier: str) -> None:
-    """Takes back what :func:`move` asked for; the pod stays where it is, by its stickiness."""
+    """Withdraws what :func:`move` asked for; the pod stays where it is, by its stickiness."""
     asked(["crm_resource", "--clear", "--resource", identifier], _SECONDS)
 
 

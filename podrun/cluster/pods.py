@@ -1,4 +1,4 @@
-"""What a pod file asks of a cluster, what a cluster cannot do for it, and what people should know of it."""
+"""What a pod file asks of a cluster, what a cluster cannot do for it, and what its operator should know."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def _local_data(text: PodText) -> Iterator[str]:
 
 
 def mistakes(pods: Sequence[Pod]) -> list[str]:
-    """What cannot be done with these pods, which are all there are: a line each, all at once."""
+    """What is wrong with these pods, which are all of the cluster's: a line each, all at once."""
     known = {pod.name: pod for pod in pods}
     found = []
     for pod in pods:
@@ -209,7 +209,7 @@ def _behind(pod: Pod, known: Mapping[str, Pod]) -> Iterator[str]:
 
 
 def notes(pods: Sequence[Pod], *, fencing: bool) -> list[str]:
-    """What people should know of these pods in a cluster."""
+    """What an operator should know of these pods in a cluster."""
     names = {pod.name for pod in pods}
     found = []
     for pod in pods:

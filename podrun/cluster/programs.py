@@ -1,4 +1,4 @@
-"""Programs that podrun asks: with a deadline and a size, whatever the other side does."""
+"""Programs that podrun asks: with a deadline and a limit of output, whatever the other side does."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Done(NamedTuple):
 
     @property
     def last_words(self) -> str:
-        """The last line of what it complained of, for a message; XML is for programs."""
+        """The last line of its complaint, for a message; XML is left out."""
         lines = [line.strip() for text in (self.out, self.err) for line in text.splitlines()]
         words = [line for line in lines if line and not line.startswith("<")]
         printable = "".join(c for c in (words or [""])[-1] if c.isprintable())

@@ -74,12 +74,12 @@ def statements(
     taken = sorted({statement.id for statement in found} & (before.foreign if before else frozenset()))
     if taken:
         hint = "give the pod another name"
-        raise Failure(f"the cluster has a resource {taken[0]} that is no pod", code=CANNOT_CREATE, hint=hint)
+        raise Failure(f"the cluster has a resource {taken[0]} that is not a pod", code=CANNOT_CREATE, hint=hint)
     return found
 
 
 def _refuse(lines: Sequence[str], code: int, hint: str = "") -> NoReturn:
-    """Tells all of them, a line each."""
+    """Raises Failure with all mistakes, a line each."""
     for line in lines[:-1]:
         tell(f"podrun: {line}")
     raise Failure(lines[-1], code=code, hint=hint)
@@ -134,7 +134,7 @@ def digests(state: State, program: str, seconds: float = 5.0) -> dict[str, str]:
 
 
 def waited(true: Callable[[State], bool], seconds: float, what: str) -> State:
-    """Asks the cluster until something is so. Raises Failure when it does not come in time."""
+    """Polls the cluster until a condition holds. Raises Failure when it does not in time."""
     deadline = time.monotonic() + seconds
     while True:
         state = pacemaker.state()

@@ -22,7 +22,7 @@ def act(command: str, given: dict[str, Any], host: Host | None = None) -> int:
 
 
 def guarded(work: Callable[[], int | None], given: dict[str, Any]) -> int:
-    """Does a command's work; what goes wrong is told in one line and becomes the exit code.
+    """Does a command's work; an error becomes one line and the exit code.
 
     ``given`` are the parameters: they have the pod's name, and whether tracebacks are wanted.
     """
@@ -34,7 +34,7 @@ def guarded(work: Callable[[], int | None], given: dict[str, Any]) -> int:
         tell(f"podrun: {subject(given)}interrupted; run it again to go on")
         return 130
     except BrokenPipeError:
-        # The reader of our output (less, head) has had enough.
+        # The reader of our output (less, head) has closed it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     except OSError as error:
@@ -49,7 +49,7 @@ def guarded(work: Callable[[], int | None], given: dict[str, Any]) -> int:
 
 
 def _as_root(error: Failure | Interrupted) -> Failure | Interrupted:
-    """The same error; for who is not root, what the kernel does not permit is told in one sentence by all commands."""
+    """The same error; for others than root, all commands say in the same words what the kernel does not permit."""
     refusals = (os.strerror(errno.EACCES), os.strerror(errno.EPERM))
     if os.geteuid() and isinstance(error, Failure) and any(words in error.what for words in refusals):
         return Failure(f"podrun needs root: {error.what}", code=NOT_ALLOWED, hint="sudo podrun ...")
@@ -57,7 +57,7 @@ def _as_root(error: Failure | Interrupted) -> Failure | Interrupted:
 
 
 def _lacking(error: ModuleNotFoundError) -> Failure:
-    """A module that podrun needs for some commands only, and that this Python has not."""
+    """The failure for a module that only some commands need, and that this Python lacks."""
     name = str(error.name).partition(".")[0]
     hint = f"install it: apt install python3-{name}, or pip install {name}"
     return Failure(f"this command needs the Python module {name}", code=UNAVAILABLE, hint=hint)

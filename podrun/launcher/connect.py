@@ -1,4 +1,4 @@
-"""Steps that join and leave a pod that is up, journalled as others are: ``podrun network connect``, ``disconnect``."""
+"""Steps that join and leave a pod that is up, journalled like all others: ``podrun network connect``, ``disconnect``."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from podrun.engine.journal import Entry, Journal
     from podrun.host import Host
 
-#: How the steps that have joined are called, before what tells them apart.
+#: What the names of joined steps begin with, before what tells them apart.
 _PREFIX = "joined-"
 
 
 def connect(name: str, hook: str, key: str, options: Mapping[str, Any], host: Host) -> dict[str, Any]:
-    """Has a step of ``hook`` join the pod behind all others; returns its facts. ``key`` tells it from others.
+    """Adds a step of ``hook`` behind all others of the pod; returns its facts. ``key`` tells it from others.
 
     Raises Failure: UNAVAILABLE when the pod is not up, BUSY when it has that step, or what the hook says.
     """
@@ -34,7 +34,7 @@ def connect(name: str, hook: str, key: str, options: Mapping[str, Any], host: Ho
         journal = _serving(name, host)
         label = _PREFIX + key
         if any(entry.step["name"] == label and entry.at == "up" for entry in journal.entries):
-            raise Failure(f"it is connected to {key} already", code=BUSY)
+            raise Failure(f"it is already connected to {key}", code=BUSY)
         record = {
             "hook": hook, "name": label, "optional": False, "background": False, "for_": (), "timeout": None,
             "options": dict(options),
@@ -63,7 +63,7 @@ def connect(name: str, hook: str, key: str, options: Mapping[str, Any], host: Ho
 
 
 def disconnect(name: str, hook: str, key: str, host: Host) -> None:
-    """Has the step leave that :func:`connect` has made. Raises Failure (UNAVAILABLE) when there is none."""
+    """Removes the step that :func:`connect` has made. Raises Failure (UNAVAILABLE) when there is none."""
     with launch.patient_lock(name, host):
         journal = _serving(name, host)
         entry = next((one for one in reversed(journal.entries) if _is(one, hook, key)), None)

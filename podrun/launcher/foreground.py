@@ -55,7 +55,7 @@ def adopt_orphans() -> None:
 
 
 def interruptible() -> None:
-    """From here on SIGINT, SIGTERM and SIGHUP raise Interrupted, once: what follows the first one is the undoing."""
+    """From here on SIGINT, SIGTERM and SIGHUP raise Interrupted, once: the undoing follows the first one."""
 
     def interrupt(number: int, _frame: FrameType | None) -> None:
         for signal in (*ENDING, SIGHUP):
@@ -124,7 +124,7 @@ def wait(
                     send(resident, number)
         return 0, True
     except ChildProcessError:
-        # Nobody's children any more: somebody else has reaped them.
+        # No children of podrun's any more: another process has reaped them.
         return 0, not any(alive(resident.pid, resident.start) for resident in waiting.values())
     finally:
         for number in held:
@@ -145,7 +145,7 @@ def _next(signals: set[int], deadline: float) -> int:
 def await_end(resident: Resident, seconds: float) -> int | None:
     """Waits for one resident, a child of podrun, to end; its exit code, or None when it has not after ``seconds``.
 
-    Who asks a second time (Ctrl-C) does not want to wait: then it is None at once.
+    After a second Ctrl-C it is None at once: the user does not want to wait.
     Other children are reaped meanwhile: a container's init cannot end before the orphans of its namespace have been.
     """
     import select

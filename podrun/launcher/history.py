@@ -130,7 +130,7 @@ def versions_of(root: str, text: PodText) -> dict[str, dict[str, Any]]:
 
 
 def bring_back(root: str, text: PodText, versions: dict[str, dict[str, Any]]) -> None:
-    """Has the images' names stand for earlier versions again. Raises Failure, or OSError, when one is not there."""
+    """Makes the images' names stand for earlier versions again. Raises Failure, or OSError, when one is not there."""
     for step in text.steps:
         keeping = offers(hook_loader.load(step.hook), KeepsVersions)
         if keeping and step.name in versions:

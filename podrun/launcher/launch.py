@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from podrun.podfile.loader import PodText, StepText
 
 SIGKILL = 9
-#: Seconds: a payload that fails so soon may not have got as far as its work.
+#: Seconds: a payload that fails within them may not have begun its work.
 _SOON = 10.0
 #: The status of a pod that was ended by its ``lifetime``.
 _TIME_IS_UP = 255
@@ -130,7 +130,7 @@ def _about(text: PodText) -> dict[str, Any]:
 
 
 def _await_other_pods(text: PodText, host: Host) -> None:
-    """By hand, what units leave to systemd: waits for pods that are starting. Raises Failure for one that is not up."""
+    """Waits for pods that are starting, as systemd does for units. Raises Failure for one that is not up."""
     for name in dict.fromkeys([*text.requires, *text.after]):
         deadline = time.monotonic() + _OTHERS
         while states.state(host.run, name) == "starting" and time.monotonic() < deadline:
@@ -200,7 +200,7 @@ def down(
 
 
 def _hurry(name: str, host: Host, segment: str, patience: float) -> None:
-    """Leaves word for whoever undoes the pod, which in a unit is another podrun."""
+    """Leaves a note for whoever undoes the pod, which in a unit is another podrun."""
     with patient_lock(name, host):
         for journal in journals.journals(host.run, name, segment):
             with journals.Writer(journal.path) as writer:

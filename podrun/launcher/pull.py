@@ -1,4 +1,4 @@
-"""``podrun image pull``: without click, because a pull that finds nothing to do is a question and an answer."""
+"""``podrun image pull``: without click, because a pull that finds nothing to do is one request and one answer."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def pull(given: dict[str, Any], host: Host) -> int:
     if given["cosign_key"] or given["policy"]:
         policy = os.path.abspath(given["policy"]) if given["policy"] else ""
         verify = store("trust.requirements").Verify(cosign_key=given["cosign_key"], policy=policy)
-    # A pull that is asked to end ends its workers, and leaves nothing half.
+    # A pull that is asked to end ends its workers, and leaves nothing unfinished.
     foreground.interruptible()
     ref, platform, here = given["ref"], given["platform"], os.getcwd()
     with teller(given["quiet"]) as telling:
@@ -57,7 +57,7 @@ def pull(given: dict[str, Any], host: Host) -> int:
 
 
 class _Lines:
-    """What a pull tells, as lines: one a second at most."""
+    """The progress of a pull as lines: one a second at most."""
 
     def __init__(self) -> None:
         self.last = 0.0
@@ -83,7 +83,7 @@ class _Silence(_Lines):
 
 
 class _Bars:
-    """What a pull tells, as a bar for every layer on a terminal; lines where rich is not installed."""
+    """The progress of a pull as a bar for each layer on a terminal; lines where rich is not installed."""
 
     def __init__(self, lines: _Lines) -> None:
         self.lines = lines
@@ -177,7 +177,7 @@ def ahead(text: PodText, host: Host) -> None:
 
 
 class _PullLines(_Lines):
-    """The lines of a pull; of what comes after it nothing."""
+    """The lines of a pull, and nothing of what comes after it."""
 
     def notify(self, assignments: str) -> None:
         if assignments.startswith(("STATUS=Pulling ", "STATUS=Storing ")) or " of " in assignments:
@@ -185,7 +185,7 @@ class _PullLines(_Lines):
 
 
 def teller(quiet: bool) -> Any:
-    """Who tells of a pull: ``notify`` and ``progress`` within a ``with``."""
+    """What shows a pull's progress: ``notify`` and ``progress`` within a ``with``."""
     if quiet:
         return _Silence()
     return _Bars(_Lines()) if _on_terminal() else _Lines()

@@ -56,7 +56,7 @@ def reload(name: str, host: Host, *, text: PodText | None = None, request: Reque
     if header.pod.unit and header.pod.invocation != host.environ.get("INVOCATION_ID"):
         return _by_systemd(header, host, request)
     if launcher := _in_another_terminal(header):
-        # What that one would find wrong with the file only its own terminal would show; a signal can be sent from here.
+        # That podrun would report a wrong file in its own terminal only; a signal can be sent from here.
         asked = None if request and request.text else text or today(header, host)
         if asked and asked.reload != "swap" and (request is None or request.how == "reload"):
             return _ask_payload(asked, name, host)
@@ -138,7 +138,7 @@ def change(text: PodText, header: Header, host: Host, request: Request) -> int:
 
 
 def _supervise(name: str, pids: Sequence[int], host: Host) -> None:
-    """Has systemd supervise the last of the processes from now on: the unit is never without a main process.
+    """Makes systemd supervise the last of the processes from now on: the unit is never without a main process.
 
     systemd's watchdog is about that process, so from now on the live probe of its generation answers it. The WATCHDOG=1
     bridges the time until that probe's next attempt.
@@ -188,7 +188,7 @@ def _request_path(name: str, host: Host) -> str:
 
 
 def _take_request(name: str, host: Host) -> Request:
-    """Takes the request that another podrun has left; without one, somebody wants a plain reload."""
+    """Takes the request that another podrun has left; without one, a plain reload is wanted."""
     try:
         with open(_request_path(name, host), encoding="utf-8") as file:
             found = Request(**jsontext.loads(file.read()))

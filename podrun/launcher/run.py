@@ -139,7 +139,7 @@ def environment(pairs: list[str], host: Host) -> dict[str, str]:
 
 
 def name_for(ref: str, host: Host) -> str:
-    """A name that nobody has chosen and no pod has now: the image's own word and four random hexadecimal digits."""
+    """A name that no pod has now: the image's last word and four random hexadecimal digits."""
     word = ref.partition("@")[0].rstrip("/").rpartition("/")[2].partition(":")[0] or ref.partition(":")[0]
     plain = "".join(letter if letter.isalnum() and letter.isascii() else "-" for letter in word.lower()).strip("-")
     while True:

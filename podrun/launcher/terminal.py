@@ -63,7 +63,7 @@ class Terminal:
         self.place = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         path = f"/proc/{os.getpid()}/fd/{self.place}/{journals.CONSOLE}"
         try:
-            if os.path.lexists(path):  # of a podrun that was killed
+            if os.path.lexists(path):  # left by a podrun that was killed
                 os.unlink(path)
             self.listener.bind(path)
             self.listener.listen(1)

@@ -131,7 +131,7 @@ def write(text: PodText, host: Host) -> str:
 
 
 def kept(name: str, host: Host) -> PodText | None:
-    """What a pod without a file was started from, or created as, while that is kept; None: it is not."""
+    """What a pod without a file was started from, or created as; None when that is not kept."""
     try:
         text = resolved(path_of(name, host))
     except FileNotFoundError:
@@ -205,7 +205,7 @@ def _run(argv: list[str], *, quiet: bool = False) -> int:
 
 
 def _why(name: str, *, forget: bool = True) -> int:
-    """Passes on what podrun said in a unit; returns its exit code, 0 when it has not failed, without ``forget``."""
+    """Prints what podrun said in a unit; returns its exit code; without ``forget``, 0 when it has not failed."""
     import subprocess
 
     argv = ["systemctl", "show", "--value", "--property=ExecMainStatus,InvocationID", name]

@@ -47,7 +47,7 @@ class News(NamedTuple):
 def update(name: str, host: Host, *, look: bool = False, dry: bool = False) -> int:
     """Brings a pod that is up to what its images' names stand for now; with ``look`` and ``dry`` only says so.
 
-    A version that does not start, or is not well within [update] watch, is left again for the one before: Failure, 76.
+    A version that does not start, or does not run well within [update] watch, is replaced by the one before: Failure, 76.
     """
     header, text = _pod(name, host)
     rules = {**DEFAULTS, **text.update}
@@ -152,7 +152,7 @@ def _news(text: PodText, rules: dict[str, Any], host: Host, header: Header) -> l
             # What a registry tells of may be an index, of which the store has one image.
             same = told and told == stored.get("remote")
             then = str(stored["digest"]) if same else told
-        refused = f"{then[:19]} has been tried and was not well" if then and then in failed else ""
+        refused = f"{then[:19]} was tried and did not run well" if then and then in failed else ""
         found.append(News(step, now, then, refused))
     return found
 
@@ -180,7 +180,7 @@ def _running(header: Header, host: Host) -> dict[str, str]:
 
 
 def _given_up(past: Sequence[Change]) -> set[str]:
-    """What has been tried and was left again: digests, and what the registry had told of them."""
+    """What was tried and given up: digests, and what the registry had said of them."""
     good = {digest for change in past if change.result == history.OK for digest in change.digests.values()}
     bad = [version for change in past if change.result != history.OK for version in change.versions.values()]
     return {str(one[key]) for one in bad if one["digest"] not in good for key in ("digest", "remote") if one.get(key)}
