@@ -1,4 +1,4 @@
-"""Steps that join and leave a pod that is up, journalled like all others: ``podrun network connect``, ``disconnect``."""
+"""Steps that join and leave a pod that is up, in the journal like all others: ``podrun network connect``."""
 
 from __future__ import annotations
 

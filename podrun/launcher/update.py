@@ -47,7 +47,7 @@ class News(NamedTuple):
 def update(name: str, host: Host, *, look: bool = False, dry: bool = False) -> int:
     """Brings a pod that is up to what its images' names stand for now; with ``look`` and ``dry`` only says so.
 
-    A version that does not start, or does not run well within [update] watch, is replaced by the one before: Failure, 76.
+    A version that does not start, or does not run well within [update] watch, gives way to the one before: Failure, 76.
     """
     header, text = _pod(name, host)
     rules = {**DEFAULTS, **text.update}

@@ -70,7 +70,7 @@ def test_all_mistakes_are_told_at_once(written: Any, capsys: pytest.CaptureFixtu
 
 def test_somebody_elses_resource_is_refused_before_anything_is_sent(written: Any) -> None:
     before = pacemaker.Configuration({}, frozenset({"a"}), frozenset(), {}, True, 1)
-    with pytest.raises(Failure, match="a resource a that is no pod") as caught:
+    with pytest.raises(Failure, match="a resource a that is not a pod") as caught:
         rollout.statements(rollout.Wanted(written(a=""), {"a": {}}), before, fencing=True)
     assert caught.value.code == CANNOT_CREATE
 

@@ -149,7 +149,7 @@ def test_a_version_that_is_not_well_is_left_again_and_not_tried_twice(
     assert word in ended.stderr
     assert web.get() == "one"
     assert [row["result"].partition(":")[0] for row in web.history()] == ["ok", "failed"]
-    assert "has been tried and was not well" in web.podrun("update", "web", check=True).stderr
+    assert "was tried and did not run well" in web.podrun("update", "web", check=True).stderr
     web.podrun("down", "web", check=True)
     web.podrun("up", "-d", web.path, check=True)
     assert web.get() == "one"
