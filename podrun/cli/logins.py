@@ -60,7 +60,7 @@ def login(
             password = click.prompt("Password", hide_input=True, err=True)
     except click.Abort:
         hint = "--username NAME --password-stdin"
-        raise Failure("nobody is there to be asked", code=WRONG_FILE, hint=hint) from None
+        raise Failure("there is no terminal to ask at", code=WRONG_FILE, hint=hint) from None
     place = pull.store().login(registry, user, password)
     say(f"{registry}: logged in; kept in {place}")
 
