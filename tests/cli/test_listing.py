@@ -98,7 +98,7 @@ def test_ps_prints_columns_by_name_and_lines_of_fields(two: Podrun) -> None:
         (["ps", "--sort", "nmae"], "did you mean 'name'"),
         (["ps", "--filter", "nmae=x"], "did you mean 'name'"),
         (["ps", "--filter", "name"], "expected KEY=VALUE"),
-        (["ps", "--filter", "name=("], "is no pattern"),
+        (["ps", "--filter", "name=("], "is not a pattern"),
         (["ps", "--format", "{{.Nmaes}}"], "did you mean 'Names'"),
         (["inspect", "-f", "{{.State.Statsu}}", "first"], "did you mean 'Status'"),
         (["inspect", "-f", "{{.Name", "first"], "is not closed"),

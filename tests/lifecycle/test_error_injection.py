@@ -15,7 +15,8 @@ import pytest
 from support.each_call import ERRORS, FAILING, Tracer
 from support.launcher import Podrun
 from support.proofs import SECONDS, SEED, Rounds, Row, table
-from support.scenarios import COMMANDS, Scenario, chosen, scenario
+from support.scenario import Scenario, scenario
+from support.scenarios import COMMANDS, chosen
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from support.each_call import Tracer
+from support.hook_scenarios import HOOKS, while_stopping
 from support.launcher import Podrun
 from support.proofs import SECONDS, SEED, Rounds, Row, drawn, table
-from support.scenarios import COMMANDS, HOOKS, Scenario, chosen, scenario, while_stopping
+from support.scenario import Scenario, scenario
+from support.scenarios import COMMANDS, chosen
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 

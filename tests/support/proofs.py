@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from support.each_call import Call, Ended, Tracer
-from support.scenarios import Scenario
+from support.scenario import Scenario
 
 #: For the rounds that are drawn at random, and printed.
 SEED = os.environ.get("PODRUN_PROVE_SEED", "1")

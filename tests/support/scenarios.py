@@ -1,84 +1,19 @@
-"""Commands that a proof interrupts at each of their system calls: the state each starts from, and what to do afterwards.
-
-A scenario ``begin``s, its command is run and interrupted, and ``end`` is what a person does next; then the same objects
-are there as at the start.
-"""
+"""Commands that a proof interrupts at each of their system calls, and all scenarios by name."""
 
 from __future__ import annotations
 
 import json
 import os
-import random
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from support import image_builder as build
+from support.hook_scenarios import HOOKS, while_stopping
 from support.image_servers import docker_registry
 from support.kill_chain import CHAIN
-from support.launcher import Podrun
 from support.network_case import run
-from support.objects import listing
-
-_LOOP = "trap 'exit 0' TERM; while :; do sleep 0.05; done"
-_HEAD = '[pod]\nstop_timeout = "2s"\n{pod}\n[[chain]]\nhook = "image"\nref = "host:"\n'
-_CONTAINER = '\n[[chain]]\nhook = "container"\ncommand = ["sh", "-c", "{loop}"]\n'
-
-
-class Scenario:
-    """What all have: a pod file, and commands that have to work. ``words``: the command that is interrupted."""
-
-    #: What is in the trace of the first call that counts, and of the first one that no longer does ("": none).
-    mark = until = ""
-    #: When it fails, what it began is undone at once, without ``end``.
-    undoes_itself = False
-
-    def __init__(self, podrun: Podrun, home: Path) -> None:
-        self.podrun, self.home = podrun, home
-        self.port = random.randint(20000, 30000)
-        self.words: tuple[str, ...] = ()
-        self.prepare()
-        # What has a pod writes its journal once it has the lock.
-        self.mark = self.mark or f"{podrun.run}/locks/"
-
-    def prepare(self) -> None:
-        """Once: what all runs share."""
-
-    def begin(self) -> None:
-        """Makes the state to start from."""
-
-    def failed(self) -> None:
-        """What must work after the command failed, besides ``end``."""
-
-    def again(self) -> None:
-        """What must work after the command was killed, besides ``end``."""
-
-    def end(self) -> None:
-        """Undoes all, the way a person would."""
-        self.done("down", "web")
-
-    def objects(self) -> set[str]:
-        """All that could be left."""
-        return listing(self.podrun.run, self.podrun.root)
-
-    def close(self) -> None:
-        """Takes away what ``prepare`` has made outside of the podrun's directories."""
-
-    def done(self, *words: str, **environ: str) -> str:
-        """Runs a command that has to work; returns what it printed."""
-        ended = self.podrun(*words, **environ)
-        assert ended.returncode == 0, f"podrun {' '.join(words)}: {ended.returncode}: {ended.stderr}"
-        return ended.stdout
-
-
-def chain_of(*tables: str, pod: str = "", container: str = "") -> str:
-    """A pod file with these steps between the image and a container that waits."""
-    steps = "".join(f"\n[[chain]]\n{table}\n" for table in tables)
-    return _HEAD.format(pod=pod) + steps + _CONTAINER.format(loop=_LOOP) + container
-
+from support.scenario import LOOP, Scenario, chain_of
 
 # --- whole chains --------------------------------------------------------------------------------------------------
 
@@ -190,7 +125,7 @@ class Pull(Scenario):
             build.tar(build.file("etc/.wh.3"), build.file("word", word), build.hardlink("same", "word")),
         )
         shutil.rmtree(self.home / name, ignore_errors=True)
-        return build.layout(str(self.home / name), {"v1": build.image(*layers, Cmd=["/bin/sh", "-c", _LOOP])})
+        return build.layout(str(self.home / name), {"v1": build.image(*layers, Cmd=["/bin/sh", "-c", LOOP])})
 
     def store(self) -> set[str]:
         return {str(path.relative_to(self.podrun.root)) for path in (self.podrun.root / "images").rglob("*")}
@@ -329,182 +264,10 @@ class Install(Scenario):
         self.podrun("unit", "--uninstall", self.name)
 
 
-# --- one hook ------------------------------------------------------------------------------------------------------
-
-
-class OneHook(Scenario):
-    """A pod with one step of a kind: only that step is interrupted. ``stopping``: while it is undone."""
-
-    steps: tuple[str, ...] = ()
-    pod = ""
-    container = ""
-    #: The step's place in the chain.
-    n = 1
-    stopping = False
-    undoes_itself = True
-
-    def prepare(self) -> None:
-        self.path = self.podrun.file("web", chain_of(*self.tables(), pod=self.pod, container=self.container))
-        self.words = ("down", "web") if self.stopping else ("up", "-d", self.path)
-        # As strace shows what is written to the journal.
-        self.mark = f'"{{\\"n\\":{self.n},\\"at\\":\\"{"stopping" if self.stopping else "starting"}\\"'
-        self.until = f'"{{\\"n\\":{self.n},\\"at\\":\\"{"down" if self.stopping else "up"}\\"'
-        self.done("up", "-d", self.path)
-        self.done("down", "web")
-
-    def begin(self) -> None:
-        if self.stopping:
-            self.done("up", "-d", self.path)
-
-    def tables(self) -> tuple[str, ...]:
-        return self.steps
-
-    def again(self) -> None:
-        if self.stopping:
-            return
-        ended = self.podrun(*self.words)
-        assert ended.returncode in (0, 75), ended.stderr
-
-
-_BRIDGE = 'hook = "network"'
-_IDS = "podrun:1073741824:16777216\n"
-
-
-def _sets_ids_aside(path: Path) -> bool:
-    return path.exists() and any(line.startswith(("podrun:", "containers:")) for line in path.read_text().splitlines())
-
-
-class Bridge(OneHook):
-    def tables(self) -> tuple[str, ...]:
-        return (f'{_BRIDGE}\npublish = ["127.0.0.1:{self.port}:80"]',)
-
-
-class Volume(OneHook):
-    steps = ('hook = "storage"\nsource = "volume:data"\ntarget = "/data"',)
-
-
-class ImageVolume(OneHook):
-    def tables(self) -> tuple[str, ...]:
-        content = self.home / "content"
-        content.mkdir(exist_ok=True)
-        return (f'hook = "storage"\nsource = "image:dir:{content}"\ntarget = "/opt/files"',)
-
-
-class UserNamespace(OneHook):
-    n = 4
-    steps = (_BRIDGE, 'hook = "storage"\nsource = "volume:data"\ntarget = "/data"')
-    pod = 'userns = "auto"'
-
-    def prepare(self) -> None:
-        self.added = [path for path in map(Path, ("/etc/subuid", "/etc/subgid")) if not _sets_ids_aside(path)]
-        for path in self.added:
-            with path.open("a") as file:
-                file.write(_IDS)
-        super().prepare()
-
-    def close(self) -> None:
-        for path in self.added:
-            path.write_text(path.read_text().replace(_IDS, ""))
-
-
-class Macvlan(OneHook):
-    def tables(self) -> tuple[str, ...]:
-        self.link = f"pm{os.urandom(3).hex()}"
-        run("ip", "link", "add", self.link, "type", "veth", "peer", "name", f"{self.link}p")
-        run("ip", "link", "set", self.link, "up")
-        return (f'hook = "network"\nmode = "macvlan:{self.link}"\naddress = "198.51.100.7/24"',)
-
-    def close(self) -> None:
-        run("ip", "link", "delete", self.link)
-
-
-class NoNetwork(OneHook):
-    steps = ('hook = "network"\nmode = "none"',)
-
-
-class Register(OneHook):
-    steps = (_BRIDGE,)
-    n = 3
-    container = '[[chain]]\nhook = "register"\nservice = "web"\nport = 80\n'
-
-
-class Ambassador(OneHook):
-    n = 2
-    steps = (_BRIDGE, 'hook = "ambassador"\nservice = "db"\nport = 5432')
-
-
-class HaproxyAmbassador(OneHook):
-    n = 2
-    steps = (_BRIDGE, 'hook = "ambassador"\nservice = "db"\nport = 5432\nvia = "haproxy"')
-
-
-class WaitFor(OneHook):
-    n = 2
-    steps = (_BRIDGE, 'hook = "wait-for"\nservice = "db"')
-
-    def prepare(self) -> None:
-        db = chain_of(_BRIDGE, container='[[chain]]\nhook = "register"\nservice = "db"\nport = 5432\n')
-        self.done("up", "-d", self.podrun.file("db", db.replace(_LOOP, "exec sleep 1000000")))
-        super().prepare()
-
-    def close(self) -> None:
-        self.done("down", "db")
-
-
-class OtherPodsNetwork(OneHook):
-    steps = ('hook = "network"\nmode = "pod:db"',)
-
-    def prepare(self) -> None:
-        self.done("up", "-d", self.podrun.file("db", chain_of(_BRIDGE).replace(_LOOP, "exec sleep 1000000")))
-        super().prepare()
-
-    def close(self) -> None:
-        self.done("down", "db")
-
-
-class ExecHook(OneHook):
-    def tables(self) -> tuple[str, ...]:
-        hook = self.home / "hook"
-        hook.write_text('#!/bin/sh\ncat >/dev/null\necho \'{"env": ["A=1"]}\'\n')
-        hook.chmod(0o755)
-        return (f'hook = "exec:{hook}"',)
-
-
-class LogAndLimits(OneHook):
-    n = 1
-    container = 'log = "file:{home}/log"\nlog_size = "64K"\nmemory = "64M"\npids = 100\nlive = {{ exec = ["true"] }}\n'
-
-    def prepare(self) -> None:
-        self.container = self.container.format(home=self.home)
-        super().prepare()
-
-
 COMMANDS: dict[str, type[Scenario]] = {
     "up": Up, "down": Down, "run --rm": Run, "reload (swap)": Reload, "update": Update, "image pull": Pull,
     "image pull, registry": PullFromRegistry, "image rm": Remove, "gc": Collect, "unit --install": Install,
 }  # fmt: skip
-HOOKS: dict[str, type[OneHook]] = {
-    "storage volume:": Volume, "storage image:": ImageVolume, "userns auto": UserNamespace, "network bridge": Bridge,
-    "network macvlan": Macvlan, "network none": NoNetwork, "network pod:": OtherPodsNetwork, "register": Register,
-    "ambassador nft": Ambassador, "ambassador haproxy": HaproxyAmbassador, "wait-for": WaitFor, "exec hook": ExecHook,
-    "log, limits, live": LogAndLimits,
-}  # fmt: skip
-
-
-@contextmanager
-def scenario(kind: type[Scenario], podrun: Podrun, home: Path) -> Iterator[Any]:
-    """A scenario, ready."""
-    podrun("run", "--rm", "--name", "warm", "host:", "true", check=True)
-    found = kind(podrun, home)
-    try:
-        yield found
-    finally:
-        found.close()
-
-
-def while_stopping(kind: type[OneHook]) -> type[OneHook]:
-    """The scenario in which the step is interrupted while it is undone."""
-    return type(kind.__name__, (kind,), {"stopping": True, "undoes_itself": False})
 
 
 def chosen() -> dict[str, type[Scenario]]:

@@ -160,14 +160,14 @@ def name_of(signal: int) -> str:
     return names.get(signal, f"signal {signal}")
 
 
-def end(process: Process) -> None:
-    """Kills a process and waits until it is gone."""
+def end(process: Process, seconds: float = 10.0) -> None:
+    """Kills a process and waits until it is gone, for so long at most."""
     pidfd = opened(process)
     if pidfd is None:
         return
     try:
         _send(pidfd, SIGKILL)
-        ended(pidfd, 10.0)
+        ended(pidfd, seconds)
     finally:
         os.close(pidfd)
 
@@ -261,11 +261,4 @@ def kill_all(find: Callable[[], list[Process]], seconds: float = 10.0) -> list[P
         if not found or time.monotonic() > deadline:
             return found
         for process in found:
-            pidfd = opened(process)
-            if pidfd is None:
-                continue
-            try:
-                _send(pidfd, SIGKILL)
-                ended(pidfd, 0.2)
-            finally:
-                os.close(pidfd)
+            end(process, 0.2)
