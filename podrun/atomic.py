@@ -40,7 +40,8 @@ def replace(
         try:
             if parents is not None:
                 os.makedirs(os.path.dirname(path), mode=parents, exist_ok=True)
-            return _replace(path, content, mode, dir_fd, sync)
+            _replace(path, content, mode, dir_fd, sync)
+            return
         except (FileNotFoundError, FileExistsError):
             # Whoever removes the last file of a directory may remove that, too.
             if parents is None or attempt == 7:

@@ -45,5 +45,4 @@ def required() -> None:
 
 
 def _write(path: str, text: str, mode: int) -> None:
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    atomic.replace(path, text, mode)
+    atomic.replace(path, text, mode, parents=0o755)

@@ -199,9 +199,7 @@ def _take_request(name: str, host: Host) -> Request:
 
 
 def _leave_request(name: str, host: Host, request: Request) -> None:
-    path = _request_path(name, host)
-    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-    atomic.replace(path, jsontext.dumps(request._asdict()))
+    atomic.replace(_request_path(name, host), jsontext.dumps(request._asdict()), parents=0o700)
 
 
 def _withdraw_request(name: str, host: Host) -> None:

@@ -124,9 +124,8 @@ def path_of(name: str, host: Host) -> str:
 def write(text: PodText, host: Host) -> str:
     """Writes what a transient unit's podrun reads, 0600: it may hold secrets. Returns the path."""
     path = path_of(text.name, host)
-    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
     told = {**text._asdict(), "steps": [step._asdict() for step in text.steps]}
-    atomic.replace(path, jsontext.dumps(told))
+    atomic.replace(path, jsontext.dumps(told), parents=0o700)
     return path
 
 

@@ -68,9 +68,7 @@ def note(
         return
     if before.status is None and status is not None:
         events.note(run, "pod", "died", name, segment=segment, id=invocation, exit=status)
-    path = _path(run, name, segment)
-    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-    atomic.replace(path, jsontext.dumps(ending._asdict()))
+    atomic.replace(_path(run, name, segment), jsontext.dumps(ending._asdict()), parents=0o700)
 
 
 def _status(told: str) -> int | None:

@@ -75,8 +75,7 @@ def text(podrun: str, known: Mapping[str, Known] = HOOKS, etc: str = ETC) -> str
 
 def install(podrun: str) -> str:
     """Puts the generator where systemd runs it at boot and at daemon-reload; returns where that is."""
-    os.makedirs(os.path.dirname(PATH), exist_ok=True)
-    atomic.replace(PATH, text(podrun, {**HOOKS, **declared(hook_loader.names())}), 0o755)
+    atomic.replace(PATH, text(podrun, {**HOOKS, **declared(hook_loader.names())}), 0o755, parents=0o755)
     return PATH
 
 

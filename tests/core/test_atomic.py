@@ -60,6 +60,27 @@ def test_a_file_has_its_new_content_and_mode_and_nothing_is_beside_it(
     assert os.listdir(directory) == ["file"]
 
 
+def test_a_directory_that_others_remove_meanwhile_is_made_again(directory: Path) -> None:
+    """As of a service in the file registry: whoever takes its last record away removes the directory, too."""
+    path = f"{directory}/service/record"
+
+    def remove_all_the_time() -> None:
+        while True:
+            try:
+                os.rmdir(f"{directory}/service")
+            except OSError:
+                time.sleep(0.0002)
+
+    child = forked(remove_all_the_time)
+    try:
+        for number in range(200):
+            atomic.replace(path, f"{number}", parents=0o755)
+            assert atomic.remove(path)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
 def _full(fd: int) -> None:
     os.write(fd, b"half")
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

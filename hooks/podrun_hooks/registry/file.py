@@ -28,15 +28,7 @@ def path_of(directory: str, service: str, identity: str) -> str:
 def put(directory: str, record: Record) -> None:
     """Writes a record; an earlier one is replaced."""
     path = path_of(directory, record.service, record.id)
-    for attempt in range(8):
-        try:
-            os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
-            atomic.replace(path, record.text + "\n", 0o644)
-            return
-        except (FileNotFoundError, FileExistsError):
-            # The service's last other record went, and its directory with it (makedirs: it was there, and is not).
-            if attempt == 7:
-                raise
+    atomic.replace(path, record.text + "\n", 0o644, parents=0o755)
 
 
 def delete(directory: str, service: str, identity: str, gen: str = "") -> bool:

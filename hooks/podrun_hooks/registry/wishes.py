@@ -77,13 +77,11 @@ def path_of(run: str, pod: str, step: str) -> str:
 
 def write(run: str, wish: Registration | Ambassador) -> None:
     """Writes a step's wish; an earlier one is replaced."""
-    os.makedirs(directory(run), mode=0o700, exist_ok=True)
-    path = path_of(run, wish.pod, wish.step)
     kind = "record" if isinstance(wish, Registration) else "ambassador"
     table: dict[str, Any] = {"v": 1, "kind": kind, **wish._asdict(), "source": sources.to_json(wish.source)}
     if isinstance(wish, Registration):
         table["record"] = wish.record._asdict()
-    atomic.replace(path, jsontext.dumps(table))
+    atomic.replace(path_of(run, wish.pod, wish.step), jsontext.dumps(table), parents=0o700)
 
 
 def remove(run: str, pod: str, step: str) -> None:
@@ -178,9 +176,8 @@ class Leases:
 
     def keep(self, source: Source, ttl: float, lease: str) -> None:
         """Writes down a lease that has been granted."""
-        os.makedirs(self._directory, mode=0o700, exist_ok=True)
         # Two steps may be granted one at the same time: the later one counts, and the follower moves the records there.
-        atomic.replace(self._path(source, ttl), lease)
+        atomic.replace(self._path(source, ttl), lease, parents=0o700)
 
     def forget(self, source: Source) -> None:
         """Forgets the leases of a registry that nobody uses any more: they end by themselves."""

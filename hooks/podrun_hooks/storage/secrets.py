@@ -44,12 +44,10 @@ def create(root: str, name: str, content: bytes, *, replace: bool = False) -> Se
         raise Failure(f"secret {name}: expected 1 to {MOST} bytes, not {len(content)}", code=WRONG_FILE)
     if not replace and _file_of(root, name):
         raise Failure(f"there is a secret {name} already", code=CANNOT_CREATE, hint="'podrun secret rm', or --replace")
-    directory = f"{root}/secrets"
-    os.makedirs(directory, mode=0o700, exist_ok=True)
     program = _program()
     kept = _creds(program, "encrypt", name, content) if program else content
-    path = f"{directory}/{name}{_ENCRYPTED if program else _PLAIN}"
-    atomic.replace(path, kept, sync=True)
+    path = f"{root}/secrets/{name}{_ENCRYPTED if program else _PLAIN}"
+    atomic.replace(path, kept, parents=0o700, sync=True)
     for other in _files_of(root, name):
         if other != path:
             os.unlink(other)

@@ -75,9 +75,8 @@ def _cached(profile: str, root: str, capabilities: frozenset[str], form: str, ne
     if made:
         from podrun import atomic
 
-        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
         # A power cut could leave an empty file under a valid name, and no container would be protected.
-        atomic.replace(path, made, sync=True)
+        atomic.replace(path, made, parents=0o700, sync=True)
     return made
 
 
