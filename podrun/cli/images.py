@@ -119,7 +119,7 @@ def export(ctx: click.Context, refs: Sequence[str], file: str, form: str) -> Non
 def load(ctx: click.Context, path: str, quiet: bool) -> None:
     """Bring every image of an archive into the store: 'image import' as docker spells it."""
     if path == "-" and sys.stdin.isatty():
-        raise Failure("an archive is not typed at a terminal", code=WRONG_FILE, hint="-i FILE, or a pipe")
+        raise Failure("standard input is a terminal, not an archive", code=WRONG_FILE, hint="-i FILE, or a pipe")
     if "://" in path:
         raise Failure(f"{path} is not a file", code=WRONG_FILE, hint=f"curl -fsSL {path} | podrun load")
     with pull.teller(quiet=quiet) as teller:

@@ -58,11 +58,8 @@ def _why_not(wish: Ambassador, record: Record, host: Host) -> str:
         return "the ambassador itself"
     kind = host.kind(record.addr)
     if kind == "local":
-        return (
-            ""
-            if host.publishes(record.addr, record.port, record.proto)
-            else "a port of this host that no pod publishes"
-        )
+        ours = host.publishes(record.addr, record.port, record.proto)
+        return "" if ours else "a port of this host that no pod publishes"
     return f"an {kind} address" if kind == "anycast" else f"a {kind} address" if kind else ""
 
 
