@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import click
@@ -15,7 +15,23 @@ from podrun.launcher.commands import host_of, name_of
 from podrun.options import unknown
 
 _COLUMNS = ("name", "status", "image", "command", "ports", "addresses", "unit")
-_FILTERS = ("name", "id", "label", "status", "state", "exited", "health", "image", "ancestor", "unit", "file")
+_FILTERS = (
+    "name",
+    "id",
+    "label",
+    "status",
+    "state",
+    "exited",
+    "health",
+    "image",
+    "ancestor",
+    "unit",
+    "file",
+    "volume",
+    "network",
+    "since",
+    "before",
+)
 #: Docker's words for states.
 _STATES = {"running": "up", "exited": "ended", "stopped": "ended", "removing": "stopping"}
 _SORTED_BY = {"names": "name", "created": "started", "runningfor": "started", "size": "name"}
@@ -49,10 +65,11 @@ def ps(
     """List pods; with -a also those that have ended in their units or were only created.
 
     Filters: name (a regular expression), id, label (KEY or KEY=VALUE), status, exited (a code), health, image, unit,
-    file. Several values of one key: one of them; labels: all of them.
+    file, volume (its name, or the path in the container), network, since and before (started later or earlier than
+    that pod). Several values of one key: one of them; labels: all of them.
     """
     host = host_of(ctx.obj)
-    wanted = dict(fields.conditions(filters, _FILTERS))
+    wanted: dict[str, list[Any]] = dict(fields.conditions(filters, _FILTERS))
     last = 1 if latest else last
     rows = views.rows(host.run)
     ended = {"ended", "exited", "stopped"} & {*wanted.get("status", ()), *wanted.get("state", ())}
@@ -63,7 +80,10 @@ def ps(
     for key in {"image", "ancestor"} & wanted.keys():
         # An id or a digest stands for the image's names.
         wanted[key] = [*wanted[key], *hook_loader.part("image", "lookup").names(host.root, wanted[key])]
-    rows = [row for row in rows if all(_meets(row, key, values) for key, values in wanted.items())]
+    wanted |= {
+        key: [_start_of(rows, key, name) for name in wanted[key]] for key in ("since", "before") if key in wanted
+    }
+    rows = [row for row in rows if all(_meets(host.run, row, key, values) for key, values in wanted.items())]
     if last:
         rows = sorted(rows, key=lambda row: row["started"] or 0.0, reverse=True)[:last]
     if sort:
@@ -88,8 +108,26 @@ def _order(row: dict[str, Any], field: str) -> tuple[bool, Any]:
     return (found is None, found if isinstance(found, (int, float)) else str(found))
 
 
-def _meets(row: dict[str, Any], key: str, values: Sequence[str]) -> bool:
+def _start_of(rows: Sequence[dict[str, Any]], key: str, name: str) -> float:
+    """When a pod was started that others are compared with. Raises Failure (UNAVAILABLE)."""
+    found = [row["started"] for row in rows if row["name"] == name and row["started"] is not None]
+    if not found:
+        hint = "of one that has ended: with -a"
+        raise Failure(f"--filter {key}={name}: it is not known when that pod was started", code=UNAVAILABLE, hint=hint)
+    return float(found[0])
+
+
+def _meets(run: str, row: dict[str, Any], key: str, values: Sequence[Any]) -> bool:
     """Whether a row is among those that a filter asks for."""
+    if key in ("since", "before"):
+        began = row["started"]
+        return began is not None and any(began > at if key == "since" else began < at for at in values)
+    if key == "network":
+        return bool(
+            {network["name"] for network in (views.inspect(run, row["name"]) or {}).get("networks", [])} & {*values}
+        )
+    if key == "volume":
+        return bool({*_mounted(views.inspect(run, row["name"]) or {})} & {*values})
     if key == "label":
         return fields.has_labels(row["labels"], values)
     if key == "name":
@@ -105,6 +143,15 @@ def _meets(row: dict[str, Any], key: str, values: Sequence[str]) -> bool:
         image = str(row["image"])
         return any(text in (image, image.rpartition(":")[0], image.rpartition("/")[2]) for text in values)
     return str(row[key] if row[key] is not None else "none") in values
+
+
+def _mounted(whole: Mapping[str, Any]) -> Iterator[str]:
+    """Names and sources of what is mounted into a pod's containers, and where."""
+    for container in whole.get("containers", []):
+        for mount in container["mounts"]:
+            yield mount["target"]
+            source = mount["source"] or ""
+            yield from (source, source.removesuffix("/data").rpartition("/")[2])
 
 
 @click.command(cls=Guarded)

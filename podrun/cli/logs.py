@@ -17,6 +17,7 @@ from podrun.cli.output import Guarded
 from podrun.engine.processes import alive
 from podrun.errors import UNAVAILABLE, WRONG_FILE, Failure
 from podrun.host import Host
+from podrun.launcher import transient
 from podrun.launcher.commands import host_of, name_of
 from podrun.options import whole
 from podrun.systemd import exit_records
@@ -105,11 +106,13 @@ class FileSource:
 
 
 class JournalSource:
-    """One invocation of a unit in systemd's journal."""
+    """One invocation of a unit in systemd's journal; of a transient one, all since the pod was made (``made``)."""
 
-    def __init__(self, unit: str, invocation: str, process: tuple[int, int], wanted: Wanted) -> None:
+    def __init__(self, unit: str, invocation: str, process: tuple[int, int], wanted: Wanted, made: float = 0.0) -> None:
         from podrun.systemd import journalctl
 
+        if made:
+            invocation, wanted = "", wanted._replace(since=max(made, wanted.since))
         self._reader = journalctl.Reader
         self.unit, self.invocation, self.process, self.wanted = unit, invocation, process, wanted
         self.reader: journalctl.Reader | None = None
@@ -245,7 +248,8 @@ def source_of(host: Host, name: str, container: str, wanted: Wanted) -> Source:
         older = _older(path, options.get("log_files", 3)) if options.get("log_size") else []
         return FileSource(path, older, place, wanted)
     if header and header.pod.unit:
-        return JournalSource(header.pod.unit, header.pod.invocation, place, wanted)
+        made = transient.since(name, header.pod.unit, host)
+        return JournalSource(header.pod.unit, header.pod.invocation, place, wanted, made)
     what = f"{name}: its output was not captured: it went to podrun's own standard output"
     raise Failure(what, code=UNAVAILABLE)
 
@@ -259,7 +263,8 @@ def _of_ended(host: Host, name: str, container: str, wanted: Wanted) -> Source:
                     raise _not_kept(name)
                 if ended["log"]:
                     return FileSource(ended["log"], [], (0, 0), wanted)
-                return JournalSource(ending.unit, ending.invocation, (0, 0), wanted)
+                made = transient.since(name, ending.unit, host)
+                return JournalSource(ending.unit, ending.invocation, (0, 0), wanted, made)
     raise views.no_container(host.run, name)
 
 

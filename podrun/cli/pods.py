@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import click
@@ -24,6 +24,7 @@ from podrun.hook_extras import ChecksHealth, RunsCommands, offers
 from podrun.host import Host
 from podrun.launcher import detach, foreground, launch, run, transient
 from podrun.launcher.commands import host_of, name_of
+from podrun.options import unknown
 from podrun.podfile import loader
 from podrun.systemd import events, exit_records, notify
 
@@ -99,16 +100,56 @@ def exec_(host: Host, word: str, command: Sequence[str], container: str, **given
 
 @command(
     click.Option(["-i", "--ignore"], is_flag=True, help="Take a pod that does not exist for one that ended with 0."),
+    click.Option(
+        ["--condition", "conditions"],
+        multiple=True,
+        metavar="STATE",
+        help="Until it is in this state instead: running, healthy ...",
+    ),
     click.Argument(["words"], metavar="FILE|NAME...", nargs=-1, required=True, shell_complete=completion.words),
 )
-def wait(host: Host, words: Sequence[str], ignore: bool) -> int:
-    """Wait until the pods' last containers have ended; of several print a status each."""
+def wait(host: Host, words: Sequence[str], ignore: bool, conditions: Sequence[str]) -> int:
+    """Wait until the pods' last containers have ended; of several print a status each.
+
+    With --condition, until each pod is in one of these states: running, paused, healthy, unhealthy, exited, removed.
+    """
+    wanted = {_condition(word) for word in conditions}
+    if wanted - {"ended"}:
+        for word in words:
+            _await_state(host, name_of(word, host), wanted)
+        return 0
     statuses = [waited(host, name_of(word, host), ignore) for word in words]
     if len(words) > 1:
         for word, status in zip(words, statuses, strict=True):
             say(f"{word} {status}")
         return 0
     return statuses[0]
+
+
+#: Docker's and podman's words for states.
+_STATES = {
+    "running": "up", "up": "up", "paused": "paused", "healthy": "healthy", "unhealthy": "unhealthy", "exited": "ended",
+    "stopped": "ended", "not-running": "ended", "next-exit": "ended", "removed": "absent", "absent": "absent",
+}  # fmt: skip
+
+
+def _condition(word: str) -> str:
+    if word not in _STATES:
+        raise Failure(unknown(word, [*_STATES], "condition"), code=WRONG_FILE)
+    return _STATES[word]
+
+
+def _await_state(host: Host, name: str, wanted: Collection[str]) -> None:
+    while True:
+        row = next((row for row in views.rows(host.run) if row["name"] == name), None)
+        if row is None:
+            now = {"absent", "ended"}
+        else:
+            now = {row["state"] if row["state"] != "dead" else "ended", row["health"] or ""}
+            now |= {"paused"} if "(paused" in row["status"] else set()
+        if now & {*wanted}:
+            return
+        _pause(0.1)
 
 
 def waited(host: Host, name: str, ignore: bool) -> int:

@@ -111,6 +111,7 @@ def _decimal(value: str) -> object:
         raise ValueError("expected a number such as 1.5") from None
 
 
+_IDS, _OWN_IDS = "podrun chooses the ids of a pod itself", 'userns = "auto" in [pod], --userns auto'
 _CGROUP = "the container has cgroups of its own, delegated by its unit"
 
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armhf": "arm"}
@@ -153,7 +154,7 @@ OPTIONS: dict[str, Meaning] = {
     "env-file": Meaning(handlers.env_file),
     "env-host": Meaning(_none("a pod gets no environment of the host", "name the variables in env"), True),
     "expose": Meaning(_needless("nothing to do: the pods of a bridge reach each other at every port")),
-    "gidmap": Meaning(_none("podrun's containers use the host's ids", "use userns where the pod file has it")),
+    "gidmap": Meaning(_none(_IDS, _OWN_IDS)),
     "gpus": Meaning(handlers.gpus),
     "group-add": Meaning(_add("groups")),
     "health-cmd": Meaning(handlers.health_command),
@@ -230,8 +231,8 @@ OPTIONS: dict[str, Meaning] = {
     "stop-signal": Meaning(_set("stop_signal")),
     "stop-timeout": Meaning(handlers.stop_timeout),
     "storage-opt": Meaning(_none("the writable layer can use all of its file system", "use a volume with a quota")),
-    "subgidname": Meaning(_none("podrun's containers use the host's ids")),
-    "subuidname": Meaning(_none("podrun's containers use the host's ids")),
+    "subgidname": Meaning(_none(_IDS, _OWN_IDS)),
+    "subuidname": Meaning(_none(_IDS, _OWN_IDS)),
     "sysctl": Meaning(handlers.sysctl),
     "systemd": Meaning(_none("podrun prepares nothing for systemd as payload", "mount tmpfs on /run and /tmp")),
     "timeout": Meaning(_none("podrun leaves this to the unit", "set RuntimeMaxSec= in [service]")),
@@ -239,7 +240,7 @@ OPTIONS: dict[str, Meaning] = {
     "tmpfs": Meaning(lambda c, v, o: c.tmpfs(v, o)),
     "tty": Meaning(_none("a unit has no terminal", "use `podrun exec -it`, or `podrun run -it` by hand"), True),
     "tz": Meaning(_set("tz")),
-    "uidmap": Meaning(_none("podrun's containers use the host's ids", "use userns where the pod file has it")),
+    "uidmap": Meaning(_none(_IDS, _OWN_IDS)),
     "ulimit": Meaning(handlers.ulimit),
     "umask": Meaning(_set("umask")),
     "unsetenv": Meaning(_none("podrun cannot take a variable of the image's away", "set it to an empty string")),

@@ -122,11 +122,31 @@ def path_of(name: str, host: Host) -> str:
 
 
 def write(text: PodText, host: Host) -> str:
-    """Writes what a transient unit's podrun reads, 0600: it may hold secrets. Returns the path."""
+    """Writes what a transient unit's podrun reads, 0600: it may hold secrets. Returns the path.
+
+    One that says the same already is left as it is: its time is that since when the pod's output belongs together.
+    """
     path = path_of(text.name, host)
     told = {**text._asdict(), "steps": [step._asdict() for step in text.steps]}
-    atomic.replace(path, jsontext.dumps(told), parents=0o700)
+    content = jsontext.dumps(told)
+    try:
+        with open(path, encoding="utf-8") as file:
+            if file.read() == content:
+                return path
+    except FileNotFoundError:
+        pass
+    atomic.replace(path, content, parents=0o700)
     return path
+
+
+def since(name: str, unit: str, host: Host) -> float:
+    """When the pod of a transient unit was made, restarted since or not (seconds since 1970); 0.0: no such pod."""
+    if unit != f"{Identity(name).tag(host.run)}.service":
+        return 0.0
+    try:
+        return os.stat(path_of(name, host)).st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def kept(name: str, host: Host) -> PodText | None:

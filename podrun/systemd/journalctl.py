@@ -16,10 +16,10 @@ _FIELDS = "MESSAGE,_LINE_BREAK"
 
 
 class Reader:
-    """The lines of one invocation of a unit, as they come; ``words``: more options for journalctl(1)."""
+    """The lines of one invocation of a unit, or with "" of all, as they come; ``words``: options for journalctl(1)."""
 
     def __init__(self, unit: str, invocation: str, *words: str) -> None:
-        self._wanted = [f"_SYSTEMD_INVOCATION_ID={invocation}", f"_SYSTEMD_UNIT={unit}"]
+        self._wanted = [f"_SYSTEMD_UNIT={unit}", *([f"_SYSTEMD_INVOCATION_ID={invocation}"] if invocation else [])]
         self._process = _started([*words, *self._wanted])
         self._lines = Lines()
 

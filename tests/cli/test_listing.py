@@ -48,6 +48,10 @@ def names(podrun: Podrun, *words: str) -> list[str]:
 @pytest.mark.parametrize(
     ("filters", "found"),
     [
+        (["network=podrun0"], []),
+        (["since=first"], ["second"]),
+        (["before=second"], ["first"]),
+        (["volume=/nowhere"], []),
         (["name=^f"], ["first"]),
         (["name=s"], ["first", "second"]),
         (["name=first", "name=sec"], ["first", "second"]),
@@ -209,6 +213,13 @@ def test_exec_reads_podruns_input_with_i_only(two: Podrun, options: tuple[str, .
         assert done.returncode == 0, done.stderr
         assert done.stdout.strip() == printed or printed == ""
         assert source.stdout.read() == (b"" if "-i" in options else b"words\n"), "who comes next in a loop reads it"
+
+
+def test_wait_returns_in_a_state_that_is_asked_for(two: Podrun) -> None:
+    two("wait", "--condition", "running", "first", check=True)
+    two("wait", "--condition", "healthy", "second", check=True)
+    two("wait", "--condition", "removed", "nosuch", check=True)
+    assert two("wait", "--condition", "asleep", "first").returncode == 78
 
 
 def test_exec_t_needs_no_terminal(two: Podrun) -> None:

@@ -53,6 +53,7 @@ def test_a_running_pod_joins_a_network_and_leaves_it(net: Podrun) -> None:
     assert net("exec", "one", "cat", "/sys/class/net/eth1/mtu").stdout == "1400\n"
     [_, joined] = json.loads(net("inspect", "one").stdout)["networks"]
     assert (joined["name"], joined["addresses"][0]) == (NAME, "198.51.100.9/24")
+    assert net("ps", "-q", "--filter", f"network={NAME}").stdout.split() == ["one", "two"]
     assert "in use by one, two" in net("network", "rm", NAME).stderr
 
     net("network", "disconnect", NAME, "one", check=True)

@@ -233,3 +233,28 @@ def test_a_running_pod_sees_what_the_host_changes_in_its_resolver_and_hosts(pods
             path.write_bytes(content)
         sh("podrun", "down", "hand")
         systemctl("stop", "unit.service", "podrun-host-files.path")
+
+
+# --- docker's life of a container -----------------------------------------------------------------------------------
+
+
+def test_what_was_created_is_started_stopped_and_started_again_in_its_unit(pods: Pods) -> None:
+    script = "echo begins; trap 'echo asked; exit 4' TERM; while :; do sleep 0.1; done"
+    assert (
+        sh("podrun", "create", "--name", "box", "--log-driver", "journald", "host:", "sh", "-c", script).returncode == 0
+    )
+    try:
+        assert show("podrun-box", "ActiveState") == ["inactive"]
+        for _ in range(2):
+            assert sh("podrun", "start", "box").stdout == "box\n"
+            assert sh("podrun", "wait", "--condition", "running", "box").returncode == 0
+            until(lambda: sh("podrun", "logs", "-n", "1", "box").stdout == "begins\n")
+            assert sh("podrun", "rm", "box").returncode == 75
+            assert sh("podrun", "stop", "box").stdout == "box\n"
+            assert sh("podrun", "wait", "box").returncode == 4
+        until(lambda: sh("podrun", "logs", "box").stdout == "begins\nasked\n" * 2)
+        assert sh("podrun", "ps", "-a", "--format", "name,exit").stdout.split() == ["box", "4"]
+        assert sh("podrun", "rm", "box").stdout == "box\n"
+        assert sh("podrun", "ps", "-aq").stdout == ""
+    finally:
+        sh("podrun", "rm", "-f", "box")

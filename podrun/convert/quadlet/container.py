@@ -329,8 +329,8 @@ def _pod_args(setting: _Setting) -> None:
     command_line(setting.container, unitfile.words(setting.value), setting.origin)
 
 
-_IDS = "podrun's containers use the host's ids"
-_USERNS = "use userns where the pod file has it"
+_IDS = "podrun chooses the ids of a pod itself"
+_USERNS = 'userns = "auto" in [pod]'
 _PODMAN = "it is about podman's own files and processes"
 
 #: Read where they belong.
