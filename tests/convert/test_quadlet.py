@@ -84,7 +84,7 @@ NOTED = [
     ("[Service]\nX-Own=1", "X-Own"),
     ("[Service]\nExecStartPre=a\x07b", "control character"),
     ("GlobalArgs=--x", "podman's own"),
-    ("UIDMap=0:1:2", "host's ids"),
+    ("UIDMap=0:1:2", "chooses the ids"),
     ("Mask=/x", "masks"),
     ("PodmanArgs=--frob=1", "--frob"),
     ("Exec='a\\.b'", "escape"),
