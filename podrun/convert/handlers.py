@@ -142,13 +142,6 @@ def add_host(container: Container, value: str, origin: Origin) -> None:
     at = min((value.find(c) for c in ":=" if c in value), default=-1)
     names, address = (value[:at], value[at + 1 :]) if at > 0 else (value, "")
     address = address.removeprefix("[").removesuffix("]")
-    if address == "host-gateway":
-        container.note(
-            origin,
-            "host-gateway: the host's address on the bridge is known only when the bridge is there",
-            f"set hosts = {{ {names!r} = ADDRESS }} in the network step (`podrun network inspect` prints it)",
-        )
-        return
     for name in names.split(";"):
         container.network.put("hosts", name, address, origin)
 

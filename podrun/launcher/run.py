@@ -53,7 +53,10 @@ def start(pod: dict[str, Any], given: dict[str, Any], host: Host, *, lifetime: f
         if exit_records.is_created(host.run, name):
             hint = f"'podrun start {name}' starts it, 'podrun rm {name}' removes it"
             raise Failure("a pod of this name was created", code=BUSY, hint=hint)
-        return detach.start(text, host)
+        code = detach.start(text, host)
+        if not code:
+            print(name, flush=True)
+        return code
     if not given["tty"]:
         return launch.up(text, host, interactive=given["interactive"], lifetime=lifetime)
     if not os.isatty(0):

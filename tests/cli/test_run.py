@@ -48,6 +48,8 @@ pytestmark = pytest.mark.root
         ("--network none", "ls /sys/class/net", "lo"),
         ("--dns-opt ndots:3 --dns-option use-vc", "tail -n 1 /etc/resolv.conf", "options ndots:3 use-vc"),
         ("--network host --dns-opt ndots:3", "tail -n 1 /etc/resolv.conf", "options ndots:3"),
+        ("--add-host h:host-gateway", "ip route | grep -c \"via $(getent hosts h | cut -d ' ' -f 1) \"", "1"),
+        ("--network host --add-host h:host-gateway", "tail -n 1 /etc/hosts", "127.0.0.1\th"),
         ("--log-driver none --kernel-memory 3 --timeout 60", "echo shown", "shown"),
         ("--network host -p 8080:80", "echo fine", "fine"),
         ("--network host -p 8080", "echo fine", "fine"),
@@ -74,6 +76,7 @@ def test_the_payload_sees_what_docker_would_show_it(podrun: Podrun, options: str
         ("--ulimit nofile", "expected a limit"),
         ("--timeout 5 -d", "needs a host that systemd runs"),
         ("--timeout x", "expected seconds"),
+        ("--network none --add-host h:host-gateway", "host-gateway is not for mode none"),
         ("--rmi -d", "nobody waits for a detached pod"),
         ("--device-cgroup-rule c", "expected a device rule such as"),
         ("--device-cgroup-rule=x:1:*:r", "expected a device rule such as"),
@@ -213,6 +216,12 @@ def test_what_the_hosts_network_makes_needless_is_told(podrun: Podrun) -> None:
         assert "discarded: in the host's network" in podrun("run", "--network=host", "-p", port, "host:", "true").stderr
     assert "ignored: Linux has no such limit" in podrun("run", "--kernel-memory", "3", "host:", "true").stderr
     assert "is not a TTY" in podrun("run", "-it", "host:", "true").stderr
+
+
+def test_run_d_prints_the_name_by_which_the_pod_can_be_found(podrun: Podrun) -> None:
+    name = podrun("run", "-d", "host:", "sleep", "60", check=True).stdout.strip()
+    assert podrun("ps", "-q").stdout.strip() == name
+    podrun("rm", "-f", "-t", "0", name, check=True)
 
 
 def test_output_that_is_not_kept_cannot_be_read(podrun: Podrun) -> None:

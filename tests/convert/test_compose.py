@@ -159,7 +159,6 @@ NOTED = [
     ("image: a\n    deploy: {replicas: 3}", "template"),
     ("image: a\n    deploy: {placement: {constraints: [x]}}", "swarm"),
     ("image: a\n    logging: {driver: gelf}", "gelf"),
-    ("image: a\n    extra_hosts: ['h:host-gateway']", "host-gateway"),
     ("image: a\n    volumes_from: [db]", "volumes"),
     ("image: a\n    post_start: [{command: x}]", "hook"),
     ("image: a\n    blkio_config: {weight: 1}", "IOWeight="),

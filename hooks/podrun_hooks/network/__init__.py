@@ -7,8 +7,8 @@ import os
 from podrun.errors import BUSY, WRONG_FILE, Failure
 from podrun.hook import Problem
 from podrun_hooks.network import ledger as ledgers
+from podrun_hooks.network.options import HOST_GATEWAY, manner, named, wish, with_network
 from podrun_hooks.network.options import Options as Options
-from podrun_hooks.network.options import manner, named, wish, with_network
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -132,6 +132,9 @@ def check(step: Step) -> list[Problem]:
         return [Problem(_NOT_OURS, WRONG_FILE, _OWN, key="mode")]
     if misplaced:
         return [Problem(f"{key} is not for mode {mode}", WRONG_FILE, key=key) for key in misplaced]
+    if HOST_GATEWAY in options.hosts.values() and mode not in ("bridge", "host"):
+        what = f"host-gateway is not for mode {mode}: the pod has no address of this host"
+        return [Problem(what, WRONG_FILE, key="hosts")]
     if mode in ("bridge", "none", "host"):
         problems = _checked_address(step) if options.address or options.address6 else []
     else:
@@ -226,7 +229,7 @@ def _refuse_second(mode: str, netns: str) -> None:
 def _in_the_hosts(step: Step) -> Facts:
     from podrun_hooks.network import files
 
-    options: Options = step.options
+    options = _with_host(step.options, "127.0.0.1")
     hostname = options.hostname or os.uname().nodename
     files.follow_host(step, options, reachable_loopback=True, hosts=True)
     content = {
@@ -252,6 +255,7 @@ def _in_its_own(step: Step, fd: int, made: str) -> Facts:
         files.refuse_taken(step, bridge.directory(pod.run, options.bridge or bridge.default_name(pod)))
         place = take_place(step, options, fd)
         addresses = place.addresses
+        options = _with_host(options, place.of_bridge(1)[0].partition("/")[0])
     step.status("making the network namespace")
     connecting = namespace.begin(pod.tag, pod.run, fd, place, wish(options), made)
     try:
@@ -269,6 +273,13 @@ def _in_its_own(step: Step, fd: int, made: str) -> Facts:
     if place and options.publish and not pod.beside:
         publish_ports(step, place, plain, fd)
     return {"netns": namespace.path_of(pod.tag), "addresses": addresses, "hostname": hostname, "mounts": mounts}
+
+
+def _with_host(options: Options, address: str) -> Options:
+    """``options`` with the host's address in place of docker's host-gateway."""
+    if HOST_GATEWAY not in options.hosts.values():
+        return options
+    return options._replace(hosts={name: address if ip == HOST_GATEWAY else ip for name, ip in options.hosts.items()})
 
 
 def take_place(step: Step, options: Options, fd: int) -> Plug:

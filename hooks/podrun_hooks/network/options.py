@@ -170,7 +170,15 @@ def _sysctls(table: dict[str, str]) -> dict[str, str]:
     return table
 
 
-_HOSTS = table_of(checked(TEXT, _ip))
+#: Docker's word for the host's own address, as the pod sees it.
+HOST_GATEWAY = "host-gateway"
+
+
+def _ip_or_host(text: str) -> str:
+    return text if text == HOST_GATEWAY else _ip(text)
+
+
+_HOSTS = table_of(checked(TEXT, _ip_or_host))
 _MODES = [*_PLAIN, "netns:/run/netns/x", "pod:other", "macvlan:eth0", "cni:NAME"]
 
 
@@ -218,7 +226,9 @@ class Options(NamedTuple):
         "options of resolv.conf(5), such as ndots:2, instead of the host's",
         [],
     )
-    hosts: dict[str, str] = option(_HOSTS, "names with addresses for /etc/hosts", {})
+    hosts: dict[str, str] = option(
+        _HOSTS, "names with addresses for /etc/hosts; host-gateway is the host's, on the bridge", {}
+    )
     hostname: str = option(checked(TEXT, _hostname), "the pod's host name; default: the pod's name", "")
     aliases: list[str] = option(
         list_of(checked(TEXT, _hostname)), "more names by which the pods of the bridge reach this one", []
