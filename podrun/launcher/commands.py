@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from podrun.podfile.loader import PodText
+
 
 def act(command: str, given: dict[str, Any], host: Host | None = None) -> int:
     """Carries out one of them with the parameters that podrun.arguments declares; returns the exit code."""
@@ -128,12 +130,14 @@ def _up(given: dict[str, Any], host: Host) -> int:
 
         text = transient.resolved(given["word"])
         given["word"] = text.name
+    elif (inside := notify.takes_over(host.environ)) and (wanted := _wanted_once(host)):
+        text = wanted
     else:
         text = loader.load(
             given["word"],
             environ=host.environ,
             load_hook=hook_loader.load,
-            in_unit=notify.takes_over(host.environ),
+            in_unit=inside,
             cache=cache.directory(host.run),
         )
     # What the pod is called from here on, whatever its file is.
@@ -143,6 +147,12 @@ def _up(given: dict[str, Any], host: Host) -> int:
 
         return detach.start(text, host)
     return launch.up(text, host, detach=given["detach"], segment=given["segment"], reload=_reload_in_foreground)
+
+
+def _wanted_once(host: Host) -> PodText | None:
+    from podrun.launcher import once
+
+    return once.take(host)
 
 
 def _down(given: dict[str, Any], host: Host) -> int:

@@ -78,9 +78,28 @@ def read(root: str, pod: str) -> list[Change]:
     return found
 
 
-def note(host: Host, text: PodText, how: str, by: str, began: float, *, result: str = OK, why: str = "") -> Change:
-    """Writes a change down. ``began``: of time.monotonic(). A restart of the same is none: its line stays the last."""
+def note(
+    host: Host,
+    text: PodText,
+    how: str,
+    by: str,
+    began: float,
+    *,
+    result: str = OK,
+    why: str = "",
+    restarted: bool = False,
+) -> Change:
+    """Writes a change down. ``began``: of time.monotonic(). A restart of the same is none: its line stays the last.
+
+    ``restarted``: the pod was stopped and started for the change, whose line takes the place of that start's.
+    """
     past = read(host.root, text.name)
+    last = past[-1] if past else None
+    own = restarted and last and last.how == "up" and last.at >= time.time() - (time.monotonic() - began) - 1
+    if own and last and (last.text, last.versions) == (table_of(text), versions_of(host.root, text)):
+        past.pop()
+    else:
+        own = False
     number = past[-1].generation + 1 if past else 1
     change = Change(
         number, round(time.time(), 1), how, by, result, why, round(time.monotonic() - began, 2),
@@ -90,25 +109,27 @@ def note(host: Host, text: PodText, how: str, by: str, began: float, *, result: 
     if how == "up" and now and (now.text, now.digests) == (change.text, change.digests):
         return now
     try:
-        _append(path_of(host.root, text.name), past, change)
+        _append(path_of(host.root, text.name), past, change, whole=bool(own))
     except OSError as error:
         # The pod is what it is: a full disk must not end it.
         host.report(f"{path_of(host.root, text.name)}: {error.strerror}: its history lacks this change")
     return change
 
 
-def _append(path: str, past: Sequence[Change], change: Change) -> None:
+def _append(path: str, past: Sequence[Change], change: Change, *, whole: bool) -> None:
+    """Adds a line to a pod's file; ``whole``: writes all of it, as it is to have lost one."""
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    if whole or len(past) >= _MOST:
+        from podrun import atomic
+
+        kept = [*past[max(0, len(past) + 1 - _MOST) :], change]
+        atomic.replace(path, "".join(jsontext.dumps(change._asdict()) + "\n" for change in kept))
+        return
     fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         os.write(fd, (jsontext.dumps(change._asdict()) + "\n").encode())
     finally:
         os.close(fd)
-    if len(past) >= _MOST:
-        from podrun import atomic
-
-        kept = [*past[1 - _MOST :], change]
-        atomic.replace(path, "".join(jsontext.dumps(change._asdict()) + "\n" for change in kept))
 
 
 def current(changes: Sequence[Change]) -> Change | None:

@@ -16,7 +16,7 @@ from podrun.errors import BUSY, STEP_FAILED, UNAVAILABLE, WRONG_FILE, Failure, o
 from podrun.hook import is_resident
 from podrun.hook_extras import RunsCommands, offers
 from podrun.identity import Identity
-from podrun.launcher import foreground, history, launch
+from podrun.launcher import foreground, history, launch, once
 from podrun.launcher.foreground import SIGUSR1, SIGUSR2, Resident
 from podrun.options import whole
 from podrun.record import NamedTuple
@@ -134,7 +134,7 @@ def change(text: PodText, header: Header, host: Host, request: Request) -> int:
                 if inside:
                     _settle_unit(text.name, host)
             return 0
-    return _replaced(text, header, host, reasons)
+    return _replaced(text, header, host, reasons, request.text)
 
 
 def _supervise(name: str, pids: Sequence[int], host: Host) -> None:
@@ -264,7 +264,8 @@ def next_of(before: Pod, text: PodText) -> Pod:
 
 def _by_systemd(header: Header, host: Host, request: Request | None) -> int:
     """Has systemd reload the pod's unit. Where the pod has several, each restarts: they have no ExecReload=."""
-    text = today(header, host) if header.file else None
+    wanted = request.text if request else {}
+    text = history.of_table(wanted) if wanted else today(header, host) if header.file else None
     found = [journal.header for journal in journals.journals(host.run, header.pod.name)]
     units = [each.pod.unit for each in found if each]
     if text and notify.is_transient(header.pod.unit):
@@ -276,7 +277,7 @@ def _by_systemd(header: Header, host: Host, request: Request | None) -> int:
     reasons += ["it has several units"] if reasons and len({*units}) > 1 else []
     if reasons:
         _report_obstacles(reasons, host)
-        return notify.ask("restart", units)
+        return once.restart(units, wanted, host)
     before = len(history.read(host.root, header.pod.name))
     _leave_request(header.pod.name, host, request or Request(by=history.who(host.environ)))
     code = notify.ask("reload", units)
@@ -294,11 +295,11 @@ def _report_obstacles(reasons: Sequence[str], host: Host) -> None:
         host.report(f"it is stopped and started, because two generations cannot run at once: {reason}")
 
 
-def _replaced(text: PodText, header: Header, host: Host, reasons: Sequence[str]) -> int:
+def _replaced(text: PodText, header: Header, host: Host, reasons: Sequence[str], wanted: dict[str, Any]) -> int:
     _report_obstacles(reasons, host)
     if header.pod.unit:
         # From within the unit's own ExecReload=, which its stop would wait for.
-        return notify.ask("restart", [header.pod.unit], wait=False)
+        return once.restart([header.pod.unit], wanted, host, wait=False)
     if header.pod.attached:
         what = "it cannot be swapped, and a pod in the foreground is not stopped and started"
         raise Failure(what, code=BUSY, hint="end it and start it again")

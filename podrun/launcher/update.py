@@ -14,7 +14,7 @@ from podrun.engine.segments import resolve
 from podrun.errors import STEP_FAILED, UNAVAILABLE, WRONG_FILE, Failure
 from podrun.hook import Pod
 from podrun.hook_extras import KeepsVersions, offers
-from podrun.launcher import detach, history, launch, pull, reload
+from podrun.launcher import detach, history, launch, once, pull, reload
 from podrun.launcher.reload import Request
 from podrun.record import NamedTuple
 from podrun.systemd import notify
@@ -71,7 +71,7 @@ def update(name: str, host: Host, *, look: bool = False, dry: bool = False) -> i
     if _running(header, host) == {step: one["digest"] for step, one in history.versions_of(host.root, text).items()}:
         host.report("it is up to date")
         return 0
-    _change(text, header, host, rules, before, _request("update", host, rules))
+    _change(text, header, host, rules, before, _request("update", host, rules), text)
     return 0
 
 
@@ -80,18 +80,18 @@ def rollback(name: str, host: Host, generation: int = 0) -> int:
     past = history.read(host.root, name)
     now = history.current(past)
     target = _target(past, now, generation)
-    text = history.of_table(target.text)
-    header, today = _pod(name, host)
-    before = history.versions_of(host.root, today)
+    assert now  # else there is no target
+    text, back = _pinned(target), _pinned(now)
+    header = _header(name, host)
+    before = history.versions_of(host.root, back)
     try:
         history.bring_back(host.root, text, target.versions)
     except OSError as error:
         what = f"the images of generation {target.generation} are not in the store any more: {error.strerror}"
         raise Failure(what, code=UNAVAILABLE, hint="[update] keep says how many are kept") from None
-    steps = tuple(_as_it_is(step) for step in text.steps)
     rules = {**DEFAULTS, **text.update}
-    request = _request("rollback", host, rules)._replace(text=history.table_of(text._replace(steps=steps)))
-    _change(text, header, host, rules, before, request)
+    request = _request("rollback", host, rules)._replace(text=history.table_of(text))
+    _change(text, header, host, rules, before, request, back)
     host.report(
         f"it is generation {target.generation} again; {text.file or 'its file'} is as it was, and a restart reads it"
     )
@@ -115,16 +115,27 @@ def _target(past: Sequence[Change], now: Change | None, generation: int) -> Chan
     return wanted[-1]
 
 
+def _pinned(change: Change) -> PodText:
+    """The pod of a generation, which takes what its images' names stand for here and asks no registry."""
+    text = history.of_table(change.text)
+    return text._replace(steps=tuple(_as_it_is(step) for step in text.steps))
+
+
 def _as_it_is(step: StepText) -> StepText:
     keeping = offers(hook_loader.load(step.hook), KeepsVersions)
     return step._replace(options=keeping.as_it_is(step.options)) if keeping else step
 
 
 def _pod(name: str, host: Host) -> tuple[Header, PodText]:
+    header = _header(name, host)
+    return header, reload.today(header, host)
+
+
+def _header(name: str, host: Host) -> Header:
     header = next((journal.header for journal in journals.journals(host.run, name) if journal.header), None)
     if header is None or states.state(host.run, name) != "up":
         raise Failure("it is not up", code=UNAVAILABLE, hint=f"'podrun up {name}' starts it")
-    return header, reload.today(header, host)
+    return header
 
 
 def _swaps(text: PodText, header: Header, host: Host, rules: dict[str, Any]) -> bool:
@@ -207,36 +218,47 @@ def _fetch(text: PodText, host: Host) -> None:
 
 
 def _change(
-    text: PodText, header: Header, host: Host, rules: dict[str, Any], before: dict[str, Any], request: Request
+    text: PodText,
+    header: Header,
+    host: Host,
+    rules: dict[str, Any],
+    before: dict[str, Any],
+    request: Request,
+    back: PodText,
 ) -> None:
-    """Swaps, or stops and starts, and watches. Raises Failure (76) when the pod has had to go back."""
+    """Swaps, or stops and starts, and watches. Raises Failure (76) when the pod has had to go back.
+
+    ``before`` and ``back``: the images and the pod as they are when it goes back.
+    """
     began = time.monotonic()
     swaps = _swaps(text, header, host, rules)
     try:
         if swaps:
             reload.reload(text.name, host, request=request)
         else:
-            _restart(text, header, host)
+            _restart(text, header, host, once_only=request.text)
             _watch_from_outside(text.name, host, request.watch)
-            history.note(host, text, request.how, request.by, began)
+            history.note(host, text, request.how, request.by, began, restarted=True)
         return
     except Failure as failure:
         why = failure.what
     if not swaps:
-        history.note(host, text, request.how, request.by, began, result=history.FAILED, why=why)
+        history.note(host, text, request.how, request.by, began, result=history.FAILED, why=why, restarted=True)
     # The name stands for the version before again, so that a restart takes that.
     history.bring_back(host.root, text, before)
     left = time.monotonic()
     if states.state(host.run, text.name) != "up" or not swaps:
-        _restart(text, header, host)
+        _restart(back, header, host, once_only=history.table_of(back) if request.text else {})
     took = time.monotonic() - left
     hint = f"it is back on the previous version after {took:.1f} s; 'podrun history {text.name}' has it"
     raise Failure(why, code=STEP_FAILED, hint=hint)
 
 
-def _restart(text: PodText, header: Header, host: Host) -> None:
+def _restart(text: PodText, header: Header, host: Host, once_only: dict[str, Any]) -> None:
+    """Stops and starts a pod as ``text`` says; a unit that reads the pod's file does, or ``once_only`` where given."""
     if header.pod.unit and not notify.is_transient(header.pod.unit):
-        code = notify.ask("restart", [header.pod.unit])
+        found = [journal.header for journal in journals.journals(host.run, text.name)]
+        code = once.restart([header.pod.unit, *(one.pod.unit for one in found if one)], once_only, host)
     else:
         launch.down(text.name, host)
         code = detach.start(text, host)

@@ -279,6 +279,9 @@ def test_a_new_version_comes_from_an_archive_too(podrun: Podrun, tmp_path: Path)
     Path(archive).unlink()
     podrun("rollback", "web", check=True)
     assert web.get() == "one"
+    # One line for each change, though the pod was started for it; what had been tried is remembered.
+    lines = json.loads(podrun("history", "web", "--format", "json").stdout)
+    assert [line["how"] for line in lines] == ["up", "update", "rollback"]
     time.sleep(0.1)
     podrun("down", "web", check=True)
 

@@ -136,9 +136,9 @@ def test_a_log_file_has_what_the_journal_then_has_not(pods: Pods) -> None:
 def test_up_d_shows_the_pull_before_the_unit_starts(pods: Pods, tmp_path: Path) -> None:
     from support.image_builder import directory, docker_archive, image, tar
 
-    archive = tmp_path / "web.tar"
-    docker_archive(archive, {"web:1": image(tar(directory("usr")))})
-    ref = f"docker-archive:{archive}:web:1"
+    archive, name = tmp_path / "web.tar", "registry.example/web:1"
+    docker_archive(archive, {name: image(tar(directory("usr")))})
+    ref = f"docker-archive:{archive}:{name}"
     file = tmp_path / "web.toml"
     file.write_text(f'chain = [ {{ hook = "image", ref = "{ref}" }} ]')
     for told in (True, False):

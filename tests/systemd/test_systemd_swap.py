@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -279,4 +280,38 @@ def test_a_version_that_ends_while_it_is_watched_is_left_for_the_one_before(pods
     assert {*count.versions} == {"1", "2"}
     os.kill(main_pid("web"), signal.SIGKILL)
     assert ended("web")[0] == "signal"
+    pods.nothing_left()
+
+
+def test_a_rollback_of_a_unit_that_has_to_be_restarted_starts_the_generation_and_not_today_s_file(
+    pods: Pods, tmp_path: Path
+) -> None:
+    archive = str(tmp_path / "web.tar")
+    _image(archive, "1", 1e6)
+    image = f'[[chain]]\nhook = "image"\nref = "docker-archive:{archive}:web:1"\n'
+    rules = '[update]\nfrom = "local"\nmode = "restart"\nwatch = "0s"\n'
+    shown = 'volumes = ["/usr:/usr:ro"]\nenv = { SHOWN = "%s" }\n'
+    chain = '[[chain]]\nhook = "container"\ncommand = ["sleep", "1000"]\ninit = true\n' + shown
+    file = pods.install("web", image, '[[chain]]\nhook = "network"\nmode = "none"\n', chain % "old", rules) and (
+        Path("/etc/podrun/web.toml")
+    )
+    assert systemctl("start", "web").returncode == 0, words("web")
+
+    def shows() -> str:
+        return sh("podrun", "exec", "web", "sh", "-c", "echo $SHOWN; cat /version").stdout.replace("\n", " ").strip()
+
+    assert shows() == "old 1"
+    file.write_text(file.read_text().replace('"old"', '"new"'))
+    _image(archive, "2", 1e6)
+    assert sh("podrun", "image", "pull", "-q", f"docker-archive:{archive}:web:1").returncode == 0
+    done = sh("podrun", "update", "web")
+    assert (done.returncode, shows()) == (0, "new 2"), done.stderr
+    file.write_text("broken = ")  # what is wrong with it is no reason to stay
+    done = sh("podrun", "rollback", "web")
+    assert (done.returncode, shows()) == (0, "old 1"), done.stderr + words("web")
+    assert show("web", "ActiveState") == ["active"]
+    told = json.loads(sh("podrun", "history", "web", "--format", "json").stdout)
+    assert [line["how"] for line in told] == ["up", "update", "rollback"]
+    assert not list(Path("/run/podrun/requests").iterdir())
+    systemctl("stop", "web")
     pods.nothing_left()
