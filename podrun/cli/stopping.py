@@ -68,13 +68,17 @@ def _meant(ctx: click.Context, words: Sequence[str], every: bool) -> list[str]:
     return names
 
 
-def _undone(ctx: click.Context, host: Host, words: Sequence[str], undo: Callable[[str], object]) -> int:
-    """Undoes one after the other and names those that are undone; goes on after a failure, and returns its code."""
+def _undone(ctx: click.Context, words: Sequence[str], undo: Callable[[str, Host], object]) -> int:
+    """Undoes one after the other and names those that are undone; goes on after a failure, and returns its code.
+
+    ``undo`` is called with a host whose messages begin with the pod's name.
+    """
 
     def one(name: str) -> None:
+        host = host_of({**ctx.obj, "name": name})
         if not launch.is_known(name, host):
             raise Failure("there is no such pod", code=UNAVAILABLE, hint="'podrun ps -a' lists the pods")
-        undo(name)
+        undo(name, host)
         say(name)
 
     codes = [guarded(lambda name=name: one(name), {**ctx.obj, "word": name}) for name in words]  # type: ignore[misc]
@@ -111,7 +115,7 @@ def stop(
     host = host_of(ctx.obj)
     names = _chosen(host, words, files, journals.pods(host.run) if every else None)
     names = [name for name in names if not ignore or launch.is_known(name, host)]
-    return _undone(ctx, host, names, lambda name: launch.down(name, host, patience=patience, keep=True))
+    return _undone(ctx, names, lambda name, host: launch.down(name, host, patience=patience, keep=True))
 
 
 @click.command("rm", cls=Guarded)
@@ -136,7 +140,7 @@ def rm(
     """Remove pods that have ended or were created, and all that is kept of them; with -f those that are up, too."""
     host = host_of(ctx.obj)
 
-    def remove(name: str) -> None:
+    def remove(name: str, host: Host) -> None:
         if not force and (state := states.state(host.run, name)) in ("up", "starting"):
             hint = f"'podrun stop {name}' first, or 'podrun rm -f {name}'"
             raise Failure(f"it is {state}", code=BUSY, hint=hint)
@@ -147,7 +151,7 @@ def rm(
     everyone = {*journals.pods(host.run), *exit_records.names(host.run), *transient.created(host)} if every else None
     names = _chosen(host, words, files, None if everyone is None else sorted(everyone))
     names = [name for name in names if not (ignore or force) or launch.is_known(name, host)]
-    return _undone(ctx, host, names, remove)
+    return _undone(ctx, names, remove)
 
 
 def _first_line(path: str) -> str:

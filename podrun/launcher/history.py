@@ -94,12 +94,10 @@ def note(
     ``restarted``: the pod was stopped and started for the change, whose line takes the place of that start's.
     """
     past = read(host.root, text.name)
-    last = past[-1] if past else None
-    own = restarted and last and last.how == "up" and last.at >= time.time() - (time.monotonic() - began) - 1
-    if own and last and (last.text, last.versions) == (table_of(text), versions_of(host.root, text)):
+    began_at = time.time() - (time.monotonic() - began)
+    own = restarted and bool(past) and past[-1].how == "up" and past[-1].at >= began_at - 0.1
+    if own:
         past.pop()
-    else:
-        own = False
     number = past[-1].generation + 1 if past else 1
     change = Change(
         number, round(time.time(), 1), how, by, result, why, round(time.monotonic() - began, 2),
@@ -109,7 +107,7 @@ def note(
     if how == "up" and now and (now.text, now.digests) == (change.text, change.digests):
         return now
     try:
-        _append(path_of(host.root, text.name), past, change, whole=bool(own))
+        _append(path_of(host.root, text.name), past, change, whole=own)
     except OSError as error:
         # The pod is what it is: a full disk must not end it.
         host.report(f"{path_of(host.root, text.name)}: {error.strerror}: its history lacks this change")

@@ -65,6 +65,26 @@ def test_a_container_that_fails_its_probe_is_killed_and_the_foreground_tells_why
     assert "killed, because it failed the live probe 2 times in a row" in told
 
 
+def test_failures_do_not_count_in_the_start_period_until_it_has_succeeded_once(
+    podrun: Podrun, nothing_left: None, sound: Any
+) -> None:
+    sound.unlink()
+    live = SOUND.replace("retries = 2", 'retries = 2, start_period = "1h"')
+    process = podrun.start("up", watched(podrun, sound, live=live), stderr=subprocess.PIPE)
+    until(lambda: state(podrun) == "up")
+    time.sleep(0.5)  # ten attempts
+    assert state(podrun) == "up"
+    sound.touch()
+    until(lambda: "(healthy)" in podrun("ps").stdout)
+    sound.unlink()
+    _, told = process.communicate(timeout=20)
+    assert process.returncode == 137
+    lines = [line for line in told.splitlines() if "live probe" in line]
+    first, then, *rest = (line.partition("the live probe ")[2] for line in lines)
+    assert (first, then) == ("failed, which does not count in its start_period: status 1", "succeeds")
+    assert rest[-2:] == ["failed, 2 of 2: status 1", "2 times in a row"]
+
+
 def test_a_detached_container_that_fails_its_probe_is_dead_and_its_log_says_why(
     podrun: Podrun, nothing_left: None, sound: Any
 ) -> None:

@@ -96,7 +96,7 @@ def test_a_configuration(value: dict[str, Any]) -> None:
     with Told():
         config = manifest.configuration(text(value), 0, "it").config
         options = read(container.Options, {})
-        spec.stop_signal(config, options)
+        spec.stop_signal(config, options, list[str]().append)
         argv = spec.arguments(config, options)
         variables = spec.environment(config, options, {}, "host", "/")
         spec.refuse_bytes([*argv, *variables.values()])

@@ -66,6 +66,8 @@ def plan(step: Step, facts: Facts) -> Plan:
     image = image_of(step, facts)
     if step.options.health == "image" and not step.options.live:
         step = step._replace(options=step.options._replace(live=of_healthcheck(image.get("config") or {})))
+        if not step.options.live:
+            step.report('health = "image" has no effect: the image has no HEALTHCHECK that could be run')
     runtime = runtimes.choose(step.options.runtime)
     timers = facts.get("syn_timer", {})
     isolation = cgroups.isolation(step, place, runtime.name, timers=bool(timers))
@@ -109,7 +111,8 @@ def create(plan: Plan, facts: Facts) -> Created:
         tree = Tree(root)
         placed = mounts.wanted(step, facts, image, tree, place, mapping)
         config = spec.build(step, facts, image, tree, placed, plan.isolation, plan.listen, plan.watchdog)
-        config["annotations"].setdefault(places.STOP_SIGNAL, str(spec.stop_signal(image.get("config") or {}, options)))
+        asked = spec.stop_signal(image.get("config") or {}, options, step.report)
+        config["annotations"].setdefault(places.STOP_SIGNAL, str(asked))
         given = spec.capabilities(options, plan.isolation)
         filter.apply(config, options.seccomp, step.pod.root, given, plan.runtime.name, nested=options.nested_userns)
         _write(place.config, jsontext.dumps(config))

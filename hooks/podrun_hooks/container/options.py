@@ -211,6 +211,10 @@ def _some_time(value: float) -> float:
     return value
 
 
+def _no_time_or_some(value: float) -> float:
+    return value and _some_time(value)
+
+
 class Ready(NamedTuple):
     """``ready = { ... }``: exactly one of http, tcp, exec and notify."""
 
@@ -237,6 +241,11 @@ class Live(NamedTuple):
     retries: int = option(
         Kind(_at_least_one, {"type": "integer", "minimum": 1}), "failures in a row after which it is killed", 3
     )
+    start_period: float = option(
+        checked(DURATION, _no_time_or_some),
+        "the time from the first attempt's turn in which failures do not count, or until it has succeeded once",
+        0.0,
+    )
 
 
 def of_healthcheck(config: Mapping[str, Any]) -> Live | None:
@@ -257,7 +266,13 @@ def of_healthcheck(config: Mapping[str, Any]) -> Live | None:
     retries = check.get("Retries")
     retries = retries if type(retries) is int and retries > 0 else 3
     return Live(
-        exec=words, http="", tcp="", interval=seconds("Interval", 30), timeout=seconds("Timeout", 30), retries=retries
+        exec=words,
+        http="",
+        tcp="",
+        interval=seconds("Interval", 30),
+        timeout=seconds("Timeout", 30),
+        retries=retries,
+        start_period=seconds("StartPeriod", 0),
     )
 
 

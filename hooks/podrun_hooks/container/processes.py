@@ -135,29 +135,30 @@ def stop(process: Process, signal: int, timeout: float, status: Callable[[str], 
         _send(pidfd, signal)
         if ended(pidfd, max(0.0, deadline - time.monotonic())):
             return ""
+        hint = ""
+        if not heeds and _has(process, signal, b"SigIgn:"):
+            hint = "; it ignores the signal: stop_signal can name one that it does not"
+        elif not heeds:
+            # The kernel drops a signal that PID 1 of a namespace has no handler for (pid_namespaces(7)).
+            hint = "; as process 1 it has no handler for it: init = true passes the signal on"
         _send(pidfd, SIGKILL)
         ended(pidfd, float("inf"))
-        return told_of_kill(signal, timeout, heeds=heeds)
+        return f"it did not end within {timeout:g} s of {name_of(signal)}: killed{hint}"
     finally:
         os.close(pidfd)
 
 
-def told_of_kill(signal: int, timeout: float, *, heeds: bool) -> str:
-    """The message about a payload that had to be killed."""
-    what = f"it did not end within {timeout:g} s of {name_of(signal)}: killed"
-    # The kernel drops a signal that PID 1 of a namespace has no handler for (pid_namespaces(7)).
-    return what if heeds else f"{what}; as process 1 it has no handler for it: init = true passes the signal on"
-
-
 def heeds(process: Process, signal: int) -> bool:
     """Whether a signal reaches the payload now: it has a handler for it, or waits for it."""
-    return bool(_caught_or_blocked(process.pid) >> (signal - 1) & 1)
+    return _has(process, signal, b"SigCgt:", b"SigBlk:")
 
 
 def name_of(signal: int) -> str:
-    """ "SIGTERM" for 15; "signal 40" for what has no name of its own."""
+    """ "SIGTERM" for 15, "SIGRTMIN+3" for 37; "signal 32" for what has no name of its own."""
     names = {number: name for name, number in vars(_signal).items() if name.startswith("SIG") and name[3] != "_"}
-    return names.get(signal, f"signal {signal}")
+    first = int(_signal.SIGRTMIN)
+    real_time = f"SIGRTMIN+{signal - first}" if signal > first else f"signal {signal}"
+    return names.get(signal, real_time)
 
 
 def end(process: Process, seconds: float = 10.0) -> None:
@@ -193,22 +194,22 @@ def _handles(process: Process, signal: int, pidfd: int, patience: float) -> bool
             return False
 
 
-def _caught_or_blocked(pid: int) -> int:
-    """SigCgt and SigBlk of proc(5) as one mask; a blocked signal is taken by sigwait(3) or signalfd(2).
+def _has(process: Process, signal: int, *masks: bytes) -> bool:
+    """Whether a signal is in one of a process' masks of proc(5); a blocked one is taken by sigwait(3) or signalfd(2).
 
     What runc's own init catches does not count: Go has handlers for all signals, and execve(2) drops them.
     """
     mask = 0
     try:
-        with open(f"/proc/{pid}/status", "rb", buffering=0) as file:
+        with open(f"/proc/{process.pid}/status", "rb", buffering=0) as file:
             for line in file.read().splitlines():
                 if line.startswith(b"Name:\trunc:["):
-                    return 0
-                if line.startswith((b"SigCgt:", b"SigBlk:")):
+                    return False
+                if line.startswith(masks):
                     mask |= int(line[7:], 16)
     except (FileNotFoundError, ProcessLookupError):
         pass
-    return mask
+    return bool(mask >> (signal - 1) & 1)
 
 
 def of_container(place: Place, own: Facts) -> Process | None:

@@ -16,7 +16,7 @@ from podrun_hooks.support.rooted_tree import Elsewhere, plain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
     from podrun.hook import Step
@@ -152,13 +152,15 @@ def refuse_bytes(words: Sequence[str]) -> None:
             raise Failure(f"{word!r} is not UTF-8", code=WRONG_FILE, hint="a file can hold it, or base64") from None
 
 
-def stop_signal(image: Mapping[str, Any], options: Any) -> int:
+def stop_signal(image: Mapping[str, Any], options: Any, report: Callable[[str], None]) -> int:
     """The number of the signal that asks the payload to end."""
     if options.stop_signal:
         return int(options.stop_signal)
+    wanted = image.get("StopSignal") or "TERM"
     try:
-        return signal_number(image.get("StopSignal") or "TERM")
+        return signal_number(wanted)
     except Wrong:
+        report(f"the image's STOPSIGNAL {str(wanted)[:40]!r} is not a signal: SIGTERM will ask it to end")
         return 15
 
 

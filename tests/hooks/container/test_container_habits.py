@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -147,11 +148,12 @@ def test_the_layers_own_top_directory_has_its_mode_and_owner(tmp_path: Path) -> 
     ],
 )
 def test_the_images_healthcheck_is_a_live_probe(test: list[str] | None, command: list[str] | None) -> None:
-    given = {"Healthcheck": {"Test": test, "Interval": 5_000_000_000, "Timeout": 0, "Retries": 2}}
+    check = {"Test": test, "Interval": 5_000_000_000, "Timeout": 0, "Retries": 2, "StartPeriod": 9_000_000_000}
+    given = {"Healthcheck": check}
     found = of_healthcheck(given)
     assert (found.exec if found else None) == command
     if found:
-        assert (found.interval, found.timeout, found.retries) == (5.0, 30, 2)
+        assert (found.interval, found.timeout, found.retries, found.start_period) == (5.0, 30, 2, 9.0)
 
 
 def test_a_container_that_fails_the_images_healthcheck_is_killed(tmp_path: Path) -> None:
@@ -164,6 +166,25 @@ def test_a_container_that_fails_the_images_healthcheck_is_killed(tmp_path: Path)
     os.close(pidfd)
     case.down()
     assert case.left() == []
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ({"StopSignal": "SIGNOPE"}, "the image's STOPSIGNAL 'SIGNOPE' is not a signal: SIGTERM will ask it to end"),
+        ({"Healthcheck": {"Test": ["NONE"]}}, "the image has no HEALTHCHECK that could be run"),
+        ({"StopSignal": "RTMIN+3", "Healthcheck": {"Test": ["CMD", "true"]}}, ""),
+    ],
+)
+def test_what_an_image_says_in_vain_is_told(tmp_path: Path, config: dict[str, Any], told: str) -> None:
+    case = Case(tmp_path)
+    case.config = config
+    case.up("sleep", "60", health="image", stop_timeout=0.1)
+    said = [line for line in case.said if not line.startswith(("STATUS=", "MAINPID="))]
+    case.down()
+    assert any(told in line for line in said) if told else said == []
+    if "StopSignal" in config and not told:
+        assert "of SIGRTMIN+3: killed" in "".join(case.said)
 
 
 def test_labels_of_the_image_are_kept(tmp_path: Path) -> None:

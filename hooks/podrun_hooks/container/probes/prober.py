@@ -180,21 +180,25 @@ def _children(pid: int) -> list[int]:
 
 
 def main(words: Sequence[str]) -> None:
-    """Probes until the container ends: MARK LABEL LIFE SYSTEMD ANSWERS INTERVAL TIMEOUT RETRIES REPORT KIND WORD...
+    """Probes until the container ends. Its words are these.
+
+    MARK LABEL LIFE SYSTEMD ANSWERS INTERVAL TIMEOUT RETRIES START REPORT KIND WORD...
 
     MARK: who it is for, by which ``down`` finds it. LIFE: a pidfd of the container's init. SYSTEMD: a descriptor
     connected to systemd's socket, or -1. ANSWERS: 1, it answers the unit's watchdog; 0, not before SIGUSR1, which finds
-    both signals blocked. REPORT: see report(). The WORDs are the command line of ``exec``, or port, path and hosts.
+    both signals blocked. START: seconds in which failures do not count, until a first success. REPORT: see report().
+    The WORDs are the command line of ``exec``, or port, path and hosts.
 
     The watchdog is about the unit's main process. In a hot swap that is another generation's at first: SIGUSR1 says
     that it is this one's from now on, SIGUSR2 that it is not any more. Meanwhile a container that fails is killed here.
     """
-    _, label, life_text, systemd_text, answers_text, *numbers, reporting, kind = words[:10]
-    rest = words[10:]
+    _, label, life_text, systemd_text, answers_text, *numbers, reporting, kind = words[:11]
+    rest = words[11:]
     life, socket, answers = int(life_text), int(systemd_text), answers_text == "1"
-    interval_text, timeout_text, retries_text = numbers
+    interval_text, timeout_text, retries_text, start_text = numbers
     interval, timeout, retries = float(interval_text), float(timeout_text), int(retries_text)
-    failures = 0
+    counting_from = time.monotonic() + float(start_text)
+    failures, failing = 0, False
     name("starting")
     ended = select.poll()
     ended.register(life, select.POLLIN)
@@ -206,17 +210,22 @@ def main(words: Sequence[str]) -> None:
         except Over:
             return
         if not wrong:
-            if failures:
-                _tell(f"{label}: the live probe succeeds again")
+            if failing:
+                _tell(f"{label}: the live probe succeeds{' again' if failures else ''}")
                 report(reporting, "1")
-            failures = 0
+            failures, failing = 0, False
+            counting_from = 0.0
             name("healthy")
         else:
-            failures += 1
-            _tell(f"{label}: the live probe failed, {failures} of {retries}: {wrong}")
-            if failures == 1:
+            if counted := time.monotonic() >= counting_from:
+                failures += 1
+                _tell(f"{label}: the live probe failed, {failures} of {retries}: {wrong}")
+            elif not failing:
+                _tell(f"{label}: the live probe failed, which does not count in its start_period: {wrong}")
+            if not failing:
                 report(reporting, "0")
-            if failures == retries:
+            failing = True
+            if counted and failures == retries:
                 name("unhealthy")
         answers = _answers(answers)
         systemd = socket if answers else -1
