@@ -19,9 +19,11 @@ from podrun.convert.commandline import Token
 from podrun.convert.draft import CLOSE, OPEN, Draft, Pod, is_open
 from podrun.convert.options import OPTIONS, Meaning, Missing
 from podrun.engine import hook_loader
+from podrun.engine import journal as journals
+from podrun.engine import state as states
 from podrun.errors import CANNOT_CREATE, UNAVAILABLE, WRONG_FILE, Failure
 from podrun.host import Host
-from podrun.launcher import launch, run
+from podrun.launcher import launch, run, transient
 from podrun.launcher.arguments import COMMANDS
 from podrun.messages import tell
 from podrun.options import unknown, whole
@@ -38,7 +40,7 @@ OWN = {
     "rm": Meaning(_unused, True), "replace": Meaning(_unused, True), "quiet": Meaning(_unused, True),
     "publish-all": Meaning(_unused, True), "name": Meaning(_unused), "restart": Meaning(_unused),
     "save": Meaning(_unused), "cidfile": Meaning(_unused), "pidfile": Meaning(_unused), "timeout": Meaning(_unused),
-    "rmi": Meaning(_unused, True),
+    "rmi": Meaning(_unused, True), "volumes-from": Meaning(_unused),
 }  # fmt: skip
 KNOWN = {**OPTIONS, **OWN}
 
@@ -60,6 +62,8 @@ def taken_apart(arguments: Sequence[str]) -> Words:
     if at >= len(arguments):
         raise Failure("run: the image is missing", code=WRONG_FILE, hint="podrun run [OPTIONS] REF [COMMAND...]")
     own = {token.name: token.value for token in found if token.name in OWN}
+    if "volumes-from" in own:  # may be given several times, and takes a list
+        own["volumes-from"] = ",".join(token.value for token in found if token.name == "volumes-from")
     for name, value in list(own.items()):
         if OWN[name].switch and value.lower() in ("false", "0", "no"):
             del own[name]
@@ -149,6 +153,9 @@ def extended(arguments: Sequence[str], host: Host, *, create: bool = False) -> i
     if given["restart"]:
         for section, settings in run.restarting(given["restart"]).items():
             pod.setdefault(section, {}).update(settings)
+    for word in own.get("volumes-from", "").split(","):
+        if word:
+            _mount_as(pod, word, host)
     detached = given["detach"] or create
     seconds = _seconds(own.get("timeout", ""))
     if seconds and detached:
@@ -174,6 +181,36 @@ def _refuse_unknown_networks(pod: dict[str, Any], host: Host) -> None:
         if name not in known:
             what = unknown(name, ["bridge", "host", "none", *sorted(known)], "network")
             raise Failure(what, code=WRONG_FILE, hint=f"a table [networks.{name}] in networks.toml declares one")
+
+
+def _mount_as(pod: dict[str, Any], word: str, host: Host) -> None:
+    """--volumes-from NAME[:ro]: the mounts that another pod's file, or command line, has. Raises Failure (UNAVAILABLE).
+
+    What goes with that pod's container (a volume without a name, a tmpfs, a secret) is that container's own.
+    """
+    name, _, mode = word.partition(":")
+    read_only = "ro" in mode.split(",")
+    found = journals.journals(host.run, name)
+    steps = [entry.step for entry in states.entries(found)]
+    if not found and (kept := transient.kept(name, host)):
+        steps = [step._asdict() for step in kept.steps]
+    if not steps:
+        what = f"--volumes-from {name}: there is no such pod"
+        raise Failure(what, code=UNAVAILABLE, hint="'podrun ps -a' lists the pods")
+    container = next(step for step in pod["chain"] if step["hook"] == "container")
+    taken = {text.split(":")[-2 if text.count(":") > 1 else -1] for text in container.get("volumes", ())}
+    for step in steps:
+        options = step["options"]
+        if step["hook"] == "storage" and not str(options.get("source", "")).startswith(("file:", "tmpfs:")):
+            words = [*options.get("options", ()), *(["ro"] if read_only else [])]
+            pod["chain"].insert(-1, {"hook": "storage", **options, **({"options": words} if words else {})})
+        for text in options.get("volumes") or () if step["hook"] == "container" else ():
+            source, _, rest = text.rpartition(":/")
+            target, _, had = rest.partition(":")
+            if source and f"/{target}" not in taken:
+                words = [*had.split(","), *(["ro"] if read_only else [])]
+                spelled = ",".join(filter(None, dict.fromkeys(words)))
+                container.setdefault("volumes", []).append(f"{source}:/{target}{':' if spelled else ''}{spelled}")
 
 
 def _seconds(text: str) -> int:

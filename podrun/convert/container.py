@@ -35,6 +35,9 @@ class Container:
         self.volumes: dict[str, dict[str, Any]] = {}
         #: What the project calls its volumes.
         self.volume_names: dict[str, str] = {}
+        #: --cpu-quota and --cpu-period in microseconds, which together are ``cpus``; the kernel's usual period.
+        self.quota: tuple[int, Origin] | None = None
+        self.period = 100_000
         #: Whether a port without an address is open to all addresses, as docker has it.
         self.everywhere = True
         #: Whether a read-only root comes with tmpfs where programs write, as podman has it; _TMPFS.
@@ -172,6 +175,8 @@ class Container:
     def finish(self) -> list[Step]:
         """The steps, in the order of the start; the network steps are the pod's and not among them."""
         self._finish_health()
+        if self.quota and self.quota[0] > 0 and "cpus" not in self.step.values:
+            self.step.set("cpus", round(self.quota[0] / self.period, 4), self.quota[1])
         if self.step.values.get("read_only") and self.read_only_tmpfs:
             for path in _TMPFS:
                 self.tmpfs(path, self.step.origins["read_only"])

@@ -365,8 +365,15 @@ def cpuset(container: Container, value: str, origin: Origin) -> None:
 
 
 def cpu_quota(container: Container, value: str, origin: Origin) -> None:
-    """--cpu-quota."""
-    container.note(origin, f"a quota of {value}: podrun knows cpus", f"set cpus = {value}/PERIOD in the container step")
+    """--cpu-quota, in microseconds of each period."""
+    container.quota = (int(value), origin)
+
+
+def cpu_period(container: Container, value: str, origin: Origin) -> None:
+    """--cpu-period, in microseconds."""
+    if not 0 < (period := int(value)) <= 1_000_000:
+        raise ValueError("expected from 1 to 1000000 microseconds")
+    container.period = period
 
 
 def pids(container: Container, value: str, origin: Origin) -> None:

@@ -131,7 +131,7 @@ OPTIONS: dict[str, Meaning] = {
     "cgroups": Meaning(_needless(_CGROUP)),
     "cidfile": Meaning(_none("a pod is called by its name and has no id")),
     "conmon-pidfile": Meaning(_none("there is no conmon", "`podrun inspect NAME` tells the payload's pid")),
-    "cpu-period": Meaning(_none("podrun knows cpus, without a period", "set cpus in the container step")),
+    "cpu-period": Meaning(handlers.cpu_period),
     "cpu-quota": Meaning(handlers.cpu_quota),
     "cpu-shares": Meaning(_set("cpu_shares", spellings.number)),
     "cpus": Meaning(_set("cpus", _decimal)),

@@ -70,7 +70,7 @@ def test_the_payload_sees_what_docker_would_show_it(podrun: Podrun, options: str
         ("--name Web", "expected a pod's name"),
         ("--name Web --shm-size 1m", "is not among a-z, 0-9 and -"),
         ("--blkio-weight 5", "set IOWeight= in [service]"),
-        ("--volumes-from x", "name the same volumes in both"),
+        ("--volumes-from x", "--volumes-from x: there is no such pod"),
         ("--memory-swappiness 3", "cgroup v2 has no such setting"),
         ("--nosuch", "is not an option of docker run"),
         ("--ulimit nofile", "expected a limit"),
@@ -232,3 +232,16 @@ def test_output_that_is_not_kept_cannot_be_read(podrun: Podrun) -> None:
     assert (done.returncode, done.stdout) == (69, "")
     assert "its output is not kept: log is 'none'" in done.stderr
     podrun("rm", "-f", "-t", "0", "web", check=True)
+
+
+def test_volumes_from_another_pod_are_mounted_where_it_has_them(podrun: Podrun, tmp_path: Path) -> None:
+    (tmp_path / "word").write_text("theirs")
+    mounts = ["-v", f"{tmp_path}:/opt/dir", "-v", "data:/opt/data", "-v", "/opt/own"]
+    podrun("create", "--name", "db", *mounts, "host:", "true", check=True)
+    script = "cat /opt/dir/word; touch /opt/data/x && echo ' written'; test -e /opt/own || echo own"
+    done = podrun("run", "--rm", "--volumes-from", "db", "host:", "sh", "-c", script)
+    assert (done.stdout, done.returncode) == ("theirs written\nown\n", 0), done.stderr
+    done = podrun("run", "--rm", "--volumes-from", "db:ro", "host:", "sh", "-c", "ls /opt/data; touch /opt/data/y")
+    assert (done.stdout, done.returncode) == ("x\n", 1)
+    podrun("rm", "db", check=True)
+    podrun("volume", "rm", "data", check=True)
