@@ -24,11 +24,7 @@ def command(*parameters: click.Parameter) -> Callable[[Callable[..., int | None]
             ctx.exit(guarded(lambda: function(host_of(whole), **given), whole))
 
         name = function.__name__.strip("_")
-        # What follows the first word of exec is the payload's, options included.
-        settings = {"allow_interspersed_args": name != "exec"}
-        made = click.Command(
-            name, callback=callback, params=list(parameters), help=function.__doc__, context_settings=settings
-        )
+        made = click.Command(name, callback=callback, params=list(parameters), help=function.__doc__)
         DECLARED.append(made)
         return made
 

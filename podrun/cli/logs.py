@@ -12,13 +12,15 @@ from typing import BinaryIO, NamedTuple, Protocol
 
 import click
 
-from podrun.cli import completion, times, views
+from podrun.cli import completion, times
 from podrun.cli.output import Guarded
+from podrun.engine import state as states
 from podrun.engine.processes import alive
 from podrun.errors import UNAVAILABLE, WRONG_FILE, Failure
 from podrun.host import Host
 from podrun.launcher import transient
 from podrun.launcher.commands import host_of, name_of
+from podrun.launcher.exec import no_container
 from podrun.options import whole
 from podrun.systemd import exit_records
 
@@ -234,7 +236,7 @@ class _Printer:
 
 def source_of(host: Host, name: str, container: str, wanted: Wanted) -> Source:
     """Where the output of a pod's container is: of one that runs, else of the last that is known. Raises Failure."""
-    found = views.resident(host.run, name, container)
+    found = states.resident(host.run, name, container)
     if found is None:
         return _of_ended(host, name, container, wanted)
     process = found[1].facts.get("process") or found[1].process or {"pid": 0, "start": 0}
@@ -265,7 +267,7 @@ def _of_ended(host: Host, name: str, container: str, wanted: Wanted) -> Source:
                     return FileSource(ended["log"], [], (0, 0), wanted)
                 made = transient.since(name, ending.unit, host)
                 return JournalSource(ending.unit, ending.invocation, (0, 0), wanted, made)
-    raise views.no_container(host.run, name)
+    raise no_container(host.run, name)
 
 
 def _not_kept(name: str) -> Failure:

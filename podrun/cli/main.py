@@ -62,7 +62,12 @@ def _option(flag: Flag) -> click.Option:
     if not flag.value:
         return click.Option([*flag.names, flag.key], is_flag=True, help=flag.doc)
     return click.Option(
-        [*flag.names, flag.key], metavar=flag.value, multiple=flag.many, default=flag.default, help=flag.doc
+        [*flag.names, flag.key],
+        metavar=flag.value,
+        multiple=flag.many,
+        default=flag.default,
+        help=flag.doc,
+        shell_complete=_COMPLETED.get(flag.key),
     )
 
 
@@ -79,7 +84,9 @@ def _planned(name: str, doc: str) -> click.Command:
         click.Argument([word], metavar=_METAVARS[word], shell_complete=_COMPLETED[word]) for word in declared.words
     ]
     if declared.rest:
-        words.append(click.Argument(["command"], metavar="[COMMAND...]", nargs=-1, type=click.UNPROCESSED))
+        needed = declared.needs_rest
+        metavar = "COMMAND..." if needed else "[COMMAND...]"
+        words.append(click.Argument(["command"], metavar=metavar, nargs=-1, required=needed, type=click.UNPROCESSED))
     settings = {"allow_interspersed_args": not declared.rest}
     return click.Command(
         name.rpartition(" ")[2],
@@ -91,7 +98,7 @@ def _planned(name: str, doc: str) -> click.Command:
 
 
 _METAVARS = {"word": "FILE|NAME", "ref": "REF"}
-_COMPLETED = {"word": completion.words, "ref": completion.images}
+_COMPLETED = {"word": completion.words, "ref": completion.images, "container": completion.containers}
 
 
 @click.group(cls=peers.Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -127,6 +134,7 @@ podrun.params = [*(_option(flag) for flag in GLOBAL), *podrun.params]
 podrun.add_command(_planned("up", "Start a pod and stay until it ends; with -d return when it is ready."))
 podrun.add_command(stopping.down)
 podrun.add_command(_planned("follow", "Keep this host's records and follow services: what podrun-follow.service runs."))
+podrun.add_command(_planned("exec", "Run a command in a container."))
 podrun.add_command(_planned("reload", "Do what [pod] reload says; 'swap': start the next generation and move to it."))
 image.add_command(
     _planned("image pull", "Bring an image of any kind into the store; print the digest of its manifest.")

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from podrun.cli import completion, views
+from podrun.cli import completion
 from podrun.cli.output import Guarded, printed, say
 from podrun.cli.stopping import named_or_all
 from podrun.engine import hook_loader
@@ -54,7 +54,7 @@ class Running:
 
     def __init__(self, host: Host, word: str, container: str = "") -> None:
         self.name = name_of(word, host)
-        found = views.resident(host.run, self.name, container)
+        found = states.resident(host.run, self.name, container)
         if found is None or found[0].header is None:
             what = f"{self.name}: there is no such container" if container else f"{self.name}: no container is there"
             raise Failure(what, code=UNAVAILABLE, hint="'podrun ps -a' lists the pods")

@@ -1,32 +1,29 @@
-"""Commands for pods that there are, or were: exec, wait, restart, healthcheck."""
+"""Commands for pods that there are, or were: wait, restart, healthcheck."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Sequence
-from typing import Any
 
 import click
 
 from podrun.cli import completion, views
-from podrun.cli.declare import CONTAINER, WORD, command
+from podrun.cli.declare import command
 from podrun.cli.output import Guarded, say
 from podrun.cli.payload import Running
 from podrun.engine import hook_loader
 from podrun.engine import journal as journals
 from podrun.engine import state as states
 from podrun.engine.processes import alive
-from podrun.engine.segments import resolve
-from podrun.errors import BUSY, UNAVAILABLE, WRONG_FILE, Failure
+from podrun.errors import UNAVAILABLE, WRONG_FILE, Failure
 from podrun.facts import merged
 from podrun.hook import Pod
-from podrun.hook_extras import ChecksHealth, RunsCommands, offers
+from podrun.hook_extras import ChecksHealth, offers
 from podrun.host import Host
-from podrun.launcher import detach, foreground, launch, run, transient
+from podrun.launcher import detach, foreground, launch, transient
 from podrun.launcher.commands import host_of, name_of
 from podrun.options import unknown
 from podrun.podfile import loader
-from podrun.systemd import events, exit_records, notify
+from podrun.systemd import exit_records, notify
 
 
 @command(
@@ -60,42 +57,6 @@ def _as_it_was_run(pod: Pod, host: Host) -> loader.PodText:
     records = [dict(entry.step) for entry in states.entries(journals.journals(host.run, pod.name))]
     steps = tuple(loader.StepText(**{**record, "for_": tuple(record["for_"])}) for record in records)
     return loader.PodText(pod.name, "", steps, "service", pod.stop_timeout, {})
-
-
-@command(
-    click.Option(["-i", "--interactive"], is_flag=True, help="Give the command podrun's standard input."),
-    click.Option(["-t", "--tty"], is_flag=True, help="Give the command a terminal."),
-    click.Option(["-d", "--detach"], is_flag=True, help="Do not wait for it; its output is dropped."),
-    click.Option(["--privileged"], is_flag=True, help="With all capabilities; the system call filter stays."),
-    click.Option(["--env-file", "env_files"], multiple=True, metavar="FILE", help="Variables, KEY=VALUE a line."),
-    click.Option(["-e", "--env"], multiple=True, metavar="KEY=VALUE", help="An environment variable."),
-    click.Option(["-u", "--user"], default="", metavar="UID[:GID]", help="As whom."),
-    click.Option(["-w", "--workdir"], default="", metavar="DIR", help="The working directory."),
-    CONTAINER,
-    WORD,
-    click.Argument(["command"], nargs=-1, required=True, type=click.UNPROCESSED),
-)
-def exec_(host: Host, word: str, command: Sequence[str], container: str, **given: Any) -> int:
-    """Run a command in a container."""
-    name = name_of(word, host)
-    found = views.resident(host.run, name, container)
-    if found is None or found[0].header is None:
-        raise views.no_container(host.run, name)
-    _, entry = found
-    process = entry.facts.get("process") or entry.process
-    if not process or not alive(process["pid"], process["start"]):
-        raise Failure("the container has ended", code=BUSY, hint=f"'podrun restart {name}' starts it again")
-    hook = hook_loader.load(entry.step["hook"])
-    step = resolve(found[0].header.pod, hook, entry.step)
-    running = offers(hook, RunsCommands)
-    if running is None:
-        raise Failure(f"{step.label}: its hook cannot run commands in it")
-    wanted = {key: given[key] for key in ("interactive", "tty", "user", "workdir", "privileged", "detach")}
-    wanted["env_files"] = [os.path.abspath(path) for path in given["env_files"]]
-    if given["detach"] and given["tty"]:
-        raise Failure("-t needs somebody who waits for the command", code=WRONG_FILE, hint="leave out -d, or -t")
-    events.note(host.run, "pod", "exec", name)
-    running.exec_into(step, entry.facts, command, env=run.environment(list(given["env"]), host), **wanted)
 
 
 @command(
@@ -154,7 +115,7 @@ def _await_state(host: Host, name: str, wanted: Collection[str]) -> None:
 
 def waited(host: Host, name: str, ignore: bool) -> int:
     """The status of a pod's last container, once that has ended. Raises Failure (UNAVAILABLE) when it has none."""
-    found = views.resident(host.run, name)
+    found = states.resident(host.run, name)
     waiting = launch.residents(host.run, name)
     if not waiting or found is None or found[0].header is None:
         if ending := exit_records.last(host.run, name):

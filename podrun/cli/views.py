@@ -10,7 +10,6 @@ from podrun.engine import journal as journals
 from podrun.engine import state as states
 from podrun.engine.processes import alive
 from podrun.engine.segments import label_of, resolve, segments
-from podrun.errors import UNAVAILABLE, Failure
 from podrun.facts import merged
 from podrun.hook_extras import Explains, offers
 from podrun.launcher import transient
@@ -28,12 +27,6 @@ if TYPE_CHECKING:
     from podrun.podfile.loader import PodText
 
 
-def no_container(run: str, name: str) -> Failure:
-    """What is said where a pod, or that container of it, is not there."""
-    hint = f"see 'podrun inspect {name}'" if journals.journals(run, name) else "'podrun ps -a' lists the pods"
-    return Failure(f"{name}: there is no such container", code=UNAVAILABLE, hint=hint)
-
-
 def inspect(run: str, name: str, *, limits: bool = True) -> dict[str, Any] | None:
     """Everything that is known of a pod, as JSON; None when there is no such pod.
 
@@ -45,7 +38,7 @@ def inspect(run: str, name: str, *, limits: bool = True) -> dict[str, Any] | Non
     header = next((journal.header for journal in found if journal.header), None)
     entries = states.entries(found)
     given = merged([entry.facts for entry in entries])
-    residents = [entry for entry in entries if _is_resident(entry)]
+    residents = [entry for entry in entries if states.is_resident(entry)]
     return {
         "name": name,
         "state": states.state_of(run, name, found),
@@ -262,19 +255,6 @@ def trace(found: Sequence[Journal]) -> list[dict[str, Any]]:
         }
         for entry in entries
     ]
-
-
-def resident(run: str, name: str, container: str = "") -> tuple[Journal, Entry] | None:
-    """The journal and the entry of a pod's container: the named one, else the last."""
-    for journal in reversed(journals.journals(run, name)):
-        for entry in reversed(journal.entries):
-            if _is_resident(entry) and (not container or entry.step["name"] == container):
-                return journal, entry
-    return None
-
-
-def _is_resident(entry: Entry) -> bool:
-    return bool(entry.process or "process" in entry.facts)
 
 
 def _container(header: Header | None, entry: Entry, given: dict[str, Any], *, limits: bool = True) -> dict[str, Any]:

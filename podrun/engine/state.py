@@ -56,3 +56,17 @@ def file_of(run: str, path: str) -> list[str]:
         for name in journals.pods(run)
         if any(journal.header and journal.header.file == wanted for journal in journals.journals(run, name))
     ]
+
+
+def resident(run: str, name: str, container: str = "") -> tuple[Journal, Entry] | None:
+    """The journal and the entry of a pod's container: the named one, else the last."""
+    for journal in reversed(journals.journals(run, name)):
+        for entry in reversed(journal.entries):
+            if is_resident(entry) and (not container or entry.step["name"] == container):
+                return journal, entry
+    return None
+
+
+def is_resident(entry: Entry) -> bool:
+    """Whether the step has left a process running, or was about to."""
+    return bool(entry.process or "process" in entry.facts)

@@ -1,4 +1,4 @@
-"""The arguments of up, down, reload, run and image pull: one table, read here and shown by click in podrun.cli.
+"""The arguments of up, down, reload, run, exec and image pull: one table, read here and shown by click in podrun.cli.
 
 Importing click costs 31 ms, as long as a whole start. The plain forms are therefore recognised by :func:`plain`;
 whatever it does not understand (help, a misspelled option) goes to click, which says what is wrong with it.
@@ -33,6 +33,8 @@ class Command(NamedTuple):
     words: tuple[str, ...]
     #: True when everything behind the last of ``words`` belongs to the payload.
     rest: bool = False
+    #: True when there has to be something.
+    needs_rest: bool = False
 
 
 GLOBAL = (
@@ -100,6 +102,22 @@ COMMANDS = {
         ("ref",),
         rest=True,
     ),
+    "exec": Command(
+        (
+            Flag(("-i", "--interactive"), "interactive", "Give the command podrun's standard input."),
+            Flag(("-t", "--tty"), "tty", "Give the command a terminal."),
+            Flag(("-d", "--detach"), "detach", "Do not wait for it; its output is dropped."),
+            Flag(("--privileged",), "privileged", "With all capabilities; the system call filter stays."),
+            Flag(("--env-file",), "env_files", "Variables, KEY=VALUE a line.", "FILE", True),
+            Flag(("-e", "--env"), "env", "An environment variable.", "KEY=VALUE", True),
+            Flag(("-u", "--user"), "user", "As whom.", "UID[:GID]", default=""),
+            Flag(("-w", "--workdir"), "workdir", "The working directory.", "DIR", default=""),
+            Flag(("-c", "--container"), "container", "Which container; default: the last.", "NAME", default=""),
+        ),
+        ("word",),
+        rest=True,
+        needs_rest=True,
+    ),
     "image pull": Command(
         (
             Flag(("--platform",), "platform", "Which one of a multi-platform image.", "OS/ARCH[/VARIANT]", default=""),
@@ -141,6 +159,8 @@ def plain(arguments: Sequence[str]) -> tuple[str, dict[str, Any]] | None:
     given.update(zip(command.words, words, strict=True))
     if command.rest:
         given["command"] = list(arguments[at:])
+        if command.needs_rest and not given["command"]:
+            return None
     for flag in (*GLOBAL, *command.flags):
         given.setdefault(flag.key, [] if flag.many else flag.default if flag.value else False)
     return name, given

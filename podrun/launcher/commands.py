@@ -1,4 +1,4 @@
-"""Carrying out the plain commands: up, down, run and image pull, from their parameters to the exit code."""
+"""Carrying out the plain commands: up, down, run, exec and image pull, from their parameters to the exit code."""
 
 from __future__ import annotations
 
@@ -196,6 +196,12 @@ def _run(given: dict[str, Any], host: Host) -> int:
     return run.run(given, host)
 
 
+def _exec(given: dict[str, Any], host: Host) -> int:
+    from podrun.launcher import exec
+
+    return exec.exec_into(given, host)
+
+
 def _image_pull(given: dict[str, Any], host: Host) -> int:
     from podrun.launcher import pull
 
@@ -217,7 +223,15 @@ def _follow(given: dict[str, Any], host: Host) -> int:
     return 0
 
 
-_ACTS = {"up": _up, "down": _down, "reload": _reload, "run": _run, "image pull": _image_pull, "follow": _follow}
+_ACTS = {
+    "up": _up,
+    "down": _down,
+    "reload": _reload,
+    "run": _run,
+    "exec": _exec,
+    "image pull": _image_pull,
+    "follow": _follow,
+}
 
 
 def _shown(word: str) -> str:

@@ -7,7 +7,7 @@ import os
 from podrun.engine import hook_loader
 from podrun.engine import journal as journals
 from podrun.errors import BUSY, UNAVAILABLE, WRONG_FILE, Failure
-from podrun.launcher import launch
+from podrun.launcher import environment, launch
 from podrun.messages import tell
 from podrun.podfile import loader
 from podrun.systemd import events, exit_records, notify
@@ -95,7 +95,7 @@ def tables(given: dict[str, Any], host: Host) -> dict[str, Any]:
     if given["tty"] and (given["save"] or given["detach"]):
         container["tty"] = True
     if given["env"]:
-        container["env"] = environment(given["env"], host)
+        container["env"] = environment.of(given["env"], host)
     about = {"name": given["name"], **_given(given, userns="userns")}
     pod: dict[str, Any] = {"pod": about, "chain": [image, network, container]}
     return {**pod, **restarting(given["restart"])} if given["restart"] else pod
@@ -125,20 +125,6 @@ def _literal(value: Any) -> Any:
 
 def _given(given: dict[str, Any], **keys: str) -> dict[str, Any]:
     return {option: given[key] for key, option in keys.items() if given[key]}
-
-
-def environment(pairs: list[str], host: Host) -> dict[str, str]:
-    """-e KEY=VALUE, or -e KEY for the value in podrun's own environment, skipped when there is none as docker does."""
-    values = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not key:
-            raise Failure(f"-e {pair!r}: expected KEY=VALUE or KEY", code=WRONG_FILE)
-        if equals:
-            values[key] = value
-        elif key in host.environ:
-            values[key] = host.environ[key]
-    return values
 
 
 def name_for(ref: str, host: Host) -> str:
