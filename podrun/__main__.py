@@ -27,6 +27,8 @@ def run(arguments: Sequence[str]) -> int:
     _leave_no_core()
     from podrun.launcher.arguments import plain
 
+    if [*arguments] == ["ps"] and not os.geteuid():
+        return _ps(bundle)
     recognised = plain(arguments)
     if recognised is None:
         _hear_interrupts()
@@ -40,6 +42,17 @@ def run(arguments: Sequence[str]) -> int:
 
     try:
         return act(*recognised)
+    finally:
+        bundles.keep(bundle)
+
+
+def _ps(bundle: bundles.Bundle) -> int:
+    from podrun.cli import pod_table
+    from podrun.launcher.commands import guarded, host_of
+
+    given = {"debug": False}
+    try:
+        return guarded(lambda: pod_table.show(host_of(given)), given)
     finally:
         bundles.keep(bundle)
 

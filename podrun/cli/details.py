@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
 
-from podrun.engine.journal import Entry, Header
 from podrun.engine.processes import alive, boot_id
-from podrun.facts import Facts
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
+
+    from podrun.engine.journal import Entry, Header
+    from podrun.facts import Facts
 
 _CGROUPS = "/sys/fs/cgroup"
 #: Variables whose values are never shown.

@@ -5,6 +5,7 @@ A pod's id is its name: that is what every command takes.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -36,7 +37,7 @@ def _at(seconds: float | None) -> str:
 def seconds_of(text: str) -> float | None:
     """Seconds since 1970 of a time in an image's configuration (RFC 3339); None for what is none."""
     try:
-        return datetime.fromisoformat(times.MICROSECONDS.sub(r"\1", text)).timestamp()
+        return datetime.fromisoformat(re.sub(times.MICROSECONDS, r"\1", text)).timestamp()
     except ValueError:
         return None
 

@@ -7,14 +7,13 @@ from typing import Any
 
 import click
 
-from podrun.cli import completion, details, docker_names, fields, views
+from podrun.cli import completion, details, docker_names, fields, pod_table, views
 from podrun.cli.output import Guarded, say
 from podrun.engine import hook_loader
 from podrun.errors import UNAVAILABLE, WRONG_FILE, Failure
 from podrun.launcher.commands import host_of, name_of
 from podrun.options import unknown
 
-_COLUMNS = ("name", "status", "image", "command", "ports", "addresses", "unit")
 _FILTERS = (
     "name",
     "id",
@@ -93,12 +92,8 @@ def ps(
             say(row["name"])
         return
     if form == "table" and not no_trunc:
-        rows = [{**row, "command": _short(row["command"])} for row in rows]
-    fields.write(rows, form, _COLUMNS, docker_names.pod, heading=not noheading, kind="CONTAINER")
-
-
-def _short(command: str) -> str:
-    return command if len(command) <= 24 else f"{command[:23]}…"
+        rows = [*map(pod_table.shortened, rows)]
+    fields.write(rows, form, pod_table.COLUMNS, docker_names.pod, heading=not noheading, kind="CONTAINER")
 
 
 def _order(row: dict[str, Any], field: str) -> tuple[bool, Any]:

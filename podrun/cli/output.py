@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
+from podrun.cli import pod_table
 from podrun.launcher.commands import guarded
-from podrun.messages import printable
 
 
 class Guarded(click.Command):
@@ -24,8 +24,7 @@ def say(text: object = "", *, nl: bool = True, err: bool = False) -> None:
 
     Newlines and tabs stay. A payload's output does not go through here (logs, exec, attach, cp).
     """
-    lines = str(text).split("\n")
-    click.echo("\n".join("\t".join(map(printable, line.split("\t"))) for line in lines), nl=nl, err=err)
+    click.echo("\n".join(map(pod_table.escaped, str(text).split("\n"))), nl=nl, err=err)
 
 
 def printed(rows: Sequence[dict[str, Any]], form: str) -> None:
@@ -34,18 +33,8 @@ def printed(rows: Sequence[dict[str, Any]], form: str) -> None:
         for row in rows:
             say(json.dumps(row))
         return
-    if not rows:
-        return
-    table = [[head.upper() for head in rows[0]], *([_cell(value) for value in row.values()] for row in rows)]
-    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
-    for cells in table:
-        say("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, list):
-        return ",".join(str(item) for item in value) or "-"
-    return "-" if value is None else str(value)
+    for line in pod_table.lines(rows):
+        say(line)
 
 
 def human(size: float) -> str:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import time
-from datetime import datetime
 
 from podrun.errors import WRONG_FILE, Failure
 
 _UNITS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "min": 60.0, "s": 1.0, "ms": 1e-3}
 #: More digits of a second than datetime takes: Go prints nanoseconds.
-MICROSECONDS = re.compile(r"(\.\d{6})\d+")
-_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|min|d|h|m|s)\s*")
+MICROSECONDS = r"(\.\d{6})\d+"
+_PART = r"(\d+(?:\.\d+)?)(ms|min|d|h|m|s)\s*"
 
 
 def moment(text: str, option: str) -> float:
@@ -19,14 +17,17 @@ def moment(text: str, option: str) -> float:
 
     A time without a zone is this host's. Raises Failure (WRONG_FILE) naming ``option``.
     """
+    import re  # here: 'ps' does without
+    from datetime import datetime
+
     if text.replace(".", "", 1).isdigit() and text.isascii():
         return float(text)
     span = text.removeprefix("-")
-    if span and not _PART.sub("", span):
-        ago = sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(span))
+    if span and not re.sub(_PART, "", span):
+        ago = sum(float(number) * _UNITS[unit] for number, unit in re.findall(_PART, span))
         return time.time() - ago
     try:
-        return datetime.fromisoformat(MICROSECONDS.sub(r"\1", text.strip())).timestamp()
+        return datetime.fromisoformat(re.sub(MICROSECONDS, r"\1", text.strip())).timestamp()
     except ValueError:
         hint = "such as 10m, 2026-11-26T17:30:00Z or 1795714200"
         raise Failure(f"{option} {text!r} is not a time", code=WRONG_FILE, hint=hint) from None

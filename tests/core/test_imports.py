@@ -72,6 +72,19 @@ def test_up_of_a_pod_file_adds_what_reading_toml_needs_and_nothing_the_second_ti
     podrun("down", "web", check=True)
 
 
+def test_exec_and_ps_import_only_what_is_cheap(podrun: Podrun) -> None:
+    podrun("run", "-d", "--name", "web", "host:", "sh", "-c", PATIENT, check=True)
+    for words, output in ((("exec", "web", "echo", "said"), "said"), (("ps",), "web")):
+        argv = [sys.executable, "-X", "importtime", "-m", "podrun", *words]
+        done = subprocess.run(argv, env=podrun.environ, capture_output=True, text=True, timeout=60)
+        assert (done.returncode, output in done.stdout) == (0, True), done.stderr
+        rows = [line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if "import time:" in line]
+        # Before podrun comes what the interpreter itself needs, runpy for one.
+        own = {name.partition(".")[0] for name in rows[rows.index("podrun.bundle") :]}
+        assert own <= CHEAP | {"podrun", "podrun_hooks", "gc", "_collections"}, words
+    podrun("down", "web", check=True)
+
+
 def calls(podrun: Podrun, *words: Any) -> dict[str, list[str]]:
     """The programs that podrun runs, its forks, the bytecode of its own that it opens, the cgroups that it moves to."""
     path = podrun.home / "calls"
