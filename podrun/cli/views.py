@@ -12,7 +12,6 @@ from podrun.engine.processes import alive
 from podrun.engine.segments import label_of, resolve, segments
 from podrun.facts import merged
 from podrun.hook_extras import Explains, offers
-from podrun.launcher import transient
 from podrun.options import without_secrets
 from podrun.systemd import exit_records
 
@@ -158,6 +157,8 @@ def ended_rows(run: str) -> list[dict[str, Any]]:
 
 def created(host: Host, name: str) -> dict[str, Any] | None:
     """What is known of a pod that ``podrun create`` made and nobody has started, in the form of :func:`inspect`."""
+    from podrun.launcher import transient  # here: 'ps' does without units
+
     text = transient.kept(name, host) if exit_records.is_created(host.run, name) else None
     if text is None:
         return None
@@ -185,6 +186,8 @@ def created(host: Host, name: str) -> dict[str, Any] | None:
 
 def created_rows(host: Host) -> list[dict[str, Any]]:
     """A row of ``ps -a`` for each pod that ``podrun create`` made, and that has not been started since."""
+    from podrun.launcher import transient  # here: 'ps' does without units
+
     started = {*journals.pods(host.run), *exit_records.names(host.run)}
     known = [whole for name in transient.created(host) if name not in started and (whole := created(host, name))]
     rows = []
