@@ -189,8 +189,8 @@ image.add_command(save)
 
 @image.command(cls=Guarded)
 @click.option("-a", "--all", "every", is_flag=True, help="All that no pod uses, up or not: 'image prune -a -f'.")
-@click.option("-f", "--force", is_flag=True, help="None of that name is no mistake; what a pod uses stays.")
-@click.option("-i", "--ignore", is_flag=True, help="None of that name is no mistake.")
+@click.option("-f", "--force", is_flag=True, help="One that does not exist is no error; what a pod uses stays.")
+@click.option("-i", "--ignore", is_flag=True, help="One that does not exist is no error.")
 @click.argument("refs", nargs=-1, shell_complete=completion.images)
 @click.pass_context
 def rm(ctx: click.Context, refs: Sequence[str], every: bool, force: bool, ignore: bool) -> None:

@@ -301,7 +301,7 @@ def _unquoted(text: str) -> str:
     try:
         return str(json.loads(text))
     except ValueError:
-        raise _wrong(f"{text} is no string") from None
+        raise _wrong(f"{text} is not a string") from None
 
 
 def _field(value: Any, name: str) -> Any:

@@ -143,7 +143,7 @@ def exists(ctx: click.Context, name: str) -> int:
 
 @group.command(cls=Guarded)
 @click.argument("names", nargs=-1, shell_complete=completion.volumes)
-@click.option("-f", "--force", is_flag=True, help="Also one that only a pod that is down uses; none is no mistake.")
+@click.option("-f", "--force", is_flag=True, help="Also one that only a pod that is down uses; none is no error.")
 @click.option("-a", "--all", "every", is_flag=True, help="All volumes.")
 @click.pass_context
 def rm(ctx: click.Context, names: Sequence[str], force: bool, every: bool) -> None:

@@ -314,7 +314,7 @@ class Kit:
         if ended.kind != kind:
             raise _Broken(f"{what}: {ended.what or ended.kind}")
         if kind == "failure" and ended.code not in OF_A_STEP and ended.code != 76:
-            raise _Broken(f"{what}: it failed with {ended.code}, which is no code of a step")
+            raise _Broken(f"{what}: it failed with {ended.code}, which is not a code of a step")
 
     def nothing_left(self, when: str = "") -> str:
         left = self.settled(lambda: self.seen() - self.before)

@@ -203,7 +203,7 @@ def write(name: str, language: str) -> list[str]:
     plain = all(word.isalnum() and word.isascii() for word in words) and name[0].isalpha() and name == name.lower()
     if not plain or len(name) > 50:
         hint = "at most 50 letters a-z and digits, words joined by - or _"
-        raise Failure(f"{name!r} is no name for a hook", code=WRONG_FILE, hint=hint)
+        raise Failure(f"{name!r} is not a name for a hook", code=WRONG_FILE, hint=hint)
     if name in FIRST_PARTY:
         raise Failure(f"{name} is a hook of podrun's own, which is found first", code=WRONG_FILE)
     if language == "python" and (name in sys.stdlib_module_names or iskeyword(name) or name in _TAKEN):

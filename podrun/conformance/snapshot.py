@@ -26,7 +26,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 #: Where programs put temporary files.
 _TEMPORARY = ("/tmp", "/var/tmp", "/dev/shm")
-#: File systems that are no disk: a disk that is full or read-only does not change them.
+#: File systems without a disk: a disk that is full or read-only does not change them.
 _NO_DISK = (
     "proc",
     "sysfs",

@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Iterator
 from typing import Any
 
-#: What the kernel adds by itself, or counts, is nobody's leftover.
+#: What the kernel adds by itself, or counts: no hook has left it.
 _BY_ITSELF = (" proto kernel ", " fe80::", " ff00::/8 ", " multicast ", "linkdown")
 _COUNTED = ("handle", "counter", "quota", "expires", "index")
 

@@ -36,7 +36,7 @@ FIRST_PARTY = {
 }
 #: What runs an executable as a hook.
 EXECUTABLE = "podrun_hooks.executable.hook"
-#: What services are where; the process that follows them.
+#: The registries of services; the process that follows them.
 REGISTRY, FOLLOWER = "podrun_hooks.registry", "podrun_hooks.follow.process"
 #: Where installed packages say which hooks they bring.
 ENTRY_POINTS = "podrun.hooks"
@@ -88,7 +88,7 @@ def odd(hook: Any) -> Iterator[str]:
         names = getattr(hook, word, ())
         # A string is a sequence of strings, too: its letters.
         if isinstance(names, str) or not all(isinstance(name, str) for name in names or ()):
-            yield f"has {word} = {names!r}, which is no list of names"
+            yield f"has {word} = {names!r}, which is not a list of names"
     declared = getattr(hook.Options, "_field_defaults", None) if hook.Options is not None else {}
     if declared is None or (hook.Options is not None and set(declared) != set(hook.Options._fields)):
         yield "has Options that are not a NamedTuple of option() fields"
@@ -177,7 +177,7 @@ def known() -> dict[str, Hook]:
 
 
 def described(name: str) -> dict[str, Any]:
-    """What an executable says of itself when it is asked (runs it); {} for one that says nothing, and for other hooks.
+    """What an executable answers to ``describe`` (runs it); {} for one that does not answer, and for other hooks.
 
     Any of "doc" (a line), "takes" and "gives" (names of facts), "options" (a JSON Schema).
     """

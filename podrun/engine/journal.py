@@ -17,7 +17,7 @@ says what became of a step::
 
 Intent is written before the act and the result after it, each with one write(2) of a whole line to an O_APPEND file: a
 kill -9 leaves at most a torn last line, which is ignored when read and cut off before anything is appended. A line that
-somebody else has damaged is passed over, so that the rest can be undone, and reported by whoever undoes it.
+somebody else has damaged is passed over, so that the rest can be undone, and whoever undoes the pod reports it.
 """
 
 from __future__ import annotations

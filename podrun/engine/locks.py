@@ -8,7 +8,7 @@ import time
 
 from podrun.errors import BUSY, Failure
 
-#: Who asks whether the lock is held (:func:`is_locked`) has it for a moment: seconds between attempts, and how many.
+#: :func:`is_locked` takes the lock for a moment: seconds between attempts to take it, and how many.
 _MOMENT, _ATTEMPTS = 0.005, 20
 
 
@@ -46,7 +46,7 @@ class Lock:
 
 
 def _taken(fd: int) -> bool:
-    """Takes the lock; False when somebody holds it for longer than to look."""
+    """Takes the lock; False when another process holds it for longer than :func:`is_locked` does."""
     for attempt in range(_ATTEMPTS):
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

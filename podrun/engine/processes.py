@@ -20,7 +20,7 @@ _BOOT: list[str] = []
 
 
 def exit_status(pid: int) -> int | None:
-    """How a child of podrun ended, 128+n by signal n; None while it runs or when it is no child. Reaps nothing."""
+    """How a child of podrun ended, 128+n by signal n; None while it runs or when it is not a child. Reaps nothing."""
     try:
         ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:

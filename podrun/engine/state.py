@@ -20,7 +20,7 @@ def state(run: str, name: str) -> str:
 
 
 def state_of(run: str, name: str, found: Sequence[Journal]) -> str:
-    """The same for who has read the pod's journals already."""
+    """The same for a caller that has already read the pod's journals."""
     if not found:
         return "absent"
     if locks.is_locked(run, name):

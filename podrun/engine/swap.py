@@ -38,7 +38,7 @@ def swap(
     """Starts ``pod``, a generation beside the one that serves, moves to it what only one can have, undoes the other.
 
     ``proven`` is called while the new generation is ready and the old one serves, ``well`` while the new one serves and
-    the old one is still there: both watch as long as they want to, and raise Failure to go back. Then ``moved`` is
+    the old one is still there: both may take their time to watch, and raise Failure to go back. Then ``moved`` is
     called: from then on the new generation is the pod.
     The caller holds the pod's lock and has called :func:`recover`. Raises Failure if the new generation does not start
     or is not well; the old one serves on then.
@@ -110,7 +110,7 @@ def move_back(run: str, before: str, after: str, world: Callbacks) -> None:
 
 
 def retire(run: str, key: str, world: Callbacks, drain: float) -> list[str]:
-    """Undoes a generation that has been replaced, once those who were on their way to it have been served."""
+    """Undoes a generation that has been replaced, once the clients that were on their way to it have been served."""
     for entry, step in _taking_over(run, key, world):
         hook = offers(world.load(step.hook), TakesOver)
         if hook and entry.at in ("up", "stopping"):

@@ -1,4 +1,4 @@
-"""How a hook's verb is called: within the step's time, what it prints and how it fails told in the step's name."""
+"""How a hook's verb is called: within the step's time; its output and failures are reported in the step's name."""
 
 from __future__ import annotations
 

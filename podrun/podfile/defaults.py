@@ -77,7 +77,7 @@ def _read(text: Source, tables: dict[str, Any]) -> Defaults:
             continue
         if type(value) is dict:
             if misplaced := [word for word in value if word in COMMON]:
-                raise Wrong(f"{misplaced[0]} is no option of a hook", ("defaults", key, misplaced[0]))
+                raise Wrong(f"{misplaced[0]} is not an option of a hook", ("defaults", key, misplaced[0]))
             steps[key] = value
         elif key in _POD_KEYS:
             pod[key] = value

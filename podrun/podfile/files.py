@@ -50,7 +50,7 @@ class Found(NamedTuple):
     texts: list[Source]
     #: The pod's name as the file's name gives it, without the instance.
     name: str
-    #: What stands behind the "@" of a template's instance; "" where the file is no template.
+    #: What stands behind the "@" of a template's instance; "" where the file is not a template.
     instance: str
 
 

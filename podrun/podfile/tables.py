@@ -137,7 +137,7 @@ class PodTable(NamedTuple):
         "host",
     )
     after: list[str] = option(
-        list_of(_POD), "pods that start before this one, where they start; this one stops before them", []
+        list_of(_POD), "pods that start before this one, if they start at all; this one stops before them", []
     )
     requires: list[str] = option(
         list_of(_POD), "pods that have to be up; started by systemd together with this one, which ends with them", []
@@ -167,10 +167,10 @@ class UpdateTable(dict[str, object]):
         ),
         "mode": Option(choice("swap", "restart"), "how the pod gets it; what cannot be swapped is restarted", "swap"),
         "soak": Option(
-            DURATION, "how long a new version runs before it takes traffic; when it is not well nobody has noticed", 0.0
+            DURATION, "how long a new version runs before it takes traffic; a failure by then harms no client", 0.0
         ),
         "watch": Option(
-            DURATION, "how long a new version is watched; when it is not well the pod goes back to the one before", 60.0
+            DURATION, "how long a new version is watched; after a failure the pod goes back to the one before", 60.0
         ),
         "keep": Option(
             Kind(_keep, {"type": "integer", "minimum": 1, "maximum": 100}), "how many versions stay in the store", 3
@@ -234,7 +234,7 @@ class PlacementTable(dict[str, object]):
         "prefer": Option(list_of(_HOST), "machines to start on when there is a choice, the best one first", ()),
         "priority": Option(
             checked(INTEGER, _priority, {"minimum": -1000000, "maximum": 1000000}),
-            "where the machines that are left cannot run all pods, those with the higher one run",
+            "when the machines that are left cannot run all pods, those with the higher number run",
             0,
         ),
     }
@@ -258,7 +258,7 @@ class FileTable(dict[str, object]):
 
     _field_defaults = {
         "pod": Option(table_of(ANYTHING), "the pod itself", {}),
-        "placement": Option(table_of(ANYTHING), "where a cluster may run the pod; on one machine it means nothing", {}),
+        "placement": Option(table_of(ANYTHING), "where a cluster may run the pod; no effect on a single machine", {}),
         "update": Option(table_of(ANYTHING), "what podrun update does with the pod", {}),
         "chain": Option(Kind(_chain, {"type": "array"}), "the steps, in the order of the start", ()),
         **{key: Option(_ONE_OR_SEVERAL if key == "socket" else _SETTINGS, doc, {}) for key, doc in _DESCRIBED.items()},

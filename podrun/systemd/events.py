@@ -1,7 +1,7 @@
 """What has happened to pods, images, volumes and networks: ``<run>/events``, a line of JSON for each, 0600.
 
-Whoever does it appends the line; nobody has to run for it. The file is begun anew at one MiB, and the one before it
-kept as ``events.1``.
+Whoever makes a change appends the line; no process has to run for it. At one MiB a new file begins, and the one
+before is kept as ``events.1``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def path_of(run: str) -> str:
 def note(run: str, kind: str, event: str, name: str, **details: Any) -> None:
     """Appends a line: ``kind`` is pod, image, volume or network; details that are empty are left out.
 
-    A full disk, or a run directory that is somebody else's, keeps nobody from what they do.
+    It never fails: a full disk, or another user's run directory, must not stop what the event is about.
     """
     line = {"time": round(time.time(), 6), "type": kind, "event": event, "name": name}
     line |= {key: value for key, value in details.items() if value not in (None, "", {}, [])}

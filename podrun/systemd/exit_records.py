@@ -1,4 +1,4 @@
-"""How containers ended whose unit systemd has undone: ``<run>/ended/POD``, all that is known of them afterwards."""
+"""Exit records, ``<run>/ended/POD``: all that is known of containers whose unit systemd has undone."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ class Ending(NamedTuple):
 def note(
     run: str, name: str, segment: str, invocation: str, environ: Mapping[str, str], found: Sequence[Journal]
 ) -> None:
-    """Keeps what the journals ``found`` tell of a unit's containers before they are gone, and how it ended.
+    """Keeps what the journals ``found`` say of a unit's containers before they are gone, and how the unit ended.
 
-    systemd tells an ExecStopPost= of the main process' end (EXIT_STATUS: systemd.exec(5)); ExecStop= comes before.
+    systemd tells ExecStopPost= of the main process's end (EXIT_STATUS: systemd.exec(5)); ExecStop= comes before.
     """
     if environ.get("INVOCATION_ID") != invocation:
         return
@@ -119,7 +119,7 @@ def read(run: str, name: str, segment: str = "") -> Ending | None:
 
 
 def drop(run: str, name: str, segment: str = "") -> None:
-    """Forgets the last ending: what is asked for from now on is that of the start under way."""
+    """Forgets the last ending: from now on ``wait`` waits for that of the start under way."""
     for part in _segments(run, name) if segment in ("", "pod") else [segment]:
         atomic.remove(_path(run, name, part))
 
@@ -131,7 +131,7 @@ def all_of(run: str, name: str) -> list[Ending]:
 
 
 def last(run: str, name: str) -> Ending | None:
-    """What a pod's end amounts to: its first failure if there was one, as in the foreground, else its last ending."""
+    """The pod's own end: its first failure if there was one, as in the foreground, else its last ending."""
     known = [ending for ending in all_of(run, name) if ending.status is not None]
     return next((ending for ending in known if ending.status), known[-1] if known else None)
 

@@ -80,7 +80,7 @@ def install(podrun: str) -> str:
 
 
 def is_stale() -> bool:
-    """Whether a generator is installed that this podrun, with the hooks that there are now, would make otherwise."""
+    """Whether a generator is installed that this podrun, with today's hooks, would write differently."""
     try:
         with open(PATH, encoding="utf-8") as file:
             installed = file.read()
@@ -92,7 +92,7 @@ def is_stale() -> bool:
 
 
 def declared(hooks: Iterable[str]) -> dict[str, Known]:
-    """What these hooks declare. A package that cannot be imported is no reason to go without the others."""
+    """What these hooks declare. It skips a package that cannot be imported."""
     known = {}
     for name in sorted(hooks):
         try:

@@ -1,4 +1,4 @@
-"""What a unit takes away from its processes: all that the chain does not ask for, and nothing that it asks for.
+"""What a unit takes away from its processes: all that the chain does not need, and nothing that it needs.
 
 No setting here makes a mount namespace: a network namespace that ExecStart= pins would be invisible to the host.
 """
@@ -59,7 +59,7 @@ def hardened(steps: Sequence[Step]) -> Lines:
 
 
 def _devices(steps: Sequence[Step]) -> Lines:
-    """Which devices the unit's processes may open; no setting where a hook of somebody else's may hand some in."""
+    """Which devices the unit's processes may open; no setting where a foreign hook may add some."""
     if any(step.get("hook") not in HOOKS for step, _ in steps):
         return []
     if any("=" in text and not text.startswith("/") for text in map(str, _words(steps, "devices"))):

@@ -158,7 +158,7 @@ def starts_at_boot(texts: dict[str, str]) -> bool:
 def theirs(name: str) -> str:
     """The unit of that name, or the script that systemd makes one of, that is not podrun's; "" when there is none.
 
-    Any of them counts: one that is hidden today is somebody's all the same.
+    One that is hidden by another unit counts as well: it is still somebody's.
     """
     for directory in UNIT_PATHS:
         path = f"{directory}/{name}"

@@ -1,4 +1,4 @@
-"""What a unit's container has written: systemd's journal has it, journalctl reads it, whole lines come out of it."""
+"""A unit's output: journalctl reads it from systemd's journal, and whole lines are put together from it."""
 
 from __future__ import annotations
 

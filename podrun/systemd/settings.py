@@ -1,4 +1,4 @@
-"""Which settings systemd knows in the sections that a pod file passes on: what it does not know it ignores, silently.
+"""Which settings systemd knows in the sections that a pod file passes on: it silently ignores those that it does not.
 
 The names are those of systemd 252 ('systemd --dump-configuration-items') and a few newer ones. Values are looked at
 where a mistake is common: yes and no, names of units, words from a list. ``systemd-analyze verify`` knows the rest.
@@ -164,9 +164,9 @@ def problems(sections: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
                     near = next((name for name in known if name.lower() == key.lower()), "")
                     elsewhere = next((name for name, keys in KNOWN.items() if key in keys), "")
                     if near:
-                        yield section, key, f"systemd knows no {key!r} here; did you mean {near!r}?"
+                        yield section, key, f"systemd has no setting {key!r} here; did you mean {near!r}?"
                     elif elsewhere:
-                        yield section, key, f"{key} belongs into [{elsewhere}]; systemd ignores it here"
+                        yield section, key, f"{key} belongs in [{elsewhere}]; systemd ignores it here"
                     else:
                         said = unknown(key, sorted(known), "setting of systemd's").partition(" (known")[0]
                         yield section, key, f"{said}; systemd ignores it"

@@ -55,7 +55,7 @@ def quoted(word: str, specifiers: str = "") -> str:
 
 
 def _line(key: str, value: str) -> str:
-    """A setting as one line of a unit file (systemd.syntax(7)). Raises Wrong for a value that would be more, or less.
+    """A setting as one line of a unit file (systemd.syntax(7)). Raises Wrong for a value that would not stay one line.
 
     For systemd's read_line() a carriage return and a NUL end a line, and a backslash at its end joins the next one.
     """

@@ -1,8 +1,8 @@
 """systemd units of a pod file: which units there are, and what each of them says.
 
 The generator (podrun.systemd.boot) runs where neither podrun nor its hooks can be imported: podrun.systemd.generator
-joins this module and the few that it imports into one file. Whatever is wrong with a pod file is left to the unit,
-which fails with ``podrun up``'s own words.
+joins this module and the few that it imports into one file. A mistake in a pod file is left to the unit,
+which fails with the message of ``podrun up``.
 """
 
 from __future__ import annotations
@@ -298,7 +298,7 @@ def _other_pods(pod: Pod) -> Lines:
 
 
 def _timer(pod: Pod) -> str:
-    """The timer of a job; a run that was missed because the machine was off is made up for."""
+    """The timer of a job; it catches up on a run that was missed while the machine was off."""
     about = [("Description", f"{pod.title}: timer")]
     given = pod.sections.get("timer", {})
     own = [("OnCalendar", str(pod.about["timer"]).replace("%", "%%"))] if pod.about.get("timer") else []

@@ -100,8 +100,8 @@ def test_what_podrun_does_not_have_says_what_to_do_instead(podrun: Podrun, optio
         ("--cpus two", "--cpus: 'two': expected a number such as 1.5"),
         ("--pids-limit ²", "--pids-limit: '²': expected a whole number"),
         ("--dns nowhere", "--dns: 'nowhere': 'nowhere' is not an IP address"),
-        ("--tmpfs /x:sise=5", "'sise=5' in '/x:sise=5' is no option of tmpfs(5)"),
-        ("--tmpfs /x:size=²", "'size=²' in '/x:size=²' is no option of tmpfs(5)"),
+        ("--tmpfs /x:sise=5", "'sise=5' in '/x:sise=5' is not an option of tmpfs(5)"),
+        ("--tmpfs /x:size=²", "'size=²' in '/x:size=²' is not an option of tmpfs(5)"),
         ("--user ¹²", "expected a user such as 'www-data', '1000' or '1000:1000', not '¹²'"),
     ],
 )

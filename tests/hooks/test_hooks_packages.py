@@ -137,7 +137,7 @@ def test_an_exit_a_print_and_an_odd_answer_are_told_in_the_hooks_name(podrun: Po
         (("def up(step, facts): return {}", "def up(step, facts:"), "the_odd.py:9: '(' was never closed"),
         (("def up(step, facts): return {}", "raise SystemExit(2)"), "cannot be imported: SystemExit(2)"),
         (("def up(step, facts): return {}", ""), "lacks up"),
-        (('takes = ("addresses",)', 'takes = "addresses"'), "has takes = 'addresses', which is no list of names"),
+        (('takes = ("addresses",)', 'takes = "addresses"'), "has takes = 'addresses', which is not a list of names"),
         (('size: int = option(INTEGER, "How large.", 3)', "size: int = 3"), "not made by option(): size"),
         (("def down(step, own): pass", "down = 5"), "has a down that cannot be called"),
     ],

@@ -176,5 +176,5 @@ def test_settings_of_a_timer_are_checked(podrun: Podrun) -> None:
     told = "\n".join(lines)
     assert "did you mean 'OnCalendar'" in told
     assert "Persistent takes yes or no" in told
-    assert "Restart belongs into [service]" in told
+    assert "Restart belongs in [service]" in told
     assert code == 0

@@ -107,5 +107,5 @@ def _add(whole: Facts, given: Any, text: str) -> None:
             what = f"the specification of {text} asks for {key}, which podrun does not know"
             raise Failure(what, code=UNAVAILABLE)
         if not isinstance(value, list):
-            raise Failure(f"the specification of {text}: {key} is no list", code=WRONG_FILE)
+            raise Failure(f"the specification of {text}: {key} is not a list", code=WRONG_FILE)
         whole.setdefault(key, []).extend(value)

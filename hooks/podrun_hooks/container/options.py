@@ -157,7 +157,7 @@ def _tmpfs(text: str) -> str:
         key, equals, value = word.partition("=")
         if equals and not _fits_tmpfs(key, value):
             raise Wrong(
-                f"{word!r} in {text!r} is no option of tmpfs(5): there are size=64M, mode=1777, uid=, gid=, nr_inodes="
+                f"{word!r} in {text!r} is not an option of tmpfs(5): use size=64M, mode=1777, uid=, gid=, nr_inodes="
             )
     return text
 

@@ -238,7 +238,7 @@ def manifest(content: bytes, described: Descriptor, what: str) -> Manifest:
         raise malformed(f"{what} is {kind[:100]!r}, not an image manifest")
     config = descriptor(value.get("config"), f"{what}: config")
     if config.media_type not in _CONFIGS:
-        raise malformed(f"{what} is no container image: its configuration is {config.media_type[:100]!r}")
+        raise malformed(f"{what} is not a container image: its configuration is {config.media_type[:100]!r}")
     layers = value.get("layers")
     if not isinstance(layers, list) or len(layers) > MAX_LAYERS:
         raise malformed(f"{what} has no list of at most {MAX_LAYERS} layers")
@@ -297,7 +297,7 @@ def configuration(content: bytes, layers: int, what: str) -> Configuration:
         if config.get(key) is not None and not (_is_text(config[key]) and len(config[key]) < _MAX_PATH):
             raise malformed(f"{what}: {key} is not a string of less than {_MAX_PATH} characters")
     if max(map(len, str(config.get("WorkingDir") or "").encode().split(b"/"))) > _MAX_NAME:
-        raise malformed(f"{what}: WorkingDir is no path")
+        raise malformed(f"{what}: WorkingDir is not a path")
     for key in ("Volumes", "ExposedPorts", "Labels"):
         if config.get(key) is not None and not isinstance(config[key], dict):
             raise malformed(f"{what}: {key} is not an object")

@@ -235,7 +235,7 @@ class Client:
             try:
                 length = int(line.split(b";")[0], 16)
             except ValueError:
-                raise Away("a chunk's length is no number") from None
+                raise Away("a chunk's length is not a number") from None
             size += length
             if size > LARGEST or length < 0:
                 raise TooLarge(_LARGE)

@@ -79,7 +79,7 @@ def test_what_is_not_there_is_told_with_what_is(podrun: Podrun, host: Path) -> N
         ("a.json", "[]", "a table with a kind"),
         ("a.yaml", "kind: [", "YAML was expected"),
         ("a.json", json.dumps(spec(containerEdits={"netDevices": []})), "netDevices, which podrun does not know"),
-        ("a.json", json.dumps(spec(containerEdits={"env": "A=b"})), "env is no list"),
+        ("a.json", json.dumps(spec(containerEdits={"env": "A=b"})), "env is not a list"),
     ],
 )
 def test_what_is_wrong_with_a_specification_is_told(

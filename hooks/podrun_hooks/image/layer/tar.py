@@ -294,7 +294,7 @@ def _gnu_sparse(entry: Entry, block: bytes, reader: Reader) -> Entry:
 def _pax_sparse(entry: Entry, pax: dict[bytes, bytes], repeated: list[bytes], reader: Reader) -> Entry:
     """GNU tar's PAX formats 0.0 (repeated records), 0.1 (one record) and 1.0 (the map leads the data)."""
     if entry.kind != FILE:
-        raise malformed(f"tar: {_shown(entry.name)} has holes and is no file")
+        raise malformed(f"tar: {_shown(entry.name)} has holes and is not a file")
     entry = entry._replace(name=pax.get(b"GNU.sparse.name") or entry.name)
     key = b"GNU.sparse.realsize" if b"GNU.sparse.realsize" in pax else b"GNU.sparse.size"
     length = _decimal(pax, key, 0, MAX_FILE_BYTES)

@@ -102,7 +102,7 @@ def _listed(value: Any, what: str) -> list[Any]:
     for required in value:
         kind = required.get("type") if isinstance(required, dict) else None
         if not isinstance(kind, str) or kind not in _REQUIREMENTS:
-            raise Wrong(f"{what}: {kind!r} is no type of a requirement")
+            raise Wrong(f"{what}: {kind!r} is not a type of requirement")
         _object(required, f"{what}: {kind}", ("type", *_REQUIREMENTS[kind]))
         if kind == SIGNED_BY:
             _signed_by(required, what)
@@ -122,7 +122,7 @@ def _signed_by(required: dict[str, Any], what: str) -> None:
     identity = required.get("signedIdentity", {"type": "matchRepoDigestOrExact"})
     kind = identity.get("type") if isinstance(identity, dict) else None
     if not isinstance(kind, str) or kind not in _IDENTITIES:
-        raise Wrong(f"{what}: {kind!r} is no type of an identity")
+        raise Wrong(f"{what}: {kind!r} is not a type of identity")
     _object(identity, f"{what}: signedIdentity", ("type", *_IDENTITIES[kind]))
     if not all(isinstance(identity.get(key), str) and identity[key] for key in _IDENTITIES[kind]):
         raise Wrong(f"{what}: {kind} wants {' and '.join(_IDENTITIES[kind])}")

@@ -253,4 +253,4 @@ def _exact(name: str) -> str:
     try:
         return reference.parse(name).text
     except Failure:
-        return f"{name} is no name"
+        return f"{name} is not a name"
