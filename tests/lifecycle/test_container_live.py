@@ -85,6 +85,19 @@ def test_failures_do_not_count_in_the_start_period_until_it_has_succeeded_once(
     assert rest[-2:] == ["failed, 2 of 2: status 1", "2 times in a row"]
 
 
+def test_with_on_failure_none_a_container_that_fails_is_unhealthy_and_lives(
+    podrun: Podrun, nothing_left: None, sound: Any
+) -> None:
+    podrun("up", "-d", watched(podrun, sound, live=SOUND.replace("}", ', on_failure = "none" }')), check=True)
+    sound.unlink()
+    until(lambda: podrun("ps", "--format", "{health}").stdout.strip() == "unhealthy")
+    time.sleep(0.3)
+    assert state(podrun) == "up"
+    sound.touch()
+    until(lambda: podrun("ps", "--format", "{health}").stdout.strip() == "healthy")
+    podrun("down", "web", check=True)
+
+
 def test_a_detached_container_that_fails_its_probe_is_dead_and_its_log_says_why(
     podrun: Podrun, nothing_left: None, sound: Any
 ) -> None:

@@ -246,6 +246,9 @@ class Live(NamedTuple):
         "the time from the first attempt's turn in which failures do not count, or until it has succeeded once",
         0.0,
     )
+    on_failure: str = option(
+        choice("kill", "none"), "kill: a container that fails is killed; none: only its health says so", "kill"
+    )
 
 
 def of_healthcheck(config: Mapping[str, Any]) -> Live | None:
@@ -273,6 +276,7 @@ def of_healthcheck(config: Mapping[str, Any]) -> Live | None:
         timeout=seconds("Timeout", 30),
         retries=retries,
         start_period=seconds("StartPeriod", 0),
+        on_failure="kill",
     )
 
 

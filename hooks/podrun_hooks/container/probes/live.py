@@ -70,7 +70,7 @@ def begin(step: Step, facts: Facts, process: Process, log: Facts) -> Process:
         label = f"{step.pod.name}: {step.label}"
         # The unit's watchdog is about its main process: another generation's as long as this one starts beside it.
         numbers = [life, systemd, int(not step.pod.beside), wanted.interval, wanted.timeout, wanted.retries]
-        numbers.append(wanted.start_period)
+        numbers += [wanted.start_period, int(wanted.on_failure == "kill")]
         report = prober.SEPARATOR.join([wishes.directory(step.pod.run), f"{step.pod.name}.", str(host), *_report(step)])
         argv = [sys.executable, "-IS", _program(), places.of(step).mark, label, *map(str, numbers), report, *words]
         child = syscalls.fork()

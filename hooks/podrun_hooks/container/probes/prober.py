@@ -182,18 +182,18 @@ def _children(pid: int) -> list[int]:
 def main(words: Sequence[str]) -> None:
     """Probes until the container ends. Its words are these.
 
-    MARK LABEL LIFE SYSTEMD ANSWERS INTERVAL TIMEOUT RETRIES START REPORT KIND WORD...
+    MARK LABEL LIFE SYSTEMD ANSWERS INTERVAL TIMEOUT RETRIES START KILLS REPORT KIND WORD...
 
     MARK: who it is for, by which ``down`` finds it. LIFE: a pidfd of the container's init. SYSTEMD: a descriptor
     connected to systemd's socket, or -1. ANSWERS: 1, it answers the unit's watchdog; 0, not before SIGUSR1, which finds
-    both signals blocked. START: seconds in which failures do not count, until a first success. REPORT: see report().
-    The WORDs are the command line of ``exec``, or port, path and hosts.
+    both signals blocked. START: seconds in which failures do not count, until a first success. KILLS: 1; 0, a
+    container that fails lives on. REPORT: see report(). The WORDs are the command line of ``exec``, or port, path and hosts.
 
     The watchdog is about the unit's main process. In a hot swap that is another generation's at first: SIGUSR1 says
     that it is this one's from now on, SIGUSR2 that it is not any more. Meanwhile a container that fails is killed here.
     """
-    _, label, life_text, systemd_text, answers_text, *numbers, reporting, kind = words[:11]
-    rest = words[11:]
+    _, label, life_text, systemd_text, answers_text, *numbers, kills_text, reporting, kind = words[:12]
+    rest = words[12:]
     life, socket, answers = int(life_text), int(systemd_text), answers_text == "1"
     interval_text, timeout_text, retries_text, start_text = numbers
     interval, timeout, retries = float(interval_text), float(timeout_text), int(retries_text)
@@ -219,6 +219,7 @@ def main(words: Sequence[str]) -> None:
         else:
             if counted := time.monotonic() >= counting_from:
                 failures += 1
+            if counted and failures <= retries:
                 _tell(f"{label}: the live probe failed, {failures} of {retries}: {wrong}")
             elif not failing:
                 _tell(f"{label}: the live probe failed, which does not count in its start_period: {wrong}")
@@ -229,7 +230,7 @@ def main(words: Sequence[str]) -> None:
                 name("unhealthy")
         answers = _answers(answers)
         systemd = socket if answers else -1
-        if failures < retries:
+        if failures < retries or kills_text == "0":
             _send(systemd, "WATCHDOG=1")
         elif systemd >= 0:
             # systemd does the rest: WatchdogSignal=, Result=watchdog, Restart= (sd_notify(3)).
