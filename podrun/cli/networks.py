@@ -111,6 +111,7 @@ def inspect(ctx: click.Context, names: Sequence[str], form: str) -> None:
 @click.option("--route", "routes", multiple=True, metavar="ROUTE", help="A static route of the pods.")
 @click.option("--reach", multiple=True, metavar="NAME", help="A network whose pods these may call.")
 @click.option("--routed", is_flag=True, help="Other machines route the subnets to this host.")
+@click.option("--internal", is_flag=True, help="Its pods reach each other and this host, and nobody else.")
 @click.option("-d", "--driver", type=click.Choice(["bridge"]), default="bridge", help="Accepted: there is no other.")
 @click.option("--ignore", is_flag=True, help="Do nothing when it already exists.")
 @click.argument("name")

@@ -173,14 +173,16 @@ def security(container: Container, value: str, origin: Origin) -> None:
     elif key == "apparmor":
         step.set("apparmor", rest, origin)
     elif key == "label":
-        container.note(origin, "podrun sets no SELinux labels", by_hand=rest != "disable")
+        what = "podrun sets no SELinux labels" if rest == "disable" else f"{rest}: podrun takes whole labels"
+        container.note(origin, what, "selinux = USER:ROLE:TYPE:LEVEL" * (rest != "disable"), by_hand=rest != "disable")
     elif key == "unmask":
         for path in rest.split(":"):
             step.append("unmask", "ALL" if path.upper() == "ALL" else path, origin)
     elif key == "systempaths" and rest == "unconfined":
         step.append("unmask", "ALL", origin)
     elif key == "mask":
-        container.note(origin, f"{rest}: podrun masks what crun and podman mask, and no other paths")
+        for path in rest.split(":"):
+            step.append("mask", path, origin)
     else:
         container.note(origin, f"{value!r} has no equivalent")
 

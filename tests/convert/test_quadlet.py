@@ -85,7 +85,7 @@ NOTED = [
     ("[Service]\nExecStartPre=a\x07b", "control character"),
     ("GlobalArgs=--x", "podman's own"),
     ("UIDMap=0:1:2", "chooses the ids"),
-    ("Mask=/x", "masks"),
+    ("Mask=/x", "a path in /proc or /sys"),
     ("PodmanArgs=--frob=1", "--frob"),
     ("Exec='a\\.b'", "escape"),
     ("Exec='a", "quote"),

@@ -24,6 +24,7 @@ ROWS = [
     Row('sysctls = { "kernel.shmmax" = "12345678" }', "cat /proc/sys/kernel/shmmax", "12345678"),
     Row('devices = ["/dev/null:/dev/mine:rw"]', "test -c /dev/mine && exec 3<>/dev/mine && echo open", "open"),
     Row("no_new_privileges = false", "grep NoNewPrivs /proc/self/status | tr '\\t' ' '", "NoNewPrivs: 0"),
+    Row('mask = ["/proc/meminfo", "/sys/kernel"]', "echo $(wc -c </proc/meminfo) $(ls /sys/kernel | wc -l)", "0 0"),
     Row('unmask = ["/proc/keys"]', "wc -c </proc/keys >/dev/null && echo open", "open"),
     Row('env = { A = "x y" }', 'echo "$A"', "x y"),
     Row('env_files = ["/etc/podrun-test.env"]', 'echo "$FROM_FILE"', "one two"),

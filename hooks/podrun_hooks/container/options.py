@@ -179,6 +179,12 @@ def _zone(text: str) -> str:
     return text
 
 
+def _masked(text: str) -> str:
+    if not text.startswith(("/proc/", "/sys/")) or ".." in text.split("/"):
+        raise Wrong(f"expected a path in /proc or /sys, not {text!r}")
+    return text
+
+
 def _unmasked(text: str) -> str:
     if text != "ALL" and not text.startswith(("/proc/", "/sys/")):
         raise Wrong(f"expected 'ALL' or a path in /proc or /sys, not {text!r}")
@@ -360,6 +366,7 @@ class Options(NamedTuple):
     sysctls: dict[str, str] = option(limits.SYSCTLS, "sysctls of its own IPC namespace", {})
     env_files: list[str] = option(list_of(ABSOLUTE), "files of variables in docker's form; env wins over them", [])
     no_new_privileges: bool = option(BOOLEAN, "setuid programs and file capabilities gain no privileges", True)
+    mask: list[str] = option(list_of(checked(TEXT, _masked)), "more paths of /proc and /sys to hide", [])
     unmask: list[str] = option(
         list_of(checked(TEXT, _unmasked)), "masked and read-only paths of /proc and /sys to open; ALL: every one", []
     )

@@ -239,7 +239,10 @@ def build(
             "namespaces": _namespaces(netns, options, facts.get("userns")),
             **_mappings(placed.mapping),
             **_propagation(placed.oci),
-            "maskedPaths": [] if open_paths else [path for path in _MASKED if path not in options.unmask],
+            "maskedPaths": [
+                *options.mask,
+                *(path for path in _MASKED if not open_paths and path not in options.unmask),
+            ],
             "readonlyPaths": [] if open_paths else [path for path in _READ_ONLY if path not in options.unmask],
             "devices": [devices.oci(node) for node in nodes],
             "sysctl": {**({} if netns else _sysctl(placed.mapping)), **options.sysctls},

@@ -365,6 +365,11 @@ def _checked_ports(step: Step) -> list[Problem]:
 
     found = []
     seen: set[tuple[str, int, str]] = set()
+    on = step.options.bridge or bridge.default_name(step.pod)
+    open_to = [one for one in step.options.publish if not one.ip.startswith("127.")]
+    if open_to and manner(on).internal:
+        what = f"port {open_to[0]} is published for other machines, but the network {on} is internal"
+        found.append(Problem(what, WRONG_FILE, "publish it on 127.0.0.1", key="publish"))
     for wanted in spec.each(step.options.publish):
         place = (wanted.ip, wanted.host, wanted.proto)
         if place in seen:

@@ -44,6 +44,8 @@ class Manner(NamedTuple):
     any_source: bool = False
     #: The bridges whose pods its pods may reach by their own addresses.
     reach: Sequence[str] = ()
+    #: Its pods reach each other and the host, and nobody else.
+    internal: bool = False
 
 
 class Bridge(NamedTuple):
@@ -157,7 +159,7 @@ def read(run: str, name: str) -> Bridge | None:
     index_now = int(index) if boot == ledger.boot_id() else 0
     words = settings.split()
     reach = tuple(word[6:] for word in words if word.startswith("reach="))
-    manner = Manner("routed" in words, "any_source" in words, reach)
+    manner = Manner("routed" in words, "any_source" in words, reach, "internal" in words)
     return Bridge(name, where, index_now, subnet(pool), subnet(pool6) if pool6 else None, rules, manner)
 
 
@@ -237,8 +239,8 @@ def _made(run: str, table: str, name: str, wanted: str, wanted6: str, manner: Ma
         lay(bridge.table, bridge.name, bridge.pools, manner, before, gone)
         if not had_table:
             spec.restore(run, bridge.table)
-        words = ["routed" if manner.routed else "", "any_source" if manner.any_source else ""]
-        words = [*filter(None, words), *(f"reach={name}" for name in manner.reach)]
+        words = [word for word in ("routed", "any_source", "internal") if getattr(manner, word)]
+        words += [f"reach={name}" for name in manner.reach]
         lines = [ledger.boot_id(), bridge.ifindex, pool, bridge.pool6 or "", bridge.table, " ".join(words)]
         atomic.replace(f"{where}/base", "".join(f"{line}\n" for line in lines), 0o644)
         return bridge

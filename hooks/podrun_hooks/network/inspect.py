@@ -28,7 +28,7 @@ _MAPS = ("host4", "host6", "any4", "any6")
 
 def networks(run: str) -> list[dict[str, Any]]:
     """The bridges: name, subnet, subnet6, up, ports (names of the links on it), leases (how many), table, routed,
-    guarded.
+    internal, guarded.
 
     ``guarded`` is False when somebody has flushed the table: published ports are closed, pods cannot get out, and they
     can reach the host's loopback; the next start of any pod restores it.
@@ -48,6 +48,7 @@ def networks(run: str) -> list[dict[str, Any]]:
                 "leases": len(_listed(f"{bridge.directory}/leases")),
                 "table": bridge.table,
                 "routed": bridge.manner.routed,
+                "internal": bridge.manner.internal,
                 "guarded": bridges.has_table(bridge.table),
             }
         )
@@ -75,6 +76,7 @@ def known(run: str) -> list[dict[str, Any]]:
                     "leases": 0,
                     "table": "",
                     "routed": about.routed,
+                    "internal": about.internal,
                     "guarded": False,
                     "made": False,
                 }

@@ -265,6 +265,9 @@ class Network(NamedTuple):
         "bridges whose pods the pods of this one may call by their own addresses",
         [],
     )
+    internal: bool = option(
+        BOOLEAN, "the pods reach each other, the host and the bridges of reach, and nobody else reaches them", False
+    )
     ipv6: bool = option(BOOLEAN, "false: the pods have no IPv6 at all", True)
     names6: bool = option(
         BOOLEAN,
@@ -307,7 +310,9 @@ def manner(bridge: str) -> Manner:
     from podrun_hooks.network.bridge import Manner
 
     declared = networks().get(bridge) if os.path.exists(NETWORKS) else None
-    return Manner(declared.routed, declared.any_source, tuple(declared.reach)) if declared else Manner()
+    if declared is None:
+        return Manner()
+    return Manner(declared.routed, declared.any_source, tuple(declared.reach), declared.internal)
 
 
 def networks() -> dict[str, Network]:

@@ -101,7 +101,7 @@ def _declared(project: Project, name: str, table: Table, origin: Origin, draft: 
         elif key == "driver_opts":
             _driver_options(options, below, step, draft, driver)
         elif key == "internal" and value:
-            draft.note(below, "podrun has no bridge without a way out", "forbid it in your own nftables table")
+            step.set("internal", True, below)
         elif key == "enable_ipv6":
             if value and "subnet6" not in step.values:
                 draft.note(below, "podrun's bridges always have IPv6, by default of fd88::/16", by_hand=False)

@@ -354,7 +354,7 @@ _COMMON: dict[str, Key] = {
     "RemapGid": _none(_IDS, _USERNS),
     "RemapUid": _none(_IDS, _USERNS),
     "RemapUidSize": _none(_IDS, _USERNS),
-    "RemapUsers": _none(_IDS, _USERNS),
+    "RemapUsers": _option("userns"),
     "ShmSize": _option("shm-size"),
     "SubGIDMap": _none(_IDS, _USERNS),
     "SubUIDMap": _none(_IDS, _USERNS),

@@ -208,6 +208,6 @@ def _network_key(step: Step, key: str, value: str, origin: Origin, note: Any) ->
         why = {"Label": "a bridge has no labels", "DisableDNS": "podrun has no DNS server: names are in /etc/hosts"}
         note(origin, why.get(key, "an unused bridge does no harm; `podrun network` shows them"), by_hand=False)
     elif key == "Internal":
-        note(origin, "podrun has no bridge without a way out", "forbid it in your own nftables table")
+        step.set("internal", value.lower() in ("1", "yes", "y", "true", "t", "on"), origin)
     else:
         note(origin, f"{value}: podrun has no equivalent")

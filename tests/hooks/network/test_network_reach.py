@@ -315,6 +315,39 @@ def test_two_bridges_do_not_reach_each_other_unless_networks_toml_says_so() -> N
     ]
 
 
+INTERNAL = """
+    import time
+    from podrun_hooks.network import options
+    options.NETWORKS = f"{place.home}/networks.toml"
+    for internal in ("true", "false", "true"):
+        place.serve("outside", 80, "outside")
+        place.serve("outside", 80, "outside", host="2001:db8:10::2")
+        with open(options.NETWORKS, "w") as file:
+            file.write(f"[networks.in0]\\ninternal = {internal}\\n[networks.out0]\\nreach = ['in0']\\n")
+        one = place.up("one", bridge="in0", publish=["127.0.0.1:8080:80"])
+        two, out = place.up("two", bridge="in0"), place.up("out", bridge="out0", publish=["0.0.0.0:8081:80"])
+        for facts in (one, out):
+            for version in (4, 6):
+                place.serve(facts["netns"], 80, "web", host=plain(facts, version))
+        began = time.monotonic()
+        beyond = [ask(one["netns"], to, 80) for to in ("198.51.100.2", "2001:db8:10::2")]
+        beyond += [ask(one["netns"], plain(out), 80), ask(one["netns"], "198.51.100.1", 8081)]
+        quick = time.monotonic() - began < 2
+        print(internal, *beyond, quick, *(ask(two["netns"], plain(one, v), 80) for v in (4, 6)),
+              ask("", plain(one), 80), ask("", "127.0.0.1", 8080), ask(out["netns"], plain(one), 80))
+        place.silence(); place.down("one"); place.down("two"); place.down("out")
+"""
+
+
+def test_pods_of_an_internal_network_reach_each_other_and_the_host_and_are_told_at_once_about_the_rest() -> None:
+    """Outside (IPv4, IPv6), another bridge, its published port; at once; a neighbour (twice), the host (twice), a friend."""
+    assert in_a_host_of_its_own("", INTERNAL).splitlines() == [
+        "true n n n n True y y y y y",
+        "false y y n y True y y y y y",
+        "true n n n n True y y y y y",
+    ]
+
+
 FORWARDING = """
     for command in ("-4 route add 203.0.113.0/24 via 198.51.100.1", "-6 route add 2001:db8:6::/64 via 2001:db8:10::1"):
         run(*inside("outside"), "ip", *command.split())

@@ -187,7 +187,8 @@ def main(words: Sequence[str]) -> None:
     MARK: who it is for, by which ``down`` finds it. LIFE: a pidfd of the container's init. SYSTEMD: a descriptor
     connected to systemd's socket, or -1. ANSWERS: 1, it answers the unit's watchdog; 0, not before SIGUSR1, which finds
     both signals blocked. START: seconds in which failures do not count, until a first success. KILLS: 1; 0, a
-    container that fails lives on. REPORT: see report(). The WORDs are the command line of ``exec``, or port, path and hosts.
+    container that fails lives on. REPORT: see report(). The WORDs are the command line of ``exec``, or port, path and
+    hosts.
 
     The watchdog is about the unit's main process. In a hot swap that is another generation's at first: SIGUSR1 says
     that it is this one's from now on, SIGUSR2 that it is not any more. Meanwhile a container that fails is killed here.

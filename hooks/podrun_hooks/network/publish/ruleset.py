@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 # route into the pod subnet, and call ports that are published on 127.0.0.1 only or not at all. A subnet configured as
 # routed is the exception: other machines call its pods by their own addresses, and see these as the pods' source.
 # Two bridges are two networks: a pod of one reaches pods of the other at published ports only, unless networks.toml
-# allows more. If podrun has made the host a router, it forwards nothing between the links that existed before.
+# allows more. The pods of an internal bridge reach each other and the host, and nobody else; they are told so at once
+# (ICMP, administratively prohibited) instead of waiting for answers. If podrun has made the host a router, it forwards
+# nothing between the links that existed before.
 # A port moves from one pod to another in one transaction, but before Linux 6.17 a look-up during that can find neither
 # element (b2f742c846ca). So each map is looked up twice, and packets whose key is in a hold set are dropped meanwhile
 # instead of refused: the sender tries again.
@@ -37,6 +39,7 @@ add set inet {table} subnets6 {{ type ipv6_addr; flags interval; }}
 add set inet {table} routed4 {{ type ipv4_addr; flags interval; }}
 add set inet {table} routed6 {{ type ipv6_addr; flags interval; }}
 add set inet {table} reached {{ type ifname . ifname; }}
+add set inet {table} internal {{ type ifname; }}
 add set inet {table} before4 {{ type ifname; }}
 add set inet {table} before6 {{ type ifname; }}
 add set inet {table} called6 {{ type ipv6_addr; size 65535; flags dynamic; }}
@@ -65,8 +68,10 @@ flush chain inet {table} postrouting
 add rule inet {table} loopback iifname != "lo" ip daddr 127.0.0.0/8 drop
 add rule inet {table} loopback iifname != "lo" ip saddr 127.0.0.0/8 drop
 add rule inet {table} forward oifname @bridges ct state established,related accept
-add rule inet {table} forward oifname @bridges ct status dnat accept
 add rule inet {table} forward iifname . oifname @reached accept
+add rule inet {table} forward iifname @internal reject with icmpx admin-prohibited
+add rule inet {table} forward oifname @internal reject with icmpx admin-prohibited
+add rule inet {table} forward oifname @bridges ct status dnat accept
 add rule inet {table} forward iifname @bridges oifname @bridges drop
 add rule inet {table} forward iifname @bridges accept
 add rule inet {table} forward oifname @bridges ip daddr @routed4 accept
@@ -118,6 +123,10 @@ def lay(
     pairs = {to: f'element inet {table} reached {{ "{bridge}" . "{to}" }}' for to in (bridge, *manner.reach, *gone)}
     # nft cannot delete an element that does not exist, so add it first.
     script += [f"add {pair}" for pair in pairs.values()] + [f"delete {pairs[to]}" for to in gone]
+    # As above: add, so that it can be deleted.
+    script.append(f'add element inet {table} internal {{ "{bridge}" }}')
+    if not manner.internal:
+        script.append(f'delete element inet {table} internal {{ "{bridge}" }}')
     for version, links in before.items():
         script += [f'add element inet {table} before{version} {{ "{link}" }}' for link in links]
     for pool in pools:
