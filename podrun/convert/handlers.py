@@ -376,6 +376,7 @@ def cpu_period(container: Container, value: str, origin: Origin) -> None:
     if not 0 < (period := int(value)) <= 1_000_000:
         raise ValueError("expected from 1 to 1000000 microseconds")
     container.period = period
+    container.note(origin, "it counts together with a quota, as cpus", by_hand=False)
 
 
 def pids(container: Container, value: str, origin: Origin) -> None:
