@@ -63,7 +63,7 @@ def _host(ctx: click.Context) -> Host:
 def import_(ctx: click.Context, path: str, name: str) -> None:
     """Import every image of an archive or an OCI layout under the names in it (-: standard input)."""
     with pull.teller(quiet=False) as teller:
-        images = pull.store().import_(_host(ctx).root, path, teller.notify, name)
+        images = pull.store().import_(_host(ctx).root, path, teller.notify, name, teller.progress)
     for found in images:
         events.note(_host(ctx).run, "image", "import", found.ref, id=found.digest)
         say(f"{found.digest}  {found.ref}")
@@ -123,7 +123,7 @@ def load(ctx: click.Context, path: str, quiet: bool) -> None:
     if "://" in path:
         raise Failure(f"{path} is not a file", code=WRONG_FILE, hint=f"curl -fsSL {path} | podrun load")
     with pull.teller(quiet=quiet) as teller:
-        images = pull.store().import_(_host(ctx).root, path, teller.notify, "")
+        images = pull.store().import_(_host(ctx).root, path, teller.notify, "", teller.progress)
     for found in images:
         events.note(_host(ctx).run, "image", "import", found.ref, id=found.digest)
         say(f"Loaded image: {found.ref}")

@@ -87,7 +87,9 @@ def pull(
     return _pull(root, named, policy, platform, notify, demanded, progress, changed)
 
 
-def import_(root: str, path: str, notify: Callable[[str], None] = _quietly, name: str = "") -> list[layout.Image]:
+def import_(
+    root: str, path: str, notify: Callable[[str], None] = _quietly, name: str = "", progress: Progress | None = None
+) -> list[layout.Image]:
     """Imports every image of a layout, an archive of one, or a docker archive; detects which of these ``path`` is.
 
     As with ``docker load``, an image gets its name in the archive, or ``name``; if there is neither, its name is the
@@ -95,16 +97,23 @@ def import_(root: str, path: str, notify: Callable[[str], None] = _quietly, name
     """
     if os.path.isdir(path):
         path = os.path.abspath(path)
-        return _named(root, [f"oci:{path}{tag}" for tag in _tags_of_layout(f"{path}/index.json")], name, notify)
+        return _named(
+            root, [f"oci:{path}{tag}" for tag in _tags_of_layout(f"{path}/index.json")], name, notify, progress
+        )
     publish.prepare(root)
     from podrun_hooks.image.sources import archive
 
     with work(root) as scratch:
-        if path == "-" or not _is_file(path):
-            path = _spooled(path, scratch)
-        path = os.path.abspath(path)
-        kind, tags = archive.contents(Reference(reference.OCI_ARCHIVE, path, path=path), scratch)
-        return _named(root, [f"{kind}:{path}{tag}" for tag in tags], name, notify, strict=path.startswith(scratch))
+        place = _spooled(path, scratch) if path == "-" or not _is_file(path) else os.path.abspath(path)
+        try:
+            kind, tags = archive.contents(Reference(reference.OCI_ARCHIVE, place, path=place), scratch)
+            refs = [f"{kind}:{place}{tag}" for tag in tags]
+            return _named(root, refs, name, notify, progress, strict=place.startswith(scratch))
+        except Failure as failure:
+            # Nobody knows where a pipe's content lies.
+            shown = "standard input" if path == "-" else path
+            failure.what = failure.what.replace(place, shown) if place.startswith(scratch) else failure.what
+            raise
 
 
 #: Seconds for which a pipe may send nothing.
@@ -132,7 +141,13 @@ def _spooled(path: str, scratch: str) -> str:
 
 
 def _named(
-    root: str, refs: list[str], name: str, notify: Callable[[str], None], *, strict: bool = False
+    root: str,
+    refs: list[str],
+    name: str,
+    notify: Callable[[str], None],
+    progress: Progress | None,
+    *,
+    strict: bool = False,
 ) -> list[layout.Image]:
     """Pulls images from an archive and gives them their own names. ``strict``: the archive's path must not be one."""
     if name and len(refs) != 1:
@@ -144,13 +159,18 @@ def _named(
         if strict and not own:
             what = "the archive does not say what the image is called"
             raise Failure(what, code=WRONG_FILE, hint="podrun image import --name NAME")
-        image = pull(root, ref, notify=notify)
+        image = pull(root, ref, notify=_importing(notify, reference.parse(ref).text, own), progress=progress)
         if own:
             image = tag(root, image.ref, own)
             if not known:
                 untag(root, [reference.parse(ref).text])
         images.append(image)
     return images
+
+
+def _importing(notify: Callable[[str], None], ref: str, name: str) -> Callable[[str], None]:
+    """``notify`` for a pull of ``ref``, which it calls by the image's own name."""
+    return lambda told: notify(told.replace(f"Pulling {ref}", f"Importing {name or ref}"))
 
 
 def _name_in(ref: str) -> str:

@@ -199,25 +199,26 @@ def resolv(
 ) -> str:
     """resolv.conf(5) of a pod: the host's, with its servers, search domains and options replaced where some are given.
 
-    Unless ``reachable_loopback``, name servers on the host's loopback are left out: the pod cannot reach them.
+    Unless ``reachable_loopback``, name servers on the host's loopback, or on a link of it (fe80::1%eth0), are left
+    out: the pod cannot reach them.
     """
     text = _content(_RESOLV)
     lines = text.splitlines()
     if servers:
         lines = [*(line for line in lines if not _server(line)), *(f"nameserver {server}" for server in servers)]
     elif not reachable_loopback:
-        kept = _without_loopback(text)
+        kept = _reachable(text)
         if not any(map(_server, kept)) and any(map(_server, lines)):
-            kept = _without_loopback(_content(UPSTREAM)) or kept
+            kept = _reachable(_content(UPSTREAM)) or kept
         lines = kept
     elif not (search or options):
         return text
     if search:
         # "domain" is the older keyword; the last of them counts (resolv.conf(5)).
-        lines = [line for line in lines if line.partition(" ")[0] not in ("search", "domain")]
+        lines = [line for line in lines if line.split()[:1] not in (["search"], ["domain"])]
         lines.append(f"search {' '.join(search)}")
     if options:
-        lines = [line for line in lines if line.partition(" ")[0] != "options"]
+        lines = [line for line in lines if line.split()[:1] != ["options"]]
         lines.append(f"options {' '.join(options)}")
     return "".join(f"{line}\n" for line in lines)
 
@@ -227,8 +228,13 @@ def has_server(text: str) -> bool:
     return any(map(_server, text.splitlines()))
 
 
-def _without_loopback(text: str) -> list[str]:
-    return [line for line in text.splitlines() if not (_server(line).startswith("127.") or _server(line) == "::1")]
+def _reachable(text: str) -> list[str]:
+    return [line for line in text.splitlines() if not _is_own(_server(line))]
+
+
+def _is_own(server: str) -> bool:
+    """Whether a name server's address means the machine itself (glibc takes 0.0.0.0 so), or a machine on its link."""
+    return server.startswith("127.") or server in ("0.0.0.0", "::", "::1") or server.lower().startswith("fe80:")
 
 
 def _server(line: str) -> str:

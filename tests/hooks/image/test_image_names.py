@@ -93,6 +93,44 @@ def test_a_compressed_archive_that_is_cut_short_is_told(tmp_path: Path, root: st
         commands.import_(root, str(tmp_path / "cut"))
 
 
+@pytest.mark.parametrize(
+    ("content", "told", "hint"),
+    [
+        (b"", "is empty", ""),
+        (b"root:x:0:0" * 100, "is neither a tar archive nor a compressed one", ""),
+        (build.tar(build.file("etc/passwd")), "it has neither index.json nor manifest.json", "dir:/DIRECTORY"),
+        (gzip.compress(build.tar(build.file("a"))), "it has neither index.json nor manifest.json", ""),
+    ],
+    ids=["nothing", "a text", "a file system", "something else"],
+)
+@pytest.mark.parametrize("pipe", [False, True])
+def test_what_is_no_archive_of_images_is_told_by_its_name(
+    tmp_path: Path, root: str, content: bytes, told: str, hint: str, pipe: bool
+) -> None:
+    path = tmp_path / "it"
+    path.write_bytes(content)
+    if pipe:
+        program = "import sys; from podrun_hooks.image import commands; commands.import_(sys.argv[1], '-')"
+        with path.open("rb") as file:
+            done = subprocess.run([sys.executable, "-c", program, root], stdin=file, capture_output=True, text=True)
+        assert "Failure: standard input is " in done.stderr
+        assert told in done.stderr
+        return
+    with pytest.raises(Failure, match=told) as caught:
+        commands.import_(root, str(path))
+    assert caught.value.what.startswith(f"{path} is ")
+    assert hint in caught.value.hint
+
+
+def test_an_import_is_told_by_the_images_names(tmp_path: Path, root: str) -> None:
+    said: list[str] = []
+    commands.import_(root, str(archive(tmp_path, dict(zip(NAMES, (ONE, TWO), strict=True)))), said.append)
+    assert [line for line in said if line.startswith("STATUS=Importing")][::2] == [
+        f"STATUS=Importing {name}" for name in NAMES
+    ]
+    assert not any("Pulling" in line for line in said)
+
+
 def test_names_are_given_and_taken(tmp_path: Path, root: str) -> None:
     commands.import_(root, str(archive(tmp_path, {NAMES[0]: ONE})))
     assert commands.tag(root, "one", "registry.example/a:2").digest == ONE.digest

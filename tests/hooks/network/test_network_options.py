@@ -152,11 +152,13 @@ def test_a_subnet_counts_its_hosts(cidr: str, hosts: int, second: str, last: str
         ("nameserver 127.0.0.53\noptions edns0\n", "nameserver 192.0.2.1\n", [], "nameserver 192.0.2.1\n"),
         ("nameserver ::1\nnameserver 192.0.2.1\n", "nameserver 192.0.2.2\n", [], "nameserver 192.0.2.1\n"),
         ("search a\nnameserver 127.0.0.1\n", "", [], "search a\n"),
+        ("nameserver\t0.0.0.0\nnameserver\t192.0.2.1\n", "", [], "nameserver\t192.0.2.1\n"),
+        ("nameserver FE80::1%eth0\n", "nameserver fe80::2%eth0\nnameserver 192.0.2.2\n", [], "nameserver 192.0.2.2\n"),
         ("search a\nnameserver 192.0.2.1\n", "", ["192.0.2.9"], "search a\nnameserver 192.0.2.9\n"),
         ("", "", [], ""),
     ],
 )
-def test_name_servers_on_the_hosts_loopback_are_replaced(
+def test_name_servers_that_only_the_host_reaches_are_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str, upstream: str, dns: Any, expected: str
 ) -> None:
     (tmp_path / "host").write_text(host)
@@ -167,7 +169,7 @@ def test_name_servers_on_the_hosts_loopback_are_replaced(
 
 
 def test_search_domains_replace_the_hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "host").write_text("domain old\nsearch a b\nnameserver 192.0.2.1\n")
+    (tmp_path / "host").write_text("domain\told\nsearch\ta b\nnameserver 192.0.2.1\n")
     monkeypatch.setattr(files, "_RESOLV", str(tmp_path / "host"))
     expected = "nameserver 192.0.2.1\nsearch x.example y.example\n"
     assert files.resolv([], ["x.example", "y.example"], reachable_loopback=True) == expected

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
+from podrun.errors import Failure
 from podrun_hooks.image.layer.stream import Reader, malformed
 
 BLOCK = 512
@@ -104,6 +105,17 @@ def entries(reader: Reader) -> Iterator[Entry]:
         pax, sparse, long_name, long_link = {}, [], None, None
     if pax or long_name or long_link:
         raise malformed("tar: the archive ends after an extended header")
+
+
+def header_like(block: bytes) -> bool:
+    """Whether a first block of 512 bytes can be the header of a tar archive, or the end of an empty one."""
+    if len(block) < 512:
+        return False
+    try:
+        _check_sum(block, block[148:156])
+    except Failure:
+        return not any(block)
+    return True
 
 
 def _check_sum(block: bytes, field: bytes) -> None:

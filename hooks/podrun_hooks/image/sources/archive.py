@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import IO, Any, NamedTuple
 
-from podrun.errors import UNAVAILABLE, WRONG_FILE, Failure, of_oserror
+from podrun.errors import MALFORMED, UNAVAILABLE, WRONG_FILE, Failure, of_oserror
 from podrun_hooks.image import reference
 from podrun_hooks.image.layer.stream import (
     CHUNK,
@@ -21,7 +21,7 @@ from podrun_hooks.image.layer.stream import (
     malformed,
     seen,
 )
-from podrun_hooks.image.layer.tar import FILE, HARDLINK, SYMLINK, entries
+from podrun_hooks.image.layer.tar import FILE, HARDLINK, SYMLINK, entries, header_like
 from podrun_hooks.image.manifest import (
     MAX_DOCUMENT,
     OCI_CONFIG,
@@ -201,6 +201,11 @@ def contents(named: Reference, scratch: str) -> tuple[str, list[str]]:
         if "index.json" in archive.members:
             index = document(archive.content("index.json"), f"{named.text}: index.json")
             return reference.OCI_ARCHIVE, tags_of(index)
+        if not {"manifest.json"} & {*archive.members, *archive.links}:
+            what = f"{named.text} is no archive of images: it has neither index.json nor manifest.json"
+            rooted = any(name.startswith(("bin/", "etc/", "usr/")) for name in archive.members)
+            hint = "a file system can be unpacked into a directory, and used as dir:/DIRECTORY" if rooted else ""
+            raise Failure(what, code=MALFORMED, hint=hint)
         listed = _images(archive.content("manifest.json"), named.text)
         tags = [_tags(item) or [f"@{number}"] for number, item in enumerate(listed)]
         return reference.DOCKER_ARCHIVE, [f":{name}" for own in tags for name in own]
@@ -223,6 +228,9 @@ class _Archive(NamedTuple):
         members: dict[str, tuple[int, int]] = {}
         links: dict[str, str] = {}
         reader = _Seeking(file, what)
+        if not header_like(os.pread(file.fileno(), 512, 0)):
+            what = f"{what} is {'neither a tar archive nor a compressed one' if not reader.ended() else 'empty'}"
+            raise malformed(what)
         for entry in entries(reader):
             name = os.path.normpath("/" + os.fsdecode(entry.name)).lstrip("/")
             if entry.kind == FILE and entry.segments is None:
@@ -237,12 +245,12 @@ class _Archive(NamedTuple):
         return cls(file, what, members, links)
 
     def place(self, name: str) -> tuple[int, int]:
-        name = os.path.normpath("/" + name).lstrip("/")
+        wanted = os.path.normpath("/" + name).lstrip("/")
         for _ in range(8):
-            if name in self.members:
-                return self.members[name]
-            name = self.links.get(name, "")
-        raise malformed(f"{self.what}: there is no {name or 'such member'} in the archive")
+            if wanted in self.members:
+                return self.members[wanted]
+            wanted = self.links.get(wanted, "")
+        raise malformed(f"{self.what}: there is no {name[:200]!r} in the archive")
 
     def size(self, name: str) -> int:
         return self.place(name)[1]
@@ -299,7 +307,7 @@ def opened(path: str, what: str) -> IO[bytes]:
             raise Failure(f"{what}: {path} is not a plain file", code=WRONG_FILE)
         return open(fd, "rb")
     except FileNotFoundError:
-        raise Failure(f"{what}: {path} is not there", code=WRONG_FILE) from None
+        raise Failure(f"{what if path in what else f'{what}: {path}'} is not there", code=WRONG_FILE) from None
     except OSError as error:
         raise of_oserror(error, what) from None
 
