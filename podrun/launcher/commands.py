@@ -87,9 +87,12 @@ def host_of(given: dict[str, Any]) -> Host:
 
 
 def name_of(word: str, host: Host) -> str:
-    """The pod that a FILE or NAME word means: for a file the pod that was started from it, else what it says itself."""
+    """The pod that a FILE or NAME word means: for a file the pod that was started from it, else what it says itself.
+
+    In the place of a name, 12 digits or more of a pod's id (``ps --filter id=``, ``inspect``) stand for that pod.
+    """
     if "/" not in word and not word.endswith(".toml"):
-        return valid_name(word)
+        return _of_id(word, host) or valid_name(word)
     from podrun.engine import hook_loader
     from podrun.engine import state as states
     from podrun.podfile import loader
@@ -102,6 +105,25 @@ def name_of(word: str, host: Host) -> str:
     except Failure:
         # The file is broken or gone. down has to work all the same: take the name that it was started under.
         return valid_name(_shown(word))
+
+
+def _of_id(word: str, host: Host) -> str:
+    """The pod whose id begins so; "" where there is none, or a pod of that name. Raises Failure for several."""
+    if not 12 <= len(word) <= 32 or word.strip("0123456789abcdef"):
+        return ""
+    from podrun.engine import journal as journals
+    from podrun.systemd import exit_records
+
+    known = {name: journals.journals(host.run, name) for name in journals.pods(host.run)}
+    ids = {name: {one.header.pod.invocation for one in found if one.header} for name, found in known.items()}
+    for name in exit_records.names(host.run):
+        ids.setdefault(name, {one.invocation for one in exit_records.all_of(host.run, name)})
+    meant = [name for name, own in ids.items() if any(id.startswith(word) for id in own)]
+    if word in ids or not meant:
+        return ""
+    if len(meant) > 1:
+        raise Failure(f"several pods have an id that begins with {word}", code=WRONG_FILE, hint=", ".join(meant))
+    return meant[0]
 
 
 def valid_name(name: str) -> str:

@@ -72,6 +72,12 @@ def test_ps_filters(two: Podrun, filters: list[str], found: list[str]) -> None:
 def test_ps_filters_by_the_beginning_of_an_id(two: Podrun) -> None:
     [id] = two("ps", "--filter", "name=second", "--format", "id").stdout.split()
     assert names(two, "--filter", f"id={id[:12]}") == ["second"]
+    for word in (id[:12], id):
+        assert two("inspect", word, "-f", "{name}", check=True).stdout == "second\n"
+        assert two("exec", word, "echo", "here", check=True).stdout == "here\n"
+        assert two("exec", "-e", "A=b", word, "sh", "-c", "echo $A", check=True).stdout == "b\n"
+    for word in (id[:11], "0" * 32):
+        assert two("inspect", word).returncode == 69
 
 
 @pytest.mark.parametrize(

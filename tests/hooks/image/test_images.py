@@ -155,6 +155,8 @@ def test_an_image_is_known_by_its_id_too_and_goes_through_an_archive(podrun: Pod
         command = '{ hook = "container", command = ["cat /mnt/data/kept"] }'
         assert podrun("up", podrun.file("mounts", f"chain = [ {steps}, {command} ]")).stdout == "third\n"
         assert set(podrun("images", word, "--format", "{ref}").stdout.split()) >= {"localhost/mine:1"}
+    for word in (short, "localhost/mine:1"):  # what is no pod can be an image
+        assert podrun("inspect", "-f", "{id}", word).stdout.split()[0] == id
     podrun("save", "-o", str(home / "saved.tar"), "localhost/mine:1", check=True)
     podrun("rmi", short, check=True)
     assert podrun("image", "exists", short).returncode == 1
