@@ -117,41 +117,14 @@ def _below(key: str, wrong: Wrong) -> Wrong:
     return Wrong(wrong.what if named else f"{key}: {wrong.what}", (key, *wrong.where))
 
 
-#: Words of compose files and of docker's command line, and what they are here.
-_FOREIGN = {
-    "ports": "podrun's word is publish, an option of the network step",
-    "expose": "containers of a pod network reach every port: leave it out",
-    "environment": "podrun's word is env",
-    "env_file": "podrun's word is env_files",
-    "healthcheck": "podrun's words are ready (when it counts as started) and live (what it has to answer to)",
-    "health_cmd": "podrun's words are ready and live, with exec = [...]",
-    "restart": 'podrun leaves that to systemd: [service] Restart = "on-failure"',
-    "restart_policy": 'podrun leaves that to systemd: [service] Restart = "on-failure"',
-    "depends_on": "the chain is the order within a pod; on other pods: [pod] requires = [...], after = [...]",
-    "mounts": "podrun's word is volumes, or a storage step",
-    "mount": "podrun's word is volumes, or a storage step",
-    "networks": "podrun's way is a network step",
-    "network_mode": "podrun's word is mode, an option of the network step",
-    "container_name": "podrun's word is name",
-    "working_dir": "podrun's word is workdir",
-    "mem_limit": "podrun's word is memory",
-    "cpu_limit": "podrun's word is cpus",
-    "pids_limit": "podrun's word is pids",
-    "stop_grace_period": "podrun's word is stop_timeout",
-    "cmd": "podrun's word is command",
-    "args": "podrun's word is command",
-    "logging": "podrun's word is log",
-    "privileged": "podrun has no such switch: name what is needed in capabilities, devices and volumes",
-    "chain": "below [pod] it is a key of that table: put chain = [...] above [pod], or write [[chain]] tables",
-}
-
-
 def unknown(word: str, known: Sequence[str], what: str = "key") -> str:
     """The message for a word that is not among the known ones, with the nearest of them."""
     from difflib import get_close_matches
 
-    if what == "key" and word in _FOREIGN and word not in known:
-        return f"unknown key {word!r}; {_FOREIGN[word]}"
+    from podrun.foreign_words import FOREIGN
+
+    if what == "key" and word in FOREIGN and word not in known:
+        return f"unknown key {word!r}; {FOREIGN[word]}"
     near = get_close_matches(word, known, 1, 0.6)
     return f"unknown {what} {word!r}" + (f"; did you mean {near[0]!r}?" if near else f" (known: {', '.join(known)})")
 

@@ -127,7 +127,7 @@ def conditions(filters: Sequence[str], known: Sequence[str]) -> Iterator[tuple[s
     for condition in filters:
         key, equals, text = condition.partition("=")
         if not equals or key not in known:
-            what = f"--filter {condition!r}: {unknown(key, known, 'key') if equals else 'expected KEY=VALUE'}"
+            what = f"--filter {condition!r}: {unknown(key, known, 'filter') if equals else 'expected KEY=VALUE'}"
             raise Failure(what, code=WRONG_FILE)
         found.setdefault(key, []).append(text)
     yield from found.items()

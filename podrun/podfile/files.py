@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 #: Bytes; a pod file is written by people.
 LIMIT = 1 << 20
+#: What other tools' files are called, and who turns them into pod files.
+_OTHERS = {".yaml": "compose", ".yml": "compose", ".container": "quadlet", ".pod": "quadlet", ".kube": "kube"}
 _NAME = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz_0123456789")
 
 
@@ -76,6 +78,9 @@ def find(word: str, etc: str, *, in_unit: bool, template: bool = False) -> Found
     path = f"{etc}/{word}.toml" if named else word
     directory, file = os.path.split(path)
     stem, extension = os.path.splitext(file)
+    if (converter := _OTHERS.get(os.path.splitext(word)[1])) and os.path.exists(word):
+        what = f"podrun reads pod files in TOML, and {shown(word)} is named as something else"
+        raise wrong("", what, f"'podrun convert {converter} {shown(word)}' makes pod files of it")
     name, at, instance = stem.partition("@")
     if at and not instance and not template:
         raise wrong(shown(path), f"a template needs an instance, as in {name}@blue")

@@ -134,7 +134,7 @@ def test_an_image_is_mounted_into_a_container(own: Podrun, writable: bool) -> No
     [
         (["image", "rm"], "use --all"),
         (["image", "rm", "nosuch"], "is not in the store"),
-        (["image", "ls", "--filter", "nmae=x"], "unknown key"),
+        (["image", "ls", "--filter", "nmae=x"], "unknown filter"),
         (["image", "ls", "--filter", "before=nosuch"], "is not in the store"),
         (["image", "ls", "--sort", "sizee"], "did you mean 'size'"),
         (["load", "-i", "http://127.0.0.1/x.tar"], "curl -fsSL"),

@@ -17,7 +17,7 @@ TOP = HERE.parent
 #: What a hook author imports, and what first-party hooks share with podrun: files of podrun/ itself.
 CONTRACT = {"hook", "hook_extras", "options", "facts", "errors", "record", "jsontext", "unit_needs"}
 SHARED = {"atomic", "identity", "libc", "ownership", "relay", "host_defaults"}
-BASE = {*CONTRACT, *SHARED, "messages", "host", "tomltext", "bundle"}
+BASE = {*CONTRACT, *SHARED, "foreign_words", "messages", "host", "tomltext", "bundle"}
 
 #: Each room with the rooms that it may import, wherever in a file that is done; the files of podrun/ are open to all.
 ROOMS: dict[str, set[str]] = {

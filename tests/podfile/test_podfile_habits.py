@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from podrun.convert.compose import service
+from podrun.engine import hook_loader
+from podrun.foreign_words import FOREIGN
 from podrun.options import Wrong
 from podrun.podfile import unit_environment
 from podrun.systemd import settings, syntax
@@ -45,6 +49,19 @@ def test_words_of_compose_and_docker_lead_to_podruns(podrun: Podrun, key: str, w
     assert code == 78
     assert f"unknown key {key!r}; " in line
     assert word in line
+
+
+@pytest.mark.parametrize(
+    ("word", "converter"),
+    [("compose.yaml", "compose"), ("docker-compose.yml", "compose"), ("web.container", "quadlet")],
+)
+def test_files_of_other_tools_are_told_who_reads_them(podrun: Podrun, word: str, converter: str) -> None:
+    path = podrun.home / word
+    path.write_text("services: {}\n")
+    for command in ("up", "check", "plan"):
+        done = podrun(command, str(path))
+        assert done.returncode == 78
+        assert f"'podrun convert {converter} {path}' makes pod files of it" in done.stderr + done.stdout
 
 
 def test_an_inline_chain_below_pod_is_told_where_it_belongs(podrun: Podrun) -> None:
@@ -178,3 +195,16 @@ def test_settings_of_a_timer_are_checked(podrun: Podrun) -> None:
     assert "Persistent takes yes or no" in told
     assert "Restart belongs in [service]" in told
     assert code == 0
+
+
+def test_every_word_of_compose_is_podruns_or_leads_to_it() -> None:
+    hooks = ("image", "network", "storage", "container", "register")
+    own = {key for name in hooks for key in hook_loader.load(name).Options._fields} | {"name"}
+    # What no engine on Linux needs, and what podrun has nothing like.
+    without = "attach credential_spec isolation develop provider models use_api_socket storage_opt label_file".split()
+    without += "cgroup uts mem_swappiness cpu_percent cpu_rt_period cpu_rt_runtime".split()
+    assert {*service.KEYS, *service.ELSEWHERE} - own - {*without} - FOREIGN.keys() == set()
+    # And what it leads to is there.
+    for hint in FOREIGN.values():
+        if match := re.match("podrun's words? (?:is|are) ([a-z_0-9]+)", hint):
+            assert match[1] in own | {"userns", "stop_timeout"}, hint
