@@ -10,6 +10,7 @@ from podrun.cli import completion, views
 from podrun.cli.declare import command
 from podrun.cli.output import Guarded, say
 from podrun.cli.payload import Running
+from podrun.cli.seconds import Seconds
 from podrun.engine import hook_loader
 from podrun.engine import journal as journals
 from podrun.engine import state as states
@@ -27,7 +28,9 @@ from podrun.systemd import exit_records, notify
 
 
 @command(
-    click.Option(["-t", "--time", "patience"], type=float, metavar="SECONDS", help="From the stop signal to SIGKILL."),
+    click.Option(
+        ["-t", "--time", "patience"], type=Seconds(min=0), metavar="SECONDS", help="From the stop signal to SIGKILL."
+    ),
     click.Argument(["words"], metavar="FILE|NAME...", nargs=-1, required=True, shell_complete=completion.words),
 )
 def restart(host: Host, words: Sequence[str], patience: float | None) -> int:

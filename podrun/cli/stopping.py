@@ -9,6 +9,7 @@ import click
 
 from podrun.cli import completion
 from podrun.cli.output import Guarded, say
+from podrun.cli.seconds import Seconds
 from podrun.engine import journal as journals
 from podrun.engine import state as states
 from podrun.errors import BUSY, UNAVAILABLE, WRONG_FILE, Failure
@@ -21,7 +22,7 @@ from podrun.systemd import events, exit_records
 _words = click.argument("words", metavar="[FILE|NAME]...", nargs=-1, shell_complete=completion.words)
 _every = click.option("-a", "--all", "every", is_flag=True, help="All pods.")
 _patience = click.option(
-    "-t", "--time", "patience", type=click.FloatRange(min=0), metavar="SECONDS",
+    "-t", "--time", "patience", type=Seconds(min=0), metavar="SECONDS",
     help="From the stop signal to SIGKILL, whatever the pod file says; a unit's own time-out stays.",
 )  # fmt: skip
 

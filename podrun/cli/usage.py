@@ -11,6 +11,7 @@ import click
 
 from podrun.cli import completion, docker_names, fields
 from podrun.cli.output import Guarded, human
+from podrun.cli.seconds import Seconds
 from podrun.engine import journal as journals
 from podrun.errors import UNAVAILABLE, Failure
 from podrun.host import Host
@@ -24,7 +25,7 @@ _HOME = "\x1b[H\x1b[J"
 @click.command(cls=Guarded)
 @click.option("--no-stream", "once", is_flag=True, help="Print once, also at a terminal.")
 @click.option("-f", "--follow", is_flag=True, help="Print again and again, as at a terminal.")
-@click.option("-i", "--interval", type=click.FloatRange(min=0.1), default=2.0, metavar="SECONDS", help="How often.")
+@click.option("-i", "--interval", type=Seconds(min=0.1), default=2.0, metavar="SECONDS", help="How often.")
 @click.option("--format", "form", default="table", metavar="FORMAT", help=fields.FORMATS)
 @click.argument("words", metavar="[FILE|NAME]...", nargs=-1, shell_complete=completion.words)
 @click.pass_context
