@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import select
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple, NoReturn
 
 import click
 
 from podrun.cli.output import Guarded, printed, say
+from podrun.cli.seconds import Seconds
 from podrun.cluster import agent, configuration, files, hosts, pacemaker, pods, rollout
 from podrun.cluster.pacemaker import State
 from podrun.cluster.programs import run_all
@@ -29,7 +31,9 @@ def group() -> None:
 
 
 _format = click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", help="How to print.")
-_timeout = click.option("--timeout", type=float, default=120.0, metavar="SECONDS", help="How long to wait.")
+_timeout = click.option("--timeout", type=Seconds(min=0), default=120.0, metavar="SECONDS", help="How long to wait.")
+#: Seconds: how often a pod that is followed is looked for, and how long an ssh may take until it is connected.
+_LOOK, _CONNECTED = 2, 5
 _fencing = click.option("--without-fencing", is_flag=True, help="Set stonith-enabled=false: for trials only.")
 
 
@@ -50,16 +54,20 @@ def export(words: Sequence[str], without_fencing: bool) -> None:
 @group.command(name="apply", cls=Guarded)
 @click.argument("words", metavar="FILE|NAME...", nargs=-1, required=True)
 @_fencing
-def apply(words: Sequence[str], without_fencing: bool) -> None:
+@click.option("--stopped", is_flag=True, help="New pods are not started: 'podrun cluster start NAME' does.")
+def apply(words: Sequence[str], without_fencing: bool, stopped: bool) -> None:
     """Copy pod files to every host, and have the cluster run them beside its other pods."""
-    state, before = pacemaker.state(), pacemaker.configured()
     known = files.manifest(pods.ETC)
     wanted = rollout.read(words, known)
-    statements = rollout.statements(wanted, before, fencing=not without_fencing)
+    state, before = rollout.changeable(), pacemaker.configured()
+    statements = rollout.statements(wanted, before, fencing=not without_fencing, stopped=stopped)
     for machine in state.machines:
         if machine.state not in rollout.REACHABLE:
             tell(f"podrun: warning: {machine.name} is {machine.state}: apply again when it is back")
-    received = rollout.deliver(wanted, known, state, install.program())
+    program = install.program()
+    rollout.ready(known, state, program)
+    so_far = "the cluster's configuration is as it was; mend this and apply again"
+    received = rollout.deliver(wanted, known, state, program, so_far=so_far)
     pacemaker.load(statements, before)
     for name in sorted(wanted.texts):
         changed = [host for host, done in received.items() if set(done.written) & wanted.texts[name].keys()]
@@ -109,11 +117,13 @@ def manifest() -> None:
 def machines(form: str) -> None:
     """List the hosts: their state, how many pods they run, whether their pod files equal this host's."""
     state = pacemaker.state()
-    digests = rollout.digests(state, install.program())
+    standings = rollout.standings(state, install.program())
     own = files.fingerprint(pods.ETC)
     rows = []
     for machine in state.machines:
-        digest = digests.get(machine.name, "")
+        digest, complaint = standings.get(machine.name, rollout.Standing(""))
+        if complaint:
+            tell(f"podrun: warning: {machine.name}: {complaint}")
         same = "-" if not digest else "same" if digest == own else _older(digest, own)
         row = {"machine": machine.name, "state": machine.state, "pods": machine.pods, "files": same}
         metadata: Any = machine.metadata
@@ -156,8 +166,11 @@ def _standing(state: State) -> dict[tuple[str, str], tuple[str, str]]:
         machine: hosts.command(machine, [*words, *(name for pod in wanted[machine] for name in _unit_names(pod))])
         for machine in wanted.keys() & reachable
     }
-    found = {}
+    found: dict[tuple[str, str], tuple[str, str]] = {}
     for machine, done in run_all(asking, 5.0).items():
+        if done.code:
+            found |= {(machine, pod): ("-", _printable(f"{machine}: {done.last_words}")) for pod in wanted[machine]}
+            continue
         shown = [dict(line.partition("=")[::2] for line in block.splitlines()) for block in done.out.split("\n\n")]
         for pod in wanted[machine]:
             found[machine, pod] = _summary(pod, [block for block in shown if _is_of(pod, block.get("Id", ""))])
@@ -192,58 +205,104 @@ def _printable(text: str) -> str:
 @click.argument("name")
 def status(name: str) -> int:
     """Show what systemctl status says of a pod, on the hosts where it runs."""
-    state = pacemaker.state()
-    words = ["systemctl", "status", "--no-pager", "--full", "--", *_unit_names(_known(name, state))]
-    code = 0
-    for machine in _machines_of(name, state):
-        say(f"--- {machine}")
-        done = subprocess.run(hosts.command(machine, words), stdin=subprocess.DEVNULL, check=False, timeout=60)
-        code = code or done.returncode
-    return code
+    state = _with(name)
+    words = ["systemctl", "status", "--no-pager", "--full", "--", *_unit_names(name)]
+    return _shown(_machines_of(name, state), words, 60, heads=True)
 
 
 @group.command(name="journal", cls=Guarded)
 @click.argument("name")
 @click.option("-f", "--follow", is_flag=True, help="Follow the output, also when the pod moves.")
 @click.option("-n", "--lines", type=click.IntRange(0, 1000000), default=None, help="Only the last lines.")
-def journal(name: str, follow: bool, lines: int | None) -> None:
+def journal(name: str, follow: bool, lines: int | None) -> int:
     """Print what a pod's containers have written, from whichever host it runs on."""
-    state = pacemaker.state()
-    single, several = _unit_names(_known(name, state))
+    state = _with(name)
+    single, several = _unit_names(name)
     words = ["journalctl", "--no-pager", "--quiet", "-u", single, "-u", several]
-    if not follow:
-        words += [f"--lines={lines}"] if lines is not None else []
-        for machine in _machines_of(name, state):
-            subprocess.run(hosts.command(machine, words), stdin=subprocess.DEVNULL, check=False)
-        return
-    _follow(name, [*words, "--follow"], 10 if lines is None else lines)
+    if follow:
+        _follow(name, [*words, "--follow"], 10 if lines is None else lines)
+    return _shown(_machines_of(name, state), [*words, *([f"--lines={lines}"] if lines is not None else [])])
 
 
-def _follow(name: str, words: Sequence[str], lines: int) -> None:
-    """A journalctl on each host that runs the pod; one more when it comes to another host."""
-    readers: dict[str, subprocess.Popen[bytes]] = {}
+def _shown(machines: Sequence[str], words: Sequence[str], seconds: float | None = None, *, heads: bool = False) -> int:
+    """Has each host print something of its own; the first exit status that is not 0.
+
+    Raises Failure, when all have had their turn, where one of them does not answer (within ``seconds``).
+    """
+    code, silent = 0, []
+    for machine in machines:
+        if heads:
+            say(f"--- {machine}")
+        try:
+            argv = hosts.command(machine, words)
+            done = subprocess.run(argv, stdin=subprocess.DEVNULL, check=False, timeout=seconds).returncode
+        except subprocess.TimeoutExpired:
+            done = hosts.UNREACHABLE
+        if done == hosts.UNREACHABLE:
+            silent.append(machine)
+        code = code or done
+    if silent:
+        hint = "'podrun cluster machines' lists the hosts"
+        raise Failure(f"{' '.join(silent)}: no answer by ssh", code=UNAVAILABLE, hint=hint)
+    return code
+
+
+class _Reader(NamedTuple):
+    """A journalctl on a host, since a moment (time.monotonic())."""
+
+    process: subprocess.Popen[bytes]
+    since: float
+
+
+def _follow(name: str, words: Sequence[str], lines: int) -> NoReturn:
+    """A journalctl on each host that runs the pod; one more when it comes to another host, or when one was lost.
+
+    Those that come later begin where the pod, or the connection, was last seen. Ends with whoever reads this.
+    """
+    readers: dict[str, _Reader] = {}
+    #: Until when a host's journal was surely read.
+    read: dict[str, float] = {}
+    first = True
+    # The other end of a pipe is gone: only this tells, since podrun itself writes nothing.
+    ours = select.poll()
+    ours.register(sys.stdout.fileno(), 0)
+    looked = time.monotonic()
     foreground.interruptible()
     try:
         while True:
+            before, looked = looked, time.monotonic()
             for machine in _machines_of(name, pacemaker.state()):
-                if machine not in readers or readers[machine].poll() is not None:
-                    argv = hosts.command(machine, [*words, f"--lines={lines}"])
-                    readers[machine] = subprocess.Popen(argv, stdin=subprocess.DEVNULL)
-            # Output not shown yet, of a pod that has just come to a host, began there at most this long ago.
-            lines = 1000
-            time.sleep(2)
+                reader = readers.get(machine)
+                if reader and reader.process.poll() is None:
+                    if looked - reader.since > _CONNECTED:
+                        read[machine] = looked
+                    continue
+                if reader and looked - reader.since > _CONNECTED:
+                    tell(f"podrun: {machine}: its journal is lost; trying again")
+                unread = looked - read.setdefault(machine, before) + 1
+                last = [f"--lines={lines}"] if first else ["--no-tail", f"--since=-{unread:.0f}s"]
+                # What ssh says of a host that stays away is told once.
+                quiet = subprocess.DEVNULL if reader else None
+                argv = hosts.command(machine, [*words, *last])
+                process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=quiet)
+                readers[machine] = _Reader(process, looked)
+            first = False
+            if ours.poll(_LOOK * 1000):
+                raise BrokenPipeError
     finally:
         for reader in readers.values():
-            reader.terminate()
-            reader.wait()
+            reader.process.terminate()
+        for reader in readers.values():
+            reader.process.wait()
 
 
-def _known(name: str, state: State) -> str:
-    """The name of a pod of the cluster. Raises Failure for any other word."""
+def _with(name: str, *, change: bool = False) -> State:
+    """The cluster, which has this pod. Raises Failure for any other word, and where it could not be changed."""
     valid_name(name)
+    state = rollout.changeable() if change else pacemaker.state()
     if all(unit.pod != name for unit in state.units):
         raise Failure(f"the cluster has no pod {name}", code=UNAVAILABLE, hint="'podrun cluster units' lists its pods")
-    return name
+    return state
 
 
 def _machines_of(name: str, state: State) -> list[str]:
@@ -262,9 +321,10 @@ def _machines_of(name: str, state: State) -> list[str]:
 def move(name: str, machine: str, timeout: float) -> None:
     """Move a pod to another host; it stays there."""
     began = time.monotonic()
-    state = pacemaker.state()
-    identifier = _single(_known(name, state))
-    found = next((row for row in state.machines if row.name == hosts.checked(machine)), None)
+    hosts.checked(machine)
+    state = _with(name, change=True)
+    identifier = _single(name)
+    found = next((row for row in state.machines if row.name == machine), None)
     if found is None or found.state != "online":
         what = f"{machine} is {found.state}" if found else f"there is no host {machine}"
         raise Failure(what, code=UNAVAILABLE, hint="'podrun cluster machines' lists the hosts")
@@ -308,7 +368,7 @@ def _placed(name: str) -> str:
 @_timeout
 def start(name: str, timeout: float) -> None:
     """Have the cluster run a pod that was stopped, and forget where it has failed."""
-    _known(name, pacemaker.state())
+    _with(name, change=True)
     pacemaker.forget_failures(configuration.resource(name))
     pacemaker.set_role(_placed(name), started=True)
     now = rollout.waited(lambda state: _runs(name, state), timeout, f"{name} is not started")
@@ -324,7 +384,7 @@ def _runs(name: str, state: State) -> bool:
 @_timeout
 def stop(name: str, timeout: float) -> None:
     """Have the cluster stop a pod, and keep it stopped until it is started again."""
-    _known(name, pacemaker.state())
+    _with(name, change=True)
     _stop(name, timeout)
     say(f"{name}: stopped")
 
@@ -343,17 +403,19 @@ def _is_anywhere(name: str, state: State) -> bool:
 @_timeout
 def rm(name: str, timeout: float) -> None:
     """Stop a pod, remove it from the cluster and its file from the hosts."""
-    state = pacemaker.state()
+    valid_name(name)
     known = files.manifest(pods.ETC)
+    state = rollout.changeable() if name in known.pods else _with(name, change=True)
     in_cluster = any(unit.pod == name for unit in state.units)
-    if not in_cluster and name not in known.pods:
-        _known(name, state)
     left = rollout.read([], known, without=name)
     if needing := [pod.name for pod in left.pods if name in (pod.placement.machine_of, *pod.requires)]:
         raise Failure(f"{', '.join(needing)} cannot run without it", code=BUSY, hint="remove these first")
+    program = install.program()
+    rollout.ready(known, state, program)
     if in_cluster:
         _stop(name, timeout)
         pacemaker.remove([*dict.fromkeys((_placed(name), configuration.resource(name)))])
-    received = rollout.deliver(left, known, state, install.program())
+    so_far = f"the cluster has no {name} any more; the next 'podrun cluster apply' or 'rm' removes the file there"
+    received = rollout.deliver(left, known, state, program, so_far=so_far)
     removed = sorted(host for host, done in received.items() if done.removed)
     say(f"{name}: removed from {' '.join(removed) or 'the cluster'}")

@@ -19,6 +19,8 @@ _OPTIONS = [
     *("-T", "-oBatchMode=yes", "-oStrictHostKeyChecking=yes", "-oConnectTimeout=3"),
     *("-oServerAliveInterval=3", "-oServerAliveCountMax=3", "-oClearAllForwardings=yes"),
 ]
+#: The exit status of ssh where it reaches nobody: ssh(1).
+UNREACHABLE = 255
 
 
 def checked(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import tempfile
 import time
@@ -29,9 +30,11 @@ class Done(NamedTuple):
 
     @property
     def last_words(self) -> str:
-        """The last line of its complaint, for a message; XML is left out."""
+        """The last line of its complaint, for a message; of XML (Pacemaker's pacemaker-result) the message in it."""
         lines = [line.strip() for text in (self.out, self.err) for line in text.splitlines()]
         words = [line for line in lines if line and not line.startswith("<")]
+        if not words and (told := re.search('<status code="[0-9]+" message="([^"]*)"', self.out)):
+            words = [told[1]]
         printable = "".join(c for c in (words or [""])[-1] if c.isprintable())
         return printable[:300] or ("it took too long" if self.code == TIMED_OUT else f"it ended with {self.code}")
 

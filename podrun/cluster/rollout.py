@@ -16,10 +16,13 @@ if TYPE_CHECKING:
 
     from podrun.cluster.pacemaker import State
     from podrun.cluster.pods import Pod
+    from podrun.cluster.programs import Done
 
 #: Machines in these states take files and commands; others get them when podrun is asked again.
 REACHABLE = ("online", "standby", "maintenance")
 _SECONDS = 60.0
+#: For so long there may be no coordinator, which knows of the quorum: the hosts elect one when another has gone.
+_ELECTION = 5.0
 
 
 class Wanted(NamedTuple):
@@ -57,15 +60,22 @@ def read(words: Sequence[str], before: files.Manifest = files.NOTHING, without: 
 
 
 def statements(
-    wanted: Wanted, before: pacemaker.Configuration | None, *, fencing: bool
+    wanted: Wanted, before: pacemaker.Configuration | None, *, fencing: bool, stopped: bool = False
 ) -> list[configuration.Statement]:
-    """The configuration of the pods. Raises Failure with all that is wrong with them."""
+    """The configuration of the pods. Raises Failure with all that is wrong with them.
+
+    ``stopped``: the pods that the cluster does not have yet are not to be started.
+    """
     mistakes = pods.mistakes(wanted.pods)
     for pod in wanted.pods:
         clashes = [other for other in wanted.pods if other.name != pod.name and _share_a_file(pod, other, wanted)]
         mistakes += [f"{pod.file}: its name is that of a file of {other.name}" for other in clashes]
+    kept = dict(before.kept) if before else {}
+    if stopped:
+        new = [pod for pod in wanted.pods if not before or configuration.resource(pod.name) not in before.pods]
+        kept |= {configuration.placed(pod): {"target-role": "Stopped"} for pod in new}
     try:
-        found = configuration.statements(wanted.pods, before.kept if before else None, fencing=fencing)
+        found = configuration.statements(wanted.pods, kept, fencing=fencing)
     except Wrong as wrong:
         mistakes.append(wrong.what)
         found = []
@@ -91,23 +101,55 @@ def _share_a_file(pod: Pod, other: Pod, wanted: Wanted) -> bool:
     return pod.name < other.name and any(name in others and others[name] != text for name, text in mine.items())
 
 
-def deliver(wanted: Wanted, before: files.Manifest, state: State, program: str) -> dict[str, files.Received]:
-    """Sends the files to every machine that can be reached, side by side; what each one did.
+def changeable() -> State:
+    """The state of a cluster that may be changed from here. Raises Failure without quorum.
 
-    ``before``: this host's manifest, which ``wanted`` was made of. Raises Failure when a machine has a newer one, or
-    did not take the files. The cluster's configuration is not touched then.
+    Pacemaker takes a change on a host that is cut off, shows it, and forgets it when the hosts are together again, or
+    has the others forget theirs.
     """
-    names = [machine.name for machine in state.machines if machine.state in REACHABLE]
-    for name, standing in digests(state, program).items():
-        if generation_of(standing) > before.generation:
+    deadline = time.monotonic() + _ELECTION
+    while not (state := pacemaker.state()).quorum and time.monotonic() < deadline:
+        time.sleep(0.2)
+    if not state.quorum:
+        hint = "do it on a host that is with most of the others; see 'podrun cluster machines' there"
+        raise Failure("this host has no quorum: the cluster cannot be changed from here", code=UNAVAILABLE, hint=hint)
+    return state
+
+
+def ready(before: files.Manifest, state: State, program: str) -> None:
+    """Raises Failure where a machine that can be reached could not take files, or has newer ones than ``before``.
+
+    ``before``: this host's manifest.
+    """
+    found = standings(state, program, _SECONDS / 2)
+    if wrong := [f"{name}: {standing.complaint}" for name, standing in found.items() if standing.complaint]:
+        _refuse(wrong, UNAVAILABLE, "nothing was changed; mend this and try again")
+    for name, standing in found.items():
+        if generation_of(standing.digest) > before.generation:
             hint = f"do it on {name}; that brings this host up to date"
             raise Failure(f"{name} has newer files of the cluster than this host", code=BUSY, hint=hint)
+
+
+def deliver(
+    wanted: Wanted, before: files.Manifest, state: State, program: str, *, so_far: str
+) -> dict[str, files.Received]:
+    """Sends the files to every machine that can be reached, side by side; what each one did.
+
+    ``before``: this host's manifest, which ``wanted`` was made of. Raises Failure when a machine did not take the
+    files; ``so_far`` tells people what is so then.
+    """
+    names = [machine.name for machine in state.machines if machine.state in REACHABLE]
     text = files.message(wanted.texts, before)
     done = hosts.on_each(names, [program, "cluster", "receive"], _SECONDS, text)
-    wrong = [f"{name}: {answer.last_words}" for name, answer in done.items() if answer.code]
-    if wrong:
-        _refuse(wrong, UNAVAILABLE, "the cluster's configuration is as it was; mend this and apply again")
+    if wrong := [f"{name}: {_complaint(answer)}" for name, answer in done.items() if answer.code]:
+        _refuse(wrong, UNAVAILABLE, so_far)
     return {name: _received(name, answer.out) for name, answer in done.items()}
+
+
+def _complaint(answer: Done) -> str:
+    """Why a machine's podrun did not do what it was asked for."""
+    words = answer.last_words
+    return f"its podrun is another version ({words.removeprefix('Error: ')})" if "No such command" in words else words
 
 
 def _received(name: str, out: str) -> files.Received:
@@ -121,16 +163,26 @@ def _received(name: str, out: str) -> files.Received:
 
 
 def generation_of(fingerprint: str) -> int:
-    """The generation in what :func:`digests` gives; 0 where there is none."""
+    """The generation in a digest of a :class:`Standing`; 0 where there is none."""
     word = fingerprint.partition(" ")[0]
     return int(word) if word.isascii() and word.isdigit() and len(word) < 19 else 0
 
 
-def digests(state: State, program: str, seconds: float = 5.0) -> dict[str, str]:
-    """What every reachable machine has (files.fingerprint); "" of one that does not answer."""
+class Standing(NamedTuple):
+    """What a machine has of the cluster's files (files.fingerprint), or why it does not say so."""
+
+    digest: str
+    complaint: str = ""
+
+
+def standings(state: State, program: str, seconds: float = 5.0) -> dict[str, Standing]:
+    """The standing of every machine that can be reached."""
     names = [machine.name for machine in state.machines if machine.state in REACHABLE]
     done = hosts.on_each(names, [program, "cluster", "manifest"], seconds)
-    return {name: "" if answer.code else answer.out.strip()[:64] for name, answer in done.items()}
+    return {
+        name: Standing("", _complaint(answer)) if answer.code else Standing(answer.out.strip()[:64])
+        for name, answer in done.items()
+    }
 
 
 def waited(true: Callable[[State], bool], seconds: float, what: str) -> State:

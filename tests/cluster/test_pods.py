@@ -75,6 +75,14 @@ def test_somebody_elses_resource_is_refused_before_anything_is_sent(written: Any
     assert caught.value.code == CANNOT_CREATE
 
 
+def test_only_a_pod_that_is_new_is_applied_stopped(written: Any) -> None:
+    found = written(a="", b="[placement]\nglobal = true", c="")
+    before = pacemaker.Configuration({"c": "c"}, frozenset(), frozenset(), {}, True, 1)
+    wanted = rollout.Wanted(found, {pod.name: {} for pod in found})
+    stopped = [s.id for s in rollout.statements(wanted, before, fencing=True, stopped=True) if "Stopped" in s.text]
+    assert stopped == ["a", "b-Global"]
+
+
 def test_a_file_of_the_clusters_that_was_changed_here_goes_nowhere_unasked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
