@@ -13,7 +13,7 @@ import pytest
 
 from support.each_call import Tracer
 from support.hook_scenarios import HOOKS, while_stopping
-from support.launcher import Podrun
+from support.launcher import AsInstalled, Podrun
 from support.proofs import SECONDS, SEED, Rounds, Row, drawn, table
 from support.scenario import Scenario, scenario
 from support.scenarios import COMMANDS, chosen
@@ -35,6 +35,7 @@ def _killed(
     most: int = 10**9,
 ) -> Row:
     """Kills a command at its calls in an order of chance."""
+    podrun = AsInstalled(podrun.home)
     with scenario(kind, podrun, home) as scene:
         tracer = Tracer(podrun.argv(*scene.words), podrun.environ, home, follow=follow)
         rounds = Rounds(f"{name}{', children' if follow else ''}", scene, tracer)
@@ -70,6 +71,22 @@ def test_kill_at_every_system_call(podrun: Podrun, home: Path, follow: bool) -> 
     rows = []
     for name, kind in chosen().items():
         rows.append(_killed(kind, podrun, home, name, follow=follow, seconds=SECONDS))
+        print("\n" + table(rows[-1:]).splitlines()[1], *rows[-1].faults, sep="\n", flush=True)
+    print(f"\nseed {SEED}\n{table(rows)}")
+    assert not [fault for row in rows for fault in row.faults]
+
+
+@pytest.mark.prove
+def test_kill_at_random_moments(podrun: Podrun, home: Path) -> None:
+    """PODRUN_PROVE_MOMENTS: how many, of all scenarios together."""
+    rows = []
+    scenes = chosen()
+    for name, kind in scenes.items():
+        with scenario(kind, AsInstalled(podrun.home), home) as scene:
+            tracer = Tracer([], {}, home)
+            rounds = Rounds(f"{name}, moments", scene, tracer)
+            rounds.moments(-(-int(os.environ.get("PODRUN_PROVE_MOMENTS", "1000")) // len(scenes)), SECONDS)
+            rows.append(rounds.row())
         print("\n" + table(rows[-1:]).splitlines()[1], *rows[-1].faults, sep="\n", flush=True)
     print(f"\nseed {SEED}\n{table(rows)}")
     assert not [fault for row in rows for fault in row.faults]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import random
 import re
+import signal
+import subprocess
 import time
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -82,6 +84,38 @@ class Rounds:
                 self.nothing_left()
             except AssertionError as error:
                 self.fault(f"killed at {call.name} {call.n}: {call.words}: {error}")
+            self.runs += 1
+
+    def moments(self, count: int, seconds: float = 1e9) -> None:
+        """Kills the command at moments of chance; every other time it is done again before it is undone."""
+        dice = random.Random(f"{SEED}/{self.name}")
+        self.scene.begin()
+        began = time.monotonic()
+        self.scene.podrun(*self.scene.words)
+        took = time.monotonic() - began
+        self.scene.end()
+        for number in range(count):
+            if self.hit and time.monotonic() - self.began > seconds:
+                return
+            moment = dice.uniform(0, took)
+            try:
+                self.scene.begin()
+                running = self.scene.podrun.start(
+                    *self.scene.words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+                )
+                try:
+                    running.wait(moment)
+                except subprocess.TimeoutExpired:
+                    running.kill()
+                code = running.wait()
+                self.hit += code == -signal.SIGKILL
+                self.good += code == 0
+                if number % 2:
+                    self.scene.again()
+                self.scene.end()
+                self.nothing_left()
+            except AssertionError as error:
+                self.fault(f"killed after {moment * 1000:.1f} ms: {error}")
             self.runs += 1
 
     def fail(self, errors: Iterable[tuple[Call, str]], seconds: float = 1e9) -> None:
