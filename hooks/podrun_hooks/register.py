@@ -117,9 +117,11 @@ def down(step: Step, own: Facts) -> None:
     """
     run = step.pod.run
     wish = wishes.read(run, step.pod.name, step.name)
-    if isinstance(wish, Registration) and wish.record.gen != step.pod.incarnation:
+    theirs = isinstance(wish, Registration) and wish.record.gen != step.pod.incarnation
+    if theirs:
         wish = None  # a successor's
-    else:
+    in_file = isinstance(wish, Registration) and not wish.source.has_server
+    if not (theirs or in_file):
         # First of all, so that the follower does not write the record again.
         wishes.remove(run, step.pod.name, step.name)
     if isinstance(wish, Registration):
@@ -132,7 +134,11 @@ def down(step: Step, own: Facts) -> None:
         source, identity = Source("file", registry), name.removesuffix(".json")
     else:
         return
-    if withdraw(step, source, identity) and own and step.options.drain:
+    was_there = withdraw(step, source, identity)
+    if in_file:
+        # Last: a down that was killed before finds the record by it when there are no facts.
+        wishes.remove(run, step.pod.name, step.name)
+    if was_there and own and step.options.drain:
         step.status(f"draining {step.options.service} for {step.options.drain:g} s")
         time.sleep(step.options.drain)
 

@@ -161,16 +161,31 @@ def of_generation(run: str, key: str, segment: str = "") -> list[Journal]:
 
 def remove_directory(run: str, pod: str) -> None:
     """Removes the directory of a generation once its journals are gone; what somebody else has put there stays."""
+    name = pod.partition("/")[0]
     try:
         os.unlink(f"{directory(run, pod)}/{CONSOLE}")
     except OSError:
         pass
-    try:
-        os.rmdir(directory(run, pod))
-        if "/" in pod:
-            os.rmdir(os.path.dirname(directory(run, pod)))
-    except OSError:
-        pass
+    for path in (directory(run, pod), *(_of_other_versions(directory(run, name))), directory(run, name)):
+        try:
+            if os.path.isdir(path) and not os.path.islink(path):
+                os.rmdir(path)
+            else:
+                os.unlink(path)
+        except OSError:
+            continue
+
+
+def _of_other_versions(where: str) -> list[str]:
+    """What is left of generations without a journal: the version that has undone them did not know these files."""
+    found = []
+    for name in _listed(where):
+        number, dot, _ = name.partition(".")
+        inside = _listed(f"{where}/{number}")
+        if name[0] == "+" and not any(file.endswith(".journal") for file in inside):
+            found += [] if dot else [f"{where}/{name}/{file}" for file in inside]
+            found.append(f"{where}/{name}")
+    return found
 
 
 # --- reading -------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import pytest
 
 from podrun.engine import chain, locks
 from podrun.engine import state as states
-from podrun.engine.journal import Header, Writer, read
+from podrun.engine.journal import Header, Writer, read, remove_directory
 from podrun.engine.locks import Lock
 from podrun.errors import BUSY, Failure
 from podrun.hook import Pod
@@ -143,3 +143,19 @@ def test_a_damaged_line_is_reported_and_does_not_keep_the_rest_from_being_undone
     assert chain.down(str(tmp_path / "run"), "web", hooks.world()) == ["mount", "network"]
     assert "line 3 is damaged" in hooks.said[0]
     assert hooks.calls[-1] == ("down", "network", {})
+
+
+def test_what_another_version_has_left_of_a_generation_goes_with_the_pod(tmp_path: Path) -> None:
+    """It has undone that generation, and did not know these files."""
+    run, pod = str(tmp_path), tmp_path / "pods/web"
+    for generation in ("+2", "+3"):
+        (pod / generation).mkdir(parents=True)
+    (pod / "+2/network.of-host").write_text("{}")
+    (pod / "+2.network.network").symlink_to("+2/network.network")
+    (pod / "+3/pod.journal").write_text("")
+    (pod / "+3/network.of-host").write_text("{}")
+    remove_directory(run, "web")
+    assert sorted(path.name for path in pod.rglob("*")) == ["+3", "network.of-host", "pod.journal"]
+    (pod / "+3/pod.journal").unlink()
+    remove_directory(run, "web/+3")
+    assert not pod.exists()

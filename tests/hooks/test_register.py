@@ -49,6 +49,21 @@ def test_down_removes_the_record_and_may_be_repeated(tmp_path: Path) -> None:
     assert list((tmp_path / "run/registry").iterdir()) == []
 
 
+def test_a_record_goes_although_both_up_and_down_were_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = step_of(tmp_path)
+    register.up(step, {})
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(register, "withdraw", killed)
+        with pytest.raises(KeyboardInterrupt):
+            register.down(step, {})
+    register.down(step, {})
+    assert list((tmp_path / "run/registry").iterdir()) == []
+
+
 def test_an_earlier_start_does_not_remove_its_successors_record(tmp_path: Path) -> None:
     register.up(step_of(tmp_path, "1"), {})
     facts = register.up(step_of(tmp_path, "2"), {})

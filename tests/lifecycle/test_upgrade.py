@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import os
 import random
@@ -11,12 +13,13 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from support import registry_servers
 from support.busy import SERVER, Busy
 from support.launcher import HERE, Podrun
 from support.objects import listing, settled
@@ -73,31 +76,43 @@ init = true
 """
 
 
+#: The version before, and one after it that knew swaps and registries with servers already ("" is release/before.py's).
+FIRST = pytest.param("", id="before")
+LATER = pytest.param("a9009f7", id="with swaps", marks=pytest.mark.prove)
+
+
 @pytest.fixture(scope="session")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The version before, unpacked; a checkout without its history cannot build it."""
-    script = [sys.executable, str(RELEASE / "before.py")]
-    place = tmp_path_factory.mktemp("before")
-    done = subprocess.run([*script, str(place)], capture_output=True, text=True, timeout=300, check=False)
-    if "history of this checkout" in done.stderr and not os.environ.get("CI"):
-        pytest.skip(done.stderr.strip())
-    assert done.returncode == 0, done.stderr
-    with zipfile.ZipFile(done.stdout.strip()) as archive:
-        archive.extractall(place / "podrun")
-    return place / "podrun"
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Gives a version, unpacked; a checkout without its history cannot build it."""
+
+    @functools.cache
+    def built(commit: str) -> Path:
+        place = tmp_path_factory.mktemp("before")
+        script = [sys.executable, str(RELEASE / "before.py"), str(place), *([commit] if commit else [])]
+        done = subprocess.run(script, capture_output=True, text=True, timeout=300, check=False)
+        if "history of this checkout" in done.stderr and not os.environ.get("CI"):
+            pytest.skip(done.stderr.strip())
+        assert done.returncode == 0, done.stderr
+        with zipfile.ZipFile(done.stdout.strip()) as archive:
+            archive.extractall(place / "podrun")
+        return place / "podrun"
+
+    return built
 
 
-@pytest.fixture
-def before(podrun: Podrun, home: Path, wheel: Path) -> Iterator[Podrun]:
-    """The version before, with this one's directories."""
-    old = Podrun(home)
+@pytest.fixture(params=[FIRST, LATER])
+def before(
+    podrun: Podrun, home: Path, wheel: Callable[[str], Path], request: pytest.FixtureRequest
+) -> Iterator[Podrun]:
+    """An earlier version, with this one's directories."""
+    old, path = Podrun(home), str(wheel(request.param))
     # Not the checkout that the tests are run in.
-    old.environ.update(PYTHONPATH=str(wheel), PYTHONSAFEPATH="1")
+    old.environ.update(PYTHONPATH=path, PYTHONSAFEPATH="1")
     where = subprocess.run(
         [sys.executable, "-c", "import podrun, podrun_hooks; print(podrun.__file__, podrun_hooks.__file__)"],
         env=old.environ, capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
-    assert where.count(str(wheel)) == 2
+    assert where.count(path) == 2
     old("run", "--rm", "--name", "warm", "host:", "true", check=True)
     found = listing(podrun.run, podrun.root)
     yield old
@@ -242,7 +257,8 @@ def test_what_this_version_has_started_is_stopped_by_the_one_before(podrun: Podr
     podrun("down", "web", check=True)
 
 
-def test_a_pod_that_was_swapped_is_left_alone_by_the_version_before(podrun: Podrun, before: Any) -> None:
+@pytest.mark.parametrize("before", [FIRST], indirect=True)
+def test_a_pod_that_was_swapped_is_left_alone_by_a_version_without_swaps(podrun: Podrun, before: Any) -> None:
     web = Serving(podrun)
     podrun("up", "-d", web.write("1", 'reload = "swap"'), check=True)
     web.write("2", 'reload = "swap"')
@@ -251,3 +267,65 @@ def test_a_pod_that_was_swapped_is_left_alone_by_the_version_before(podrun: Podr
         before(*words)
         assert web.get() == "2", words
     podrun("down", "web", check=True)
+
+
+@pytest.mark.prove
+@pytest.mark.parametrize("before", [LATER], indirect=True)
+@pytest.mark.parametrize("forwards", [True, False], ids=["forwards", "backwards"])
+def test_versions_with_swaps_take_turns_on_one_pod(podrun: Podrun, before: Any, forwards: bool) -> None:
+    """Each swaps what the other has swapped; nobody who asks notices, and either can undo it."""
+    first, second = (before, podrun) if forwards else (podrun, before)
+    web = Serving(podrun)
+    first("up", "-d", web.write("1", 'reload = "swap"'), check=True)
+    client = Busy("127.0.0.1", web.port, 4, keep=False)
+    for number, version in enumerate((first, second, first, second), 2):
+        web.write(str(number), 'reload = "swap"')
+        version("reload", "web", check=True)
+        assert web.get() == str(number)
+        assert seen(second)["state"] == "up"
+        for words in (["ps"], ["gc"]):
+            second(*words, check=True)
+    count = client.stop()
+    assert (count.failed, web.get()) == (0, "5"), count
+    second("down", "web", check=True)
+    # On the disk the earlier version has left what it did not know of a generation that it has undone.
+    podrun("gc", check=True)
+    assert not (podrun.run / "pods/web").exists()
+    assert podrun("registry", "get", "web").returncode == 69
+
+
+@pytest.mark.prove
+@pytest.mark.parametrize("before", [LATER], indirect=True)
+@pytest.mark.parametrize("forwards", [True, False], ids=["forwards", "backwards"])
+def test_a_record_in_etcd_is_kept_alive_and_withdrawn_by_the_other_version(
+    podrun: Podrun, before: Any, forwards: bool
+) -> None:
+    first, second = (before, podrun) if forwards else (podrun, before)
+    with contextlib.closing(registry_servers.etcd()) as server:
+        web = Serving(podrun)
+        path = Path(web.write("1"))
+        path.write_text(
+            path.read_text().replace(
+                "service = ", f'registry = "{server.url}"\nadvertise = "pod"\nttl = "3s"\nservice = '
+            )
+        )
+
+        def asked() -> int:
+            return int(podrun("registry", "get", "--registry", server.url, "web").returncode)
+
+        said = first("up", "-d", str(path), check=True).stderr
+        [follower] = re.findall(r"process (\d+) stays and follows", said)
+        os.kill(int(follower), signal.SIGTERM)
+        # The other version's follows from here on, for both pods.
+        other = Serving(podrun)
+        text = Path(other.write("1")).read_text()
+        more = podrun.file(
+            "more", text.replace("service = ", f'registry = "{server.url}"\nadvertise = "pod"\nservice = ')
+        )
+        second("up", "-d", more, check=True)
+        time.sleep(7)  # longer than the lease
+        assert asked() == 0
+        assert '"up"' in second("ps", "--format", "json", check=True).stdout
+        second("down", "more", check=True)
+        second("down", "web", check=True)
+        assert asked() == 69

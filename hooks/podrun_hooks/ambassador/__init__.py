@@ -57,8 +57,9 @@ def up(step: Step, facts: Facts) -> Facts:
     lock = wishes.held(step.pod.run)
     try:
         wish = _wish(step, facts, netns)
-        _enter(netns, lambda: _prepare(wish))
+        # Before the table: the namespace may be another pod's, and outlive this one.
         wishes.write(step.pod.run, wish)
+        _enter(netns, lambda: _prepare(wish))
     finally:
         os.close(lock)
     backends = follow(step, wish)
@@ -347,5 +348,6 @@ def _remove(wish: Ambassador) -> None:
     from podrun_hooks.ambassador import maps, ruleset
     from podrun_hooks.network.netlink import nfnetlink
 
-    if not maps.forget(nfnetlink.socket(), wish):
+    socket = nfnetlink.socket()
+    if nfnetlink.has_table(socket, wish.place) and not maps.forget(socket, wish):
         ruleset.remove(wish.place)

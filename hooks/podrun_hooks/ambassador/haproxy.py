@@ -71,10 +71,11 @@ def up(step: Step, facts: Facts) -> Facts:
     wish = _wish(step, facts, netns)
     _end(step)  # of a start that was killed
     _write(step, wish)
-    pid = _start(step, netns)
+    pid, go = _start(step, netns)
     try:
         started = _start_time(pid)
         step.announce(pid)
+        os.write(go, b"1")
         _await(pid, wish.place)
         _ask(wish.place, "set server service/s1 state ready")
         wishes.write(step.pod.run, wish)
@@ -82,6 +83,8 @@ def up(step: Step, facts: Facts) -> Facts:
     except BaseException:
         syscalls.end(pid)
         raise
+    finally:
+        os.close(go)
     step.status(f"{options.service} is at {wish.address}:{wish.port}")
     return {**ambassador.told(step, facts, wish, backends), "process": {"pid": pid, "start": started}}
 
@@ -97,7 +100,10 @@ def down(step: Step, own: Facts) -> None:
             _reap(process["pid"])
             time.sleep(0.02)
     _end(step)
-    for path in (_file(step), _log(step), _socket_path(step)):
+    directory, _, socket = _socket_path(step).rpartition("/")
+    # HAProxy binds to SOCKET.PID.tmp, moves SOCKET.PID.bak out of the way, and may have been killed then.
+    unfinished = [f"{directory}/{name}" for name in _listed(directory) if name.startswith(f"{socket}.")]
+    for path in (_file(step), _log(step), _socket_path(step), *unfinished):
         try:
             os.unlink(path)
         except FileNotFoundError:
@@ -193,13 +199,29 @@ def _write(step: Step, wish: Ambassador) -> None:
     atomic.replace(_file(step), text)
 
 
-def _start(step: Step, netns: str) -> int:
+def _listed(directory: str) -> list[str]:
+    try:
+        return os.listdir(directory)
+    except FileNotFoundError:
+        return []
+
+
+def _start(step: Step, netns: str) -> tuple[int, int]:
+    """Its pid, and a descriptor that a byte is written to when that is in the journal.
+
+    It begins only then: until it runs ``down`` could not find it by its command line. It ends when podrun is killed.
+    """
     program = subprocesses.find("haproxy", "haproxy")
     argv = [program, "-db", "-f", _file(step)]
+    wait, go = os.pipe2(os.O_CLOEXEC)
     child = syscalls.fork()
     if child:
-        return child
+        os.close(wait)
+        return child, go
     try:
+        os.close(go)
+        if not os.read(wait, 1):
+            os._exit(125)
         os.setsid()
         syscalls.heed_signals()
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)

@@ -127,7 +127,7 @@ def descriptor(value: Any, what: str) -> Descriptor:
     if not isinstance(digest, str) or not reference.is_digest(digest):
         raise malformed(f"{what}: {str(digest)[:100]!r} is not a sha256 digest")
     if type(size) is not int or not 0 <= size < 1 << 50:
-        raise malformed(f"{what}: {str(size)[:40]} is not a size")
+        raise malformed(f"{what}: {str(size)[:40]!r} is not a size")
     return Descriptor(str(value.get("mediaType") or ""), digest, size)
 
 

@@ -64,12 +64,13 @@ def macvlan(
         index = if_nametoindex(parent)
     except OSError:
         raise Failure(f"the host has no link {parent}", code=UNAVAILABLE) from None
+    ledgers.note(fd, "plug", name)  # in the host's namespace until it is moved
     ledgers.note(fd, "inside", f"{namespace.path_of(step.pod.tag)} {mark(step)}")
     step.status("adding an interface")
     outside = rtnetlink.Socket()
 
     def work() -> str:
-        # One system call, so that the link never exists without the alias that marks its owner.
+        # One system call, so that a kill leaves no link without the alias that marks its owner.
         outside.send(
             rtnetlink.macvlan(name, index, wish.mac),
             rtnetlink.change(name, alias=mark(step)),

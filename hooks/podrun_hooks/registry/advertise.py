@@ -60,7 +60,7 @@ def place(advertise: str, port: int, proto: str, facts: Facts, source: Source) -
 
 def of_host(source: Source) -> str:
     """The machine's address: ``[defaults] advertise``, else that from which it reaches the registry, or the world."""
-    given = sources.defaults().get("advertise")
+    given = sources.defaults("advertise").get("advertise")
     if given:
         try:
             packed(str(given))

@@ -174,16 +174,16 @@ def resolved(source: Source, run: str) -> Source:
 
 def default() -> Source:
     """``[defaults] registry`` of this host, else the file registry."""
-    value = defaults().get("registry", "file:")
+    value = defaults("registry").get("registry", "file:")
     try:
         return parse(value)
     except Wrong as wrong:
         raise Failure(f"{host_defaults.path()}: registry: {wrong.what}", code=WRONG_FILE) from None
 
 
-def defaults() -> dict[str, Any]:
-    """``[defaults]`` of this host. Raises Failure: not TOML, or others than root can write it."""
-    return host_defaults.read(host_defaults.path())
+def defaults(word: str) -> dict[str, Any]:
+    """``[defaults]`` of this host, where ``word`` is among them. Raises Failure: not TOML, or not root's alone."""
+    return host_defaults.read(host_defaults.path(), word)
 
 
 def problems(wanted: Source, run: str) -> list[Problem]:

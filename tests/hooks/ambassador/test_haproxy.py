@@ -186,3 +186,29 @@ def test_what_it_says_of_its_servers_is_read() -> None:
         ("s2", ("10.0.0.1", 80), True),
         ("s3", ("10.0.0.2", 81), False),
     ]
+
+
+def test_it_does_not_run_when_podrun_is_killed_before_it_is_noted(
+    services: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until it runs no down could find it by its command line."""
+    facts = services.pod("app")
+    options = read(ambassador.Options, {"service": "db", "port": 5432, "via": "haproxy"})
+    step = Step(services.started["app"].pod, "ambassador", "ambassador", options)
+    killed = os.fork()
+    if not killed:
+        monkeypatch.setattr(haproxy, "_start_time", lambda _: os.kill(os.getpid(), 9))
+        ambassador.up(step, facts)
+    assert os.waitpid(killed, 0)[1] == 9
+    ambassador.down(step, {})
+    time.sleep(0.5)
+    assert not list(haproxy._found(step))
+
+
+def test_the_sockets_that_a_killed_one_was_about_to_bind_go_as_well(services: Any) -> None:
+    services.client("app", via="haproxy")
+    directory = Path(wishes.directory(services.started["app"].pod.run))
+    [socket] = [path for path in directory.iterdir() if path.is_socket()]
+    Path(f"{socket}.77.tmp").touch()
+    services.undo("app", "ambassador")
+    assert not [path for path in directory.iterdir() if path.name.startswith(socket.name)]

@@ -17,7 +17,7 @@ import pytest
 from podrun.errors import Failure
 from podrun.hook import Step, read
 from podrun_hooks import ambassador, container, register
-from podrun_hooks.ambassador import flows, targets
+from podrun_hooks.ambassador import flows, maps, targets
 from podrun_hooks.ambassador.targets import Target
 from podrun_hooks.registry import file, wishes
 from podrun_hooks.registry.record import Record
@@ -501,3 +501,20 @@ def test_a_slot_stays_with_whom_it_was_when_others_come_and_go() -> None:
     after = targets.slots([*two, Target("10.0.0.3", 80)], 64, list(before))
     assert sum(a == b for a, b in zip(before, after, strict=True)) >= 42
     assert targets.slots(two, 64, list(before)) == before
+
+
+def test_a_start_that_fails_halfway_leaves_nothing_in_another_pods_network(
+    services: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    services.pod("owner")
+    options = read(ambassador.Options, {"service": "db", "port": 5432})
+    step = Step(services.started["owner"].pod._replace(name="guest", tag="podrun-guest"), "ambassador", "x", options)
+
+    def fails(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(maps, "begin", fails)
+    with pytest.raises((Failure, OSError)):
+        ambassador.up(step, services.facts["owner"])
+    ambassador.down(step, {})
+    assert "podrun-guest" not in services.nft("owner", "list", "tables")

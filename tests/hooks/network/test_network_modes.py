@@ -14,6 +14,7 @@ import pytest
 from podrun.errors import BUSY, UNAVAILABLE, WRONG_FILE, Failure
 from podrun_hooks import network
 from podrun_hooks.network import options
+from podrun_hooks.network.netlink import rtnetlink
 from support.network_case import call, inside, plain, run, seen, settled
 
 pytestmark = pytest.mark.root
@@ -137,6 +138,18 @@ def test_a_macvlan_pod_is_on_the_hosts_wire(place: Any, wire: Any) -> None:
     place.silence()
     place.down("web")
     assert not settled(place, before)
+
+
+def test_a_macvlan_that_could_not_be_moved_into_the_pod_is_removed(
+    place: Any, wire: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rtnetlink, "move", lambda name, _: rtnetlink.rename(1 << 30, name))
+    with pytest.raises((Failure, OSError)):
+        place.up("web", mode=f"macvlan:{wire[0]}")
+    found = "ip", "-json", "link", "show", "type", "macvlan"
+    assert wire[0] in run(*found)
+    place.down("web")
+    assert wire[0] not in run(*found)
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def test_defaults_that_others_can_write_are_refused(tmp_path: Path, monkeypatch:
     (tmp_path / "podrun.toml").write_text("")
     (tmp_path / "podrun.toml").chmod(0o666)
     with pytest.raises(Failure, match=r"podrun\.toml"):
-        sources.defaults()
+        sources.defaults("registry")
 
 
 def test_a_credential_is_a_path_of_the_unit(monkeypatch: pytest.MonkeyPatch) -> None:
