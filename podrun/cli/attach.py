@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -51,7 +52,7 @@ def attach(ctx: click.Context, word: str, container: str, keys: str, no_stdin: b
         _pass_on(running)
     if sock is None:
         say("it has no terminal: its output follows, its input stays closed", err=True)
-        _follow(host, running, container)
+        _show(host, running.name, container, past=False)
     elif _at_terminal(sock, leaving, no_stdin):
         return 0
     return pods.waited(host, running.name, ignore=True)
@@ -75,11 +76,21 @@ def _pass_on(running: Running) -> None:
         signal.signal(getattr(signal, f"SIG{number}"), lambda n, _: foreground.send(running.resident, n))
 
 
-def _follow(host: Host, running: Running, container: str) -> None:
-    source = logs.source_of(host, running.name, container, logs.Wanted(None, 0.0, 0.0, False))
+def follow(host: Host, name: str) -> int:
+    """Shows what a pod's last container has written and writes, passes signals on, and returns its status."""
+    with contextlib.suppress(Failure):  # it may have ended already
+        _pass_on(Running(host, name))
+    _show(host, name, "", past=True)
+    return pods.waited(host, name, ignore=False)
+
+
+def _show(host: Host, name: str, container: str, *, past: bool) -> None:
+    source = logs.source_of(host, name, container, logs.Wanted(None, 0.0, 0.0, False))
     try:
-        for _ in source.past():
-            pass
+        for _, block in source.past():
+            if past:
+                sys.stdout.buffer.write(block)
+        sys.stdout.buffer.flush()
         while (lines := source.more()) is not None:
             sys.stdout.buffer.writelines(block for _, block in lines)
             sys.stdout.buffer.flush()

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from podrun.cli import completion
+from podrun.cli import attach, completion
 from podrun.cli.output import Guarded, say
 from podrun.cli.stopping import named_or_all
 from podrun.engine import state as states
@@ -24,19 +24,19 @@ from podrun.systemd import exit_records
 
 
 @click.command("start", cls=Guarded)
-@click.option("-a", "--attach", is_flag=True, help="Stay in the foreground, and return the pod's status.")
+@click.option("-a", "--attach", "staying", is_flag=True, help="Stay in the foreground, and return the pod's status.")
 @click.option("-i", "--interactive", is_flag=True, help="The same, and give the payload podrun's standard input.")
 @click.option("--all", "every", is_flag=True, help="All pods that were created, or have ended in their units.")
 @click.argument("words", metavar="[FILE|NAME]...", nargs=-1, shell_complete=completion.words)
 @click.pass_context
-def start(ctx: click.Context, words: Sequence[str], attach: bool, interactive: bool, every: bool) -> int:
+def start(ctx: click.Context, words: Sequence[str], staying: bool, interactive: bool, every: bool) -> int:
     """Start pods and return when they are ready: by file or name as 'up -d' does, or what 'create' or 'run -d' kept.
 
     One that is up already is left alone.
     """
     host = host_of(ctx.obj)
     named_or_all(words, every)
-    staying = attach or interactive
+    staying = staying or interactive
     if staying and (every or len(words) > 1):
         raise Failure("--attach and --interactive are for one pod", code=WRONG_FILE)
     codes = [
@@ -70,11 +70,16 @@ def _started(ctx: click.Context, host: Host, word: str, staying: bool, interacti
 
 
 def _in_foreground(text: PodText | None, word: str, host: Host, interactive: bool) -> int:
-    """Starts a pod that was created as 'podrun run' without -d would. Raises Failure for one that was not."""
+    """Starts a pod that was created, and stays. Without input, where systemd runs, it is a unit whose journal is shown.
+
+    Raises Failure for a pod that was not created.
+    """
     if text is None:
         hint = f"'podrun up {word}' stays in the foreground"
         raise Failure(f"{word}: only what 'podrun create' made can be started so", code=UNAVAILABLE, hint=hint)
     with_terminal = any(step.options.get("tty") for step in text.steps)
+    if not (interactive or with_terminal) and detach.is_by_systemd(host):
+        return detach.start(text, host) or attach.follow(host, text.name)
     plain = text._replace(steps=tuple(_without_relay(step) for step in text.steps))
     if not with_terminal:
         return launch.up(plain, host, interactive=interactive)

@@ -23,11 +23,11 @@ from podrun.engine import journal as journals
 from podrun.engine import state as states
 from podrun.errors import CANNOT_CREATE, UNAVAILABLE, WRONG_FILE, Failure
 from podrun.host import Host
-from podrun.launcher import launch, run, transient
+from podrun.launcher import detach, launch, run, transient
 from podrun.launcher.arguments import COMMANDS
 from podrun.messages import tell
 from podrun.options import unknown, whole
-from podrun.systemd import notify
+from podrun.systemd import exit_records, notify
 
 
 def _unused(*_: object) -> None:
@@ -165,10 +165,32 @@ def extended(arguments: Sequence[str], host: Host, *, create: bool = False) -> i
         raise Failure("--rmi is for the foreground: nobody waits for a detached pod", code=WRONG_FILE, hint=hint)
     if "replace" in own and not given["save"]:
         launch.down(name, host)
-    code = run.start(pod, given, _noting(host, name, own), lifetime=0.0 if detached else seconds)
+    host = _noting(host, name, own)
+    if not (detached or seconds or given["save"]) and _is_through_journal(words, given, host):
+        given["detach"] = True
+        code = run.start(pod, given, host, follow=lambda name: _followed(name, host, remove=given["rm"]))
+    else:
+        code = run.start(pod, given, host, lifetime=0.0 if detached else seconds)
     if "rmi" in own and not given["save"]:
         _remove_image(words.ref, host)
     return code
+
+
+def _is_through_journal(words: Words, given: dict[str, Any], host: Host) -> bool:
+    """Whether a pod in the foreground is to be a unit, whose journal is shown: --log-driver journald, without input."""
+    drivers = [token.value for token in words.options if token.name == "log-driver"]
+    wanted = drivers[-1:] == ["journald"] and not (given["interactive"] or given["tty"])
+    return wanted and detach.is_by_systemd(host)
+
+
+def _followed(name: str, host: Host, *, remove: bool) -> int:
+    from podrun.cli import attach
+
+    status = attach.follow(host, name)
+    if remove:
+        launch.down(name, host)
+        exit_records.drop(host.run, name)
+    return status
 
 
 def _refuse_unknown_networks(pod: dict[str, Any], host: Host) -> None:

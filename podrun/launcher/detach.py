@@ -15,8 +15,7 @@ if TYPE_CHECKING:
 
 def start(text: PodText, host: Host) -> int:
     """Starts a pod in the units made of its file, else as a transient unit, else as it is; returns the exit code."""
-    wanted = host.environ.get("PODRUN_SYSTEMD") != "no" and not os.geteuid()
-    if wanted and notify.booted() and not notify.takes_over(host.environ):
+    if is_by_systemd(host):
         from podrun.launcher import foreground, pull, transient
 
         foreground.interruptible()
@@ -24,3 +23,9 @@ def start(text: PodText, host: Host) -> int:
         source = notify.made_of(text.name) if text.file else ""
         return transient.start_made(text, source, host) if source else transient.start(text, host)
     return launch.up(text, host, detach=True)
+
+
+def is_by_systemd(host: Host) -> bool:
+    """Whether a pod that nobody waits for becomes a unit."""
+    wanted = host.environ.get("PODRUN_SYSTEMD") != "no" and not os.geteuid()
+    return wanted and notify.booted() and not notify.takes_over(host.environ)

@@ -14,6 +14,7 @@ from podrun.systemd import events, exit_records, notify
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from podrun.host import Host
@@ -26,10 +27,18 @@ def run(given: dict[str, Any], host: Host) -> int:
     return start(tables(given, host), given, host)
 
 
-def start(pod: dict[str, Any], given: dict[str, Any], host: Host, *, lifetime: float = 0.0) -> int:
+def start(
+    pod: dict[str, Any],
+    given: dict[str, Any],
+    host: Host,
+    *,
+    lifetime: float = 0.0,
+    follow: Callable[[str], int] | None = None,
+) -> int:
     """Starts, or with ``save`` writes, the pod of these tables; ``given`` as for run(). Returns the exit code.
 
-    ``lifetime``: seconds after which a pod in the foreground is ended; 0: it is not.
+    ``lifetime``: seconds after which a pod in the foreground is ended; 0: it is not. ``follow``: what stays with one
+    that was started detached, and has its status.
     """
     name = given["name"]
     text = loader.from_tables(_literal(pod), file="", name=name, environ={}, load_hook=hook_loader.load)
@@ -54,6 +63,8 @@ def start(pod: dict[str, Any], given: dict[str, Any], host: Host, *, lifetime: f
             hint = f"'podrun start {name}' starts it, 'podrun rm {name}' removes it"
             raise Failure("a pod of this name was created", code=BUSY, hint=hint)
         code = detach.start(text, host)
+        if follow:
+            return code or follow(name)
         if not code:
             print(name, flush=True)
         return code

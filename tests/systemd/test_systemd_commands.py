@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import site
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -254,7 +256,31 @@ def test_what_was_created_is_started_stopped_and_started_again_in_its_unit(pods:
             assert sh("podrun", "wait", "box").returncode == 4
         until(lambda: sh("podrun", "logs", "box").stdout == "begins\nasked\n" * 2)
         assert sh("podrun", "ps", "-a", "--format", "name,exit").stdout.split() == ["box", "4"]
-        assert sh("podrun", "rm", "box").stdout == "box\n"
+        staying = sh("podrun", "create", "--name", "job", "host:", "sh", "-c", "echo hi; exit 3")
+        assert staying.returncode == 0, staying.stderr
+        assert (sh("podrun", "start", "-a", "job").stdout, sh("podrun", "wait", "job").returncode) == ("hi\n", 3)
+        assert sh("podrun", "rm", "box", "job").stdout == "box\njob\n"
         assert sh("podrun", "ps", "-aq").stdout == ""
     finally:
+        sh("podrun", "rm", "-f", "box")
+
+
+def test_the_output_of_a_pod_in_the_foreground_is_kept_by_the_journal(pods: Pods) -> None:
+    script = "echo one; echo two >&2; trap 'echo asked; exit 6' USR1; echo waits; while :; do sleep 0.1; done"
+    argv = ["podrun", "run", "--log-driver", "journald", "--name", "box", "host:", "sh", "-c", script]
+    running = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+    try:
+        until(lambda: "waits" in sh("podrun", "logs", "box").stdout)
+        running.send_signal(signal.SIGUSR1)
+        assert running.communicate(timeout=20)[0] == "one\ntwo\nwaits\nasked\n"
+        assert running.returncode == 6
+        assert sh("podrun", "logs", "box").stdout == "one\ntwo\nwaits\nasked\n"
+        assert sh("podrun", "ps", "-a", "--format", "name,exit").stdout.split() == ["box", "6"]
+        quick = sh(
+            "podrun", "run", "--rm", "--log-driver=journald", "--name", "quick", "host:", "sh", "-c", "echo hi; exit 3"
+        )
+        assert (quick.stdout, quick.returncode) == ("hi\n", 3), quick.stderr
+        assert sh("podrun", "ps", "-aq").stdout == "box\n"
+    finally:
+        running.kill()
         sh("podrun", "rm", "-f", "box")
