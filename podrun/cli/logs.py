@@ -123,6 +123,8 @@ class JournalSource:
 
     def past(self) -> Iterator[Line]:
         wanted = self.wanted
+        if 0.0 < wanted.until < wanted.since:
+            return  # journalctl(1) would refuse it
         words = [f"--since=@{wanted.since:.6f}"] if wanted.since else []
         words += [f"--until=@{wanted.until:.6f}"] if wanted.until else []
         reader = self._reader(self.unit, self.invocation, *words)

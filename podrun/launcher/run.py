@@ -71,7 +71,7 @@ def start(
     if not given["tty"]:
         return launch.up(text, host, interactive=given["interactive"], lifetime=lifetime)
     if not os.isatty(0):
-        tell(f"podrun: {name}: -t: the input device is not a TTY: what comes in is typed into a terminal all the same")
+        tell(f"podrun: {name}: The input device is not a TTY: what comes in is typed into a terminal all the same")
     from podrun.launcher.terminal import Terminal
 
     with Terminal() as terminal:

@@ -275,6 +275,7 @@ def test_the_output_of_a_pod_in_the_foreground_is_kept_by_the_journal(pods: Pods
         assert running.communicate(timeout=20)[0] == "one\ntwo\nwaits\nasked\n"
         assert running.returncode == 6
         assert sh("podrun", "logs", "box").stdout == "one\ntwo\nwaits\nasked\n"
+        assert sh("podrun", "logs", "--until", "1h", "box").stdout == ""
         assert sh("podrun", "ps", "-a", "--format", "name,exit").stdout.split() == ["box", "6"]
         quick = sh(
             "podrun", "run", "--rm", "--log-driver=journald", "--name", "quick", "host:", "sh", "-c", "echo hi; exit 3"
