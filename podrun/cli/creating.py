@@ -1,7 +1,7 @@
 """Docker's two steps in place of ``run -d``: ``create`` keeps what a command line means, ``start`` starts it.
 
-What is kept is the file that a transient unit's podrun reads (podrun.launcher.transient), with a mark beside it. It is
-there until ``rm``, ``down`` or the reboot; ``stop`` leaves it, so that ``start`` starts the same pod again.
+Kept are a file such as a transient unit's podrun reads (podrun.launcher.transient), and what the container writes. Both
+are there until ``rm``: ``start`` starts the same pod again after ``stop``, ``down`` and a reboot.
 """
 
 from __future__ import annotations

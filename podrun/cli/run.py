@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import click
 
+from podrun.cli import stopping
 from podrun.convert import commandline, spellings
 from podrun.convert.commandline import Token
 from podrun.convert.draft import CLOSE, OPEN, Draft, Pod, is_open
@@ -27,7 +28,7 @@ from podrun.launcher import detach, launch, run, transient
 from podrun.launcher.arguments import COMMANDS
 from podrun.messages import tell
 from podrun.options import unknown, whole
-from podrun.systemd import exit_records, notify
+from podrun.systemd import notify
 
 
 def _unused(*_: object) -> None:
@@ -150,6 +151,9 @@ def extended(arguments: Sequence[str], host: Host, *, create: bool = False) -> i
     for key in ("interactive", "tty"):
         if given[key] and (given["save"] or given["detach"] or create):
             next(step for step in pod["chain"] if step["hook"] == "container")[key] = True
+    if create and not given["rm"]:
+        # What it writes is there at the next start, as with docker; 'podrun rm' removes it.
+        next(step for step in pod["chain"] if step["hook"] == "container")["persist"] = True
     if given["restart"]:
         for section, settings in run.restarting(given["restart"]).items():
             pod.setdefault(section, {}).update(settings)
@@ -164,7 +168,7 @@ def extended(arguments: Sequence[str], host: Host, *, create: bool = False) -> i
         hint = "'podrun image rm' removes it when the pod has ended"
         raise Failure("--rmi is for the foreground: nobody waits for a detached pod", code=WRONG_FILE, hint=hint)
     if "replace" in own and not given["save"]:
-        launch.down(name, host)
+        stopping.removed(name, host)
     host = _noting(host, name, own)
     if not (detached or seconds or given["save"]) and _is_through_journal(words, given, host):
         given["detach"] = True
@@ -188,8 +192,7 @@ def _followed(name: str, host: Host, *, remove: bool) -> int:
 
     status = attach.follow(host, name)
     if remove:
-        launch.down(name, host)
-        exit_records.drop(host.run, name)
+        stopping.removed(name, host)
     return status
 
 

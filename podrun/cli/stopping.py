@@ -10,13 +10,18 @@ import click
 from podrun.cli import completion
 from podrun.cli.output import Guarded, say
 from podrun.cli.seconds import Seconds
+from podrun.engine import hook_loader
 from podrun.engine import journal as journals
 from podrun.engine import state as states
+from podrun.engine.segments import resolve
 from podrun.errors import BUSY, UNAVAILABLE, WRONG_FILE, Failure
+from podrun.hook import Pod
 from podrun.host import Host
+from podrun.identity import Identity
 from podrun.launcher import launch, transient
 from podrun.launcher.arguments import COMMANDS
 from podrun.launcher.commands import act, guarded, host_of, name_of
+from podrun.podfile.loader import PodText
 from podrun.systemd import events, exit_records
 
 _words = click.argument("words", metavar="[FILE|NAME]...", nargs=-1, shell_complete=completion.words)
@@ -145,14 +150,33 @@ def rm(
         if not force and (state := states.state(host.run, name)) in ("up", "starting"):
             hint = f"'podrun stop {name}' first, or 'podrun rm -f {name}'"
             raise Failure(f"it is {state}", code=BUSY, hint=hint)
-        launch.down(name, host, patience=patience)
-        exit_records.drop(host.run, name)
+        removed(name, host, patience)
         events.note(host.run, "pod", "remove", name)
 
     everyone = {*journals.pods(host.run), *exit_records.names(host.run), *transient.created(host)} if every else None
     names = _chosen(host, words, files, None if everyone is None else sorted(everyone))
     names = [name for name in names if not (ignore or force) or launch.is_known(name, host)]
     return _undone(ctx, names, remove)
+
+
+def removed(name: str, host: Host, patience: float | None = None) -> None:
+    """Undoes a pod, and forgets what is kept of it: how it ended, what it was created as, what it has written."""
+    launch.down(name, host, patience=patience)
+    if exit_records.is_created(host.root, name):
+        if text := transient.kept(name, host):
+            _remove_layers(text, host)
+        transient.forget_created(name, host)
+    exit_records.drop(host.run, name)
+
+
+def _remove_layers(text: PodText, host: Host) -> None:
+    """Removes what a pod that was created has written, and that was kept from start to start."""
+    pod = Pod(text.name, host.root, host.run, tag=Identity(text.name).tag(host.run), userns=text.userns)
+    for step in text.steps:
+        if step.options.get("persist"):
+            hook = hook_loader.load(step.hook)
+            whole = {**step._asdict(), "options": {**step.options, "persist": False}}
+            hook.down(resolve(pod, hook, whole), {})
 
 
 def _first_line(path: str) -> str:

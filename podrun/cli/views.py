@@ -159,7 +159,7 @@ def created(host: Host, name: str) -> dict[str, Any] | None:
     """What is known of a pod that ``podrun create`` made and nobody has started, in the form of :func:`inspect`."""
     from podrun.launcher import transient  # here: 'ps' does without units
 
-    text = transient.kept(name, host) if exit_records.is_created(host.run, name) else None
+    text = transient.kept(name, host) if exit_records.is_created(host.root, name) else None
     if text is None:
         return None
     images = [step.options.get("ref") for step in text.steps if "ref" in step.options]

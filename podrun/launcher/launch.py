@@ -218,6 +218,7 @@ def is_known(name: str, host: Host) -> bool:
         or notify.made_of(name)
         or notify.is_transient(f"{Identity(name).tag(host.run)}.service")
         or os.path.exists(f"{host.run}/units/{Identity(name).text}.json")
+        or exit_records.is_created(host.root, name)
         or os.path.exists(f"/etc/podrun/{name}.toml")
     )
 

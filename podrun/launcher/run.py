@@ -59,7 +59,7 @@ def start(
     if given["detach"]:
         from podrun.launcher import detach
 
-        if exit_records.is_created(host.run, name):
+        if exit_records.is_created(host.root, name):
             hint = f"'podrun start {name}' starts it, 'podrun rm {name}' removes it"
             raise Failure("a pod of this name was created", code=BUSY, hint=hint)
         code = detach.start(text, host)

@@ -127,8 +127,7 @@ def write(text: PodText, host: Host) -> str:
     One that says the same already is left as it is: its time is that since when the pod's output belongs together.
     """
     path = path_of(text.name, host)
-    told = {**text._asdict(), "steps": [step._asdict() for step in text.steps]}
-    content = jsontext.dumps(told)
+    content = _content(text)
     try:
         with open(path, encoding="utf-8") as file:
             if file.read() == content:
@@ -137,6 +136,10 @@ def write(text: PodText, host: Host) -> str:
         pass
     atomic.replace(path, content, parents=0o700)
     return path
+
+
+def _content(text: PodText) -> str:
+    return jsontext.dumps({**text._asdict(), "steps": [step._asdict() for step in text.steps]})
 
 
 def since(name: str, unit: str, host: Host) -> float:
@@ -150,34 +153,37 @@ def since(name: str, unit: str, host: Host) -> float:
 
 
 def kept(name: str, host: Host) -> PodText | None:
-    """What a pod without a file was started from, or created as; None when that is not kept."""
-    try:
-        text = resolved(path_of(name, host))
-    except FileNotFoundError:
-        return None
-    return None if text.file else text
+    """What a pod without a file was created as, or started from; None when that is not kept."""
+    for path in (exit_records.created_path(host.root, name), path_of(name, host)):
+        try:
+            text = resolved(path)
+        except FileNotFoundError:
+            continue
+        return None if text.file else text
+    return None
 
 
 def create(text: PodText, host: Host) -> None:
     """Keeps a pod for ``podrun start`` without starting it. Raises Failure (BUSY) when there is one of that name."""
-    if states.state(host.run, text.name) != "absent" or exit_records.is_created(host.run, text.name):
+    if states.state(host.run, text.name) != "absent" or exit_records.is_created(host.root, text.name):
         hint = f"'podrun rm {text.name}' removes it"
         raise Failure("there is a pod of this name already", code=BUSY, hint=hint)
-    write(text, host)
-    atomic.replace(_mark(text.name, host), "")
+    path = exit_records.created_path(host.root, text.name)
+    atomic.replace(path, _content(text), parents=0o700, sync=True)
+
+
+def forget_created(name: str, host: Host) -> None:
+    """The opposite of :func:`create`."""
+    atomic.remove(exit_records.created_path(host.root, name))
 
 
 def created(host: Host) -> list[str]:
     """The pods that ``podrun create`` made."""
     try:
-        found = os.listdir(f"{host.run}/units")
+        found = os.listdir(f"{host.root}/created")
     except FileNotFoundError:
         return []
-    return [identities.of_text(name).pod for name in found if name.endswith(exit_records.CREATED)]
-
-
-def _mark(name: str, host: Host) -> str:
-    return f"{host.run}/units/{Identity(name).text}{exit_records.CREATED}"
+    return [identities.of_text(name.removesuffix(".json")).pod for name in found if not name.startswith(".")]
 
 
 def _described(text: PodText) -> units.Pod:

@@ -21,13 +21,16 @@ if TYPE_CHECKING:
 
 #: Seconds that pass, at most, between what podrun writes for a transient unit and the unit.
 _STARTING = 60.0
-#: What the name of the empty file ends in that stands beside what 'podrun create' has written for a start.
-CREATED = ".created"
 
 
-def is_created(run: str, name: str) -> bool:
+def created_path(root: str, name: str) -> str:
+    """What ``podrun create`` has written for a start, in the form of podrun.launcher.transient; a reboot leaves it."""
+    return f"{root}/created/{Identity(name).text}.json"
+
+
+def is_created(root: str, name: str) -> bool:
     """Whether ``podrun create`` made the pod, and nobody has removed it."""
-    return os.path.exists(f"{run}/units/{Identity(name).text}{CREATED}")
+    return os.path.exists(created_path(root, name))
 
 
 class Ending(NamedTuple):
@@ -144,20 +147,19 @@ def names(run: str) -> list[str]:
 def forget(run: str, pods: Sequence[str]) -> None:
     """Removes the endings of what is none of ``pods``, and what their units were started from (podrun.transient).
 
-    A pod that was created and not removed is kept. Of the latter, so is that of a unit that systemd still has: between
-    two starts of its Restart= there is no pod, only the unit.
+    Of the latter, that of a unit that systemd still has is kept: between two starts of its Restart= there is no pod,
+    only the unit.
     """
     for place in ("ended", "units"):
         try:
             found = os.listdir(f"{run}/{place}")
         except FileNotFoundError:
             continue
-        wanted = {*pods, *(identities.of_text(name).pod for name in found if name.endswith(CREATED))}
         for name in found:
             pod = identities.of_text(name.removesuffix(".json")).pod
             path = f"{run}/{place}/{name}"
             try:
-                kept = pod in wanted or name.startswith(".") or (place == "units" and _may_start(run, pod, path))
+                kept = pod in pods or name.startswith(".") or (place == "units" and _may_start(run, pod, path))
                 if not kept:
                     os.unlink(path)
             except FileNotFoundError:

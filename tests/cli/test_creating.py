@@ -21,7 +21,7 @@ def rows(podrun: Podrun) -> list[tuple[str, str]]:
 
 def test_what_was_created_is_started_stopped_started_again_and_removed(podrun: Podrun) -> None:
     assert podrun("create", "--name", "web", "-e", "A=secret", "host:", "sleep", "60", check=True).stdout == "web\n"
-    kept = podrun.run / "units" / "web.json"
+    kept = podrun.root / "created" / "web.json"
     assert stat.S_IMODE(kept.stat().st_mode) == 0o600
     assert rows(podrun) == [("web", "created")]
     assert podrun("ps", "-q").stdout == ""
@@ -39,7 +39,21 @@ def test_what_was_created_is_started_stopped_started_again_and_removed(podrun: P
     podrun("start", "--all", check=True)
     assert podrun("rm", "-f", "-t", "0", "web", check=True).stdout == "web\n"
     assert rows(podrun) == []
-    assert os.listdir(podrun.run / "units") == []
+    assert os.listdir(podrun.root / "created") == []
+
+
+def test_what_it_writes_is_there_at_the_next_start_and_goes_with_rm(podrun: Podrun) -> None:
+    script = "echo x >>/opt/log; wc -l </opt/log; exit 3"
+    podrun("create", "--name", "web", "host:", "sh", "-c", script, check=True)
+    for line in ("1", "2"):
+        done = podrun("start", "-a", "web")
+        assert (done.stdout.strip(), done.returncode) == (line, 3), done.stderr
+    assert (podrun.root / "pods" / "web").exists()
+    podrun("rm", "web", check=True)
+    assert not (podrun.root / "pods" / "web").exists()
+    podrun("create", "--name", "web", "host:", "sh", "-c", script, check=True)
+    assert podrun("start", "-a", "web").stdout.strip() == "1"
+    podrun("rm", "web", check=True)
 
 
 def test_a_name_that_was_created_is_taken(podrun: Podrun) -> None:
