@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import click
@@ -18,7 +18,7 @@ from podrun.engine import state as states
 from podrun.errors import UNAVAILABLE, WRONG_FILE, Failure
 from podrun.hook_extras import UsesImages, offers
 from podrun.host import Host
-from podrun.launcher import pull
+from podrun.launcher import pull, transient
 from podrun.launcher.commands import host_of
 from podrun.launcher.history import kept
 from podrun.systemd import events
@@ -27,15 +27,23 @@ from podrun.systemd import events
 def used(host: Host) -> set[str]:
     """Digests and references of the images that pods were started from, a rollback would take, or that are mounted."""
     found = kept(host.root) | {*_mounts().mounted(host.run)}
+    for text in filter(None, (transient.kept(name, host) for name in transient.created(host))):
+        for step in text.steps:
+            found |= _named(step.hook, step.options)
     for name in journals.pods(host.run):
         for entry in states.entries(journals.everything(host.run, name)):
-            try:
-                using = offers(hook_loader.load(entry.step["hook"]), UsesImages)
-            except Failure:
-                using = None  # its package has been removed since
-            found |= {*using.images_of(entry.step["options"])} if using else set()
+            found |= _named(entry.step["hook"], entry.step["options"])
             found |= {image["digest"] for image in entry.facts.get("images", {}).values() if image.get("digest")}
     return found
+
+
+def _named(hook: str, options: Mapping[str, Any]) -> set[str]:
+    """The images that a step names; none where the hook's package has been removed since."""
+    try:
+        using = offers(hook_loader.load(hook), UsesImages)
+    except Failure:
+        return set()
+    return {*using.images_of(options)} if using else set()
 
 
 def _mounts() -> Any:

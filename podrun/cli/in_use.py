@@ -86,7 +86,8 @@ def texts(host: Host, *, force: bool = False) -> Iterator[PodText]:
                 continue
             what = f"cannot tell what {path} needs: {failure.what}"
             raise Failure(what, code=BUSY, hint="correct it, or use --force") from None
-    for path in sorted(glob.glob(f"{glob.escape(host.run)}/units/*.json")):
+    started = glob.glob(f"{glob.escape(host.run)}/units/*.json")
+    for path in sorted([*started, *glob.glob(f"{glob.escape(host.root)}/created/*.json")]):
         try:
             yield transient.resolved(path)
         except (OSError, ValueError, TypeError, KeyError):

@@ -56,6 +56,16 @@ def test_what_it_writes_is_there_at_the_next_start_and_goes_with_rm(podrun: Podr
     podrun("rm", "web", check=True)
 
 
+def test_what_it_needs_is_not_pruned(podrun: Podrun) -> None:
+    podrun("volume", "create", "data", "spare", check=True)
+    podrun("create", "--name", "web", "-v", "data:/data", "host:", "true", check=True)
+    podrun("volume", "prune", "--force", check=True)
+    assert podrun("volume", "ls", "-q").stdout == "data\n"
+    podrun("rm", "web", check=True)
+    podrun("volume", "prune", "--force", check=True)
+    assert podrun("volume", "ls", "-q").stdout == ""
+
+
 def test_a_name_that_was_created_is_taken(podrun: Podrun) -> None:
     podrun("create", "--name", "web", "host:", "true", check=True)
     assert podrun("create", "--name", "web", "host:", "true").returncode == 75
