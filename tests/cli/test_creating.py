@@ -59,10 +59,10 @@ def test_what_it_writes_is_there_at_the_next_start_and_goes_with_rm(podrun: Podr
 def test_what_it_needs_is_not_pruned(podrun: Podrun) -> None:
     podrun("volume", "create", "data", "spare", check=True)
     podrun("create", "--name", "web", "-v", "data:/data", "host:", "true", check=True)
-    podrun("volume", "prune", "--force", check=True)
+    podrun("volume", "prune", "--all", "--force", check=True)
     assert podrun("volume", "ls", "-q").stdout == "data\n"
     podrun("rm", "web", check=True)
-    podrun("volume", "prune", "--force", check=True)
+    podrun("volume", "prune", "--all", "--force", check=True)
     assert podrun("volume", "ls", "-q").stdout == ""
 
 
