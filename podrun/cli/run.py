@@ -151,8 +151,9 @@ def extended(arguments: Sequence[str], host: Host, *, create: bool = False) -> i
     for key in ("interactive", "tty"):
         if given[key] and (given["save"] or given["detach"] or create):
             next(step for step in pod["chain"] if step["hook"] == "container")[key] = True
-    if create and not given["rm"]:
-        # What it writes is there at the next start, as with docker; 'podrun rm' removes it.
+    if create and not given["rm"] and hook_loader.part("container", "rootfs").type_of(host.root) != "overlay":
+        # What it writes is there at the next start, as with docker; 'podrun rm' removes it. An overlay takes no overlay
+        # for the writable layer: there it is in memory, and each start begins anew.
         next(step for step in pod["chain"] if step["hook"] == "container")["persist"] = True
     if given["restart"]:
         for section, settings in run.restarting(given["restart"]).items():
