@@ -29,7 +29,7 @@ def step(hook: str, name: str = "", **options: str) -> str:
 
 
 def database(pods: Pods, registry: str) -> None:
-    register = step("register", registry=registry, advertise="pod", ttl="3s") + "port = 5432\n"
+    register = step("register", registry=registry, advertise="pod", ttl="6s") + "port = 5432\n"
     pods.install("db", IMAGE, NETWORK, register, container(SERVE, ready='{ tcp = ":5432" }'))
 
 
@@ -96,13 +96,18 @@ def test_the_follower_is_back_within_the_ttl_and_no_record_is_lost(etcd: None, p
     application(pods, ETCD)
     assert systemctl("start", "db", "app").returncode == 0, words("app")
     until(answers)
-    expected = ["active", "notify", "always", "30s", "yes"]
+    # Half of the shortest TTL: the follower has said so.
+    expected = ["active", "notify", "always", "3s", "yes"]
     assert show(FOLLOWER, "ActiveState", "Type", "Restart", "WatchdogUSec", "NoNewPrivileges") == expected
     assert programs("app.service") == {"sh"}
     print(sh("systemd-cgls", "--no-pager", "/system.slice").stdout)
     before = main_pid(FOLLOWER)
     os.kill(before, signal.SIGKILL)
-    end = time.monotonic() + 4
+    until(lambda: main_pid(FOLLOWER) not in (0, before) and show(FOLLOWER, "WatchdogUSec") == ["3s"])
+    # The next one hangs.
+    before = main_pid(FOLLOWER)
+    os.kill(before, signal.SIGSTOP)
+    end = time.monotonic() + 8
     while time.monotonic() < end:
         assert [one["ready"] for one in records()] == [True]
         time.sleep(0.2)
@@ -122,7 +127,7 @@ def test_the_follower_is_back_within_the_ttl_and_no_record_is_lost(etcd: None, p
 
 
 def test_a_follower_without_a_unit_file_is_back_after_a_daemon_reload(etcd: None, pods: Pods) -> None:
-    register = step("register", registry=ETCD, advertise="pod", ttl="3s") + "port = 5432\n"
+    register = step("register", registry=ETCD, advertise="pod", ttl="6s") + "port = 5432\n"
     pods.file("db", IMAGE + NETWORK + register + container(SERVE, ready='{ tcp = ":5432" }'))
     started = sh("podrun", "up", "-d", "db")
     assert started.returncode == 0, started.stderr

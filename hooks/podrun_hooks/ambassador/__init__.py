@@ -219,6 +219,8 @@ def follow(step: Step, wish: Ambassador) -> list[Record]:
     finally:
         client.close()
     _lead(step, wish, records)
+    # Once more: the follower may have led the pod meanwhile by what it had read later, and does so again.
+    wishes.write(run, wish)
     return records
 
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _MAPS = ("one", "many", "hashed")
 #: Milliseconds for which a backend still counts as one after its last new connection.
 _RETIRED = 2000
+#: How often a change is tried that others have come in between of.
+_ATTEMPTS = 20
 #: Bytes of a service in a key: protocol, address and port, each padded to four.
 _SERVICE = 12
 
@@ -68,6 +70,22 @@ def switch(socket: Socket, table: str, wanted: Sequence[tuple[Ambassador, Sequen
 
     A service that has lost its last backend is held from now on; one that had none stays held, or refused.
     """
+    for attempt in range(_ATTEMPTS):
+        gone, new, lost = _changes(socket, table, wanted)
+        try:
+            nfnetlink.replace(socket, table, gone, new)
+            break
+        except (FileNotFoundError, FileExistsError):
+            # An element has timed out since the dump, or somebody else leads the pod too: its own start, the follower.
+            if attempt == _ATTEMPTS - 1:
+                raise
+    return lost
+
+
+def _changes(
+    socket: Socket, table: str, wanted: Sequence[tuple[Ambassador, Sequence[Target]]]
+) -> tuple[list[Element], list[Element], list[Lost]]:
+    """The elements to delete and to add, by what the table holds now, and the backends that are lost with that."""
     before = {map_: {one.key: one for one in _all(socket, table, map_)} for map_ in _MAPS}
     held = {one.key for one in _all(socket, table, "held")}
     after = {map_: dict(elements) for map_, elements in before.items()}
@@ -103,14 +121,7 @@ def switch(socket: Socket, table: str, wanted: Sequence[tuple[Ambassador, Sequen
             new.append(Element("backends", value, b""))
         elif value not in backends and not retiring:
             new.append(Element("backends", value, b"", timeout=_RETIRED))
-    try:
-        nfnetlink.replace(socket, table, gone, new)
-    except FileNotFoundError:
-        # An element has timed out since the dump.
-        still = {(one.map, one.key) for map_ in ("held", "backends") for one in nfnetlink.elements(socket, table, map_)}
-        kept = [one for one in gone if one.map in _MAPS or (one.map, one.key) in still]
-        nfnetlink.replace(socket, table, kept, new)
-    return lost
+    return gone, new, lost
 
 
 def _all(socket: Socket, table: str, map_: str) -> list[Element]:

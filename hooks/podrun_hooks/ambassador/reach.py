@@ -61,17 +61,21 @@ def host(run: str, table: str, routes: Socket) -> chosen.Host:
 
 
 def lead(
-    run: str, wanted: Sequence[tuple[Ambassador, Sequence[Record]]], say: Callable[[str], None]
+    run: str,
+    wanted: Sequence[tuple[Ambassador, Sequence[Record]]],
+    say: Callable[[str], None],
+    alive: Callable[[], None] = lambda: None,
 ) -> list[tuple[Ambassador, Lost]]:
     """Gives ambassadors the backends that their services' records name; returns those that they no longer have.
 
-    It passes over an ambassador that it cannot reach (its pod is going), and tells ``say``.
+    It passes over an ambassador that it cannot reach (its pod is going), and tells ``say``. It calls ``alive`` for each.
     """
     if not wanted:
         return []
     lost: list[tuple[Ambassador, Lost]] = []
     by_pod: dict[tuple[str, str], list[tuple[Ambassador, Sequence[Target]]]] = {}
     for wish, targets in _chosen(run, wanted, say):
+        alive()
         if wish.listing:
             _write(wish, targets, say)
         if wish.via == "nft":
@@ -81,6 +85,7 @@ def lead(
     moved: list[tuple[Socket, Sequence[Lost]]] = []
     with _Entering() as entering:
         for (netns, table), services in by_pod.items():
+            alive()
             try:
                 socket = entering.netfilter(netns, services[0][0].inode)
                 gone = maps.switch(socket, table, services)

@@ -26,7 +26,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal as _signal
     import socket as _socket
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from podrun_hooks.ambassador.maps import Lost
     from podrun_hooks.registry.record import Record
@@ -46,6 +46,11 @@ _CALL, _PAUSE = 1.5, 5.0
 _RENEWALS, _REPAIR_EVERY = 3, 4
 #: Seconds without a wish after which a follower that is no unit ends.
 _LINGER = 2.0
+#: Seconds without a sign of life after which systemd starts another follower: half of the shortest TTL, so that the
+#: lease, renewed every third of it, does not end meanwhile; but longer than what one call may take, twice.
+_SHORTEST = 3.0
+#: Seconds between two times that free memory is given back.
+_TIDY = 5.0
 #: How often, how long and how far apart a lost backend is tried before its host counts as vanished.
 _CALLS, _PATIENCE, _APART = 2, 1.0, 0.5
 
@@ -57,9 +62,11 @@ _AGAIN = (0.1, 0.4, 1.0)
 class Followed:
     """One registry, and what the pods of this host want of it."""
 
-    def __init__(self, source: Source, run: str) -> None:
+    def __init__(self, source: Source, run: str, alive: Callable[[], None] = lambda: None) -> None:
         self.source = source
         self.client = connect(source)
+        self.client.report(alive)
+        self.alive = alive
         self.leases: Leases = wishes.Leases(run)
         self.run = run
         self.registrations: list[Registration] = []
@@ -68,6 +75,8 @@ class Followed:
         self.records: dict[str, list[Record]] = {}
         #: The ambassadors that know of it.
         self.led: set[tuple[object, ...]] = set()
+        #: Which file each ambassador's wish is.
+        self.stamps: dict[tuple[object, ...], int] = {}
         #: Records as they have been written, by key.
         self.written: dict[str, Record] = {}
         self.next_poll = self.last_poll = 0.0
@@ -82,7 +91,10 @@ class Followed:
     def wants(self, registrations: list[Registration], ambassadors: list[Ambassador]) -> None:
         """Takes over what the wishes say now."""
         self.registrations, self.ambassadors = registrations, ambassadors
-        self.led &= {_identity(wish) for wish in ambassadors}
+        stamps = {_identity(wish): wishes.stamp_of(self.run, wish) for wish in ambassadors}
+        # A step that has written its wish once more has led the pod itself meanwhile, by what it knew.
+        self.led = {one for one in self.led if one in stamps and stamps[one] == self.stamps.get(one)}
+        self.stamps = stamps
         keys = {wish.record.key for wish in registrations}
         self.written = {key: record for key, record in self.written.items() if key in keys}
         if any(self.written.get(wish.record.key) != wish.record for wish in registrations):
@@ -178,9 +190,7 @@ class Followed:
             for wish in self.ambassadors
             if wish.service in self.records and (wish.service in changed or _identity(wish) not in self.led)
         ]
-        lost = reach.lead(self.run, [(wish, self.records[wish.service]) for wish in wanted], say)
-        if wanted:
-            _give_back()
+        lost = reach.lead(self.run, [(wish, self.records[wish.service]) for wish in wanted], say, self.alive)
         self.led |= {_identity(wish) for wish in wanted}
         return lost
 
@@ -248,6 +258,7 @@ class Follower:
         #: Backends whose connections are looked for once more, and when.
         self.lost: list[tuple[float, list[tuple[Ambassador, Lost]]]] = []
         self._stamp = -1
+        self._told = 0.0
         self._settled = False
         self._read = 0.0
 
@@ -259,20 +270,38 @@ class Follower:
         # What is written within the same tick of the clock as this look has the same time.
         self._settled = time.time() - stamp / 1e9 > 0.1
         self._stamp, self._read = stamp, now
-        found = [wish for wish in wishes.everything(self.run) if wish.source.has_server]
+        known: dict[tuple[str, str], Registration | Ambassador] = {}
+        for followed in self.followed.values():
+            known |= {(one.pod, one.step): one for one in followed.registrations}
+            known |= {(one.pod, one.step): one for one in followed.ambassadors}
+        found: list[Registration | Ambassador] = []
+        for wish in wishes.everything(self.run):
+            if wish.source.has_server:
+                # The object that is there already: no second copy of a hundred pods' wishes is left behind.
+                before = known.get((wish.pod, wish.step))
+                found.append(before if before == wish and before is not None else wish)
         sources = {wish.source for wish in found}
         for gone in set(self.followed) - sources:
             self.followed.pop(gone).client.close()
             wishes.Leases(self.run).forget(gone)
         for source in sources:
             if source not in self.followed:
-                self.followed[source] = Followed(source, self.run)
+                self.followed[source] = Followed(source, self.run, self.alive)
             mine = [wish for wish in found if wish.source == source]
             self.followed[source].wants(
                 [wish for wish in mine if isinstance(wish, Registration)],
                 [wish for wish in mine if isinstance(wish, Ambassador)],
             )
+        shortest = min([wish.ttl for wish in found if isinstance(wish, Registration)], default=2 * begin.WATCHDOG)
+        notify(f"WATCHDOG_USEC={int(1e6 * min(begin.WATCHDOG, max(_SHORTEST, shortest / 2)))}")
         return bool(found)
+
+    def alive(self) -> None:
+        """Tells systemd's watchdog, once a second at most, that the follower goes on."""
+        now = time.monotonic()
+        if now - self._told >= 1.0:
+            notify("WATCHDOG=1")
+            self._told = now
 
     def act(self, now: float) -> None:
         """Does what is due."""
@@ -330,7 +359,7 @@ def main(words: Sequence[str]) -> None:
     os.pwrite(lock, f"{kind}\n".encode(), 0)
     follower = Follower(run)
     needed = time.monotonic()
-    told = 0.0
+    tidied = 0.0
     while not ending:
         now = time.monotonic()
         if follower.look(now):
@@ -343,9 +372,10 @@ def main(words: Sequence[str]) -> None:
             # A full disk or a lack of descriptors does not end the follower: its next round may succeed.
             say(f"{error}")
             time.sleep(1.0)
-        if now - told > 5.0:
-            notify("WATCHDOG=1")
-            told = now
+        follower.alive()
+        if now - tidied > _TIDY:
+            _give_back()
+            tidied = now
         follower.sleep(time.monotonic())
 
 

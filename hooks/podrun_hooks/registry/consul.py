@@ -58,6 +58,10 @@ class Consul:
         """Bounds the time, in seconds, that all calls from now on may take together."""
         self._http.until = time.monotonic() + seconds
 
+    def report(self, alive: Callable[[], None]) -> None:
+        """Calls ``alive`` before each call."""
+        self._http.alive = alive
+
     # --- records -----------------------------------------------------------------------------------------------
 
     def announce(self, record: Record, ttl: float, leases: Leases, *, seconds: float, only_new: bool = False) -> bool:

@@ -64,6 +64,8 @@ class Client:
         self.source = source
         #: On the monotonic clock: no call goes on after it, however many there are.
         self.until = float("inf")
+        #: Called before each request: whoever makes many tells a watchdog that it goes on.
+        self.alive: Callable[[], None] = lambda: None
         self._at = 0
         self._connection: Any = None
         self._tls: Any = None
@@ -83,6 +85,7 @@ class Client:
         With several endpoints none may take more than its share: the first one may be the dead one. ``trouble`` says
         why an answer does not count ("no leader"): the next endpoint may do better.
         """
+        self.alive()
         seconds = min(seconds, max(0.0, self.until - time.monotonic()))
         deadline = time.monotonic() + seconds
         ends = self.source.endpoints

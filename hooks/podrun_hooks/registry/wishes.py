@@ -133,6 +133,14 @@ def ambassadors(run: str, source: Source, service: str) -> list[Ambassador]:
     ]
 
 
+def stamp_of(run: str, wish: Registration | Ambassador) -> int:
+    """Changes when a step writes its wish once more; 0 when it is gone."""
+    try:
+        return os.stat(path_of(run, wish.pod, wish.step)).st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
 def unwanted(run: str) -> list[str]:
     """Files of writers that were killed (unfinished for a minute), and leases of registries that no pod uses."""
     used = {wish.source.identity for wish in everything(run)}

@@ -19,8 +19,10 @@ from podrun.hook import Step, read
 from podrun_hooks import ambassador, container, register
 from podrun_hooks.ambassador import flows, maps, targets
 from podrun_hooks.ambassador.targets import Target
+from podrun_hooks.network.netlink import nfnetlink
 from podrun_hooks.registry import file, wishes
 from podrun_hooks.registry.record import Record
+from podrun_hooks.support import syscalls
 from support.ambassador_case import Services
 from support.network_case import inside
 from support.waiting import until
@@ -223,21 +225,21 @@ def test_a_backend_that_refuses_is_tried_again_until_the_service_has_moved(servi
 
 def test_only_what_waits_for_a_lost_backend_is_forgotten(services: Any, selecting: None) -> None:
     """Two services of which one moves, each with a connection that nobody has answered, and one that is open."""
-    backend = services.backend("db1")
+    services.backend("db1")
     services.do(register, "db1", "other", {"ready": True}, service="other", port=5432)
     services.do(register, "db1", "open", {"ready": True}, service="open", port=5433)
     calls = [services.client("app"), services.client("app", service="other", port=5432, step="other")]
     kept = services.client("app", service="open", port=5433, step="open")
     netns = services.facts["db1"]["netns"]
-    keeping = 'import socket, time; s = socket.create_server(("0.0.0.0", 5433)); c = s.accept(); time.sleep(60)'
-    calling = (
-        "import socket, sys, time; c = socket.create_connection((sys.argv[1], int(sys.argv[2])), 30); time.sleep(60)"
-    )
-    started = [subprocess.Popen([*inside(netns), sys.executable, "-c", keeping])]
+    keeping = 'import socket, time; s = socket.create_server(("0.0.0.0", 5433)); print(1); time.sleep(60)'
+    calling = "import socket, sys, time; c = socket.create_connection((sys.argv[1], int(sys.argv[2]))); time.sleep(60)"
+    started = [subprocess.Popen([*inside(netns), sys.executable, "-uc", keeping], stdout=subprocess.PIPE)]
     app = [*inside(services.facts["app"]["netns"]), sys.executable, "-c", calling]
     try:
-        until(lambda: services.call("app", backend, 5433, 0.2)[0] != "ConnectionRefusedError")
+        assert started[0].stdout
+        assert started[0].stdout.readline()
         started.append(subprocess.Popen([*app, kept, "5433"]))
+        until(lambda: any("ESTABLISHED" in line for line in services.conntrack("app")))
         rules = (
             "table inet silent { chain c { type filter hook input priority 0; tcp dport 5432 tcp flags syn drop; }; }"
         )
@@ -428,6 +430,28 @@ def test_a_start_that_was_killed_leaves_what_down_and_the_next_start_clear_away(
     assert wishes.read(services.run, "app", "ambassador") is None
     assert services.nft("app", "list", "tables") == ""
     assert services.call("app", services.client("app"))[0] == "db1"
+
+
+def test_who_leads_a_pod_at_the_same_time_as_another_tries_again(services: Any) -> None:
+    """The pod's own start and the follower: a transaction of one fails when the other has changed an element."""
+    services.client("app")
+    wish = wishes.read(services.run, "app", "ambassador")
+    assert isinstance(wish, wishes.Ambassador)
+    children = []
+    for n in range(2):
+        child = os.fork()
+        if not child:
+            status = 1
+            try:
+                syscalls.setns(os.open(wish.netns, os.O_RDONLY), syscalls.CLONE_NEWNET)
+                netfilter = nfnetlink.Socket(nfnetlink.NETLINK_NETFILTER)
+                for at in range(60):
+                    maps.switch(netfilter, wish.place, [(wish, [Target(f"192.0.2.{n + 1 + at % 2}", 80)])])
+                status = 0
+            finally:
+                os._exit(status)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
 
 
 def test_thirty_steps_at_once_lose_no_update(services: Any) -> None:
