@@ -28,9 +28,11 @@ if TYPE_CHECKING:
 # over IPv6: deleting an IPv6 address's connections from connection tracking takes long (conntrack.forget). Its chain
 # has the first priority that nat may have: once a chain of somebody else has chosen a source, no later one is asked
 # (nf_nat_inet_fn() in net/netfilter/nf_nat_core.c).
+# One pod must not fill the host's table of connections. Counting takes a look-up for each living one at every new one
+# (nf_conncount.c), so one of 32 is counted, at random; where these are too many, the pod opens none for two seconds.
 # A pod that calls a published port would get answers from the wrong address unless its own address is masqueraded.
 #: A chain that tables of older versions of podrun lack: see bridge.ensure.
-NEWEST_CHAIN = "called"
+NEWEST_CHAIN = "counted"
 _RULES = """
 add table inet {table}
 add set inet {table} bridges {{ type ifname; }}
@@ -43,6 +45,10 @@ add set inet {table} internal {{ type ifname; }}
 add set inet {table} before4 {{ type ifname; }}
 add set inet {table} before6 {{ type ifname; }}
 add set inet {table} called6 {{ type ipv6_addr; size 65535; flags dynamic; }}
+add set inet {table} flows4 {{ type ipv4_addr; size 65535; flags dynamic; }}
+add set inet {table} flows6 {{ type ipv6_addr; size 65535; flags dynamic; }}
+add set inet {table} over4 {{ type ipv4_addr; size 65535; flags dynamic,timeout; timeout 2s; }}
+add set inet {table} over6 {{ type ipv6_addr; size 65535; flags dynamic,timeout; timeout 2s; }}
 add set inet {table} hold4 {{ type ipv4_addr . inet_proto . inet_service; }}
 add set inet {table} hold6 {{ type ipv6_addr . inet_proto . inet_service; }}
 add set inet {table} holdany4 {{ type inet_proto . inet_service; }}
@@ -56,6 +62,7 @@ add chain inet {table} forward {{ type filter hook forward priority 0; policy ac
 add chain inet {table} published
 add chain inet {table} prerouting {{ type nat hook prerouting priority -100; policy accept; }}
 add chain inet {table} output {{ type nat hook output priority -100; policy accept; }}
+add chain inet {table} counted {{ type nat hook prerouting priority -199; policy accept; }}
 add chain inet {table} called {{ type nat hook postrouting priority -199; policy accept; }}
 add chain inet {table} postrouting {{ type nat hook postrouting priority 100; policy accept; }}
 flush chain inet {table} loopback
@@ -63,6 +70,7 @@ flush chain inet {table} forward
 flush chain inet {table} published
 flush chain inet {table} prerouting
 flush chain inet {table} output
+flush chain inet {table} counted
 flush chain inet {table} called
 flush chain inet {table} postrouting
 add rule inet {table} loopback iifname != "lo" ip daddr 127.0.0.0/8 drop
@@ -105,6 +113,32 @@ add rule inet {table} postrouting ip saddr @subnets4 ip daddr != @subnets4 ip da
 add rule inet {table} postrouting ip6 saddr @subnets6 ip6 daddr != @subnets6 ip6 daddr != ff00::/8 masquerade
 """
 
+# For kernels with nft_connlimit.
+_COUNTED = r"""
+add rule inet {table} counted iifname != @bridges return
+add rule inet {table} counted ip saddr @over4 drop
+add rule inet {table} counted ip6 saddr @over6 drop
+add rule inet {table} counted numgen random mod {sample} != 0 return
+add rule inet {table} counted ip saddr @subnets4 add @flows4 {{ ip saddr ct count over {most} }} \
+  add @over4 {{ ip saddr }} drop
+add rule inet {table} counted ip6 saddr @subnets6 add @flows6 {{ ip6 saddr ct count over {most} }} \
+  add @over6 {{ ip6 saddr }} drop
+"""
+#: One of so many connections is counted.
+_SAMPLE = 32
+#: The part of the host's table that the connections of one address may take: an eighth.
+_PART = 8
+
+
+def _most() -> int:
+    """How many connections of the sample one address may have."""
+    try:
+        with open("/proc/sys/net/netfilter/nf_conntrack_max", encoding="ascii") as file:
+            table = int(file.read())
+    except (OSError, ValueError):
+        table = 1 << 18
+    return max(32, table // _PART // _SAMPLE)
+
 
 def lay(
     table: str,
@@ -135,7 +169,11 @@ def lay(
         script.append(f"add element inet {table} routed{pool.version} {{ {pool} }}")
         if not manner.routed:
             script.append(f"delete element inet {table} routed{pool.version} {{ {pool} }}")
-    _nft(_RULES.format(table=table) + "\n".join(script) + "\n")
+    rules, bridges = _RULES.format(table=table), "\n".join(script) + "\n"
+    try:
+        _nft(rules + _COUNTED.format(table=table, sample=_SAMPLE, most=_most()) + bridges)
+    except Failure:
+        _nft(rules + bridges)  # a kernel that counts no connections, or another trouble, which is told now
 
 
 def remove(table: str) -> None:
