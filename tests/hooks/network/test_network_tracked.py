@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import sys
@@ -12,8 +13,9 @@ import pytest
 
 from podrun_hooks.network.netlink import conntrack, nfnetlink
 from podrun_hooks.network.netlink.nfnetlink import Element
-from podrun_hooks.network.publish import spec
+from podrun_hooks.network.publish import ruleset, spec
 from support.network_case import Place, inside, plain
+from support.waiting import until
 
 pytestmark = pytest.mark.root
 
@@ -173,6 +175,58 @@ def test_an_ipv6_address_is_given_back_clean_whatever_rules_others_have(place: P
     assert _answering(plain(web, 6)) == 1
     place.down("web")
     assert _answering(plain(web, 6)) == 0
+
+
+_KEEPS = """
+import socket
+server = socket.create_server(("::", 5318), family=socket.AF_INET6, dualstack_ipv6=True, backlog=100)
+print("listening", flush=True)
+kept = []
+while True:
+    kept.append(server.accept())
+"""
+#: Opens connections until three in a row are not answered, tells how many there are, and keeps them.
+_OPENS = """
+import socket, struct, sys, time
+kept, missed = [], 0
+while len(kept) < int(sys.argv[2]) and missed < 3:
+    try:
+        kept.append(socket.create_connection((sys.argv[1], 5318), 0.3))
+        kept[-1].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        missed = 0
+    except TimeoutError:
+        missed += 1
+print(len(kept), flush=True)
+time.sleep(100)
+"""
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_one_pod_cannot_fill_the_hosts_table_of_connections(
+    place: Place, talk: Any, monkeypatch: pytest.MonkeyPatch, version: int
+) -> None:
+    monkeypatch.setattr(ruleset, "_SAMPLE", 1)
+    monkeypatch.setattr(ruleset, "_most", lambda: 20)
+    web, other = place.up("web"), place.up("other")
+    keeping = subprocess.Popen([sys.executable, "-c", _KEEPS], stdout=subprocess.PIPE, text=True)
+    place.servers.append(keeping)
+    assert keeping.stdout
+    assert keeping.stdout.readline() == "listening\n"
+    argv = ["ip", "-j", f"-{version}", "route", "show", "default"]
+    routes = json.loads(subprocess.run([*inside(web["netns"]), *argv], capture_output=True, check=True).stdout)
+
+    def opened(facts: dict[str, Any], number: int) -> int:
+        words = [sys.executable, "-c", _OPENS, routes[0]["gateway"], str(number)]
+        opening = subprocess.Popen([*inside(facts["netns"]), *words], stdout=subprocess.PIPE, text=True)
+        place.servers.append(opening)
+        assert opening.stdout
+        return int(opening.stdout.readline())
+
+    assert opened(web, 40) == 20
+    assert opened(other, 5) == 5
+    # What it gives up counts no more.
+    place.servers[1].kill()
+    until(lambda: opened(web, 5) == 5)
 
 
 def test_elements_are_replaced_all_or_none(place: Place) -> None:
