@@ -68,7 +68,8 @@ def lead(
 ) -> list[tuple[Ambassador, Lost]]:
     """Gives ambassadors the backends that their services' records name; returns those that they no longer have.
 
-    It passes over an ambassador that it cannot reach (its pod is going), and tells ``say``. It calls ``alive`` for each.
+    It passes over an ambassador that it cannot reach (its pod is going), and tells ``say``. It calls ``alive``
+    for each.
     """
     if not wanted:
         return []
