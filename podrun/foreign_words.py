@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-_NETWORK, _CONTAINER = "an option of the network step", "an option of the container step"
+_NETWORK = "an option of the network step"
 _VOLUMES = "podrun's word is volumes, or a storage step"
 _RESTART = 'podrun leaves that to systemd: [service] Restart = "on-failure"'
 _COPIES = "podrun's way is a template, web@.toml, and an instance for each"
 _READ_ONLY = 'in a storage step it is options = ["ro"], and a container has read_only'
-#: Those that podrun has too are for the places where they are wrong.
 FOREIGN = {
     "ports": f"podrun's word is publish, {_NETWORK}",
     "port": f"podrun's word is publish, {_NETWORK}",
-    "publish": f"it is {_NETWORK}",
     "expose": "containers of a pod network reach every port: leave it out",
     "environment": "podrun's word is env",
-    "env": f"it is {_CONTAINER}",
     "env_file": "podrun's word is env_files",
     "healthcheck": "podrun's words are ready (when it counts as started) and live (what it has to answer to)",
     "health_cmd": "podrun's words are ready and live, with exec = [...]",
@@ -24,7 +21,6 @@ FOREIGN = {
     "mounts": _VOLUMES,
     "mount": _VOLUMES,
     "volume": _VOLUMES,
-    "volumes": f"it is {_CONTAINER}",
     "volumes_from": _VOLUMES,
     "networks": "podrun's way is a network step",
     "network": "podrun's way is a network step",
@@ -34,7 +30,6 @@ FOREIGN = {
     "ip": f"podrun's word is address, {_NETWORK}",
     "ipv4_address": f"podrun's word is address, {_NETWORK}",
     "ipv6_address": f"podrun's word is address6, {_NETWORK}",
-    "dns": f"it is {_NETWORK}",
     "dns_search": f"podrun's word is search, {_NETWORK}",
     "dns_opt": f"podrun's word is dns_options, {_NETWORK}",
     "extra_hosts": f"podrun's word is hosts, {_NETWORK}",
@@ -97,3 +92,32 @@ FOREIGN = {
     "Container": "that is Quadlet's: 'podrun convert quadlet FILE' makes a pod file of it",
     "chain": "below [pod] it is a key of that table: put chain = [...] above [pod], or write [[chain]] tables",
 }
+
+#: The options of the steps that most pods have: a word of theirs elsewhere is in the wrong table.
+OPTIONS = {
+    "image": """
+        ref pull platform verify
+    """.split(),
+    "network": """
+        mode publish subnet subnet6 address address6 ipv6 gateway routes mac mtu interface sysctls dns search
+        dns_options hosts hostname aliases bridge reuse_port
+    """.split(),
+    "storage": """
+        source target options type content credential secret idmap
+    """.split(),
+    "container": """
+        image command entrypoint env user workdir hostname read_only volumes tmpfs persist memory cpus pids
+        memory_reservation memory_swap cpu_shares cpuset ulimits oom_score_adj shm_size devices device_rules
+        groups ipc pid tz umask sysctls env_files no_new_privileges mask unmask capabilities cap_add cap_drop
+        seccomp nested_userns apparmor selinux selinux_mount init ready live health stop_signal stop_timeout log
+        log_size log_files interactive tty runtime annotations labels
+    """.split(),
+}
+
+
+def hint(word: str) -> str:
+    """What to write instead of a key that is not known where it stands; "" where that is not known."""
+    if word in FOREIGN:
+        return FOREIGN[word]
+    steps = [step for step, options in OPTIONS.items() if word in options]
+    return f"it is an option of the {' and the '.join(steps)} step" if steps else ""

@@ -121,10 +121,10 @@ def unknown(word: str, known: Sequence[str], what: str = "key") -> str:
     """The message for a word that is not among the known ones, with the nearest of them."""
     from difflib import get_close_matches
 
-    from podrun.foreign_words import FOREIGN
+    from podrun.foreign_words import hint
 
-    if what == "key" and word in FOREIGN and word not in known:
-        return f"unknown key {word!r}; {FOREIGN[word]}"
+    if what == "key" and word not in known and (better := hint(word)):
+        return f"unknown key {word!r}; {better}"
     near = get_close_matches(word, known, 1, 0.6)
     return f"unknown {what} {word!r}" + (f"; did you mean {near[0]!r}?" if near else f" (known: {', '.join(known)})")
 

@@ -10,7 +10,7 @@ import pytest
 
 from podrun.convert.compose import service
 from podrun.engine import hook_loader
-from podrun.foreign_words import FOREIGN
+from podrun.foreign_words import FOREIGN, OPTIONS
 from podrun.options import Wrong
 from podrun.podfile import unit_environment
 from podrun.systemd import settings, syntax
@@ -62,6 +62,23 @@ def test_files_of_other_tools_are_told_who_reads_them(podrun: Podrun, word: str,
         done = podrun(command, str(path))
         assert done.returncode == 78
         assert f"'podrun convert {converter} {path}' makes pod files of it" in done.stderr + done.stdout
+
+
+@pytest.mark.parametrize(
+    ("table", "key", "steps"),
+    [
+        ("[pod]", "user", "container"),
+        ("[pod]", "publish", "network"),
+        ("[pod]", "hostname", "network and the container"),
+        (f"{CHAIN}[[chain]]\nhook = 'network'", "ref", "image"),
+    ],
+)
+def test_an_option_in_a_table_that_has_none_of_it_is_told_its_step(
+    podrun: Podrun, table: str, key: str, steps: str
+) -> None:
+    code, lines = checked(podrun, f"{table}\n{key} = 'x'\n" + (CHAIN if table == "[pod]" else ""))
+    assert code == 78
+    assert any(line.endswith(f"unknown key {key!r}; it is an option of the {steps} step") for line in lines), lines
 
 
 def test_an_inline_chain_below_pod_is_told_where_it_belongs(podrun: Podrun) -> None:
@@ -205,6 +222,8 @@ def test_every_word_of_compose_is_podruns_or_leads_to_it() -> None:
     without += "cgroup uts mem_swappiness cpu_percent cpu_rt_period cpu_rt_runtime".split()
     assert {*service.KEYS, *service.ELSEWHERE} - own - {*without} - FOREIGN.keys() == set()
     # And what it leads to is there.
+    for name, options in OPTIONS.items():
+        assert {*options} <= {*hook_loader.load(name).Options._fields}
     for hint in FOREIGN.values():
         if match := re.match("podrun's words? (?:is|are) ([a-z_0-9]+)", hint):
             assert match[1] in own | {"userns", "stop_timeout"}, hint
