@@ -179,7 +179,8 @@ def _run(name: str, doc: str) -> click.Command:
 
     @click.pass_context
     def callback(ctx: click.Context, /, arguments: list[str]) -> None:
-        ctx.exit(guarded(lambda: extended(arguments, host_of(ctx.obj), create=name == "create"), ctx.obj))
+        own = {**ctx.obj}  # gets the pod's name, which messages begin with
+        ctx.exit(guarded(lambda: extended(arguments, host_of(own), own, create=name == "create"), own))
 
     return Run(name, callback=callback, params=_planned("run", doc).params, help=doc)
 

@@ -130,14 +130,18 @@ def _is_unset(value: Any, environ: Mapping[str, str]) -> bool:
     return type(value) is str and is_open(value) and value[len(OPEN) : -len(CLOSE)] not in environ
 
 
-def extended(arguments: Sequence[str], host: Host, *, create: bool = False) -> int:
-    """Starts the pod of a command line; returns the exit code. ``create``: only keeps it, for 'podrun start'."""
+def extended(arguments: Sequence[str], host: Host, told: dict[str, Any], *, create: bool = False) -> int:
+    """Starts the pod of a command line; returns the exit code. ``create``: only keeps it, for 'podrun start'.
+
+    ``told`` gets "name", the pod's, as soon as it is known.
+    """
     words = taken_apart(arguments)
     own = words.own
     name = own.get("name") or run.name_for(words.ref, host)
     if bad := name.strip("abcdefghijklmnopqrstuvwxyz0123456789-@"):
         what = f"a pod cannot be called {name!r}: {bad[0]!r} is not among a-z, 0-9 and -"
         raise Failure(what, code=WRONG_FILE, hint="its name is also a unit's, a host's and a cgroup's")
+    told["name"] = name
     if "publish-all" in own:
         words.options.extend(_exposed(words, host))
     pod, notes = tables(words._replace(ref=run.by_id(words.ref, host)), name, host.environ)

@@ -245,3 +245,11 @@ def test_volumes_from_another_pod_are_mounted_where_it_has_them(podrun: Podrun, 
     assert (done.stdout, done.returncode) == ("x\n", 1)
     podrun("rm", "db", check=True)
     podrun("volume", "rm", "data", check=True)
+
+
+@pytest.mark.parametrize("options", [[], ["--label", "a=b"]], ids=["plain", "converted"])
+def test_messages_of_a_start_and_of_a_stop_begin_with_the_pods_name(podrun: Podrun, options: list[str]) -> None:
+    words = [*options, "--network", "none", "--name", "web", "host:"]
+    assert podrun("run", *words, "nosuch").stderr.startswith("podrun: web: container main: 'nosuch' is not")
+    podrun("run", "-d", *words, "sleep", "100", check=True)
+    assert podrun("stop", "-t", "0.1", "web").stderr.startswith("podrun: web: container main: it did not end")
