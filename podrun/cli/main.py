@@ -72,7 +72,7 @@ def _option(flag: Flag) -> click.Option:
 
 
 def _planned(name: str, doc: str) -> click.Command:
-    """The click command of an entry in podrun.arguments: the same options, carried out by the same code."""
+    """The click command of an entry in podrun.launcher.arguments: the same options, carried out by the same code."""
     declared = COMMANDS[name]
 
     @click.pass_context

@@ -1,6 +1,6 @@
 """Pods as resources and constraints of Pacemaker, in the words of crm(8).
 
-Every word of the text goes through :func:`word`, and every name through :func:`resource` or :func:`_constraint`.
+Every word of the text goes through :func:`word`, and every pod's name through :func:`resource`.
 Names of pods are lower case; what podrun adds to them is not, so that no name of a pod is taken for a constraint.
 """
 

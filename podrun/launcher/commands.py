@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def act(command: str, given: dict[str, Any], host: Host | None = None) -> int:
-    """Carries out one of them with the parameters that podrun.arguments declares; returns the exit code."""
+    """Carries out one of them with the parameters that podrun.launcher.arguments declares; returns the exit code."""
     return guarded(lambda: _ACTS[command](given, host or host_of(given)), given)
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def run(given: dict[str, Any], host: Host) -> int:
-    """Starts the pod of a ``run`` command line (the parameters of podrun.arguments); returns the exit code."""
+    """Starts the pod of a ``run`` command line (the parameters of podrun.launcher.arguments); returns the exit code."""
     given["name"] = given["name"] or name_for(given["ref"], host)
     given["ref"] = by_id(given["ref"], host)
     return start(tables(given, host), given, host)

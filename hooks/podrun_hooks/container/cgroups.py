@@ -103,7 +103,7 @@ def shorten_timers(step: Step, place: Place, isolation: Isolation, pid: int, tim
 
 
 def counting(place: Place, most: int) -> str:
-    """Makes the cgroup that only counts the processes of a container without a cgroup of its own, for :func:`create`.
+    """Makes the cgroup that only counts the processes of a container without a cgroup of its own, for runtime.create().
 
     0.2 ms; the runtime would make cgroups in every hierarchy. "" where the host counts none, or podrun may not.
     """

@@ -126,8 +126,8 @@ def create(
     """``create``: the container's init, which waits for :func:`start`; returns its pid.
 
     ``attach`` attaches the root in the runtime's mount namespace; ``streams``: descriptors of the container's stdin,
-    stdout and stderr; ``counted``: what :func:`counting` has made, or ""; descriptors 3 up to 3+``listening`` are
-    passed on (sd_listen_fds(3)); ``console``: who wants its terminal, or "".
+    stdout and stderr; ``counted``: what cgroups.counting() has made, or ""; descriptors 3 up to 3+``listening`` are
+    passed on (sd_listen_fds(3)); ``console``: the socket that wants its terminal, or "".
     Raises Failure with the runtime's words.
     """
     argv = [*runtime.command(place, own_cgroup=own_cgroup), f"--log={place.runtime_log}", "--log-format=json", "create"]

@@ -173,5 +173,5 @@ def about_layer(root: str, name: str) -> dict[str, Any] | None:
 
 
 def put_record(root: str, scratch: str, stored: layout.Stored) -> None:
-    """Records an image under its name, for podrun only; for other tools see :func:`list_in_index`."""
+    """Records an image under its name, for podrun only; for other tools see index.list_in_index()."""
     put(scratch, layout.record(root, stored.ref, stored.platform), layout.write_form(stored))
