@@ -145,7 +145,7 @@ def names(run: str) -> list[str]:
 
 
 def forget(run: str, pods: Sequence[str]) -> None:
-    """Removes the endings of what is none of ``pods``, and what their units were started from (podrun.launcher.transient).
+    """Removes the endings of what is none of ``pods``, and what their units were started from (launcher.transient).
 
     Of the latter, that of a unit that systemd still has is kept: between two starts of its Restart= there is no pod,
     only the unit.
