@@ -40,6 +40,7 @@ HOOKS: Mapping[str, Known] = {
             answers=((("ready", "notify"), "direct"),),
             capabilities=(("cap_add",), ("capabilities", "add")),
             devices=(("devices",),),
+            device_rules=(("device_rules",),),
             limits=(("ulimits",),),
             gains=(("no_new_privileges",),),
             signals=(("stop_signal",),),
