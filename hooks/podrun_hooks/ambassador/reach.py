@@ -38,7 +38,7 @@ def host(run: str, table: str, routes: Socket) -> chosen.Host:
     kinds: dict[str, str] = {}
     registered = {
         (wish.record.addr, wish.record.port, wish.record.proto)
-        for wish in wishes.everything(run)
+        for wish in wishes.each(run)
         if isinstance(wish, wishes.Registration)
     }
 

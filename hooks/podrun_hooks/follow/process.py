@@ -166,7 +166,7 @@ class Followed:
         """Whether a step wants the record now: it may have written its wish, which comes first, since the last look."""
         return any(
             isinstance(wish, Registration) and wish.source == self.source and wish.record.key == key
-            for wish in wishes.everything(self.run)
+            for wish in wishes.each(self.run)
         )
 
     def _poll(self) -> list[tuple[Ambassador, Lost]]:
@@ -275,7 +275,7 @@ class Follower:
             known |= {(one.pod, one.step): one for one in followed.registrations}
             known |= {(one.pod, one.step): one for one in followed.ambassadors}
         found: list[Registration | Ambassador] = []
-        for wish in wishes.everything(self.run):
+        for wish in wishes.each(self.run):
             if wish.source.has_server:
                 # The object that is there already: no second copy of a hundred pods' wishes is left behind.
                 before = known.get((wish.pod, wish.step))

@@ -18,6 +18,7 @@ from podrun_hooks.registry.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
 
     from podrun_hooks.registry.source import Source
@@ -104,19 +105,22 @@ def read(run: str, pod: str, step: str) -> Registration | Ambassador | None:
     return Ambassador(**table)
 
 
-def everything(run: str) -> list[Registration | Ambassador]:
-    """All wishes of a run directory."""
+def each(run: str) -> Iterator[Registration | Ambassador]:
+    """The wishes of a run directory, read one after another: the follower keeps no second copy of them."""
     try:
         names = sorted(os.listdir(directory(run)))
     except FileNotFoundError:
-        return []
-    found = []
+        return
     for name in names:
         if name.endswith(_SUFFIX) and not name.startswith("."):
             wish = read(run, *of_text(name.removesuffix(_SUFFIX)))
             if wish:
-                found.append(wish)
-    return found
+                yield wish
+
+
+def everything(run: str) -> list[Registration | Ambassador]:
+    """All wishes of a run directory."""
+    return list(each(run))
 
 
 def of_pod(run: str, pod: str) -> list[Registration | Ambassador]:
