@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from podrun.cli import completion
+from podrun.cli.output import Switches
 from podrun.launcher.commands import guarded, host_of
 
 #: All commands that have been declared, for the group.
@@ -24,7 +25,7 @@ def command(*parameters: click.Parameter) -> Callable[[Callable[..., int | None]
             ctx.exit(guarded(lambda: function(host_of(whole), **given), whole))
 
         name = function.__name__.strip("_")
-        made = click.Command(name, callback=callback, params=list(parameters), help=function.__doc__)
+        made = Switches(name, callback=callback, params=list(parameters), help=function.__doc__)
         DECLARED.append(made)
         return made
 

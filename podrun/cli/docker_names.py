@@ -13,7 +13,7 @@ from typing import Any
 
 from podrun.cli import times
 from podrun.cli.output import human
-from podrun.cli.templates import Struct
+from podrun.cli.templates import Struct, Text
 
 #: Docker's words for states of pods.
 STATES = {"up": "running", "ended": "exited", "dead": "exited", "starting": "created", "stopping": "removing"}
@@ -21,8 +21,7 @@ STATES = {"up": "running", "ended": "exited", "dead": "exited", "starting": "cre
 
 def _label(labels: Mapping[str, str]) -> dict[str, Any]:
     """``{{.Labels}}`` and ``{{.Label "key"}}`` of a list's row."""
-    joined = ",".join(f"{key}={value}" for key, value in labels.items())
-    return {"Labels": joined, "Label": lambda key: labels.get(key, "")}
+    return {"Labels": Text.of(labels), "Label": lambda key: labels.get(key, "")}
 
 
 def _ago(seconds: float | None) -> str:

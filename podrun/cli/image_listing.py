@@ -21,7 +21,7 @@ from podrun.options import unknown
 _COLUMNS = ("ref", "digest", "id", "platform", "size", "pulled")
 _FILTERS = ("reference", "before", "since", "after", "until", "label", "id", "dangling")
 #: Docker's and podman's words for fields.
-_SORTED_BY = {"repository": "ref", "tag": "ref", "created": "created"}
+_SORTED_BY = {"repository": "ref"}
 
 
 @click.command(cls=Guarded)
@@ -30,7 +30,7 @@ _SORTED_BY = {"repository": "ref", "tag": "ref", "created": "created"}
 @click.option("--no-trunc", is_flag=True, help="Digests in full.")
 @click.option("--noheading", "-n", is_flag=True, help="Without the line of headings.")
 @click.option("-f", "--filter", "filters", multiple=True, metavar="KEY=VALUE", help="Only these; see below.")
-@click.option("--sort", default="", metavar="FIELD", help="By ref, created, id, size or pulled.")
+@click.option("--sort", default="", metavar="FIELD", help="By ref, tag, created, id, size or pulled.")
 @click.option("-a", "--all", "every", is_flag=True, help="Accepted: there are no others.")
 @click.option("--digests", is_flag=True, help="Accepted: they are shown.")
 @click.argument("name", default="", shell_complete=completion.images)
@@ -115,6 +115,8 @@ def _created(root: str, ref: str) -> float:
 
 
 def _order(row: dict[str, Any], field: str) -> Any:
+    if field == "tag":
+        return docker_names.name_and_tag(row["ref"])[1]
     if field not in row or field == "labels":
         raise Failure(unknown(field, [key for key in row if key != "labels"], "field"), code=WRONG_FILE)
     return row[field]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence, Set
 from typing import Any
 
 import click
@@ -11,8 +11,30 @@ import click
 from podrun.cli import pod_table
 from podrun.launcher.commands import guarded
 
+_YES, _NO = ("true", "1"), ("false", "0")
 
-class Guarded(click.Command):
+
+class Switches(click.Command):
+    """A command whose switches may be given a value, as docker's may: ``--all=true``, ``--follow=false``."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        switches = {name for param in self.params if getattr(param, "is_flag", False) for name in param.opts}
+        end = args.index("--") if "--" in args else len(args)
+        if not ctx.allow_interspersed_args:  # what follows the first word is the payload's
+            end = next((at for at, word in enumerate(args[:end]) if not word.startswith("-")), end)
+        return super().parse_args(ctx, [*_without_values(args[:end], switches), *args[end:]])
+
+
+def _without_values(args: Sequence[str], switches: Set[str]) -> Iterator[str]:
+    for word in args:
+        name, _, value = word.partition("=")
+        if name not in switches or value.lower() not in (*_YES, *_NO):
+            yield word
+        elif value.lower() in _YES:
+            yield name
+
+
+class Guarded(Switches):
     """A command whose failures are told as every command's are."""
 
     def invoke(self, ctx: click.Context) -> Any:

@@ -31,6 +31,18 @@ class Struct(dict[str, Any]):
         self.own = own or {}
 
 
+class Text(str):
+    """A text with fields: labels are "a=b,c=d" in docker's lists, and a map in podman's."""
+
+    fields: Mapping[str, str]
+
+    @classmethod
+    def of(cls, fields: Mapping[str, str]) -> Text:
+        made = cls(",".join(f"{key}={value}" for key, value in fields.items()))
+        made.fields = fields
+        return made
+
+
 class Heading(str):
     """Stands for a record when a table's headings are printed: each of its fields is its name."""
 
@@ -306,13 +318,14 @@ def _unquoted(text: str) -> str:
 
 def _field(value: Any, name: str) -> Any:
     if isinstance(value, Heading):
-        return Heading(_HEADINGS.get(name) or (f"{value} ID".strip() if name == "ID" else _spaced(name)))
+        named = name == "ID" or (name == "Name" and value == "VOLUME")
+        return Heading(f"{value} {name}".strip().upper() if named else _HEADINGS.get(name) or _spaced(name))
     if isinstance(value, Struct):
         if name not in value and name not in value.own:
             raise _wrong(unknown(name, [*value, *value.own], "field"))
         return value[name] if name in value else value.own[name]
-    if isinstance(value, Mapping):
-        return value.get(name)
+    if isinstance(value, (Mapping, Text)):
+        return (value.fields if isinstance(value, Text) else value).get(name)
     if value is None:
         return None
     raise _wrong(f".{name}: {shown(value)!r} has no fields")
@@ -357,6 +370,7 @@ def _plain(value: Any) -> Any:
 
 def _index(value: Any, *keys: Any) -> Any:
     for key in keys:
+        value = value.fields if isinstance(value, Text) else value
         if isinstance(value, Mapping):
             value = value.get(key)
         elif not isinstance(key, int) or isinstance(key, bool) or not 0 <= key < len(value):

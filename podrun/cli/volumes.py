@@ -109,7 +109,9 @@ def ls(ctx: click.Context, form: str, quiet: bool, filters: Sequence[str], nohea
         return
     if form == "table":
         rows = [{**row, "modified": _minute(row["modified"])} for row in rows]
-    fields.write(rows, form, ("name", "path", "modified", "pods"), docker_names.volume, heading=not noheading)
+    fields.write(
+        rows, form, ("name", "path", "modified", "pods"), docker_names.volume, heading=not noheading, kind="VOLUME"
+    )
 
 
 def _minute(seconds: float | None) -> str | None:

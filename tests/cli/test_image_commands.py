@@ -62,6 +62,7 @@ def listed(podrun: Podrun, *words: str) -> list[str]:
             ("--sort", "id"),
             sorted(NAMES, key=dict(zip(NAMES, (OLD_ID, NEW_ID), strict=True)).get),
         ),
+        (("--sort", "tag"), NAMES),
         (("localhost/team/*",), NAMES[1:]),
     ],
 )

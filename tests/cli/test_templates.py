@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from podrun.cli.docker_names import name_and_tag
-from podrun.cli.templates import Struct, lines
+from podrun.cli.templates import Struct, Text, lines
 from podrun.cli.times import age
 from podrun.errors import Failure
 
@@ -18,6 +18,7 @@ WEB = Struct(
         "Ports": ["80/tcp", "443/tcp"],
         "Running": True,
         "Health": None,
+        "Text": Text.of({"a": "1", "b.c": "2"}),
         "Label": lambda key: {"a": "1"}.get(key, ""),
     },
     {"name": "web", "started": 5},
@@ -50,6 +51,7 @@ WEB = Struct(
         ('{{eq .ID "x" "abc"}} {{ne .ID "x"}} {{and true .ID}} {{or .Health 3}} {{not .ID}}', "true true abc 3 false"),
         ("a {{- .ID -}} b{{/* said */}}", "aabcb"),
         ('{{"{{"}}', "{{"),
+        ('{{.Text}} {{.Text.a}} {{index .Text "b.c"}} {{json .Text}}', 'a=1,b.c=2 1 2 "a=1,b.c=2"'),
         ("{{truncate .Names 2}}{{slice .ID 1}}{{println .ID}}", "webcabc\n"),
     ],
 )

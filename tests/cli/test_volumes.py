@@ -40,6 +40,10 @@ def test_volumes_are_found_by_their_labels_names_and_use(podrun: Podrun, printed
     ]
     assert json.loads("".join(printed("inspect", "data")))["labels"] == {"tier": "db", "keep": ""}
     assert [podrun("volume", "exists", name).returncode for name in ("data", "nosuch")] == [0, 1]
+    assert printed("ls", "--quiet=true", "--noheading=false", "-f", "label=keep") == ["data"]
+    assert printed("ls", "--format", "table {{.Driver}}\\t{{.Name}}", "-f", "name=data") == [
+        "DRIVER   VOLUME NAME", "local    data",
+    ]  # fmt: skip
     assert podrun("volume", "rm", "cache").returncode == 75
     podrun("down", "-t", "0", "web", check=True)
     assert printed("prune", "--all", "--force", "--filter", "label=tier=web") == ["removed cache"]
@@ -70,6 +74,24 @@ def test_a_volume_may_stand_for_a_directory_or_for_memory(
     assert podrun("volume", "import", "shown", "/dev/null").returncode == 75
     printed("rm", "shown", "memory")
     assert (tmp_path / "file").exists()
+
+
+def test_a_place_has_one_mount(podrun: Podrun, tmp_path: Path) -> None:
+    words = ["--network", "none", "-v", "a:/x", "-v", f"{tmp_path}:/x/", "host:", "true"]
+    done = podrun("run", "--rm", *words)
+    assert (done.returncode, "/x has two mounts" in done.stderr) == (78, True)
+    podrun("run", "--save", str(tmp_path / "a.toml"), *words, check=True)
+    done = podrun("check", str(tmp_path / "a.toml"))
+    assert (done.returncode, "/x has two mounts" in done.stdout + done.stderr) == (78, True)
+
+
+def test_a_payload_keeps_its_own_words_with_values(podrun: Podrun) -> None:
+    podrun("run", "-d", "--name", "a", "--network", "none", "host:", "sleep", "1000", check=True)
+    assert (
+        podrun("exec", "--privileged=false", "a", "echo", "--privileged=true", check=True).stdout
+        == "--privileged=true\n"
+    )
+    podrun("down", "-t", "0", "a", check=True)
 
 
 @pytest.mark.parametrize(

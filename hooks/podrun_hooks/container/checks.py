@@ -130,6 +130,8 @@ def _volumes(step: Step) -> Iterator[Problem]:
     from podrun_hooks.storage.docker_spelling import docker_source, missing
     from podrun_hooks.support import userns
 
+    if twice := mounts.named_twice(step.options):
+        yield Problem(f"{twice} has two mounts", WRONG_FILE, "leave out one", key="volumes")
     for text in step.options.volumes:
         if is_anonymous(text):
             continue

@@ -195,10 +195,23 @@ def zone_file(zone: str) -> str:
     return os.path.realpath(path)
 
 
+def named_twice(options: Any) -> str:
+    """The first place that two of the container's own mounts would cover; "": there is none."""
+    seen: set[str] = set()
+    named = [text if is_anonymous(text) else text.split(":")[1] for text in options.volumes]
+    for target in map(plain, [*named, *(text.partition(":")[0] for text in options.tmpfs)]):
+        if target in seen:
+            return target
+        seen.add(target)
+    return ""
+
+
 def _own_mounts(options: Any, root: str) -> list[Facts]:
     """The mounts that the container's own options ask for; a named volume is made when it is missing."""
     mounts: list[Facts] = []
     if options.volumes:
+        if twice := named_twice(options):
+            raise Failure(f"{twice} has two mounts", code=WRONG_FILE, hint="leave out one of volumes and tmpfs")
         from podrun_hooks.storage.docker_spelling import docker_source, from_docker, provide
 
         for text in options.volumes:
