@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -68,6 +68,7 @@ def container(whole: Mapping[str, Any]) -> Struct:
     running = state == "up"
     env = [f"{key}={value}" for key, value in (last.get("env") or {}).items()]
     limits = last.get("limits") or {}
+    images = {f"mnt/{name}": ref for name, ref in _mounted_images(whole["steps"])}
     status = {
         "Status": STATES.get(state, state),
         "Running": running,
@@ -108,7 +109,7 @@ def container(whole: Mapping[str, Any]) -> Struct:
                 "PortBindings": _bindings(whole["ports"]),
             }
         ),
-        "Mounts": [_mount(one) for one in last.get("mounts") or ()],
+        "Mounts": [_mount(one, images) for one in last.get("mounts") or () if one["target"] not in _FILES],
         "NetworkSettings": _network_settings(whole),
     }
     return Struct(named, whole)
@@ -118,14 +119,26 @@ def _rfc3339(seconds: float | None) -> str:
     return times.stamp(seconds) if seconds else "0001-01-01T00:00:00Z"
 
 
-def _mount(one: Mapping[str, Any]) -> Struct:
+#: Files that every pod with a network has; docker does not count them among the mounts.
+_FILES = ("/etc/resolv.conf", "/etc/hostname", "/etc/hosts")
+
+
+def _mounted_images(steps: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    """The storage steps that have mounted an image: name, reference."""
+    for step in steps:
+        for image in (step["facts"].get("images") or {}).values() if step["hook"] == "storage" else ():
+            yield step["name"], image["ref"]
+
+
+def _mount(one: Mapping[str, Any], images: Mapping[str, str]) -> Struct:
     source, options = str(one["source"] or ""), one["options"]
     volume = source.split("/volumes/", 1)[1].split("/")[0] if "/volumes/" in source and source.endswith("/data") else ""
-    kind = "volume" if volume else source if source == "tmpfs" else "bind"
+    image = images.get("/".join(source.rsplit("/", 2)[-2:]))
+    kind = "image" if image else "volume" if volume else source if source == "tmpfs" else "bind"
     named = {
         "Type": kind,
         "Name": volume,
-        "Source": source,
+        "Source": image or source,
         "Destination": one["target"],
         "Mode": ",".join(options),
         "RW": not {"ro", "rro"} & {*options},

@@ -15,7 +15,7 @@ from podrun.cli.output import Guarded, human, say
 from podrun.engine import hook_loader
 from podrun.engine import journal as journals
 from podrun.engine import state as states
-from podrun.errors import UNAVAILABLE, WRONG_FILE, Failure
+from podrun.errors import WRONG_FILE, Failure
 from podrun.hook_extras import UsesImages, offers
 from podrun.host import Host
 from podrun.launcher import pull, transient
@@ -156,15 +156,19 @@ def save(ctx: click.Context, refs: Sequence[str], path: str, form: str, quiet: b
 
 
 @image.command(cls=Guarded)
+@click.option("-a", "--all", "every", is_flag=True, help="All images.")
 @click.argument("refs", nargs=-1, shell_complete=completion.images)
 @click.pass_context
-def mount(ctx: click.Context, refs: Sequence[str]) -> None:
+def mount(ctx: click.Context, refs: Sequence[str], every: bool) -> None:
     """Mount images on the host, read-only, and print where; without REFS list what is mounted."""
     host = _host(ctx)
-    for row in pull.store().ls(host.root) if not refs else ():
+    if every and refs:
+        raise Failure("name the images, or use --all", code=WRONG_FILE)
+    for row in pull.store().ls(host.root) if not (refs or every) else ():
         if row.digest in _mounts().mounted(host.run):
             say(f"{row.ref}  {_mounts().place_of(host.run, row.digest)}")
-    for ref in refs:
+    wanted = refs or [row.ref for row in pull.store().ls(host.root) if every]
+    for ref in wanted:
         found = pull.store().inspect(host.root, ref, os.getcwd())[0]
         place = _mounts().mount(host.run, found["digest"], found["layers"])
         say(place if len(refs) == 1 else f"{found['ref']}  {place}")
@@ -176,18 +180,17 @@ def mount(ctx: click.Context, refs: Sequence[str]) -> None:
 @click.argument("refs", nargs=-1, shell_complete=completion.images)
 @click.pass_context
 def unmount(ctx: click.Context, refs: Sequence[str], every: bool, force: bool) -> None:
-    """Unmount images that 'image mount' has mounted."""
+    """Unmount images that 'image mount' has mounted, and print their ids; one that is not mounted is no mistake."""
     host = _host(ctx)
     if bool(refs) == every:
         raise Failure("name the images, or use --all", code=WRONG_FILE)
-    digests = _mounts().mounted(host.run)
-    for digest in (
-        digests if every else [pull.store().inspect(host.root, ref, os.getcwd())[0]["digest"] for ref in refs]
-    ):
-        if digest not in digests:
-            raise Failure(f"{refs[0]} is not mounted", code=UNAVAILABLE, hint="'podrun image mount' lists what is")
-        _mounts().unmount(host.run, digest)
-        say(digest)
+    mounted = _mounts().mounted(host.run)
+    wanted = [pull.store().inspect(host.root, ref, os.getcwd())[0]["digest"] for ref in refs] if refs else mounted
+    ids = {row.digest: row.id.removeprefix("sha256:") for row in pull.store().ls(host.root)}
+    for digest in wanted:
+        if digest in mounted:
+            _mounts().unmount(host.run, digest)
+            say(ids.get(digest, digest))
 
 
 image.add_command(unmount, "umount")

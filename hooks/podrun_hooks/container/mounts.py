@@ -128,6 +128,12 @@ def wanted(step: Step, facts: Facts, image: Facts, tree: Tree, place: Place, map
     if options.ipc == "host":
         # The host's POSIX shared memory and message queues belong to its IPC namespace (shm_overview(7)).
         asked.append({"hostPath": "/dev/shm", "containerPath": "/dev/shm", "options": ["bind"]})
+    if any(mount.get("own") for mount in asked):
+        from podrun_hooks.container import users
+
+        config = image.get("config") or {}
+        user = users.resolve(options.user or config.get("User") or "", tree, of_image=not options.user)
+        asked = [{**mount, "own": [user.uid, user.gid]} if mount.get("own") else mount for mount in asked]
     return make(tree, asked, place, mapping)
 
 
@@ -344,7 +350,7 @@ def _add(mounts: Mounts, tree: Tree, target: str, mount: Facts) -> None:
         # From the image alone, as docker does: another mount may lie around it, whose content is somebody else's.
         volumes.fill(source, Tree(tree.root), target, mounts.mapping)
     if is_bind:
-        made, directory = _bind(source, options, mounts.mapping)
+        made, directory = _bind(source, options, mounts.mapping, mount.get("own"))
     else:
         made, directory = _file_system(kind, source, options, mounts.mapping), True
     try:
@@ -398,8 +404,13 @@ def _permit(target: str, destination: str, taken: set[str], *, directory: bool) 
 # --- detached mounts -----------------------------------------------------------------------------------------------
 
 
-def _bind(source: str, options: Sequence[str], mapping: Mapping | None) -> tuple[int, bool]:
-    """A detached copy of the mount at ``source``, restricted, and whether it is a directory."""
+def _bind(
+    source: str, options: Sequence[str], mapping: Mapping | None, own: Sequence[int] | None = None
+) -> tuple[int, bool]:
+    """A detached copy of the mount at ``source``, restricted, and whether it is a directory.
+
+    ``own``: the user and the group who are given all that is in it.
+    """
     recursive = "bind" not in options or "rbind" in options
     try:
         tree = syscalls.open_tree(source, recursive=recursive)
@@ -411,6 +422,10 @@ def _bind(source: str, options: Sequence[str], mapping: Mapping | None) -> tuple
         unknown = [word for word in options if word not in _WORDS and word.partition("=")[0] not in ("sync", "async")]
         if unknown:
             raise Failure(f"option {unknown[0]!r} is not an option of a bind mount", code=WRONG_FILE)
+        if own:
+            from podrun_hooks.support import giving
+
+            giving.give(tree, *own)
         kinds = [word.removeprefix("r") for word in options if word.removeprefix("r") in _PROPAGATION]
         given, cleared = _attributes(_restricted(options))
         if mapping:

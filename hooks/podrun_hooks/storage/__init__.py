@@ -9,7 +9,7 @@ from __future__ import annotations
 from podrun.errors import UNAVAILABLE, WRONG_FILE, Failure
 from podrun.hook import Problem
 from podrun_hooks.storage.docker_spelling import missing, mount_of, provide
-from podrun_hooks.storage.options import IMAGE, NFS, VOLUME, kind_of, misplaced
+from podrun_hooks.storage.options import IMAGE, NFS, OWN, VOLUME, kind_of, misplaced
 from podrun_hooks.storage.options import Options as Options
 
 TYPE_CHECKING = False
@@ -63,6 +63,9 @@ def check(step: Step) -> list[Problem]:
     ]
     if problems:
         return problems
+    if options.idmap and OWN in options.options:
+        what = "idmap and U would both say whose the files are"
+        return [Problem(what, WRONG_FILE, "leave out one", key="idmap")]
     if step.pod.userns == "auto":
         problems = _in_a_user_namespace(options, kind)
         if problems:

@@ -7,7 +7,17 @@ import os
 from podrun.errors import WRONG_FILE, Failure
 from podrun.hook import Problem
 from podrun.options import Wrong
-from podrun_hooks.storage.options import OF_A_BIND, OPTION, OVERLAY, TMPFS, VOLUME, misplaced, resolved, split_docker
+from podrun_hooks.storage.options import (
+    OF_A_BIND,
+    OPTION,
+    OVERLAY,
+    OWN,
+    TMPFS,
+    VOLUME,
+    misplaced,
+    resolved,
+    split_docker,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -72,17 +82,20 @@ def mount_of(source: str, target: str, options: Sequence[str], root: str, *, fil
         path = volumes.path_of(root, name)
         if stands_for := volumes.about(root, name).options:
             return _instead(stands_for, target, options)
-    given = [word for word in resolved(["rbind", "nosuid", "nodev"], options) if word != "nocopy"]
+    given = [word for word in resolved(["rbind", "nosuid", "nodev"], options) if word not in ("nocopy", OWN)]
     mount: dict[str, Any] = {"hostPath": path, "containerPath": target, "type": "bind", "options": given}
+    if OWN in options:
+        mount["own"] = True  # beyond CDI, too: the container step knows the payload's user
     # Beyond CDI: the container step copies what the image has there before it mounts.
     return {**mount, "fill": True} if fill else mount
 
 
 def _instead(volume: Mapping[str, str], target: str, options: Sequence[str]) -> dict[str, Any]:
     """The mount of a volume that ``podrun volume create -o`` has made to stand for something else."""
-    words = [word for word in [*volume["o"].split(","), *options] if word not in ("", "nocopy")]
+    words = [word for word in [*volume["o"].split(","), *options] if word not in ("", "nocopy", OWN)]
     if volume["type"] == "tmpfs":
         given = resolved(["nosuid", "nodev", "mode=1777"], [word for word in words if word not in OF_A_BIND])
         return {"hostPath": "tmpfs", "containerPath": target, "type": "tmpfs", "options": given}
     given = resolved(["rbind", "nosuid", "nodev"], words)
-    return {"hostPath": volume["device"], "containerPath": target, "type": "bind", "options": given}
+    mount: dict[str, Any] = {"hostPath": volume["device"], "containerPath": target, "type": "bind", "options": given}
+    return {**mount, "own": True} if OWN in options else mount

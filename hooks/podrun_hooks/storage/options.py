@@ -35,6 +35,13 @@ _FLAGS = (
 GROUP = {word: group for group, words in enumerate(_FLAGS) for word in words}
 OF_A_BIND = frozenset(_FLAGS[GROUP["bind"]] + _FLAGS[GROUP["private"]])
 _NO_COPY = "nocopy"
+#: Of a path or volume: all of it is given to the payload's user, as podman calls it.
+OWN = "U"
+#: What no payload is given as its own, not even by mistake.
+_SYSTEM = {
+    "/", "/bin", "/boot", "/dev", "/etc", "/home", "/lib", "/lib64", "/media", "/mnt", "/opt", "/proc", "/root", "/run",
+    "/sbin", "/srv", "/sys", "/tmp", "/usr", "/var", "/var/lib", "/var/log", "/var/run", "/var/tmp",
+}  # fmt: skip
 #: Words of docker's -v that mean nothing here: SELinux labels, and promises about caches of its virtual machine.
 IDLE = frozenset({"z", "Z", "cached", "delegated", "consistent"})
 #: Options of mount helpers that carry a secret: what a step is given is kept in the journal.
@@ -143,7 +150,7 @@ class Options(NamedTuple):
     options: list[str] = option(
         list_of(OPTION),
         "mount(8) options; nosuid and nodev unless undone by suid and dev; changes to a path with O, to an image "
-        "with rw, are thrown away",
+        "with rw, are thrown away; with U all of a path or volume is given to the payload's user",
         [],
     )
     type: str = option(
@@ -191,6 +198,10 @@ def misplaced(source: str, options: Sequence[str], type: str = "") -> list[Probl
                 continue
         elif (word == OVERLAY and sort == "overlay") or (word == _NO_COPY and sort == "volume"):
             continue
+        elif word == OWN and sort in ("bind", "volume"):
+            if source not in _SYSTEM:
+                continue
+            what = f"{source} is the host's: its files cannot be given to a payload's user"
         problems.append(Problem(what, WRONG_FILE, key="options"))
     if sort == "bind" and not source.startswith("/"):
         what = f"expected an absolute path, volume:NAME or tmpfs:, not {source!r}"
