@@ -20,25 +20,26 @@ from podrun.host import Host
 from podrun.launcher import pull
 from podrun.launcher.commands import host_of
 
-_format = click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", help="How to print.")
-
 
 @click.command(cls=Guarded)
-@_format
+@click.option("-f", "--format", "form", default="table", metavar="FORMAT", help="table, json or a Go template.")
 @click.pass_context
 def version(ctx: click.Context, form: str) -> None:
     """Print the version of podrun and of what it runs on."""
     about = {"podrun": __version__, "python": platform.python_version(), "kernel": platform.release()}
     if form == "json":
         say(json.dumps(about))
-        return
-    for key, value in about.items():
-        say(f"{key:8}{value}")
+    elif form == "table":
+        for key, value in about.items():
+            say(f"{key:8}{value}")
+    else:
+        fields.write_one(about, form, docker_names.version)
 
 
 @click.command(cls=Guarded)
+@click.option("-f", "--format", "form", default="json", metavar="FORMAT", help="json, '{root} ...' or a Go template.")
 @click.pass_context
-def info(ctx: click.Context) -> None:
+def info(ctx: click.Context, form: str) -> None:
     """Print what podrun sees of this machine as JSON; 'podrun doctor' says what is wrong with it."""
     host = host_of(ctx.obj)
     store = f"{host.root}/images"
@@ -56,7 +57,7 @@ def info(ctx: click.Context) -> None:
         "images": len(os.listdir(f"{store}/refs")) if os.path.isdir(f"{store}/refs") else 0,
         "hooks": hook_loader.names(),
     }
-    say(json.dumps(whole, indent=2))
+    fields.write_one(whole, form, docker_names.host)
 
 
 @click.group()

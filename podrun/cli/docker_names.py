@@ -5,6 +5,7 @@ A pod's id is its name: that is what every command takes.
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -314,3 +315,44 @@ def disk(row: Mapping[str, Any]) -> Struct:
         "RawReclaimable": row["reclaimable"],
     }
     return Struct(named, row)
+
+
+def version(about: Mapping[str, Any]) -> Struct:
+    """What ``version`` tells. There is no server: what asks for its version gets podrun's."""
+    own = Struct({"Version": about["podrun"], "Os": "linux", "KernelVersion": about["kernel"]})
+    return Struct({"Client": own, "Server": own, "Version": about["podrun"]}, about)
+
+
+def host(whole: Mapping[str, Any]) -> Struct:
+    """What ``info`` tells."""
+    unified = whole["cgroups"] == "v2"
+    named = {
+        "Name": os.uname().nodename,
+        "ServerVersion": whole["version"],
+        "Driver": "overlay",
+        "OSType": "linux",
+        "Architecture": whole["architecture"],
+        "KernelVersion": whole["kernel"],
+        "NCPU": whole["processors"],
+        "MemTotal": whole["memory"],
+        "CgroupVersion": "2" if unified else "1",
+        "CgroupDriver": "systemd" if whole["systemd"] else "cgroupfs",
+        "LoggingDriver": "journald" if whole["systemd"] else "k8s-file",
+        "DockerRootDir": whole["root"],
+        "Containers": whole["pods"],
+        "Images": whole["images"],
+        "Host": Struct(
+            {
+                "Arch": whole["architecture"],
+                "Kernel": whole["kernel"],
+                "CgroupsVersion": whole["cgroups"],
+                "CPUs": whole["processors"],
+                "MemTotal": whole["memory"],
+                "Hostname": os.uname().nodename,
+                "OS": "linux",
+            }
+        ),
+        "Store": Struct({"GraphRoot": whole["root"], "RunRoot": whole["run"]}),
+        "Version": Struct({"Version": whole["version"]}),
+    }
+    return Struct(named, whole)

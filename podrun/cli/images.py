@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from podrun.cli import completion, image_listing, in_use
-from podrun.cli.output import Guarded, human, say
+from podrun.cli.output import Group, Guarded, human, say
 from podrun.engine import hook_loader
 from podrun.engine import journal as journals
 from podrun.engine import state as states
@@ -51,7 +51,7 @@ def _mounts() -> Any:
     return hook_loader.part("storage", "image_mounts")
 
 
-@click.group()
+@click.group(cls=Group)
 def image() -> None:
     """The image store."""
 
@@ -193,7 +193,6 @@ def unmount(ctx: click.Context, refs: Sequence[str], every: bool, force: bool) -
             say(ids.get(digest, digest))
 
 
-image.add_command(unmount, "umount")
 image.add_command(load)
 image.add_command(save)
 

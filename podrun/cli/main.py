@@ -102,7 +102,7 @@ _COMPLETED = {"word": completion.words, "ref": completion.images, "container": c
 
 
 @click.group(cls=peers.Group, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="podrun")
+@click.version_option(__version__, "-v", "--version", prog_name="podrun")
 @click.pass_context
 def podrun(ctx: click.Context, /, **given: Any) -> None:
     """Start container pods the way systemd starts services: no daemon, no shim, nothing left resident."""
@@ -148,6 +148,7 @@ for group in (
     convert.group,
     pods.healthcheck,
     secrets.group,
+    peers.container,
 ):
     podrun.add_command(group)
 

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from podrun.cli import completion, docker_names, fields
-from podrun.cli.output import Guarded, say
+from podrun.cli.output import Group, Guarded, say
 from podrun.engine import hook_loader
 from podrun.errors import CANNOT_CREATE, UNAVAILABLE, WRONG_FILE, Failure
 from podrun.launcher.commands import host_of, name_of
@@ -22,7 +22,7 @@ def _hook(module: str) -> Any:
     return hook_loader.part("network", module)
 
 
-@click.group(name="network")
+@click.group(name="network", cls=Group)
 def group() -> None:
     """Bridges, addresses and published ports."""
 

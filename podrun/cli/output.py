@@ -34,6 +34,15 @@ def _without_values(args: Sequence[str], switches: Set[str]) -> Iterator[str]:
             yield name
 
 
+class Group(click.Group):
+    """A group of commands with docker's and podman's other words for them."""
+
+    _OTHER = {"list": "ls", "remove": "rm", "umount": "unmount", "delete": "rm"}
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return super().get_command(ctx, cmd_name) or super().get_command(ctx, self._OTHER.get(cmd_name, ""))
+
+
 class Guarded(Switches):
     """A command whose failures are told as every command's are."""
 

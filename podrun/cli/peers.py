@@ -6,7 +6,9 @@ from typing import Any
 
 import click
 
-from podrun.cli import creating, images, stopping
+from podrun.cli import completion, creating, images, stopping, views
+from podrun.cli.output import Guarded
+from podrun.launcher.commands import host_of, name_of
 
 #: One command for another: the words that a peer's word stands for.
 SAME = {
@@ -31,7 +33,46 @@ INSTEAD = {
     "service": "'podrun unit --install NAME' makes a service of systemd's",
     "auto-update": "'podrun update'",
     "checkpoint": "podrun freezes pods ('podrun pause'), and writes no checkpoints",
+    "export": "'podrun cp NAME:/ -' writes a container's files as a tar stream",
+    "mount": "'podrun image mount REF' shows an image, 'podrun cp' copies files, 'podrun exec' looks around",
+    "manifest": "podrun makes no images: buildah manifest",
+    "context": "podrun has no daemon, and runs on this machine",
+    "buildx": "podrun builds no images: use buildah, or docker build and 'podrun image pull docker-daemon:NAME'",
+    "unshare": "podrun runs as root",
 }
+#: Docker's longer words, ``container WORD``, where they are not WORD.
+OF_CONTAINERS = {"ls": "ps", "list": "ps", "ps": "ps", "prune": "gc", "update": "set"}
+_CONTAINERS = (
+    "attach", "cp", "create", "diff", "exec", "inspect", "kill", "logs", "pause", "port", "restart", "rm", "run",
+    "start", "stats", "stop", "top", "unpause", "wait",
+)  # fmt: skip
+
+
+class Containers(click.Group):
+    """``podrun container WORD``: docker's longer words for podrun's commands."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*_CONTAINERS, "exists", "ls", "prune", "update"])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name == "exists":
+            return exists
+        name = OF_CONTAINERS.get(cmd_name, cmd_name if cmd_name in _CONTAINERS else "")
+        root = ctx.find_root().command
+        return root.get_command(ctx, name) if name and isinstance(root, click.Group) else None
+
+
+@click.command("exists", cls=Guarded)
+@click.argument("word", metavar="FILE|NAME", shell_complete=completion.words)
+@click.pass_context
+def exists(ctx: click.Context, word: str) -> int:
+    """0 when there is such a pod, up, ended or created; else 1. Nothing is printed."""
+    host = host_of(ctx.obj)
+    name = name_of(word, host)
+    return int(not (views.inspect(host.run, name) or views.ended(host.run, name) or views.created(host, name)))
+
+
+container = Containers("container", help="Docker's longer words: 'container ls' is 'ps', and so on.", hidden=True)
 
 
 class Group(click.Group):

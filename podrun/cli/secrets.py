@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from podrun.cli.output import Guarded, printed, say
+from podrun.cli.output import Group, Guarded, printed, say
 from podrun.engine import hook_loader
 from podrun.errors import UNAVAILABLE, WRONG_FILE, Failure
 from podrun.launcher.commands import host_of
@@ -21,7 +21,7 @@ def _secrets() -> Any:
     return hook_loader.part("storage", "secrets")
 
 
-@click.group(name="secret")
+@click.group(name="secret", cls=Group)
 def group() -> None:
     """Secrets: encrypted on the disk, files in memory for the pods that name them."""
 

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from podrun.cli import backups, completion, docker_names, fields, in_use, times
-from podrun.cli.output import Guarded, say
+from podrun.cli.output import Group, Guarded, say
 from podrun.engine import hook_loader
 from podrun.engine import journal as journals
 from podrun.engine import state as states
@@ -27,7 +27,7 @@ def _volumes() -> Any:
     return hook_loader.part("storage", "volumes")
 
 
-@click.group(name="volume")
+@click.group(name="volume", cls=Group)
 def group() -> None:
     """Named volumes."""
 

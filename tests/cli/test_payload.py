@@ -168,6 +168,8 @@ def test_an_archive_that_leads_elsewhere_is_refused(running: Podrun) -> None:
         ("compose", "podrun convert compose"),
         ("push", "podrun image export"),
         ("swarm", "cluster"),
+        ("export", "podrun cp NAME:/ -"),
+        ("mount", "podrun image mount"),
     ],
 )
 def test_a_peers_word_says_what_podrun_has_instead(podrun: Podrun, word: str, what: str) -> None:
@@ -185,3 +187,35 @@ def test_words_of_docker_that_mean_the_same_do_the_same(podrun: Podrun, nothing_
     assert json.loads(podrun("info").stdout)["root"] == str(podrun.root)
     assert podrun("system", "df").returncode == 0
     assert podrun("version").stdout.startswith("podrun")
+    version = podrun("-v").stdout.split()[-1]
+    for form in ("{{.Server.Version}}", "{{.Client.Version}}", "{{.Version}}"):
+        assert podrun("version", "--format", form).stdout == f"{version}\n"
+    assert podrun("info", "-f", "{{.DockerRootDir}} {{.Host.Arch}}").stdout == f"{podrun.root} {os.uname().machine}\n"
+
+
+def test_docker_s_longer_words_are_podrun_s(podrun: Podrun, nothing_left: None) -> None:
+    words = ["container", "run", "--detach=true", "--name", "web", "--network", "none", "host:", "sleep", "1000"]
+    podrun(*words, check=True)
+    assert podrun("container", "ls", "-q", check=True).stdout == podrun("container", "list", "-q").stdout == "web\n"
+    assert podrun("container", "inspect", "-f", "{{.State.Running}}", "web").stdout == "true\n"
+    assert [podrun("container", "exists", name).returncode for name in ("web", "nosuch")] == [0, 1]
+    assert podrun("container", "exec", "web", "echo", "there").stdout == "there\n"
+    podrun("container", "stop", "-t", "0", "web", check=True)
+    podrun("container", "prune", check=True)
+    podrun("volume", "create", "data", check=True)
+    assert podrun("volume", "list", "-q").stdout == "data\n"
+    assert podrun("volume", "remove", "data").stdout == "removed data\n"
+    assert podrun("container", "export", "web").returncode == 78
+
+
+@pytest.mark.parametrize("way", [["--rm"], ["-d"]], ids=["foreground", "detached"])
+def test_ipc_none_has_no_shared_memory(podrun: Podrun, way: list[str], nothing_left: None) -> None:
+    script = "ls -d /dev/shm /dev/mqueue /dev/null; readlink /proc/self/ns/ipc"
+    done = podrun("run", *way, "--name", "a", "--network", "none", "--ipc", "none", "host:", "sh", "-c", script)
+    if way == ["-d"]:
+        podrun("wait", "a")
+        done = podrun("logs", "a", check=True)
+        podrun("down", "a", check=True)
+    [null, namespace] = done.stdout.splitlines()[-2:]
+    assert (null, "/dev/shm" in done.stdout) == ("/dev/null", False)
+    assert namespace != os.readlink("/proc/self/ns/ipc")

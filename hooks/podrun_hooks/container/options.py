@@ -359,7 +359,9 @@ class Options(NamedTuple):
         [],
     )
     groups: list[str] = option(limits.GROUPS, "supplementary groups, numbers or names of the image", [])
-    ipc: str = option(choice("private", "host"), "whose System V IPC and shared memory it uses", "private")
+    ipc: str = option(
+        choice("private", "host", "none"), "whose System V IPC and shared memory it uses; none: no /dev/shm", "private"
+    )
     pid: str = option(choice("private", "host"), "whose processes it sees", "private")
     tz: str = option(checked(TEXT, _zone), "time zone: Europe/Berlin, or local for the host's", "")
     umask: str = option(limits.UMASK, "the umask it starts with, octal", "")

@@ -329,6 +329,7 @@ def _namespaces(netns: str, options: Any, own: Mapping[str, Any] | None = None) 
 def _system_mounts(options: Any, isolation: Isolation, taken: set[str]) -> list[dict[str, Any]]:
     """What every container gets: /dev, /proc and /sys fresh, and what is in them unless something is injected there."""
     shut = ["nosuid", "noexec", "nodev"]
+    left_out = ("/dev/shm", "/dev/mqueue") if options.ipc == "none" else ()
     mounts = [
         ("/proc", "proc", "proc", shut),
         ("/dev", "tmpfs", "tmpfs", ["nosuid", "noexec", "strictatime", "mode=755", "size=65536k"]),
@@ -342,7 +343,7 @@ def _system_mounts(options: Any, isolation: Isolation, taken: set[str]) -> list[
     return [
         {"destination": target, "type": kind, "source": source, "options": options}
         for target, kind, source, options in mounts
-        if target in ("/proc", "/dev", "/sys") or target not in taken
+        if target in ("/proc", "/dev", "/sys") or (target not in taken and target not in left_out)
     ]
 
 
