@@ -16,34 +16,55 @@ from podrun.cli.payload import Running
 from podrun.engine import hook_loader
 from podrun.errors import CANNOT_CREATE, UNAVAILABLE, WRONG_FILE, Failure
 from podrun.hook_extras import CopiesFiles, offers
+from podrun.host import Host
 from podrun.launcher.commands import host_of
 
 
 @click.command(cls=Guarded)
 @click.option("-c", "--container", default="", metavar="NAME", help="Which container; default: the last.")
+@click.option("-q", "--quiet", is_flag=True, help="Accepted.")
 @click.argument("source", metavar="SOURCE")
 @click.argument("target", metavar="TARGET")
 @click.pass_context
-def cp(ctx: click.Context, source: str, target: str, container: str) -> None:
-    """Copy files between the host and a running container.
+def cp(ctx: click.Context, source: str, target: str, container: str, quiet: bool) -> None:
+    """Copy files between the host and a running container, or between two containers.
 
-    One of SOURCE and TARGET is NAME:PATH, the other a path of the host, or - for a tar stream. A directory is copied
-    with all that is in it; links are copied as links. Files in the container belong to its root.
+    NAME:PATH is a path in a container, anything else one of the host, - a tar stream. A directory is copied with all
+    that is in it; links are copied as links. Files in the container belong to its root.
     """
     host = host_of(ctx.obj)
     outward, inward = _split(source), _split(target)
-    if (outward is None) == (inward is None):
-        raise Failure("one of the two has to be NAME:PATH, a path in a container", code=WRONG_FILE)
-    name, path = outward or inward or ("", "")
-    running = Running(host, name, container)
-    copying = offers(hook_loader.load(running.entry.step["hook"]), CopiesFiles)
-    if copying is None:
-        raise Failure(f"{running.name}: its hook cannot do that")
-    own = {"process": {"pid": running.resident.pid, "start": running.resident.start}}
-    if outward:
-        _out(lambda out: copying.pack(running.step(), own, path, out), path, target)
+    if outward and inward:
+        with tempfile.TemporaryFile() as spool:
+            _Copying(host, outward[0], container).pack(outward[1], spool)
+            _into(_Copying(host, inward[0], container).unpack, spool, inward[1])
+    elif outward:
+        copying = _Copying(host, outward[0], container)
+        _out(lambda out: copying.pack(outward[1], out), outward[1], target)
+    elif inward:
+        _in(_Copying(host, inward[0], container).unpack, source, inward[1])
     else:
-        _in(lambda stream, to, called: copying.unpack(running.step(), own, to, stream, called), source, path)
+        raise Failure("one of the two has to be NAME:PATH, a path in a container", code=WRONG_FILE)
+
+
+class _Copying:
+    """What the hook of a running container can do. Raises Failure for one that can do nothing."""
+
+    def __init__(self, host: Host, name: str, container: str) -> None:
+        running = Running(host, name, container)
+        copying = offers(hook_loader.load(running.entry.step["hook"]), CopiesFiles)
+        if copying is None:
+            raise Failure(f"{running.name}: its hook cannot do that")
+        self._hook, self._running = copying, running
+        self._own = {"process": {"pid": running.resident.pid, "start": running.resident.start}}
+
+    def pack(self, path: str, out: IO[bytes]) -> None:
+        """Writes what is at a path as a tar stream."""
+        self._hook.pack(self._running.step(), self._own, path, out)
+
+    def unpack(self, stream: IO[bytes], to: str, called: str) -> None:
+        """Makes what is in a tar stream below a directory, the top entry under the name ``called``."""
+        self._hook.unpack(self._running.step(), self._own, to, stream, called)
 
 
 def _split(word: str) -> tuple[str, str] | None:
@@ -104,13 +125,18 @@ def _in(unpack: Callable[[IO[bytes], str, str], None], source: str, path: str) -
     with tempfile.TemporaryFile() as spool:
         with tarfile.open(fileobj=spool, mode="w|", format=tarfile.PAX_FORMAT) as archive:
             archive.add(source, arcname="." if source.rstrip("/").endswith("/.") or last == "." else last)
-        parent, _, called = path.rstrip("/").rpartition("/")
-        for to, name in ((path, ""), (parent or "/", called)):
-            spool.seek(0)
-            try:
-                unpack(spool, to, name)
-            except Failure as failure:
-                if to != path or path.endswith("/") or failure.code != UNAVAILABLE or not called:
-                    raise
-            else:
-                return
+        _into(unpack, spool, path)
+
+
+def _into(unpack: Callable[[IO[bytes], str, str], None], spool: IO[bytes], path: str) -> None:
+    """Below a directory that is there, else under the name that the path gives."""
+    parent, _, called = path.rstrip("/").rpartition("/")
+    for to, name in ((path, ""), (parent or "/", called)):
+        spool.seek(0)
+        try:
+            unpack(spool, to, name)
+        except Failure as failure:
+            if to != path or path.endswith("/") or failure.code != UNAVAILABLE or not called:
+                raise
+        else:
+            return

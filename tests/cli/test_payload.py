@@ -114,6 +114,14 @@ def test_a_link_inside_leads_to_the_containers_own_files_and_never_to_the_hosts(
     assert not Path("/opt/d").exists()
 
 
+def test_files_go_from_a_container_to_another(running: Podrun) -> None:
+    running("cp", "cc:/opt/d/f", "cc:/tmp/g", check=True)
+    running("cp", "cc:/opt/d", "cc:/tmp", check=True)
+    assert running("exec", "cc", "cat", "/tmp/g", "/tmp/d/f").stdout == "hi\nhi\n"
+    assert running("cp", "cc:/opt/d/f", "nosuch:/tmp").returncode == 69
+    assert running("cp", "-q", "/etc/hosts", "/tmp/x").returncode == 78
+
+
 def test_a_directory_in_an_archive_that_is_a_link_inside_is_not_walked(running: Podrun, tmp_path: Path) -> None:
     (tmp_path / "up" / "tmp").mkdir(parents=True)
     (tmp_path / "up" / "tmp" / "x").write_text("x")
