@@ -81,6 +81,14 @@ def ls(
     fields.write(rows, form, _COLUMNS, docker_names.image, heading=not noheading, kind="IMAGE")
 
 
+def chosen(root: str, filters: Sequence[str]) -> set[str]:
+    """The names of the images that filters of 'image ls' choose. Raises Failure (WRONG_FILE)."""
+    rows = [row._asdict() for row in pull.store().ls(root)]
+    for key, values in fields.conditions(filters, _FILTERS):
+        rows = [row for row in rows if _meets(row, key, values, root)]
+    return {row["ref"] for row in rows}
+
+
 def _is_called(row: dict[str, Any], name: str) -> bool:
     """Whether an image has a name, with or without its tag; * stands for anything."""
     if "*" in name:

@@ -224,10 +224,12 @@ def rm(ctx: click.Context, refs: Sequence[str], every: bool, force: bool, ignore
 @click.option("-a", "--all", "unused", is_flag=True, help="Also images that no pod uses, up or not.")
 @click.option("-f", "--force", is_flag=True, help="Do not ask, and skip pod files that cannot be read.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@click.option("--filter", "filters", multiple=True, metavar="KEY=VALUE", help="With -a: only these, as of 'image ls'.")
 @click.pass_context
-def prune(ctx: click.Context, unused: bool, force: bool, dry_run: bool) -> None:
+def prune(ctx: click.Context, unused: bool, force: bool, dry_run: bool, filters: Sequence[str] = ()) -> None:
     """Remove what no image needs; with -a every image that no pod uses, up or not."""
     host = _host(ctx)
+    chosen = image_listing.chosen(host.root, filters)
     store = pull.store()
     if not unused:
         if not dry_run:
@@ -238,7 +240,8 @@ def prune(ctx: click.Context, unused: bool, force: bool, dry_run: bool) -> None:
     def wanted() -> set[str]:
         by_files = {row.ref for row in store.ls(host.root) if _is_meant(row.ref, patterns)}
         by_files |= pull.store("lookup").names(host.root, patterns)  # an id, a digest
-        return used(host) | by_files
+        others = {row.ref for row in store.ls(host.root)} - chosen if filters else set()
+        return used(host) | by_files | others
 
     now = wanted()
     gone = [row.ref for row in store.ls(host.root) if not {row.ref, row.digest} & now]

@@ -1,19 +1,17 @@
-"""``podrun ps`` and ``podrun inspect``: which pods there are, or were, and everything that is known of them."""
+"""``podrun ps``: which pods there are, or were."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import click
 
-from podrun.cli import completion, details, docker_names, fields, pod_table, views
+from podrun.cli import docker_names, fields, pod_table, views
 from podrun.cli.output import Guarded, say
 from podrun.engine import hook_loader
 from podrun.errors import UNAVAILABLE, WRONG_FILE, Failure
-from podrun.host import Host
-from podrun.launcher.commands import host_of, name_of
+from podrun.launcher.commands import host_of
 from podrun.options import unknown
 
 _FILTERS = (
@@ -149,38 +147,3 @@ def _mounted(whole: Mapping[str, Any]) -> Iterator[str]:
             yield mount["target"]
             source = mount["source"] or ""
             yield from (source, source.removesuffix("/data").rpartition("/")[2])
-
-
-@click.command(cls=Guarded)
-@click.option("-f", "--format", "form", default="json", metavar="FORMAT", help="json, '{name} ...' or a Go template.")
-@click.argument("words", metavar="FILE|NAME...", nargs=-1, required=True, shell_complete=completion.words)
-@click.pass_context
-def inspect(ctx: click.Context, words: Sequence[str], form: str) -> None:
-    """Print everything that is known of pods as JSON, one object each; or what is at paths of it.
-
-    A word that is no pod may be an image of the store, of which it prints what 'image inspect' does.
-    """
-    host = host_of(ctx.obj)
-    found: list[tuple[dict[str, Any], Any]] = []
-    for word in words:
-        try:
-            found.append((_whole(word, host, alone=len(words) == 1), docker_names.container))
-        except Failure as failure:
-            try:
-                images = hook_loader.part("image", "commands").inspect(host.root, word, os.getcwd())
-            except Failure:
-                raise failure from None
-            found += [(one, docker_names.image_inspected) for one in images]
-    for whole, names in found:
-        fields.write_one(whole, form, names)
-
-
-def _whole(word: str, host: Host, *, alone: bool) -> dict[str, Any]:
-    """All of a pod. Raises Failure (UNAVAILABLE, WRONG_FILE) where there is none; ``alone``: it has been named."""
-    name = name_of(word, host)
-    whole = views.inspect(host.run, name) or views.ended(host.run, name) or views.created(host, name)
-    if whole is None:
-        what = "there is no such pod" if alone else f"there is no pod {name}"
-        raise Failure(what, code=UNAVAILABLE, hint="'podrun ps -a' lists the pods")
-    whole["restarts"] = details.restarts(whole["unit"]) if whole["unit"] else None
-    return whole

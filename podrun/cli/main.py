@@ -23,6 +23,7 @@ from podrun.cli import (
     events,
     generations,
     hooks,
+    inspecting,
     listing,
     logs,
     networks,
@@ -201,7 +202,7 @@ OF_MODULES = (
     events.events,
     attach.attach,
     usage.stats,
-    listing.inspect,
+    inspecting.inspect,
 )
 
 

@@ -77,6 +77,24 @@ def exists(ctx: click.Context, name: str) -> int:
 def inspect(ctx: click.Context, names: Sequence[str], form: str) -> None:
     """Print what there is on networks, or on all of them, as JSON; or what is at paths of it."""
     run = host_of(ctx.obj).run
+    if not names and form == "json":
+        say(json.dumps(_all(run), indent=2))
+        return
+    rows = [described(run, name) for name in names] if names else _all(run)
+    for row in rows:
+        fields.write_one(row, form, docker_names.network)
+
+
+def described(run: str, name: str) -> dict[str, Any]:
+    """What there is on a network. Raises Failure (UNAVAILABLE)."""
+    found = next((row for row in _all(run) if row["name"] == name), None)
+    if found is None:
+        raise Failure(f"there is no network {name}", code=UNAVAILABLE, hint="'podrun network ls' lists them")
+    return found
+
+
+def _all(run: str) -> list[dict[str, Any]]:
+    """The networks, with what there is on them."""
     known = _hook("inspect")
     leases, links, published = known.leases(run), known.links(run), known.published(run)
     whole = []
@@ -90,17 +108,7 @@ def inspect(ctx: click.Context, names: Sequence[str], form: str) -> None:
                 "published": [port for port in published if port["address"] in addresses],
             }
         )
-    if not names and form == "json":
-        say(json.dumps(whole, indent=2))
-        return
-    chosen = []
-    for name in names or [row["name"] for row in whole]:
-        found = next((row for row in whole if row["name"] == name), None)
-        if found is None:
-            raise Failure(f"there is no network {name}", code=UNAVAILABLE, hint="'podrun network ls' lists them")
-        chosen.append(found)
-    for row in chosen:
-        fields.write_one(row, form, docker_names.network)
+    return whole
 
 
 @group.command(cls=Guarded)

@@ -55,7 +55,8 @@ def _volumes_of(entry: Entry) -> Sequence[str]:
     return using.volumes_of(entry.step["options"]) if using else ()
 
 
-def _row(host: Host, name: str, used: dict[str, list[str]]) -> dict[str, Any]:
+def row_of(host: Host, name: str, used: dict[str, list[str]]) -> dict[str, Any]:
+    """What is known of a volume; ``used`` is what :func:`users` has found."""
     path = _volumes().content_of(host.root, name)
     told = _volumes().about(host.root, name)
     modified = os.stat(path).st_mtime if os.path.isdir(path) else None
@@ -100,7 +101,7 @@ def ls(ctx: click.Context, form: str, quiet: bool, filters: Sequence[str], nohea
     """
     host = host_of(ctx.obj)
     used = users(host)
-    rows = [_row(host, name, used) for name in _volumes().names(host.root)]
+    rows = [row_of(host, name, used) for name in _volumes().names(host.root)]
     for key, values in fields.conditions(filters, _FILTERS):
         rows = [row for row in rows if _meets(row, key, values)]
     if quiet:
@@ -132,7 +133,7 @@ def inspect(ctx: click.Context, names: Sequence[str], form: str, every: bool) ->
     _known(host, names)
     used = users(host)
     for name in names:
-        fields.write_one(_row(host, name, used), form, docker_names.volume)
+        fields.write_one(row_of(host, name, used), form, docker_names.volume)
 
 
 @group.command(cls=Guarded)
@@ -182,7 +183,7 @@ def prune(ctx: click.Context, named: bool, force: bool, dry_run: bool, filters: 
     patterns = in_use.volumes(host, force=force)
     used = users(host)
     wanted = dict(fields.conditions(filters, _FILTERS))
-    rows = [_row(host, name, used) for name in _volumes().names(host.root)]
+    rows = [row_of(host, name, used) for name in _volumes().names(host.root)]
     chosen = [row["name"] for row in rows if all(_meets(row, key, values) for key, values in wanted.items())]
     gone = [name for name in chosen if name not in used and not in_use.is_in(name, patterns)]
     if gone and not named:

@@ -161,6 +161,24 @@ def test_removal_of_what_is_not_there_is_no_mistake_when_forced(own: Podrun) -> 
     assert own("rmi", "--ignore", "nosuch", check=True).stdout == ""
 
 
+def test_inspect_finds_images_and_volumes_too(own: Podrun) -> None:
+    own("volume", "create", "data", check=True)
+    assert own("inspect", "-f", "{{.Architecture}}", NAMES[0], check=True).stdout == "amd64\n"
+    assert own("inspect", "-f", "{{.Name}} {{.Driver}}", "data", check=True).stdout == "data local\n"
+    assert own("inspect", "--type", "image", "data").returncode == 69
+    done = own("inspect", "nosuch")
+    assert (done.returncode, "there is no pod nosuch" in done.stderr) == (69, True)
+    own("volume", "rm", "data", check=True)
+
+
+def test_prune_takes_what_its_filters_choose(own: Podrun) -> None:
+    own("image", "tag", NAMES[0], "localhost/old:2", check=True)
+    own("image", "prune", "-a", "-f", "--filter", "reference=localhost/old:2", check=True)
+    assert listed(own) == list(NAMES)
+    own("image", "prune", "-a", "-f", "--filter", "label=nosuch", check=True)
+    assert listed(own) == list(NAMES)
+
+
 def test_another_file_of_credentials_is_read_listed_and_forgotten(own: Podrun, tmp_path: Path) -> None:
     path = tmp_path / "auth.json"
     path.write_text(
