@@ -48,7 +48,7 @@ def images(host: Host, *, force: bool = False) -> set[str]:
 
 
 def is_agreed(names: Sequence[str], what: str, *, force: bool, dry_run: bool) -> bool:
-    """Says what would be removed, and asks. Raises Failure (WRONG_FILE) without a terminal to ask at."""
+    """Says what would be removed, and asks; a pipe may answer. Raises Failure (WRONG_FILE) when nobody does."""
     for name in names:
         if dry_run or not force:
             say(f"would remove {what} {name}")
@@ -56,9 +56,12 @@ def is_agreed(names: Sequence[str], what: str, *, force: bool, dry_run: bool) ->
         return not dry_run
     if force:
         return True
-    if not sys.stdin.isatty():
+    if sys.stdin.isatty():
+        return click.confirm("Remove?")
+    answer = sys.stdin.readline(100).strip().lower()
+    if not answer:
         raise Failure("there is no terminal to ask at", code=WRONG_FILE, hint="--force removes, --dry-run shows")
-    return click.confirm("Remove?")
+    return answer in ("y", "yes")
 
 
 def user(name: str, patterns: dict[str, str]) -> str:

@@ -145,7 +145,7 @@ def test_files_go_in_below_a_directory_or_under_a_name(running: Podrun, tmp_path
     ("words", "code"),
     [
         (["a", "b"], 78),
-        (["cc:/x", "cc:/y"], 78),
+        (["cc:/x", "cc:/y"], 69),
         (["cc:", "/tmp"], 78),
         (["cc:/no/such", "/tmp"], 69),
         (["/no/such", "cc:/tmp"], 69),

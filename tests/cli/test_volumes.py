@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -80,9 +81,19 @@ def test_a_place_has_one_mount(podrun: Podrun, tmp_path: Path) -> None:
     words = ["--network", "none", "-v", "a:/x", "-v", f"{tmp_path}:/x/", "host:", "true"]
     done = podrun("run", "--rm", *words)
     assert (done.returncode, "/x has two mounts" in done.stderr) == (78, True)
+    podrun("run", "--rm", "--network", "none", *["-v", f"{tmp_path}:/x"] * 2, "host:", "true", check=True)
     podrun("run", "--save", str(tmp_path / "a.toml"), *words, check=True)
     done = podrun("check", str(tmp_path / "a.toml"))
     assert (done.returncode, "/x has two mounts" in done.stdout + done.stderr) == (78, True)
+
+
+@pytest.mark.parametrize(("answer", "kept"), [("y\n", ""), ("N\n", "data\n"), ("", "data\n")])
+def test_a_pipe_answers_what_prune_asks(podrun: Podrun, answer: str, kept: str) -> None:
+    podrun("volume", "create", "data", check=True)
+    words = podrun.argv("volume", "prune", "--all")
+    done = subprocess.run(words, env=podrun.environ, input=answer, text=True, capture_output=True)
+    assert done.returncode == (0 if answer else 78)
+    assert podrun("volume", "ls", "-q").stdout == kept
 
 
 def test_a_payload_keeps_its_own_words_with_values(podrun: Podrun) -> None:

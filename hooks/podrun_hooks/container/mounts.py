@@ -204,8 +204,9 @@ def zone_file(zone: str) -> str:
 def named_twice(options: Any) -> str:
     """The first place that two of the container's own mounts would cover; "": there is none."""
     seen: set[str] = set()
-    named = [text if is_anonymous(text) else text.split(":")[1] for text in options.volumes]
-    for target in map(plain, [*named, *(text.partition(":")[0] for text in options.tmpfs)]):
+    # The very same one twice is harmless, and files that are put together have it.
+    named = [text if is_anonymous(text) else text.split(":")[1] for text in dict.fromkeys(options.volumes)]
+    for target in map(plain, [*named, *(text.partition(":")[0] for text in dict.fromkeys(options.tmpfs))]):
         if target in seen:
             return target
         seen.add(target)
@@ -220,13 +221,13 @@ def _own_mounts(options: Any, root: str) -> list[Facts]:
             raise Failure(f"{twice} has two mounts", code=WRONG_FILE, hint="leave out one of volumes and tmpfs")
         from podrun_hooks.storage.docker_spelling import docker_source, from_docker, provide
 
-        for text in options.volumes:
+        for text in dict.fromkeys(options.volumes):
             if is_anonymous(text):
                 continue
             fill = "nocopy" not in text.rpartition(":")[2].split(",")
             new = provide(docker_source(text), root, fill=fill)
             mounts.append(from_docker(text, root, fill=new))
-    for text in options.tmpfs:
+    for text in dict.fromkeys(options.tmpfs):
         target, _, given = text.partition(":")
         words = ["noexec", *(word for word in given.split(",") if word)]
         words = [word for word in words if not (word == "noexec" and "exec" in words) and word != "exec"]
