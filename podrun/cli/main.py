@@ -149,7 +149,6 @@ for group in (
     convert.group,
     pods.healthcheck,
     secrets.group,
-    peers.container,
 ):
     podrun.add_command(group)
 

@@ -72,7 +72,7 @@ def exists(ctx: click.Context, word: str) -> int:
     return int(not (views.inspect(host.run, name) or views.ended(host.run, name) or views.created(host, name)))
 
 
-container = Containers("container", help="Docker's longer words: 'container ls' is 'ps', and so on.", hidden=True)
+container = Containers("container", help="Docker's longer words: 'container ls' is 'ps', and so on.")
 
 
 class Group(click.Group):
@@ -97,6 +97,7 @@ class Group(click.Group):
             raise
 
 
-WORDS = {
+WORDS: dict[str, click.Command] = {
+    "container": container,
     "load": images.load, "save": images.save, "stop": stopping.stop, "rm": stopping.rm, "start": creating.start,
 }  # fmt: skip
