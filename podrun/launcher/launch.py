@@ -281,7 +281,8 @@ def sweep(name: str, host: Host) -> bool:
         return False
     with lock:
         # Asked under the lock: since somebody looked, another start may have made the pod whole again.
-        if states.standing(journals.journals(host.run, name)) == "up":
+        found = journals.journals(host.run, name)
+        if found and states.standing(found) == "up":
             return False
         chain.undo(host.run, name, callbacks(host, lock))
     return True

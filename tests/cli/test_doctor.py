@@ -164,3 +164,11 @@ def test_a_host_without_nft_is_told_before_anything_is_made(podrun: Podrun) -> N
     assert "fail  nft is not installed; apt install nftables" in without("doctor").stdout
     assert podrun.journals() == []
     assert not any(path.is_dir() for path in (podrun.run / "network").glob("*"))
+
+
+def test_gc_removes_the_directory_of_a_pod_of_which_another_version_has_left_files(podrun: Podrun) -> None:
+    left = podrun.run / "pods/web/+2"
+    left.mkdir(parents=True)
+    (left / "network.of-host").write_text("{}")
+    assert podrun("gc", check=True).stdout == "web: absent\n"
+    assert not left.parent.exists()
