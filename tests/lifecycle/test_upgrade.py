@@ -329,3 +329,7 @@ def test_a_record_in_etcd_is_kept_alive_and_withdrawn_by_the_other_version(
         second("down", "more", check=True)
         second("down", "web", check=True)
         assert asked() == 69
+        # Small files that the earlier version does not know go with the pod's next end.
+        for name, file in (("web", str(path)), ("more", more)):
+            podrun("up", "-d", file, check=True)
+            podrun("down", name, check=True)
