@@ -31,30 +31,51 @@ class Engine(NamedTuple):
 
     #: Starts `true` in a container and removes it.
     once: list[str]
-    #: (name, port to publish or 0, command) -> argv; returns when the payload runs.
-    start: Callable[[str, int, Sequence[str]], list[str]]
+    #: (name, port to publish or 0, command, at which address) -> argv; returns when the payload runs.
+    start: Callable[..., list[str]]
     remove: Callable[[str], list[str]]
     execute: Callable[[str], list[str]]
+    #: Prints the payload's pid.
+    pid: Callable[[str], list[str]]
     ps: list[str]
     #: Commands by which its own processes are known, beside a payload.
     beside: tuple[str, ...]
 
 
-def podrun(root: Path) -> Engine:
-    return _engine(PROGRAM, ["--name", "once"], f"dir:{root}", ["down"], ("podrun",))
+def podrun(root: Path, program: str = PROGRAM) -> Engine:
+    return _engine(program, ["--name", "once"], f"dir:{root}", ["down"], ("podrun",), "containers[0].pid")
+
+
+def as_packaged(directory: Path) -> str:
+    """The command as the Debian package has it, which begins the interpreter without site (release/deb.py)."""
+    text = (Path(__file__).parents[1] / "bin/podrun").read_text()
+    checkout = Path(__file__).parents[1]
+    paths = f"import sys\nsys.path += [{str(checkout)!r}, {str(checkout / 'hooks')!r}]\nimport podrun\n"
+    text = text.replace("#!python\n", f"#!{sys.executable} -IS\n", 1)
+    line = "from podrun.__main__ import main\n"
+    program = directory / "podrun"
+    program.write_text(text.replace(line, f"{paths}{line}podrun.SITE_LEFT_OUT = True\n", 1))
+    program.chmod(0o755)
+    return str(program)
 
 
 def peer(name: str) -> Engine:
     """Podman or docker, with the image that start.imported() has brought."""
     beside = {"podman": ("conmon",), "docker": ("dockerd", "containerd")}[name]
-    return _engine(name, [], "podrun-bench:1", ["rm", "-f"], beside, PEERS[name])
+    return _engine(name, [], "podrun-bench:1", ["rm", "-f"], beside, "{{.State.Pid}}", PEERS[name])
 
 
 def _engine(
-    program: str, name: list[str], image: str, remove: list[str], beside: tuple[str, ...], extra: Sequence[str] = ()
+    program: str,
+    name: list[str],
+    image: str,
+    remove: list[str],
+    beside: tuple[str, ...],
+    pid: str,
+    extra: Sequence[str] = (),
 ) -> Engine:
-    def start(pod: str, port: int, command: Sequence[str]) -> list[str]:
-        publish = ["-p", f"127.0.0.1:{port}:80"] if port else []
+    def start(pod: str, port: int, command: Sequence[str], ip: str = "127.0.0.1") -> list[str]:
+        publish = ["-p", f"{ip}:{port}:80"] if port else []
         return [program, "run", "-d", "--name", pod, *extra, *publish, image, *command]
 
     return Engine(
@@ -62,6 +83,7 @@ def _engine(
         start,
         lambda pod: [program, *remove, pod],
         lambda pod: [program, "exec", pod, "true"],
+        lambda pod: [program, "inspect", "-f", pid, pod],
         [program, "ps"],
         beside,
     )
@@ -75,12 +97,16 @@ def with_page(directory: Path) -> Path:
     return root
 
 
-def _bare(directory: Path, root: Path, environ: dict[str, str]) -> Iterator[tuple[str, list[str]]]:
+def _with_userns(argv: list[str]) -> list[str]:
+    return [*argv[:-2], "--userns=auto", *argv[-2:]]
+
+
+def _bare(directory: Path, root: Path, environ: dict[str, str], program: str) -> Iterator[tuple[str, list[str]]]:
     for runtime in ("crun", "runc"):
         if shutil.which(runtime):
-            place = bundle([PROGRAM], environ, root, directory, runtime)
+            place = bundle([program], environ, root, directory, runtime)
             manager = ["--cgroup-manager=disabled"] if runtime == "crun" else []
-            state = ["--root", str(directory / f"state-{runtime}")]
+            state = ["--root", str(directory / f"run/{runtime}")]
             yield f"bare {runtime}", [runtime, *manager, *state, "run", "-b", str(place), f"b-{runtime}"]
     if shutil.which("systemd-nspawn"):
         words = ["--quiet", "--register=no", "--keep-unit", "--private-network", "--as-pid2", "-D", str(root)]
@@ -98,7 +124,7 @@ def dockerd(directory: Path) -> Iterator[None]:
     run("ip", "link", "set", "bench-docker0", "up")
     os.environ["DOCKER_HOST"] = f"unix://{directory}/docker.sock"
     argv = ["dockerd", "--bridge", "bench-docker0", "--pidfile", str(directory / "docker.pid")]
-    argv += ["--data-root", str(directory / "docker"), "--exec-root", str(directory / "docker-run")]
+    argv += ["--data-root", str(directory / "docker"), "--exec-root", str(directory / "run/docker")]
     with (directory / "docker.log").open("wb") as log:
         daemon = subprocess.Popen([*argv, "-H", os.environ["DOCKER_HOST"]], stdout=log, stderr=log)
         try:
@@ -123,7 +149,8 @@ class Contenders(NamedTuple):
 @contextlib.contextmanager
 def contenders(directory: Path, environ: dict[str, str]) -> Iterator[Contenders]:
     root = with_page(directory)
-    found = Contenders({}, {"podrun": podrun(root)}, [])
+    program = as_packaged(directory)
+    found = Contenders({}, {"podrun": podrun(root, program)}, [])
     with contextlib.ExitStack() as undo:
         undo.enter_context(dockerd(directory))
         for name in PEERS:
@@ -134,8 +161,10 @@ def contenders(directory: Path, environ: dict[str, str]) -> Iterator[Contenders]
                 found.left_out.append(f"{name}: not here, or it does not answer")
         own = found.engines["podrun"].once
         everybody = {name: engine.once for name, engine in found.engines.items()}
-        everybody |= {"podrun userns=auto": [*own[:-2], "--userns", "auto", *own[-2:]]}
-        for name, argv in {**everybody, **dict(_bare(directory, root, environ))}.items():
+        everybody |= {"podrun userns=auto": _with_userns(own)}
+        if "podman" in found.engines:
+            everybody |= {"podman userns=auto": _with_userns(found.engines["podman"].once)}
+        for name, argv in {**everybody, **dict(_bare(directory, root, environ, program))}.items():
             done = run(*argv, check=False)
             if done.returncode:
                 found.engines.pop(name, None)

@@ -43,6 +43,10 @@ class Figure(NamedTuple):
     peak: float
 
 
+#: Pulls an image.
+Puller = Callable[[str], Figure]
+
+
 # --- images
 
 
@@ -180,6 +184,12 @@ def push(place: Path, bases: list[Base], marks: list[str], ref: str) -> None:
 
 #: Runs the commands: a process of its own, forked while it was small. A child's peak memory counts its parent's.
 _runner: Any = None
+
+
+def begin() -> None:
+    """Forks the process that runs the commands."""
+    global _runner
+    _runner = multiprocessing.get_context("fork").Pool(1)
 
 
 def timed(*commands: list[str], environ: dict[str, str] | None = None) -> Figure:
@@ -363,13 +373,12 @@ def main() -> None:
     parser.add_argument("--without", action="append", default=[], metavar="PEER", help="leave a peer out")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
-    global _runner
-    _runner = multiprocessing.get_context("fork").Pool(1)
+    begin()
     place = Path(tempfile.mkdtemp(prefix="podrun-bench-", dir="/var/tmp"))
     with contextlib.ExitStack() as stack:
         stack.callback(lambda: subprocess.run(["rm", "-rf", str(place)], check=True))
-        peers = _peers(place, given.without, stack)
-        figures = _rounds(place, stack.enter_context(registry(place)), peers, given)
+        peers = peers_of(place, given.without, stack)
+        figures = measured(place, stack.enter_context(registry(place)), peers, given)
         # podman's overlay storage mounts itself.
         stack.callback(lambda: subprocess.run(["umount", "-q", f"{place}/podman/overlay"], check=False))
     if given.json:
@@ -378,7 +387,7 @@ def main() -> None:
         _table(figures, given)
 
 
-def _peers(place: Path, without: list[str], stack: contextlib.ExitStack) -> dict[str, Callable[[str], Figure]]:
+def peers_of(place: Path, without: list[str], stack: contextlib.ExitStack) -> dict[str, Callable[[str], Figure]]:
     peers: dict[str, Callable[[str], Figure]] = {"podrun": podrun(place)}
     for name, programs, make in (
         ("skopeo+umoci", ("skopeo", "umoci"), skopeo_umoci),
@@ -395,7 +404,7 @@ def _peers(place: Path, without: list[str], stack: contextlib.ExitStack) -> dict
     return peers
 
 
-def _rounds(
+def measured(
     place: Path, host: str, peers: dict[str, Callable[[str], Figure]], given: argparse.Namespace
 ) -> dict[str, dict[str, list[Figure]]]:
     cases = [case for case in CASES if not given.only or case in given.only]
