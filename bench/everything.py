@@ -90,7 +90,7 @@ def first_answers(found: dict[str, Engine], figures: Figures, rounds: int) -> No
     """From the command to the first 200 through a published port, and the removal of that pod.
 
     Beside another pod of each engine, as on a host: a bridge without any port has no carrier. Docker's proxy takes
-    connections before the first port is there; its first request by ARP is lost then, and repeated after a second.
+    connections before the container's port is there. What it sends is lost then, and repeated after a second.
     """
     for engine in found.values():
         timed(engine.start("beside", 0, IDLE))
@@ -218,7 +218,7 @@ def main() -> None:
                 "traffic": lambda: traffic(whole, figures, 3, left_out),
                 "together": lambda: at_a_time(whole, figures, max(16, given.pods // 10)),
                 "output": lambda: output(whole, figures, 200),
-                "pulls": lambda: pulls_and_stores(figures, 3),
+                "pulls": lambda: pulls_and_stores(figures, 2),
                 "nth": lambda: the_nth(whole, figures, most),
             }
             left_out.append("output through the journal: it needs a machine that systemd has booted")
