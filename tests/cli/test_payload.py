@@ -30,6 +30,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Podrun]:
     home.mkdir(mode=0o755)
     podrun = Podrun(home)
     words = ["--name", "cc", "--init", "--pids-limit", "100", "-p", "127.0.0.1::80"]
+    words += ["--tmpfs", "/opt/mounted/here"]
     podrun("run", "-d", *words, "host:", "sh", "-c", SCRIPT, check=True)
     until(lambda: "ready" in podrun("logs", "cc").stdout)
     yield podrun
@@ -87,6 +88,7 @@ def test_limits_of_a_running_container_change(running: Podrun) -> None:
 def test_diff_tells_what_was_written(running: Podrun) -> None:
     lines = running("diff", "cc").stdout.splitlines()
     assert {"A /opt/d", "A /opt/d/f", "A /opt/d/out"} <= set(lines)
+    assert not [line for line in lines if "/opt/mounted" in line]  # made for the mount
 
 
 def test_files_come_out_as_they_are_and_links_as_links(running: Podrun, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import os
 import stat
 
 from podrun.errors import STEP_FAILED, UNAVAILABLE, Failure
-from podrun_hooks.container import cgroups
+from podrun_hooks.container import cgroups, processes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -60,34 +60,56 @@ def _put(path: str, word: str) -> None:
 def changes(place: Place, layers: Sequence[str]) -> Iterator[tuple[str, str]]:
     """What the container has changed in its image: ("A", "C" or "D", path), a directory before what is in it.
 
-    As docker's diff: A is new, C is changed (a directory with a change in it, too), D is removed. Mounts are not in it.
+    As docker's diff: A is new, C is changed (a directory with a change in it, too), D is removed. Mounts are not in it,
+    nor what was made to mount them on.
     """
     try:
         top = os.open(place.upper, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
         return
     try:
-        yield from _below(top, "", [layer for layer in reversed(layers) if os.path.isdir(layer)])
+        yield from _below(top, "", [layer for layer in reversed(layers) if os.path.isdir(layer)], _targets(place))
     finally:
         os.close(top)
 
 
-def _below(directory: int, path: str, lower: Sequence[str]) -> Iterator[tuple[str, str]]:
+def _targets(place: Place) -> set[str]:
+    """The paths in the container that something is mounted on, as its own process sees them (proc(5), mountinfo)."""
+    process = processes.of_container(place, {})
+    if process is None:
+        return set()
+    try:
+        with open(f"/proc/{process.pid}/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+            points = [line.split(" ")[4] for line in file]
+    except OSError:
+        return set()
+    escapes = (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\"))
+    for code, letter in escapes:
+        points = [point.replace(code, letter) for point in points]
+    return {*points}
+
+
+def _below(directory: int, path: str, lower: Sequence[str], targets: set[str]) -> Iterator[tuple[str, str]]:
     for name in sorted(os.listdir(directory)):
         here = f"{path}/{name}"
+        if here in targets:
+            continue
         status = os.stat(name, dir_fd=directory, follow_symlinks=False)
         was = any(_is_in(layer, here) for layer in lower)
         if stat.S_ISCHR(status.st_mode) and status.st_rdev == 0:
             # overlayfs' whiteout (Documentation/filesystems/overlayfs.rst).
             yield "D", here
             continue
-        yield ("C" if was else "A"), here
+        changed = [("C" if was else "A", here)]
         if stat.S_ISDIR(status.st_mode):
             inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
             try:
-                yield from _below(inner, here, [] if _is_opaque(inner) else lower)
+                changed += _below(inner, here, [] if _is_opaque(inner) else lower, targets)
+                if len(changed) == 1 and os.listdir(inner) and any(one.startswith(f"{here}/") for one in targets):
+                    changed = []  # there is nothing in it but what is mounted on
             finally:
                 os.close(inner)
+        yield from changed
 
 
 def _is_in(layer: str, path: str) -> bool:

@@ -71,8 +71,14 @@ class Tree:
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
                 raise  # nothing is wrong with the path
-            what = f"{path} cannot be created in the container: {error.strerror}"
-            raise Failure(what, code=CANNOT_CREATE, hint=str(error.filename or "")) from error
+            where = str(error.filename or path)
+            at = path if where == path else f"{path} (at {where})"
+            hint = "make it beforehand in what is mounted there, or mount that without ro"
+            raise Failure(
+                f"{at} cannot be created in the container: {error.strerror}",
+                code=CANNOT_CREATE,
+                hint=hint if error.errno == errno.EROFS else "",
+            ) from error
         is_directory = stat.S_ISDIR(os.fstat(fd).st_mode)
         if is_directory != directory:
             os.close(fd)
