@@ -40,7 +40,7 @@ from podrun.cli import (
 from podrun.cli.declare import DECLARED, command
 from podrun.cli.images import image
 from podrun.cli.logins import login, logout
-from podrun.cli.output import say
+from podrun.cli.output import Switches, say
 from podrun.engine import hook_loader
 from podrun.engine import journal as journals
 from podrun.engine import state as states
@@ -89,7 +89,7 @@ def _planned(name: str, doc: str) -> click.Command:
         metavar = "COMMAND..." if needed else "[COMMAND...]"
         words.append(click.Argument(["command"], metavar=metavar, nargs=-1, required=needed, type=click.UNPROCESSED))
     settings = {"allow_interspersed_args": not declared.rest}
-    return click.Command(
+    return Switches(
         name.rpartition(" ")[2],
         callback=callback,
         params=[*(_option(flag) for flag in declared.flags), *words],
