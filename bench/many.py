@@ -155,6 +155,7 @@ def main() -> None:
     parser.add_argument("-n", "--rounds", type=int, default=11, help="of the first HTTP 200")
     parser.add_argument("--pods", type=int, default=200)
     given = parser.parse_args()
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # installed programs have their bytecode
     reach_v1()
     directory = Path(tempfile.mkdtemp(prefix="podrun-bench-", dir="/var/tmp"))
     os.environ.update(PODRUN_ROOT=str(directory / "root"), PODRUN_RUN=str(directory / "run"))

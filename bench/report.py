@@ -53,9 +53,14 @@ def table(figures: Figures) -> str:
         for engine, values in sorted(engines.items(), key=lambda item: statistics.median(item[1])):
             median = statistics.median(values)
             ratio = _ratio(what, engine, mine, median)
-            lines.append(f"| {engine} | {median:.1f} | {min(values):.1f} | {max(values):.1f} | {ratio} |")
+            lines.append(f"| {engine} | {_told(median)} | {_told(min(values))} | {_told(max(values))} | {ratio} |")
         lines += ["", f"![{what}](../performance/{_file(what)})", ""]
     return "\n".join(lines)
+
+
+def _told(value: float) -> str:
+    """Three figures are enough, and two behind the point."""
+    return f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}"
 
 
 def _file(what: str) -> str:
@@ -77,7 +82,7 @@ def plots(figures: Figures, place: Path) -> None:
             median = statistics.median(values)
             axes.barh(row, median, color="#2a6f97" if name.startswith("podrun") else "#b8c4cc")
             axes.plot(values, [row] * len(values), ".", color="#222222", markersize=2)
-            axes.text(median, row, f" {median:.1f}", va="center", fontsize=8)
+            axes.text(median, row, f" {_told(median)}", va="center", fontsize=8)
         axes.set_yticks(range(len(order)), list(reversed(order)), fontsize=8)
         axes.set_xlabel(f"{unit}; the bar is the median, each dot a run", fontsize=8)
         axes.tick_params(axis="x", labelsize=8)

@@ -144,6 +144,7 @@ def main() -> None:
     parser.add_argument("-n", "--rounds", type=int, default=21)
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     given = parser.parse_args()
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # installed programs have their bytecode
     reach_v1()
     directory = Path(tempfile.mkdtemp(prefix="podrun-bench-", dir="/var/tmp"))
     environ = {**os.environ, "PODRUN_ROOT": str(directory / "root"), "PODRUN_RUN": str(directory / "run")}
