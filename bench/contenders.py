@@ -138,6 +138,12 @@ def dockerd(directory: Path) -> Iterator[None]:
             daemon.wait()
 
 
+def _emptied(engine: str) -> None:
+    """Removes what a part that failed has left."""
+    if left := run(engine, "ps", "-aq", check=False).stdout.split():
+        run(engine, "rm", "-f", *left, check=False)
+
+
 class Contenders(NamedTuple):
     """Who takes part, by name; ``once``: the bare runtimes, too. ``left_out``: a line for each who does not."""
 
@@ -156,6 +162,7 @@ def contenders(directory: Path, environ: dict[str, str]) -> Iterator[Contenders]
         for name in PEERS:
             if imported(name, root, directory):
                 undo.callback(run, name, "rmi", "-f", "podrun-bench:1", check=False)
+                undo.callback(_emptied, name)
                 found.engines[name] = peer(name)
             else:
                 found.left_out.append(f"{name}: not here, or it does not answer")

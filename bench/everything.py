@@ -1,6 +1,6 @@
 """One run of everything that can be compared: podrun, podman, docker, nspawn, bare runtimes, in random order.
 
-    ./dev bench all [--rounds N] [--pods N] [--only PART ...]
+    ./dev bench all [--rounds N] [--pods N] [--minutes N] [--only PART ...]
 
 Writes docs/performance/figures.json, plots (SVG) beside it, and a page (docs/explanation/performance.md). All engines
 work in network and mount namespaces of the bench's own, so that nothing of it meets the machine's. Every figure is a
@@ -187,13 +187,14 @@ def traffic(found: dict[str, Engine], figures: Figures, rounds: int, left_out: l
     within_three_percent(figures)
 
 
-PARTS = ("starts", "answers", "port", "traffic", "together", "output", "pulls", "nth")
+PARTS = ("starts", "answers", "together", "port", "traffic", "output", "nth", "pulls")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-n", "--rounds", type=int, default=21)
     parser.add_argument("--pods", type=int, default=1000, help="podrun's; a peer gets a tenth of it")
+    parser.add_argument("--minutes", type=float, default=0, help="begin no part after so many; 0: begin all")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", action="append", choices=PARTS, help="these parts; nothing is written then")
     given = parser.parse_args()
@@ -222,13 +223,21 @@ def main() -> None:
                 "nth": lambda: the_nth(whole, figures, most),
             }
             left_out.append("output through the journal: it needs a machine that systemd has booted")
+            all_began = time.monotonic()
             for what in given.only or PARTS:
                 began = time.monotonic()
-                parts[what]()
+                if given.minutes and began - all_began > given.minutes * 60:
+                    left_out.append(f"{what}: the time was over")
+                    continue
+                try:
+                    parts[what]()
+                except (Exception, SystemExit) as error:  # the other figures are not lost
+                    left_out.append(f"{what}: {' '.join(str(error).split())[:200]}")
                 print(f"{what}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
             for line in left_out:
                 print(f"left out: {line}", file=sys.stderr)
             program = whole["podrun"].ps[0]
+            run(program, "kill", "-a", check=False)
             run(program, "gc", check=False)
     finally:
         for place in ("podman/overlay", "run"):
