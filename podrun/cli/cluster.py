@@ -33,7 +33,7 @@ def group() -> None:
 _format = click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", help="How to print.")
 _timeout = click.option("--timeout", type=Seconds(min=0), default=120.0, metavar="SECONDS", help="How long to wait.")
 #: Seconds: how often a pod that is followed is looked for, and how long an ssh may take until it is connected.
-_LOOK, _CONNECTED = 2, 5
+_LOOK, _CONNECTED = 2, 12
 _fencing = click.option("--without-fencing", is_flag=True, help="Set stonith-enabled=false: for trials only.")
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _NAME = re.compile("[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
 #: A host whose key is not known, or that wants a password, is an error and not a question.
 _OPTIONS = [
-    *("-T", "-oBatchMode=yes", "-oStrictHostKeyChecking=yes", "-oConnectTimeout=3"),
+    *("-T", "-oBatchMode=yes", "-oStrictHostKeyChecking=yes", "-oConnectTimeout=10"),
     *("-oServerAliveInterval=3", "-oServerAliveCountMax=3", "-oClearAllForwardings=yes"),
 ]
 #: The exit status of ssh where it reaches nobody: ssh(1).
