@@ -22,3 +22,9 @@ def test_three_hosts_run_the_examples_pods_and_nothing_is_left_of_them() -> None
 @pytest.mark.root
 def test_a_cluster_of_three_hosts_stands_moves_failures_and_restarts() -> None:
     assert subprocess.run([sys.executable, PROGRAM], check=False).returncode == 0
+
+
+@pytest.mark.prove
+@pytest.mark.root
+def test_the_storage_of_a_pod_follows_it_to_another_host() -> None:
+    assert subprocess.run([sys.executable, PROGRAM.with_name("storage.py")], check=False).returncode == 0
