@@ -8,7 +8,7 @@ from podrun.errors import NOT_ALLOWED, UNAVAILABLE, WRONG_FILE, Failure
 from podrun.hook import Problem
 from podrun_hooks.container import limits, mounts
 from podrun_hooks.container import runtime as runtimes
-from podrun_hooks.container.options import is_anonymous
+from podrun_hooks.container.options import is_anonymous, named_twice
 from podrun_hooks.support import subprocesses
 
 TYPE_CHECKING = False
@@ -130,7 +130,7 @@ def _volumes(step: Step) -> Iterator[Problem]:
     from podrun_hooks.storage.docker_spelling import docker_source, missing
     from podrun_hooks.support import userns
 
-    if twice := mounts.named_twice(step.options):
+    if twice := named_twice(step.options):
         yield Problem(f"{twice} has two mounts", WRONG_FILE, "leave out one", key="volumes")
     for text in step.options.volumes:
         if is_anonymous(text):

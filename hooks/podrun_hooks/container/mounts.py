@@ -15,7 +15,7 @@ from podrun.errors import UNAVAILABLE, WRONG_FILE, Failure, code_of
 from podrun.hook import Facts
 from podrun.record import NamedTuple
 from podrun_hooks.container import rootfs
-from podrun_hooks.container.options import is_anonymous
+from podrun_hooks.container.options import is_anonymous, named_twice
 from podrun_hooks.support import syscalls, userns
 from podrun_hooks.support.rooted_tree import Elsewhere, Tree, plain
 
@@ -199,18 +199,6 @@ def zone_file(zone: str) -> str:
     if not os.path.isfile(path):
         raise Failure(f"tz: the host has no {path}", code=UNAVAILABLE, hint="apt install tzdata")
     return os.path.realpath(path)
-
-
-def named_twice(options: Any) -> str:
-    """The first place that two of the container's own mounts would cover; "": there is none."""
-    seen: set[str] = set()
-    # The very same one twice is harmless, and files that are put together have it.
-    named = [text if is_anonymous(text) else text.split(":")[1] for text in dict.fromkeys(options.volumes)]
-    for target in map(plain, [*named, *(text.partition(":")[0] for text in dict.fromkeys(options.tmpfs))]):
-        if target in seen:
-            return target
-        seen.add(target)
-    return ""
 
 
 def _own_mounts(options: Any, root: str) -> list[Facts]:

@@ -22,6 +22,7 @@ from podrun.record import NamedTuple
 from podrun_hooks.container import devices as device_nodes
 from podrun_hooks.container import limits
 from podrun_hooks.container.users import spelled
+from podrun_hooks.support.rooted_tree import plain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -136,6 +137,18 @@ def _profile(text: str) -> str:
 def is_anonymous(text: str) -> bool:
     """Whether one of ``volumes`` is a volume without a name, which goes with the container: "/target"."""
     return text.startswith("/") and ":" not in text
+
+
+def named_twice(options: Any) -> str:
+    """The first place that two of the container's own mounts would cover; "": there is none."""
+    seen: set[str] = set()
+    # The very same one twice is harmless, and files that are put together have it.
+    named = [text if is_anonymous(text) else text.split(":")[1] for text in dict.fromkeys(options.volumes)]
+    for target in map(plain, [*named, *(text.partition(":")[0] for text in dict.fromkeys(options.tmpfs))]):
+        if target in seen:
+            return target
+        seen.add(target)
+    return ""
 
 
 def _volume(text: str) -> str:

@@ -14,10 +14,11 @@ from podrun_hooks.network import bridge as bridges
 from podrun_hooks.network import cni, files, namespace
 from podrun_hooks.network import ledger as ledgers
 from podrun_hooks.network.bridge import Bridge
+from podrun_hooks.network.child import Child
 from podrun_hooks.network.netlink import classifier, rtnetlink
 from podrun_hooks.network.options import Options
 from podrun_hooks.network.publish import spec
-from podrun_hooks.support import subprocesses
+from podrun_hooks.support import subprocesses, syscalls
 
 _FORWARDING = (("IPv4", "/proc/sys/net/ipv4/ip_forward"), ("IPv6", "/proc/sys/net/ipv6/conf/all/forwarding"))
 _BRIDGE_CALLS = "/proc/sys/net/bridge/bridge-nf-call-iptables"
@@ -51,7 +52,7 @@ def findings(root: str, run: str) -> Iterator[Finding]:
     except Failure as lacking:
         yield Finding("fail", lacking.what, lacking.hint, lacking.code)
         return
-    if namespace.cannot_filter():
+    if _cannot_filter():
         yield Finding(
             "fail", f"{namespace.NO_FILTER}: no pod starts on a bridge", namespace.NO_FILTER_HINT, UNAVAILABLE
         )
@@ -78,12 +79,28 @@ def of_a_pod(step: Step, options: Options) -> list[Problem]:
     except Failure as lacking:
         # Fatal: nothing else lays the rules that keep pods apart.
         return [Problem(lacking.what, lacking.code, lacking.hint, key="mode")]
-    if namespace.cannot_filter():
+    if _cannot_filter():
         return [Problem(namespace.NO_FILTER, UNAVAILABLE, namespace.NO_FILTER_HINT, key="mode")]
     if not options.dns and not files.has_server(files.resolv([], reachable_loopback=False)):
         found.append(Problem("no name server of the host can be reached from the pod", hint="give the step dns"))
     found += _blocked(options.bridge or bridges.default_name(step.pod), ruleset())
     return [problem._replace(fatal=False) for problem in found]
+
+
+def _cannot_filter() -> bool:
+    """Whether a pod's port would have no filter, tried in a network namespace that nobody sees."""
+
+    def ask() -> str:
+        syscalls.unshare(syscalls.CLONE_NEWNET)
+        with rtnetlink.Socket() as socket:
+            try:
+                # The loopback link, which is always number 1 (register_netdevice() of loopback_net_init()).
+                socket.send(*classifier.attached(1, classifier.no_loopback()))
+            except OSError as error:
+                return "no" if classifier.is_missing(error) else ""
+        return ""
+
+    return Child(ask).join() == "no"
 
 
 def reload(run: str) -> list[str]:

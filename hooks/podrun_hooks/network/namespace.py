@@ -466,23 +466,6 @@ def addresses_in(netns: int) -> list[str]:
     return Child(ask).join().split()
 
 
-def cannot_filter() -> bool:
-    """Whether a pod's port would have no filter, tried in a network namespace that nobody sees."""
-    from podrun_hooks.network.netlink import classifier
-
-    def ask() -> str:
-        syscalls.unshare(syscalls.CLONE_NEWNET)
-        with rtnetlink.Socket() as socket:
-            try:
-                # The loopback link, which is always number 1 (register_netdevice() of loopback_net_init()).
-                socket.send(*classifier.attached(1, classifier.no_loopback()))
-            except OSError as error:
-                return "no" if classifier.is_missing(error) else ""
-        return ""
-
-    return Child(ask).join() == "no"
-
-
 def is_netns(path: str) -> bool:
     """True if a network namespace is mounted at ``path``. Does not block on a FIFO or follow a symlink."""
     try:

@@ -202,7 +202,7 @@ def contents(named: Reference, scratch: str) -> tuple[str, list[str]]:
             index = document(archive.content("index.json"), f"{named.text}: index.json")
             return reference.OCI_ARCHIVE, tags_of(index)
         if not {"manifest.json"} & {*archive.members, *archive.links}:
-            what = f"{named.text} is no archive of images: it has neither index.json nor manifest.json"
+            what = f"{named.text} is not an archive of images: it has neither index.json nor manifest.json"
             rooted = any(name.startswith(("bin/", "etc/", "usr/")) for name in archive.members)
             hint = "a file system can be unpacked into a directory, and used as dir:/DIRECTORY" if rooted else ""
             raise Failure(what, code=MALFORMED, hint=hint)
