@@ -252,7 +252,7 @@ def test_it_stays_small_and_holds_no_pods_namespace(alone: Any) -> None:
     address = alone.client("app")
     until(lambda: alone.call("app", address)[0] == "db1")
     rollup = open(f"/proc/{follower.pid}/smaps_rollup").read()
-    assert int(rollup.partition("Rss:")[2].split()[0]) < 14 * 1024
+    assert int(rollup.partition("Rss:")[2].split()[0]) < 12 * 1024
     assert int(rollup.partition("Pss:")[2].split()[0]) < 8 * 1024
     links = {os.readlink(f"/proc/{follower.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{follower.pid}/fd")}
     assert not any(link.startswith("net:") for link in links)

@@ -49,8 +49,6 @@ _LINGER = 2.0
 #: Seconds without a sign of life after which systemd starts another follower: half of the shortest TTL, so that the
 #: lease, renewed every third of it, does not end meanwhile; but longer than what one call may take, twice.
 _SHORTEST = 3.0
-#: Seconds between two times that free memory is given back.
-_TIDY = 5.0
 #: How often, how long and how far apart a lost backend is tried before its host counts as vanished.
 _CALLS, _PATIENCE, _APART = 2, 1.0, 0.5
 
@@ -191,6 +189,8 @@ class Followed:
             if wish.service in self.records and (wish.service in changed or _identity(wish) not in self.led)
         ]
         lost = reach.lead(self.run, [(wish, self.records[wish.service]) for wish in wanted], say, self.alive)
+        if changed or wanted:
+            _give_back()
         self.led |= {_identity(wish) for wish in wanted}
         return lost
 
@@ -292,6 +292,7 @@ class Follower:
                 [wish for wish in mine if isinstance(wish, Registration)],
                 [wish for wish in mine if isinstance(wish, Ambassador)],
             )
+        _give_back()
         shortest = min([wish.ttl for wish in found if isinstance(wish, Registration)], default=2 * begin.WATCHDOG)
         notify(f"WATCHDOG_USEC={int(1e6 * min(begin.WATCHDOG, max(_SHORTEST, shortest / 2)))}")
         return bool(found)
@@ -359,7 +360,6 @@ def main(words: Sequence[str]) -> None:
     os.pwrite(lock, f"{kind}\n".encode(), 0)
     follower = Follower(run)
     needed = time.monotonic()
-    tidied = 0.0
     while not ending:
         now = time.monotonic()
         if follower.look(now):
@@ -373,9 +373,6 @@ def main(words: Sequence[str]) -> None:
             say(f"{error}")
             time.sleep(1.0)
         follower.alive()
-        if now - tidied > _TIDY:
-            _give_back()
-            tidied = now
         follower.sleep(time.monotonic())
 
 
