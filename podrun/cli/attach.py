@@ -18,14 +18,17 @@ from podrun.cli import completion, logs, pods
 from podrun.cli.output import Guarded, say
 from podrun.cli.payload import Running
 from podrun.engine import hook_loader
+from podrun.engine import state as states
 from podrun.errors import WRONG_FILE, Failure
 from podrun.hook_extras import HasTerminal, offers
 from podrun.host import Host
 from podrun.launcher import foreground
 from podrun.launcher.commands import host_of
-from podrun.systemd import events
+from podrun.systemd import events, exit_records
 
 _MOST = 4000
+#: The status of a pod that 'podrun rm -f' removed while somebody was waiting for it: docker's, 128 and SIGKILL.
+_REMOVED = 137
 
 
 @click.command(cls=Guarded)
@@ -80,8 +83,13 @@ def follow(host: Host, name: str) -> int:
     """Shows what a pod's last container has written and writes, passes signals on, and returns its status."""
     with contextlib.suppress(Failure):  # it may have ended already
         _pass_on(Running(host, name))
-    _show(host, name, "", past=True)
-    return pods.waited(host, name, ignore=False)
+    try:
+        _show(host, name, "", past=True)
+        return pods.waited(host, name, ignore=False)
+    except Failure:
+        if states.state(host.run, name) != "absent" or exit_records.last(host.run, name):
+            raise
+        return _REMOVED
 
 
 def _show(host: Host, name: str, container: str, *, past: bool) -> None:

@@ -78,7 +78,8 @@ def _in_foreground(text: PodText | None, word: str, host: Host, interactive: boo
         hint = f"'podrun up {word}' stays in the foreground"
         raise Failure(f"{word}: only what 'podrun create' made can be started so", code=UNAVAILABLE, hint=hint)
     with_terminal = any(step.options.get("tty") for step in text.steps)
-    if not (interactive or with_terminal) and detach.is_by_systemd(host):
+    kept = all(step.options.get("log") != "none" for step in text.steps)
+    if kept and not (interactive or with_terminal) and detach.is_by_systemd(host):
         return detach.start(text, host) or attach.follow(host, text.name)
     plain = text._replace(steps=tuple(_without_relay(step) for step in text.steps))
     if not with_terminal:

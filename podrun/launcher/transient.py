@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 
 from podrun import atomic, jsontext
 from podrun import identity as identities
@@ -55,8 +56,12 @@ def start(text: PodText, host: Host) -> int:
         f"--description=podrun pod {text.name}",
         "--service-type=notify",
     ]
+    began = time.time()
     if not _run([*argv, *properties, "--", podrun.path, *podrun.options, "up", "--resolved", path]):
         return 0
+    ending = exit_records.last(host.run, text.name)
+    if ending and ending.at >= began and ending.containers:
+        return 0  # it was started, and has ended before systemd heard that it was ready
     return _why(name)
 
 
