@@ -189,20 +189,24 @@ def test_what_it_says_of_its_servers_is_read() -> None:
 
 
 def test_it_does_not_run_when_podrun_is_killed_before_it_is_noted(
-    services: Any, monkeypatch: pytest.MonkeyPatch
+    services: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Until it runs no down could find it by its command line."""
+    program, ran = tmp_path / "haproxy", tmp_path / "ran"
+    program.write_text(f"#!/bin/sh\n: >{ran}\n")
+    program.chmod(0o755)
     facts = services.pod("app")
     options = read(ambassador.Options, {"service": "db", "port": 5432, "via": "haproxy"})
     step = Step(services.started["app"].pod, "ambassador", "ambassador", options)
     killed = os.fork()
     if not killed:
+        monkeypatch.setattr(haproxy.subprocesses, "find", lambda *_: str(program))
         monkeypatch.setattr(haproxy, "_start_time", lambda _: os.kill(os.getpid(), 9))
         ambassador.up(step, facts)
     assert os.waitpid(killed, 0)[1] == 9
-    ambassador.down(step, {})
     time.sleep(0.5)
-    assert not list(haproxy._found(step))
+    assert not ran.exists()
+    ambassador.down(step, {})
 
 
 def test_the_sockets_that_a_killed_one_was_about_to_bind_go_as_well(services: Any) -> None:
