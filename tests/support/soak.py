@@ -210,7 +210,8 @@ class Soak:
                 cycles,
                 processes,
                 descriptors,
-                len(os.listdir("/sys/class/net")),
+                # /sys shows the network namespace of whoever has mounted it.
+                len(Path("/proc/self/net/dev").read_text().splitlines()) - 2,
                 len(os.listdir("/run/netns")),
                 len(Path("/proc/self/mountinfo").read_text().splitlines()),
                 sum(self.tag in name for _, names, _ in os.walk("/sys/fs/cgroup") for name in names),
