@@ -3,7 +3,7 @@
 Other programs of a machine make and remove such things as well, so the soak has namespaces (network, mounts, processes) and
 a memory cgroup of its own: what it counts there is nobody else's, to the last object.
 
-By hand: python tests/support/soak.py alone DIRECTORY row|pods COUNT SECONDS [PLOT.svg]
+By hand: PYTHONPATH=tests python tests/support/soak.py alone DIRECTORY row|pods COUNT SECONDS [PLOT.svg]
 """
 
 from __future__ import annotations
