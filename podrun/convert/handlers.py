@@ -249,6 +249,8 @@ def log_driver(container: Container, value: str, origin: Origin) -> None:
     if value == "none":
         container.step.set("log", "none", origin)
         return
+    if container.step.values.get("log") == "none":
+        del container.step.values["log"]  # of several the last counts
     if value in ("journald", "passthrough", "passthrough-tty"):
         return
     if value in ("json-file", "local", "k8s-file"):

@@ -29,6 +29,7 @@ LINES = [
     ("--network lan --network other", "network", {"bridge": "lan"}),
     ("-h front --dns 9.9.9.9 --ip 10.9.0.2 --mac-address 02:00:00:00:00:01", "network", {"hostname": "front", "dns": ["9.9.9.9"], "address": "10.9.0.2", "mac": "02:00:00:00:00:01"}),
     ("-u 1000:1000 -w /app --entrypoint /x", "container", {"user": "1000:1000", "workdir": "/app", "entrypoint": ["/x"]}),
+    ("--log-driver none --log-driver journald", "container", {"log": None}),
     ("--cpu-quota 50000", "container", {"cpus": 0.5}),
     ("--cpu-period 50000 --cpu-quota 75000", "container", {"cpus": 1.5}),
     ("-m 64mb --cpus=1.5 --pids-limit 100", "container", {"memory": "64M", "cpus": 1.5, "pids": 100}),
