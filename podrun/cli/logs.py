@@ -269,7 +269,9 @@ def _of_ended(host: Host, name: str, container: str, wanted: Wanted) -> Source:
                     return FileSource(ended["log"], [], (0, 0), wanted)
                 made = transient.since(name, ending.unit, host)
                 return JournalSource(ending.unit, ending.invocation, (0, 0), wanted, made)
-    raise no_container(host.run, name)
+    failure = no_container(host.run, name)
+    failure.what = f"{name}: {failure.what}"
+    raise failure
 
 
 def _not_kept(name: str) -> Failure:

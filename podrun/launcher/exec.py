@@ -49,4 +49,4 @@ def exec_into(given: dict[str, Any], host: Host) -> NoReturn:
 def no_container(run: str, name: str) -> Failure:
     """What is said where a pod, or that container of it, is not there."""
     hint = f"see 'podrun inspect {name}'" if journals.journals(run, name) else "'podrun ps -a' lists the pods"
-    return Failure(f"{name}: there is no such container", code=UNAVAILABLE, hint=hint)
+    return Failure("there is no such container", code=UNAVAILABLE, hint=hint)

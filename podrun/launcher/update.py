@@ -134,7 +134,7 @@ def _pod(name: str, host: Host) -> tuple[Header, PodText]:
 def _header(name: str, host: Host) -> Header:
     header = next((journal.header for journal in journals.journals(host.run, name) if journal.header), None)
     if header is None or states.state(host.run, name) != "up":
-        raise Failure("it is not up", code=UNAVAILABLE, hint=f"'podrun up {name}' starts it")
+        raise Failure(f"{name} is not up", code=UNAVAILABLE, hint=f"'podrun up {name}' starts it")
     return header
 
 
