@@ -167,6 +167,7 @@ def removed(name: str, host: Host, patience: float | None = None) -> None:
             _remove_layers(text, host)
         transient.forget_created(name, host)
     exit_records.drop(host.run, name)
+    transient.forget_failure(name, host)
 
 
 def _remove_layers(text: PodText, host: Host) -> None:

@@ -36,9 +36,7 @@ def start(text: PodText, host: Host) -> int:
     if states.state(host.run, text.name) not in ("absent", "dead", "failed"):
         raise Failure("it is already up", code=BUSY, hint=f"'podrun down {text.name}' stops it")
     pod = _described(text)
-    if notify.is_transient(name):
-        # A failed unit stays for inspection until the next start.
-        _run(["systemctl", "reset-failed", name], quiet=True)
+    forget_failure(text.name, host)
     path = write(text, host)
     podrun = units.Command(_program(), ("--root", host.root, "--run", host.run))
     try:
@@ -180,6 +178,13 @@ def create(text: PodText, host: Host) -> None:
 def forget_created(name: str, host: Host) -> None:
     """The opposite of :func:`create`."""
     atomic.remove(exit_records.created_path(host.root, name))
+
+
+def forget_failure(name: str, host: Host) -> None:
+    """Has systemd drop a pod's transient unit that has failed: it stays for inspection until the next start or rm."""
+    unit = f"{Identity(name).tag(host.run)}.service"
+    if notify.is_transient(unit):
+        _run(["systemctl", "reset-failed", unit], quiet=True)
 
 
 def created(host: Host) -> list[str]:

@@ -267,7 +267,8 @@ def test_run_d_is_a_transient_unit_and_wait_returns_the_payloads_status(pods: Po
     until(lambda: show("podrun-task", "ActiveState") == ["failed"])
     pods.nothing_left()
     assert sh("podrun", "wait", "task").returncode == 7, "afterwards too"
-    systemctl("reset-failed")
+    assert sh("podrun", "rm", "task").returncode == 0
+    assert show("podrun-task", "LoadState") == ["not-found"], "rm forgets the failed unit, too"
 
 
 def test_wait_returns_128_and_the_signal_that_killed_the_payload(pods: Pods) -> None:
