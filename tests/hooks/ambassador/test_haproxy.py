@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +21,6 @@ from support.network_case import inside
 from support.waiting import gone, until
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture
-def services() -> Iterator[Services]:
-    found = Services()
-    try:
-        yield found
-    finally:
-        found.close()
 
 
 def process(services: Services) -> int:
