@@ -430,7 +430,7 @@ def test_several_downs_of_a_pod_whose_foreground_waits_all_succeed(podrun: Podru
     assert process.wait(20) == 0
 
 
-@pytest.mark.parametrize(("words", "status"), [(("up", "x.toml"), -signal.SIGINT), (("ps",), 130)])
+@pytest.mark.parametrize(("words", "status"), [(("up", "x.toml"), -signal.SIGINT), (("ps", "--sort", "name"), 130)])
 def test_an_early_interrupt_shows_no_traceback(podrun: Podrun, home: Path, words: Any, status: Any) -> None:
     # The signal comes while podrun's own modules are imported, or those of its command line.
     (home / "early").mkdir()

@@ -169,7 +169,7 @@ def web(podrun: Podrun, screen: Any) -> Iterator[Any]:
 
 def test_a_command_in_a_container_follows_the_size_of_the_terminal(screen: Any, web: Any) -> None:
     terminal = screen(
-        "exec", "-t", "web", "bash", "-c", 'trap "stty size" WINCH; stty size; while :; do sleep 0.05; done'
+        "exec", "-it", "web", "bash", "-c", 'trap "stty size" WINCH; stty size; while :; do sleep 0.05; done'
     )
     terminal.until("33 101")
     fcntl.ioctl(terminal.slave, termios.TIOCSWINSZ, struct.pack("HHHH", 44, 77, 0, 0))

@@ -98,7 +98,7 @@ def test_the_follower_is_back_within_the_ttl_and_no_record_is_lost(etcd: None, p
     until(answers)
     # Half of the shortest TTL: the follower has said so.
     expected = ["active", "notify", "always", "3s", "yes"]
-    assert show(FOLLOWER, "ActiveState", "Type", "Restart", "WatchdogUSec", "NoNewPrivileges") == expected
+    until(lambda: show(FOLLOWER, "ActiveState", "Type", "Restart", "WatchdogUSec", "NoNewPrivileges") == expected)
     assert programs("app.service") == {"sh"}
     print(sh("systemd-cgls", "--no-pager", "/system.slice").stdout)
     before = main_pid(FOLLOWER)

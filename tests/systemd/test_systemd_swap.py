@@ -311,7 +311,8 @@ def test_a_rollback_of_a_unit_that_has_to_be_restarted_starts_the_generation_and
     assert (done.returncode, shows()) == (0, "old 1"), done.stderr + words("web")
     assert show("web", "ActiveState") == ["active"]
     told = json.loads(sh("podrun", "history", "web", "--format", "json").stdout)
-    assert [line["how"] for line in told] == ["up", "update", "rollback"]
+    # Other tests' pods of this name have a history, too.
+    assert [line["how"] for line in told][-3:] == ["up", "update", "rollback"]
     assert not list(Path("/run/podrun/requests").iterdir())
     systemctl("stop", "web")
     pods.nothing_left()

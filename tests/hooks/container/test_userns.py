@@ -443,7 +443,7 @@ def test_the_default_for_all_pods_is_in_podrun_toml_and_a_pod_file_wins(podrun: 
         ("[defaults]\nusern = 'auto'\n", "podrun.toml:2: unknown key 'usern'"),
         ("[defaults]\nuserns = 'maybe'\n", "podrun.toml:2: "),
         ("[defaults.container]\n\npids = 'many'\n", "podrun.toml:3: "),
-        ("[defaults.container]\nname = 'x'\n", "podrun.toml:2: name is no option"),
+        ("[defaults.container]\nname = 'x'\n", "podrun.toml:2: name is not an option"),
         ("[defaults\n", "podrun.toml:1:"),
     ],
 )

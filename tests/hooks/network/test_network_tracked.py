@@ -6,6 +6,7 @@ import json
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -48,6 +49,8 @@ def _connected(talk: list[socket.socket], address: str, port: int, kind: int = s
     if kind == socket.SOCK_DGRAM:  # a TCP server resets a connection with data that it has not read
         client.send(b"?")
     assert client.recv(100)
+    # A delayed acknowledgement (40 ms, tcp(7)) that leaves after ``down`` would make a new entry.
+    time.sleep(0.1)
     return client
 
 

@@ -93,7 +93,7 @@ def test_an_answer_is_read_however_it_comes(parts: Any, body: bytes) -> None:
         ([OK + b"\r\n"], "how long it is"),
         ([OK + b"Content-Length: -5\r\n\r\n"], "how long it is"),
         ([OK + b"Content-Length: 99999999999\r\n\r\n"], "more than 4 MiB"),
-        ([OK + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n"], "no number"),
+        ([OK + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n"], "not a number"),
         ([OK + b"Transfer-Encoding: chunked\r\n\r\n" + b"1" * 70000], "too long"),
         ([OK + b"Transfer-Encoding: chunked\r\n\r\nffffffff\r\n"], "more than 4 MiB"),
         ([OK + b"Transfer-Encoding: chunked\r\n\r\n-5\r\n"], "more than 4 MiB"),
