@@ -7,9 +7,9 @@ Names of pods are lower case; what podrun adds to them is not, so that no name o
 from __future__ import annotations
 
 import string
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from podrun.cluster.pods import repels
 from podrun.options import Wrong
 
 if TYPE_CHECKING:
@@ -174,11 +174,6 @@ def _set(pods: Sequence[Pod]) -> str | list[str]:
     """Pods in a constraint; several are a set, which says nothing of how they relate to one another."""
     names = [placed(pod) for pod in pods]
     return names if len(names) > 1 else names[0]
-
-
-def repels(pod: Pod, other: Pod) -> bool:
-    """Whether a pod's ``conflicts`` names the other one."""
-    return any(fnmatchcase(other.name, pattern) for pattern in pod.placement.conflicts)
 
 
 def _after(pod: Pod, known: Mapping[str, Pod]) -> Iterator[Statement]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from podrun.cluster.configuration import repels
 from podrun.engine import hook_loader
 from podrun.errors import WRONG_FILE, Failure
 from podrun.hook_extras import KeepsLocalData, offers
@@ -53,6 +53,11 @@ class Pod(NamedTuple):
     obstacles: tuple[str, ...] = ()
     #: What is only on the machine where it runs, for people.
     local_data: tuple[str, ...] = ()
+
+
+def repels(pod: Pod, other: Pod) -> bool:
+    """Whether a pod's ``conflicts`` names the other one."""
+    return any(fnmatchcase(other.name, pattern) for pattern in pod.placement.conflicts)
 
 
 def read(word: str) -> Pod:

@@ -221,7 +221,7 @@ def _run(given: dict[str, Any], host: Host) -> int:
 def _exec(given: dict[str, Any], host: Host) -> int:
     from podrun.launcher import exec
 
-    return exec.exec_into(given, host)
+    return exec.exec_into(name_of(given["word"], host), given, host)
 
 
 def _image_pull(given: dict[str, Any], host: Host) -> int:

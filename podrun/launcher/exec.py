@@ -12,7 +12,6 @@ from podrun.engine.segments import resolve
 from podrun.errors import BUSY, UNAVAILABLE, WRONG_FILE, Failure
 from podrun.hook_extras import RunsCommands, offers
 from podrun.launcher import environment
-from podrun.launcher.commands import name_of
 from podrun.systemd import events
 
 TYPE_CHECKING = False
@@ -22,9 +21,8 @@ if TYPE_CHECKING:
     from podrun.host import Host
 
 
-def exec_into(given: dict[str, Any], host: Host) -> NoReturn:
+def exec_into(name: str, given: dict[str, Any], host: Host) -> NoReturn:
     """Runs the command in the container and ends with its status. Raises Failure when there is no such container."""
-    name = name_of(given["word"], host)
     found = states.resident(host.run, name, given["container"])
     if found is None or found[0].header is None:
         raise no_container(host.run, name)

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from podrun.cluster import agent, configuration, pacemaker
-from podrun.cluster.pods import Placement, Pod
+from podrun.cluster.pods import Placement, Pod, repels
 from podrun.options import Wrong
 
 UTILS = Pod("utils", "utils.toml", Placement(everywhere=True))
@@ -128,7 +128,7 @@ def test_each_pair_that_is_to_be_apart_is_once_and_no_other_is(wanted: dict[str,
     wanted_pairs = {
         frozenset((configuration.resource(one.name), configuration.resource(other.name)))
         for one, other in itertools.permutations(pods, 2)
-        if configuration.repels(one, other)
+        if repels(one, other)
     }
     assert sorted(map(sorted, found)) == sorted(map(sorted, wanted_pairs))
 

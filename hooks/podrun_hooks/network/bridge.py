@@ -14,7 +14,7 @@ from podrun.record import NamedTuple
 from podrun_hooks.network import ledger
 from podrun_hooks.network.lease import Subnet, subnet
 from podrun_hooks.network.netlink import nfnetlink, rtnetlink
-from podrun_hooks.network.publish.ruleset import NEWEST_CHAIN
+from podrun_hooks.network.publish.ruleset import NEWEST_CHAIN, Manner
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,19 +33,6 @@ _IPV6 = "/proc/sys/net/ipv6"
 # (BR_MAX_PORTS, 1023).
 _RANGE = Subnet(10 << 24 | 160 << 16, 11)
 _LENGTH = 20
-
-
-class Manner(NamedTuple):
-    """The settings of a bridge in networks.toml that are not options of its pods."""
-
-    #: Other machines reach its pods by their own addresses, and see these as the source of the pods' packets.
-    routed: bool = False
-    #: Its pods may send from foreign addresses.
-    any_source: bool = False
-    #: The bridges whose pods its pods may reach by their own addresses.
-    reach: Sequence[str] = ()
-    #: Its pods reach each other and the host, and nobody else.
-    internal: bool = False
 
 
 class Bridge(NamedTuple):

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
-    from podrun_hooks.network.bridge import Manner
     from podrun_hooks.network.namespace import Wish
+    from podrun_hooks.network.publish.ruleset import Manner
     from podrun_hooks.network.publish.spec import Publish
 
 #: The administrator's settings of bridges.
@@ -307,7 +307,7 @@ def named(bridge: str, addresses: Sequence[str]) -> Sequence[str]:
 
 def manner(bridge: str) -> Manner:
     """The settings of a bridge itself in networks.toml. Raises Failure (WRONG_FILE)."""
-    from podrun_hooks.network.bridge import Manner
+    from podrun_hooks.network.publish.ruleset import Manner
 
     declared = networks().get(bridge) if os.path.exists(NETWORKS) else None
     if declared is None:

@@ -9,6 +9,7 @@ from podrun.errors import WRONG_FILE, Failure
 from ..draft import Draft, Origin, Pod, identity
 from ..yamltext import Table
 from . import networks, project, service
+from .context import Context
 from .project import Asked as Asked
 from .project import Project
 
@@ -38,7 +39,7 @@ def _convert(asked: Asked, images: Mapping[str, str]) -> Draft:
         networks.join(services, draft)
     pods = {name: _pod_name(read, name, table) for name, table in services.items()}
     bridges = networks.declare(read, services, draft)
-    context = service.Context(read, services, pods, bridges, networks.first(services), dict(images), asked)
+    context = Context(read, services, pods, bridges, networks.first(services), dict(images), asked)
     awaited = _awaited(services)
     for name, table in services.items():
         origin = Origin(read.services.where(name), f"services.{name}")
@@ -92,7 +93,7 @@ def _awaited(services: Table) -> dict[str, set[str]]:
     return found
 
 
-def _sort(draft: Draft, context: service.Context) -> None:
+def _sort(draft: Draft, context: Context) -> None:
     """Those that others depend on first: the order in which people would start them by hand."""
     order: list[str] = []
 

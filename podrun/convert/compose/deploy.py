@@ -9,7 +9,7 @@ from ..draft import Origin
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .service import Service
+    from .context import Service
 
 
 def deploy(service: Service, value: Any, origin: Origin) -> None:

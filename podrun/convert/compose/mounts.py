@@ -12,7 +12,7 @@ from ..yamltext import Table
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .service import Service
+    from .context import Service
 
 
 def declare(service: Service) -> None:

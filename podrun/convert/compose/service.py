@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 from podrun.errors import WRONG_FILE, Failure
 from podrun.identity import Identity
@@ -14,31 +14,8 @@ from ..container import Container
 from ..draft import Origin, Pod, Step, absolute, is_open, unspecified
 from ..yamltext import Table
 from . import deploy, mounts, networks
-from .project import Asked, Project, by_key, depends_on
-
-
-class Context(NamedTuple):
-    """What a service has to know of the others."""
-
-    project: Project
-    services: Table
-    #: The pods' names by service.
-    pods: Mapping[str, str]
-    networks: Mapping[str, networks.Network]
-    #: The first network of each service.
-    first: Mapping[str, str]
-    images: Mapping[str, str]
-    asked: Asked
-
-
-class Service(NamedTuple):
-    """A service on its way to a pod."""
-
-    context: Context
-    name: str
-    table: Table
-    pod: Pod
-    container: Container
+from .context import Context, Service
+from .project import by_key, depends_on
 
 
 def convert(context: Context, pod: Pod, name: str, table: Table, origin: Origin, awaited: set[str]) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from podrun.errors import STEP_FAILED, Failure
+from podrun.record import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from podrun_hooks.network.bridge import Manner
     from podrun_hooks.network.lease import Subnet
 
 # Adding is idempotent for everything but rules, so chains are flushed first; nft applies the script as a whole or not.
@@ -138,6 +138,19 @@ def _most() -> int:
     except (OSError, ValueError):
         table = 1 << 18
     return max(32, table // _PART // _SAMPLE)
+
+
+class Manner(NamedTuple):
+    """The settings of a bridge in networks.toml that are not options of its pods."""
+
+    #: Other machines reach its pods by their own addresses, and see these as the source of the pods' packets.
+    routed: bool = False
+    #: Its pods may send from foreign addresses.
+    any_source: bool = False
+    #: The bridges whose pods its pods may reach by their own addresses.
+    reach: Sequence[str] = ()
+    #: Its pods reach each other and the host, and nobody else.
+    internal: bool = False
 
 
 def lay(
