@@ -43,7 +43,7 @@ class Pods:
 
     def __init__(self) -> None:
         Pods.began = time.time()
-        if not (RUN / "network").exists():
+        if not (RUN / "network/podrun0/base").exists():
             # The bridge stays for the next pod, and is nothing left behind.
             sh("podrun", "run", "--rm", "host:", "true")
         self.before = self.left()
