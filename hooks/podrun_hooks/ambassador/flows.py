@@ -9,7 +9,16 @@ from __future__ import annotations
 from struct import Struct
 
 from podrun.record import NamedTuple
-from podrun_hooks.network.netlink.rtnetlink import NLM_F_ACK, NLM_F_DUMP, Message, Socket, attribute, attributes
+from podrun_hooks.network.netlink.conntrack import delete_selected
+from podrun_hooks.network.netlink.rtnetlink import (
+    NLM_F_ACK,
+    NLM_F_DUMP,
+    Message,
+    Socket,
+    attribute,
+    attributes,
+    nested,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,7 +27,7 @@ if TYPE_CHECKING:
     from podrun_hooks.ambassador.maps import Lost
 
 _GET, _DELETE = 1 << 8 | 1, 1 << 8 | 2  # NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_*
-_ORIGINAL, _REPLY, _STATUS, _PROTOINFO, _FILTER, _STATUS_MASK, _NESTED = 1, 2, 3, 4, 25, 26, 0x8000
+_ORIGINAL, _REPLY, _STATUS, _PROTOINFO, _FILTER, _STATUS_MASK = 1, 2, 3, 4, 25, 26
 _ORIGINAL_FLAGS, _REPLY_FLAGS, _SEEN_REPLY = 1, 2, 2
 #: CTA_FILTER_F_*: source and destination address, protocol, source and destination port.
 _BY_SRC, _BY_DST, _BY_PROTO, _BY_SRC_PORT, _BY_DST_PORT = 1, 2, 8, 16, 32
@@ -29,8 +38,6 @@ _SYN_SENT, _TIME_WAIT, _CLOSE = 1, 7, 8  # TCP_CONNTRACK_*
 _FAMILY = Struct("=BBH")
 _FLAGS, _STATES = Struct("=I"), Struct(">I")
 _INET, _ENOENT = 2, 2
-#: EINVAL, EOPNOTSUPP.
-_CANNOT = (22, 95)
 _NETLINK_SOCK_DIAG, _SOCK_DESTROY = 4, 21
 _REQUEST = Struct("=BBBxI")  # family, protocol, extensions, states
 _NO_COOKIE = b"\xff" * 8
@@ -94,26 +101,14 @@ def forget(socket: Socket, lost: Collection[Lost]) -> None:
 def _forget_at_once(socket: Socket, lost: Lost) -> bool:
     """Lets the kernel select the entries; False where it cannot."""
     proto = attribute(_NUMBER, bytes([lost.proto]))
-    there = _nested(_IP, attribute(_DST, lost.address)) + _nested(_PROTO, proto + attribute(_DST_PORT, lost.port))
-    back = _nested(_IP, attribute(_SRC, lost.backend)) + _nested(
-        _PROTO, proto + attribute(_SRC_PORT, lost.backend_port)
-    )
+    there = nested(_IP, attribute(_DST, lost.address)) + nested(_PROTO, proto + attribute(_DST_PORT, lost.port))
+    back = nested(_IP, attribute(_SRC, lost.backend)) + nested(_PROTO, proto + attribute(_SRC_PORT, lost.backend_port))
     flags = attribute(_ORIGINAL_FLAGS, _FLAGS.pack(_BY_DST | _BY_PROTO | _BY_DST_PORT))
     flags += attribute(_REPLY_FLAGS, _FLAGS.pack(_BY_SRC | _BY_PROTO | _BY_SRC_PORT))
-    body = _FAMILY.pack(_INET, 0, 0) + _nested(_ORIGINAL, there) + _nested(_REPLY, back) + _nested(_FILTER, flags)
+    body = _FAMILY.pack(_INET, 0, 0) + nested(_ORIGINAL, there) + nested(_REPLY, back) + nested(_FILTER, flags)
     if lost.proto == _TCP:
         body += attribute(_STATUS, _STATES.pack(0)) + attribute(_STATUS_MASK, _STATES.pack(_SEEN_REPLY))
-    try:
-        socket.send(Message("forget tracked connections", _DELETE, NLM_F_ACK, body, (_ENOENT,)))
-    except OSError as error:
-        if error.errno not in _CANNOT:
-            raise
-        return False
-    return True
-
-
-def _nested(kind: int, payload: bytes) -> bytes:
-    return attribute(kind | _NESTED, payload)
+    return delete_selected(socket, body)
 
 
 def reset(socket: Socket, lost: Collection[Lost]) -> int:
@@ -146,5 +141,5 @@ def _to(socket: Socket, lost: Collection[Lost]) -> list[Flow]:
 
 
 def _delete(socket: Socket, flow: Flow) -> None:
-    body = _FAMILY.pack(_INET, 0, 0) + _nested(_ORIGINAL, flow.original)
+    body = _FAMILY.pack(_INET, 0, 0) + nested(_ORIGINAL, flow.original)
     socket.send(Message("forget a tracked connection", _DELETE, NLM_F_ACK, body, (_ENOENT,)))

@@ -27,6 +27,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
 
+    from podrun_hooks.network.netlink.rtnetlink import Socket
+
 TCP = 6
 #: TCP_CONNTRACK_SYN_SENT: not answered yet; TCP_CONNTRACK_CLOSE: one side has reset it.
 SYN_SENT, CLOSE = 1, 8
@@ -111,8 +113,13 @@ def _forget_at_once(family: int, address: bytes, proto: int = 0, *, unanswered: 
     body = _FAMILY.pack(family, 0, 0) + _selection(family, address, proto)
     if unanswered:
         body += attribute(_STATUS, _NUMBER.pack(0)) + attribute(_STATUS_MASK, _NUMBER.pack(_SEEN_REPLY))
+    return delete_selected(nfnetlink.socket(), body)
+
+
+def delete_selected(socket: Socket, body: bytes) -> bool:
+    """Has the kernel delete the entries that a request selects; False before Linux 6.8, which cannot."""
     try:
-        nfnetlink.socket().send(Message("forget tracked connections", _DELETE, NLM_F_ACK, body, (ENOENT,)))
+        socket.send(Message("forget tracked connections", _DELETE, NLM_F_ACK, body, (ENOENT,)))
     except OSError as error:
         if error.errno not in (EINVAL, EOPNOTSUPP):
             raise
