@@ -7,6 +7,7 @@ import stat
 
 from podrun.errors import STEP_FAILED, UNAVAILABLE, Failure
 from podrun_hooks.container import cgroups, processes
+from podrun_hooks.support import mountinfo
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -74,19 +75,14 @@ def changes(place: Place, layers: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def _targets(place: Place) -> set[str]:
-    """The paths in the container that something is mounted on, as its own process sees them (proc(5), mountinfo)."""
+    """The paths in the container that something is mounted on, as its own process sees them."""
     process = processes.of_container(place, {})
     if process is None:
         return set()
     try:
-        with open(f"/proc/{process.pid}/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-            points = [line.split(" ")[4] for line in file]
+        return {*mountinfo.points(process.pid)}
     except OSError:
         return set()
-    escapes = (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\"))
-    for code, letter in escapes:
-        points = [point.replace(code, letter) for point in points]
-    return {*points}
 
 
 def _below(directory: int, path: str, lower: Sequence[str], targets: set[str]) -> Iterator[tuple[str, str]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+from podrun_hooks.support import mountinfo
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -15,7 +17,7 @@ def holder(path: str) -> str:
 
 
 def _holders(path: str) -> Iterator[str]:
-    for point in _mount_points():
+    for point in mountinfo.points():
         if point.startswith(f"{path}/"):
             yield f"a mount at {point}"
     for pid in filter(str.isdecimal, os.listdir("/proc")):
@@ -68,9 +70,3 @@ def _text(path: str) -> str:
             return file.read()
     except OSError:
         return ""
-
-
-def _mount_points() -> list[str]:
-    fields = [line.split() for line in _text("/proc/self/mountinfo").splitlines()]
-    # The kernel writes space, tab, newline and backslash in octal (proc(5)).
-    return [words[4].replace("\\040", " ").replace("\\011", "\t").replace("\\134", "\\") for words in fields]
