@@ -16,7 +16,7 @@ from podrun.hook import Facts
 from podrun_hooks.registry import source as sources
 from podrun_hooks.registry import wishes
 from podrun_hooks.registry.wishes import Ambassador
-from podrun_hooks.support import subprocesses, syscalls
+from podrun_hooks.support import rooted_tree, subprocesses, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def down(step: Step, own: Facts) -> None:
     _end(step)
     directory, _, socket = _socket_path(step).rpartition("/")
     # HAProxy binds to SOCKET.PID.tmp, moves SOCKET.PID.bak out of the way, and may have been killed then.
-    unfinished = [f"{directory}/{name}" for name in _listed(directory) if name.startswith(f"{socket}.")]
+    unfinished = [f"{directory}/{name}" for name in rooted_tree.names(directory) if name.startswith(f"{socket}.")]
     for path in (_file(step), _log(step), _socket_path(step), *unfinished):
         try:
             os.unlink(path)
@@ -197,13 +197,6 @@ def _write(step: Step, wish: Ambassador) -> None:
     )
     os.makedirs(wishes.directory(step.pod.run), mode=0o700, exist_ok=True)
     atomic.replace(_file(step), text)
-
-
-def _listed(directory: str) -> list[str]:
-    try:
-        return os.listdir(directory)
-    except FileNotFoundError:
-        return []
 
 
 def _start(step: Step, netns: str) -> tuple[int, int]:

@@ -7,7 +7,7 @@ import stat
 
 from podrun.errors import WRONG_FILE, Failure
 from podrun.hook import Facts
-from podrun.options import Wrong
+from podrun.options import Wrong, whole
 from podrun_hooks.support.rooted_tree import plain
 
 TYPE_CHECKING = False
@@ -57,7 +57,7 @@ def parse_rule(text: str) -> dict[str, Any]:
         len(words) != 3
         or words[0] not in ("a", "b", "c")
         or len(numbers) not in (1, 2)
-        or not all(word == "*" or (word.isascii() and word.isdecimal() and len(word) < 8) for word in numbers)
+        or not all(word == "*" or (len(word) < 8 and whole(word) is not None) for word in numbers)
         or not words[2]
         or set(words[2]) - set("rwm")
     ):

@@ -17,6 +17,7 @@ from podrun.options import (
     record,
     step_giving,
     table_of,
+    whole,
 )
 from podrun.record import NamedTuple
 from podrun_hooks.container import devices as device_nodes
@@ -180,10 +181,10 @@ def _fits_tmpfs(key: str, value: str) -> bool:
     if key in ("size", "nr_blocks", "nr_inodes"):
         value = value[:-1] if value[-1:].upper() in ("K", "M", "G", "%" if key == "size" else "K") else value
     elif key == "mode":
-        return value.isascii() and value.isdigit() and not set(value) & {"8", "9"} and len(value) < 6
+        return len(value) < 6 and whole(value) is not None and not set(value) & {"8", "9"}
     elif key not in ("uid", "gid"):
         return key in ("huge", "mpol")
-    return value.isascii() and value.isdigit() and len(value) < 20
+    return whole(value, (1 << 64) - 1) is not None
 
 
 def _zone(text: str) -> str:

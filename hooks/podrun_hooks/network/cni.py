@@ -7,7 +7,6 @@ configuration has changed since.
 from __future__ import annotations
 
 import json
-import os
 
 from podrun import atomic
 from podrun.errors import CANNOT_CREATE, STEP_FAILED, UNAVAILABLE, WRONG_FILE, Failure
@@ -15,11 +14,11 @@ from podrun_hooks.network import attach
 from podrun_hooks.network import ledger as ledgers
 from podrun_hooks.network.child import Child
 from podrun_hooks.network.publish import spec
-from podrun_hooks.support import subprocesses, syscalls, trusted
+from podrun_hooks.support import rooted_tree, subprocesses, syscalls, trusted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from typing import Any
 
     from podrun.hook import Step
@@ -48,7 +47,7 @@ def configuration(name: str) -> dict[str, Any]:
     Raises Failure: UNAVAILABLE when there is none, WRONG_FILE for one that cannot be read.
     """
     known = []
-    for file in sorted(_listed(CONFIGURATION)):
+    for file in rooted_tree.names(CONFIGURATION):
         if not file.endswith((".conflist", ".conf", ".json")):
             continue
         try:
@@ -266,10 +265,3 @@ def _version(network: Mapping[str, Any]) -> tuple[int, ...]:
 
 def _only(table: Mapping[str, Any], *keys: str) -> dict[str, Any]:
     return {key: table[key] for key in keys if key in table}
-
-
-def _listed(directory: str) -> Sequence[str]:
-    try:
-        return os.listdir(directory)
-    except FileNotFoundError:
-        return []

@@ -20,7 +20,7 @@ from podrun_hooks.network.ledger import Ledger
 from podrun_hooks.network.netlink import rtnetlink
 from podrun_hooks.network.publish import ruleset
 from podrun_hooks.network.publish.spec import noted
-from podrun_hooks.support import subprocesses
+from podrun_hooks.support import rooted_tree, subprocesses
 
 _ENODEV = 19
 _MAPS = ("host4", "host6", "any4", "any6")
@@ -45,7 +45,7 @@ def networks(run: str) -> list[dict[str, Any]]:
                 "subnet6": str(bridge.pool6 or ""),
                 "up": bool(link and link["up"]),
                 "ports": [one["name"] for one in found if link and one["master"] == link["ifindex"]],
-                "leases": len(_listed(f"{bridge.directory}/leases")),
+                "leases": len(rooted_tree.names(f"{bridge.directory}/leases")),
                 "table": bridge.table,
                 "routed": bridge.manner.routed,
                 "internal": bridge.manner.internal,
@@ -89,7 +89,7 @@ def leases(run: str) -> list[dict[str, Any]]:
     return [
         {"bridge": bridge.name, "address": address, "pod": ledgers.pod_of(ledger), "alive": ledgers.alive(run, ledger)}
         for bridge in bridges.known_in(run)
-        for address in _listed(f"{bridge.directory}/leases")
+        for address in rooted_tree.names(f"{bridge.directory}/leases")
         for ledger in [ledgers.read(f"{bridge.directory}/leases/{address}")]
     ]
 
@@ -108,7 +108,7 @@ def published(run: str) -> list[dict[str, Any]]:
 def namespaces(run: str) -> list[dict[str, Any]]:
     """The pinned namespaces that are this run directory's: path, tag, inode, alive (no: unknown to the ledgers)."""
     found = []
-    for tag in _listed(namespace.DIRECTORY):
+    for tag in rooted_tree.names(namespace.DIRECTORY):
         path = namespace.path_of(tag)
         if not (tag.startswith("podrun-") and namespace.is_netns(path)):
             continue
@@ -200,10 +200,10 @@ def _remove_bridges(run: str, only: str) -> list[str]:
                 socket.send(rtnetlink.remove(bridge.name, tolerated=(_ENODEV,)))
         if not any(one.table == bridge.table for one in kept):
             ruleset.remove(bridge.table)
-        for name in _listed(f"{bridge.directory}/leases"):
+        for name in rooted_tree.names(f"{bridge.directory}/leases"):
             os.unlink(f"{bridge.directory}/leases/{name}")
         os.rmdir(f"{bridge.directory}/leases")
-        for name in _listed(bridge.directory):
+        for name in rooted_tree.names(bridge.directory):
             os.unlink(f"{bridge.directory}/{name}")
         os.rmdir(bridge.directory)
         removed.append(bridge.name)
@@ -291,10 +291,3 @@ def _described(link: Any) -> dict[str, Any]:
         "rx_bytes": stats.get("rx_bytes", 0),
         "tx_bytes": stats.get("tx_bytes", 0),
     }
-
-
-def _listed(directory: str) -> list[str]:
-    try:
-        return sorted(os.listdir(directory))
-    except FileNotFoundError:
-        return []
