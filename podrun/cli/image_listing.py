@@ -57,8 +57,7 @@ def ls(
     if name:
         meant = pull.store("lookup").names(host.root, [name], os.getcwd())  # an id, a digest
         rows = [row for row in rows if row["ref"] in meant or _is_called(row, name)]
-    for key, values in fields.conditions(filters, _FILTERS):
-        rows = [row for row in rows if _meets(row, key, values, host.root)]
+    rows = _filtered(rows, filters, host.root)
     if sort:
         rows = sorted(rows, key=lambda row: _order(row, _SORTED_BY.get(sort, sort)))
     if quiet:
@@ -84,9 +83,13 @@ def ls(
 def chosen(root: str, filters: Sequence[str]) -> set[str]:
     """The names of the images that filters of 'image ls' choose. Raises Failure (WRONG_FILE)."""
     rows = [row._asdict() for row in pull.store().ls(root)]
+    return {row["ref"] for row in _filtered(rows, filters, root)}
+
+
+def _filtered(rows: list[dict[str, Any]], filters: Sequence[str], root: str) -> list[dict[str, Any]]:
     for key, values in fields.conditions(filters, _FILTERS):
         rows = [row for row in rows if _meets(row, key, values, root)]
-    return {row["ref"] for row in rows}
+    return rows
 
 
 def _is_called(row: dict[str, Any], name: str) -> bool:
